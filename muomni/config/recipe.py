@@ -1,0 +1,234 @@
+"""A recipe: everything one training stage needs, in one frozen object."""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from muomni.config.base import Frozen
+from muomni.config.model import OmniConfig, PositiveInt, PresetName, ThinkerConfig, preset
+
+NonNegativeInt = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class ThinkerOverrides(Frozen):
+    """Fields of `ThinkerConfig` a recipe changes from the preset; see there for their meaning."""
+
+    vocab_size: PositiveInt | None = None
+    hidden_size: PositiveInt | None = None
+    intermediate_size: PositiveInt | None = None
+    num_hidden_layers: PositiveInt | None = None
+    num_attention_heads: PositiveInt | None = None
+    num_key_value_heads: PositiveInt | None = None
+    head_dim: PositiveInt | None = None
+    max_position_embeddings: PositiveInt | None = None
+    rope_theta: float | None = None
+    rms_norm_eps: float | None = None
+    tie_word_embeddings: bool | None = None
+    dropout: float | None = None
+    initializer_range: float | None = None
+
+
+class ModelSpec(Frozen):
+    """Which model to train: a preset with changes, or the weights of an earlier run.
+
+    Attributes:
+        preset: where the sizes come from.
+        init_from: a run or checkpoint folder whose weights, sizes and tokenizer are taken instead.
+        thinker: changes to the preset; with `init_from` only `dropout` may be changed.
+    """
+
+    preset: PresetName | None = None
+    init_from: str | None = None
+    thinker: ThinkerOverrides = ThinkerOverrides()
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "ModelSpec":
+        if (self.preset is None) == (self.init_from is None):
+            raise ValueError('give exactly one of "preset" and "init_from"')
+        changed = set(self.thinker.model_dump(exclude_none=True))
+        if self.init_from is not None and changed - {"dropout"}:
+            raise ValueError(f'"init_from" fixes the sizes; remove {", ".join(sorted(changed - {"dropout"}))}')
+        if self.preset is not None:
+            self.build()
+        return self
+
+    def build(self, **more: object) -> OmniConfig:
+        """The preset with the recipe's changes, then `more`. Only for `preset`, not `init_from`."""
+        if self.preset is None:
+            raise ValueError("a model taken from a folder has its own configuration")
+        base = preset(self.preset)
+        thinker = base.thinker.model_dump() | self.thinker.model_dump(exclude_none=True) | more
+        return base.replace(thinker=ThinkerConfig.model_validate(thinker))
+
+
+class TokenizerSpec(Frozen):
+    """A byte-level BPE: trained on the training data, or taken from `path`.
+
+    Attributes:
+        vocab_size: entries, special tokens included.
+        path: a folder with a `tokenizer.json`; then nothing is trained and `vocab_size` is not used.
+        max_bytes: of the training text, how much the BPE trainer reads.
+    """
+
+    vocab_size: int = Field(default=8192, ge=320, le=1_000_000)
+    path: str | None = None
+    max_bytes: int = Field(default=100_000_000, ge=1000)
+
+
+class SourceSpec(Frozen):
+    """One source of documents.
+
+    Attributes:
+        path: a file, a folder (every file of a known format below it), or a `datasets` name.
+        format: `auto` goes by the file name, also below `.gz`: `.txt`/`.md` text, `.jsonl`/`.json`
+            JSON lines, `.parquet`. `datasets` is the Hugging Face library: a name or a saved folder.
+        text_field: the column that holds a document.
+        messages_field: the column that holds a conversation; it wins where a row has both.
+        separator: in plain text, what stands between documents; without it a file is one document.
+        split: with `datasets`, which split.
+    """
+
+    path: str
+    format: Literal["auto", "text", "jsonl", "parquet", "datasets"] = "auto"
+    text_field: str = "text"
+    messages_field: str = "messages"
+    separator: str | None = None
+    split: str = "train"
+
+
+def _as_source(value: object) -> object:
+    return {"path": value} if isinstance(value, str) else value
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, (str, dict)) else value
+
+
+Source = Annotated[SourceSpec, BeforeValidator(_as_source)]
+Sources = Annotated[tuple[Source, ...], BeforeValidator(_as_list)]
+
+
+class DataSpec(Frozen):
+    """What is learnt from.
+
+    Attributes:
+        train: sources; a plain string is a path.
+        val: sources for validation; when empty, `val_fraction` of the documents is held out.
+        val_fraction: share of documents held out, chosen by a hash of their text.
+        seq_len: tokens in a row; rows are packed full from whole documents and pieces of long ones.
+        shuffle: documents in a new seeded order each epoch.
+        cache_dir: where token caches lie; default `~/.cache/muomni/tokens`, or `$MUOMNI_CACHE/tokens`.
+    """
+
+    train: Sources = Field(min_length=1)
+    val: Sources = ()
+    val_fraction: float = Field(default=0.02, gt=0, lt=0.5)
+    seq_len: int = Field(default=512, ge=8)
+    shuffle: bool = True
+    cache_dir: str | None = None
+
+
+class OptimizerSpec(Frozen):
+    """AdamW (Loshchilov and Hutter, arXiv:1711.05101). No decay on norms and embeddings."""
+
+    name: Literal["adamw"] = "adamw"
+    lr: float = Field(default=1e-3, gt=0)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+
+
+class ScheduleSpec(Frozen):
+    """Learning rate over optimizer steps, as a factor of `optimizer.lr`.
+
+    Attributes:
+        kind: `cosine` falls over all steps after warm-up; `wsd` (warm-up, stable, decay) stays at 1
+            and falls linearly over the last `decay_fraction`; `constant` stays.
+        warmup_steps: linear rise from 0.
+        min_lr_ratio: where the fall ends.
+        decay_fraction: of all steps, for `wsd`.
+    """
+
+    kind: Literal["cosine", "wsd", "constant"] = "cosine"
+    warmup_steps: NonNegativeInt = 50
+    min_lr_ratio: Fraction = 0.1
+    decay_fraction: float = Field(default=0.2, gt=0, le=1)
+
+
+class EvalSpec(Frozen):
+    """Validation and samples, counted in optimizer steps; 0 turns one off.
+
+    Attributes:
+        every: steps between validation losses; the end of the run always has one.
+        max_rows: rows of the validation set that are read, the same ones each time.
+        sample_every: steps between sample texts.
+        prompts: what the samples begin with; a prompt is continued as plain text.
+        sample_tokens: new tokens of a sample.
+    """
+
+    every: NonNegativeInt = 200
+    max_rows: PositiveInt = 128
+    sample_every: NonNegativeInt = 0
+    prompts: tuple[str, ...] = ("Once upon a time",)
+    sample_tokens: PositiveInt = 64
+
+
+class CheckpointSpec(Frozen):
+    """Checkpoints, counted in optimizer steps.
+
+    Attributes:
+        every: steps between checkpoints; the end of the run, Ctrl-C and a new best always write one.
+        keep: how many of the newest stay; the best one stays besides.
+    """
+
+    every: PositiveInt = 200
+    keep: PositiveInt = 2
+
+
+class Recipe(Frozen):
+    """One training stage.
+
+    Attributes:
+        name: names the run folder `runs/NAME` unless `--out` does.
+        model, tokenizer, data, optimizer, schedule, eval, checkpoint: see their classes.
+        batch_size: rows in one micro-batch.
+        gradient_accumulation_steps: micro-batches in one optimizer step; the effective batch is
+            `batch_size` × this.
+        max_steps: optimizer steps; or
+        epochs: passes over the training rows. Exactly one of the two.
+        max_grad_norm: gradients are scaled down to this 2-norm; 0 turns clipping off.
+        seed: of weights, shuffling and dropout.
+        device: `auto` takes cuda, mps, cpu in that order.
+        log_every: optimizer steps between lines of `metrics.jsonl`.
+    """
+
+    schema_: str | None = Field(default=None, alias="$schema")
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9._-]+$")
+    model: ModelSpec = ModelSpec(preset="tiny")
+    tokenizer: TokenizerSpec = TokenizerSpec()
+    data: DataSpec
+    batch_size: PositiveInt = 8
+    gradient_accumulation_steps: PositiveInt = 1
+    max_steps: PositiveInt | None = None
+    epochs: float | None = Field(default=None, gt=0)
+    optimizer: OptimizerSpec = OptimizerSpec()
+    schedule: ScheduleSpec = ScheduleSpec()
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    eval: EvalSpec = EvalSpec()
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    log_every: PositiveInt = 10
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Recipe":
+        if (self.max_steps is None) == (self.epochs is None):
+            raise ValueError('give exactly one of "max_steps" and "epochs"')
+        if self.max_steps is not None and self.schedule.warmup_steps > self.max_steps:
+            raise ValueError(f"schedule.warmup_steps ({self.schedule.warmup_steps}) exceeds max_steps ({self.max_steps})")
+        if self.model.preset is not None:
+            context = self.model.build().thinker.max_position_embeddings
+            if self.data.seq_len > context:
+                raise ValueError(f"data.seq_len ({self.data.seq_len}) exceeds the model's context ({context})")
+        return self

@@ -1,0 +1,33 @@
+"""Errors that reach the user. The command line prints them without a traceback."""
+
+
+class MuOmniError(Exception):
+    """Base of every error μOmni raises on purpose; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class UserError(MuOmniError):
+    """A mistake in what the user gave: a recipe, an option, a file, a prompt."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """A recipe or model configuration that cannot be used; names file, key, value and what is allowed."""
+
+
+class DataError(UserError):
+    """Training or evaluation data that is missing, unreadable or empty."""
+
+
+class PromptError(UserError):
+    """A prompt or sampling setting that cannot be served, for example one beyond the context."""
+
+
+class CheckpointError(MuOmniError):
+    """A checkpoint that could not be written or does not load."""
+
+
+class TrainingError(MuOmniError):
+    """Training cannot go on, for example because the loss stays non-finite."""
