@@ -1,0 +1,84 @@
+"""Writing files so that a kill, a full disk or a power cut never leaves half of one under its name."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_PARTIAL = ".partial-"
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target` that takes its name when the block ends well.
+
+    Everything in it is flushed to disk before the rename. When the block raises, the folder is
+    removed and `target` stays as it was. An existing `target` is replaced.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{_PARTIAL}{os.getpid()}-{target.name}")
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir()
+    try:
+        yield partial
+        for path in partial.rglob("*"):
+            if path.is_file():
+                flush(path)
+        flush(partial)
+        if target.exists():
+            old = target.with_name(f"{_PARTIAL}{os.getpid()}-old-{target.name}")
+            target.rename(old)
+            partial.rename(target)
+            shutil.rmtree(old)
+        else:
+            partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    flush(target.parent)
+
+
+def write_atomic(target: Path, text: str) -> None:
+    """Writes a small text file whole or not at all."""
+    partial = target.with_name(f"{_PARTIAL}{os.getpid()}-{target.name}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        flush(partial)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def link_atomic(link: Path, target: str) -> None:
+    """Points the symbolic link `link` at `target` (relative to it), replacing an older one."""
+    partial = link.with_name(f"{_PARTIAL}{os.getpid()}-{link.name}")
+    partial.unlink(missing_ok=True)
+    partial.symlink_to(target)
+    partial.replace(link)
+
+
+def remove_partial(folder: Path) -> None:
+    """Removes what killed writers left in `folder`."""
+    for path in folder.glob(f"{_PARTIAL}*"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def write_json(target: Path, value: Any) -> None:
+    """Writes a value as indented JSON; not atomic, for use inside `atomic_folder`."""
+    target.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def flush(path: Path) -> None:
+    """Forces a file's content, or a folder's list of names, to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,77 @@
+"""The Thinker: a dense Qwen3 decoder (arXiv:2505.09388).
+
+Legend: B batch, T tokens, D hidden_size, V vocabulary.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from muomni.config import ThinkerConfig
+from muomni.model.cache import Cache
+from muomni.model.layers import Block, RMSNorm
+from muomni.ops.attention import Segments
+from muomni.ops.rope import rope_tables
+
+
+class Thinker(nn.Module):
+    """Token ids to hidden states. The output head is `head_weight`, the embedding itself when tied."""
+
+    def __init__(self, config: ThinkerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.tie_weights()
+
+    def tie_weights(self) -> None:
+        """Makes the head the embedding, where the configuration says so; again after loading or `to_empty`."""
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Normal weights; the two projections that end a residual branch are divided by √(2L) (GPT-2)."""
+        std = self.config.initializer_range
+        branch = std / math.sqrt(2 * self.config.num_hidden_layers)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(1.0)
+            else:
+                ends_branch = name.endswith(("o_proj.weight", "down_proj.weight"))
+                parameter.normal_(0.0, branch if ends_branch else std, generator=generator)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        positions: Tensor | None = None,
+        segments: Segments | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Runs the decoder.
+
+        Args:
+            input_ids: (B, T) int64.
+            positions: (B, T) int64; None counts on from the cache's length, or from 0.
+            segments: documents of packed rows; not together with a cache.
+            cache: holds the tokens before these and takes these in.
+
+        Returns:
+            (B, T, D) hidden states after the last norm.
+        """
+        if cache is not None and segments is not None:
+            raise ValueError("packed rows cannot be cached: give segments or a cache, not both")
+        if positions is None:
+            start = cache.length if cache is not None else 0
+            positions = torch.arange(start, start + input_ids.shape[1], device=input_ids.device)[None]
+        x = self.embed_tokens(input_ids)
+        rotation = rope_tables(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
+        for block in self.layers:
+            x = block(x, rotation, segments, cache)
+        if cache is not None:
+            cache.advance(input_ids.shape[1])
+        hidden: Tensor = self.norm(x)
+        return hidden
