@@ -19,7 +19,7 @@ from muomni.errors import MuOmniError
 
 # name: one line of help. The code is in `muomni.cli.NAME`; nothing of it is loaded to print `muomni --help`.
 COMMANDS: dict[str, str] = {
-    "config": "Print the JSON Schema of recipes, a resolved recipe, or the table of presets.",
+    "config": "Recipes and presets: JSON Schema, a recipe with every default filled in, sizes.",
 }
 
 

@@ -1,19 +1,23 @@
 """Frozen, validated configurations. Read `model` and `recipe` first."""
 
 from muomni.config.base import parse
-from muomni.config.load import load_recipe, read_json
-from muomni.config.model import OmniConfig, ThinkerConfig, preset
+from muomni.config.load import bundled_recipes, load_recipe, read_json
+from muomni.config.model import PRESET_NAMES, OmniConfig, ThinkerConfig, preset
 from muomni.config.recipe import DataSpec, Recipe, SourceSpec, TokenizerSpec
+from muomni.config.schema import recipe_schema
 
 __all__ = [
+    "PRESET_NAMES",
     "DataSpec",
     "OmniConfig",
     "Recipe",
     "SourceSpec",
     "ThinkerConfig",
     "TokenizerSpec",
+    "bundled_recipes",
     "load_recipe",
     "parse",
     "preset",
     "read_json",
+    "recipe_schema",
 ]

@@ -1,6 +1,9 @@
 """Recipes from files: JSON with comments and trailing commas, `extends`, and `--set a.b=value`."""
 
+import difflib
+import re
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +11,11 @@ import json5
 
 from muomni.config.base import parse
 from muomni.config.recipe import Recipe
+from muomni.config.words import Layer
 from muomni.errors import ConfigError
 
 RECIPES = Path(__file__).parent.parent / "recipes"
+_MAX_BYTES = 256 * 1024
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -24,61 +29,92 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         ConfigError: naming file, key, value and what is allowed.
     """
     path = find_recipe(name_or_path)
-    values = _resolve(path, ())
-    origin = str(path)
-    for override in overrides:
-        values = merge(values, _as_change(override))
-        origin = f"{path} with --set"
-    return parse(Recipe, values, origin)
+    layers = (*_read_with_parents(path, ()), *(Layer("--set", _as_change(override)) for override in overrides))
+    values: dict[str, Any] = reduce(merge, (layer.values for layer in layers), {})
+    return parse(Recipe, values, str(path), layers)
+
+
+def bundled_recipes() -> dict[str, Path]:
+    """Name and file of the recipes that come with the package."""
+    files = (file for file in RECIPES.glob("*.json") if not file.name.endswith(".schema.json"))
+    return {file.stem: file for file in sorted(files)}
 
 
 def find_recipe(name_or_path: str) -> Path:
     """The file of a recipe given by path or by bundled name."""
+    bundled = bundled_recipes()
     path = Path(name_or_path)
-    if path.is_file():
-        return path
-    bundled = RECIPES / f"{name_or_path}.json"
-    if bundled.is_file():
-        return bundled
-    known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.json")))
-    raise ConfigError(f"no recipe {name_or_path!r}: neither a file nor one of the bundled recipes ({known})")
+    try:
+        if path.is_file():
+            return path
+    except OSError as error:  # a name too long for the file system, for example
+        raise ConfigError(f"{name_or_path[:80]}: cannot be read: {error.strerror}") from None
+    if name_or_path in bundled:
+        return bundled[name_or_path]
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder; a recipe is a JSON file")
+    near = difflib.get_close_matches(name_or_path, bundled, n=1)
+    advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(bundled)}"
+    raise ConfigError(f"no recipe {name_or_path!r}: neither a file nor a bundled recipe; {advice}")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object with `//` and `/* */` comments and trailing commas.
 
     Raises:
-        ConfigError: the file is missing, no UTF-8, does not parse, or is no object.
+        ConfigError: the file is missing, larger than 256 KiB, not UTF-8, does not parse, repeats a
+            key, or is not an object; a syntax error says line and column.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    if len(content) > _MAX_BYTES:
+        raise ConfigError(f"{path}: is larger than {_MAX_BYTES // 1024} KiB: not a configuration")
+    try:
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start})") from None
     try:
         value = json5.loads(text, allow_duplicate_keys=False)
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid JSON: brackets nested too deep") from None
     except ValueError as error:
-        raise ConfigError(f"{path}: not valid JSON: {error}") from None
+        raise ConfigError(_syntax_error(path, text, str(error))) from None
     if not isinstance(value, dict):
-        raise ConfigError(f"{path}: holds a {type(value).__name__}; a recipe is an object {{...}}")
+        raise ConfigError(f"{path}: holds a {type(value).__name__}, not an object {{...}}")
     return value
 
 
-def _resolve(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    """The file's values laid over those of the recipe it extends."""
-    path = path.resolve()
-    if path in seen:
-        raise ConfigError(f"{path}: extends itself: {' -> '.join(p.name for p in (*seen, path))}")
+def _syntax_error(path: Path, text: str, message: str) -> str:
+    """`path:line:column: ...` from json5's words; it gives no place for a repeated key."""
+    if not text.strip():
+        return f"{path}: is empty; the least is {{}}"
+    place = re.fullmatch(r"<string>:(\d+) (.*) at column (\d+)", message, flags=re.DOTALL)
+    if place:
+        message = place[2].replace("\n", "\\n")
+    where = f"{path}:{place[1]}:{place[3]}" if place else str(path)
+    return f"{where}: not valid JSON: {message[0].lower()}{message[1:]}"
+
+
+def _read_with_parents(path: Path, below: tuple[Path, ...]) -> tuple[Layer, ...]:
+    """The file's values, preceded by those of the recipes it extends, the outermost first."""
+    if path.resolve() in (file.resolve() for file in below):
+        raise ConfigError(f"{path}: extends itself: {' -> '.join(str(file) for file in (*below, path))}")
     values = read_json(path)
     parent = values.pop("extends", None)
+    own = Layer(str(path), values)
     if parent is None:
-        return values
+        return (own,)
     if not isinstance(parent, str):
-        raise ConfigError(f"{path}: extends = {parent!r}: must be the path or name of a recipe")
+        raise ConfigError(f"{path}: extends = {parent!r}: must be the path or name of a recipe, in quotes")
     beside = path.parent / parent
-    base = beside if beside.is_file() else find_recipe(parent)
-    return merge(_resolve(base, (*seen, path)), values)
+    try:
+        base = beside if beside.is_file() else find_recipe(parent)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: extends: {error}") from None
+    return (*_read_with_parents(base, (*below, path)), own)
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -97,13 +133,14 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 def _as_change(override: str) -> dict[str, Any]:
     """`a.b=value` as `{"a": {"b": value}}`."""
     key, equals, text = override.partition("=")
-    if not equals or not key.strip():
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
         raise ConfigError(f"--set {override}: write it as key=value, for example optimizer.lr=3e-4")
     try:
-        value = json5.loads(text)
-    except ValueError:
+        value = json5.loads(text, allow_duplicate_keys=False)
+    except (ValueError, RecursionError):
         value = text
     change: Any = value
-    for part in reversed(key.strip().split(".")):
+    for part in reversed(parts):
         change = {part: change}
     return dict(change)

@@ -1,13 +1,17 @@
 """Model configurations and the presets. Field names follow Hugging Face's `Qwen3Config`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from muomni.config.base import Frozen
+from muomni.config.base import Frozen, conflict
+from muomni.errors import ConfigError
 
 PositiveInt = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
 PresetName = Literal["nano", "tiny", "small", "base"]
+PRESET_NAMES: tuple[PresetName, ...] = get_args(PresetName)
 
 
 class ThinkerConfig(Frozen):
@@ -37,21 +41,19 @@ class ThinkerConfig(Frozen):
     num_key_value_heads: PositiveInt
     head_dim: PositiveInt
     max_position_embeddings: PositiveInt = 1024
-    rope_theta: float = Field(default=10_000.0, gt=0)
-    rms_norm_eps: float = Field(default=1e-6, gt=0)
+    rope_theta: Positive = 10_000.0
+    rms_norm_eps: Positive = 1e-6
     tie_word_embeddings: bool = True
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    initializer_range: float = Field(default=0.02, gt=0)
+    dropout: Probability = 0.0
+    initializer_range: Positive = 0.02
 
     @model_validator(mode="after")
     def _heads_fit(self) -> "ThinkerConfig":
         if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "
-                f"num_key_value_heads ({self.num_key_value_heads})"
-            )
+            groups = f"must be a multiple of num_key_value_heads ({self.num_key_value_heads})"
+            raise conflict("num_attention_heads", self.num_attention_heads, groups)
         if self.head_dim % 2:
-            raise ValueError(f"head_dim ({self.head_dim}) must be even: rotary embedding turns pairs")
+            raise conflict("head_dim", self.head_dim, "must be even: rotary embedding turns pairs")
         return self
 
     def num_parameters(self) -> int:
@@ -74,11 +76,17 @@ class OmniConfig(Frozen):
 
     model_type: Literal["muomni"] = "muomni"
     thinker: ThinkerConfig
-    eos_token_ids: tuple[int, ...] = ()
+    eos_token_ids: tuple[int, ...] = Field(default=(), strict=False)
 
 
 def preset(name: PresetName) -> OmniConfig:
-    """The named preset, with the default vocabulary of 8,192 (`base`: Qwen3's 151,936)."""
+    """The named preset, with the default vocabulary of 8,192 (`base`: Qwen3's 151,936).
+
+    Raises:
+        ConfigError: there is no such preset.
+    """
+    if name not in _PRESETS:
+        raise ConfigError(f"no preset {name!r}: there are {', '.join(PRESET_NAMES)}")
     return OmniConfig(thinker=_PRESETS[name])
 
 

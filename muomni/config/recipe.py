@@ -3,16 +3,26 @@
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
-from muomni.config.base import Frozen
-from muomni.config.model import OmniConfig, PositiveInt, PresetName, ThinkerConfig, preset
+from muomni.config.base import Frozen, conflict
+from muomni.config.model import (
+    OmniConfig,
+    Positive,
+    PositiveInt,
+    PresetName,
+    Probability,
+    ThinkerConfig,
+    preset,
+)
+from muomni.config.words import Hint
 
 NonNegativeInt = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class ThinkerOverrides(Frozen):
-    """Fields of `ThinkerConfig` a recipe changes from the preset; see there for their meaning."""
+    """Fields of `ThinkerConfig` that a recipe changes from the preset; see there for their meaning."""
 
     vocab_size: PositiveInt | None = None
     hidden_size: PositiveInt | None = None
@@ -22,11 +32,16 @@ class ThinkerOverrides(Frozen):
     num_key_value_heads: PositiveInt | None = None
     head_dim: PositiveInt | None = None
     max_position_embeddings: PositiveInt | None = None
-    rope_theta: float | None = None
-    rms_norm_eps: float | None = None
+    rope_theta: Positive | None = None
+    rms_norm_eps: Positive | None = None
     tie_word_embeddings: bool | None = None
-    dropout: float | None = None
-    initializer_range: float | None = None
+    dropout: Probability | None = None
+    initializer_range: Positive | None = None
+
+    @classmethod
+    def field_docs(cls) -> dict[str, str]:
+        """Those of `ThinkerConfig`."""
+        return ThinkerConfig.field_docs()
 
 
 class ModelSpec(Frozen):
@@ -45,10 +60,10 @@ class ModelSpec(Frozen):
     @model_validator(mode="after")
     def _one_origin(self) -> "ModelSpec":
         if (self.preset is None) == (self.init_from is None):
-            raise ValueError('give exactly one of "preset" and "init_from"')
-        changed = set(self.thinker.model_dump(exclude_none=True))
-        if self.init_from is not None and changed - {"dropout"}:
-            raise ValueError(f'"init_from" fixes the sizes; remove {", ".join(sorted(changed - {"dropout"}))}')
+            raise conflict("preset", self.preset, 'give exactly one of "preset" and "init_from"')
+        if self.init_from is not None:
+            for name, value in self.thinker.model_dump(exclude_none=True, exclude={"dropout"}).items():
+                raise conflict(f"thinker.{name}", value, 'remove it: "init_from" fixes the sizes')
         if self.preset is not None:
             self.build()
         return self
@@ -59,7 +74,7 @@ class ModelSpec(Frozen):
             raise ValueError("a model taken from a folder has its own configuration")
         base = preset(self.preset)
         thinker = base.thinker.model_dump() | self.thinker.model_dump(exclude_none=True) | more
-        return base.replace(thinker=ThinkerConfig.model_validate(thinker))
+        return base.replace(thinker=thinker)
 
 
 class TokenizerSpec(Frozen):
@@ -89,7 +104,7 @@ class SourceSpec(Frozen):
         split: with `datasets`, which split.
     """
 
-    path: str
+    path: str = Field(min_length=1)
     format: Literal["auto", "text", "jsonl", "parquet", "datasets"] = "auto"
     text_field: str = "text"
     messages_field: str = "messages"
@@ -98,15 +113,23 @@ class SourceSpec(Frozen):
 
 
 def _as_source(value: object) -> object:
-    return {"path": value} if isinstance(value, str) else value
+    if isinstance(value, str):
+        return {"path": value}
+    if isinstance(value, (dict, SourceSpec)):
+        return value
+    raise PydanticCustomError("source", 'must be a path in quotes, or an object {"path": ...}')
 
 
 def _as_list(value: object) -> object:
     return [value] if isinstance(value, (str, dict)) else value
 
 
-Source = Annotated[SourceSpec, BeforeValidator(_as_source)]
-Sources = Annotated[tuple[Source, ...], BeforeValidator(_as_list)]
+Source = Annotated[SourceSpec, BeforeValidator(_as_source, json_schema_input_type=str | SourceSpec)]
+Sources = Annotated[
+    tuple[Source, ...],
+    Field(strict=False),
+    BeforeValidator(_as_list, json_schema_input_type=str | SourceSpec | list[str | SourceSpec]),
+]
 
 
 class DataSpec(Frozen):
@@ -121,7 +144,7 @@ class DataSpec(Frozen):
         cache_dir: where token caches lie; default `~/.cache/muomni/tokens`, or `$MUOMNI_CACHE/tokens`.
     """
 
-    train: Sources = Field(min_length=1)
+    train: Annotated[Sources, Hint("say `--set data.train=FILE`, or write it into the recipe")] = Field(min_length=1)
     val: Sources = ()
     val_fraction: float = Field(default=0.02, gt=0, lt=0.5)
     seq_len: int = Field(default=512, ge=8)
@@ -130,11 +153,19 @@ class DataSpec(Frozen):
 
 
 class OptimizerSpec(Frozen):
-    """AdamW (Loshchilov and Hutter, arXiv:1711.05101). No decay on norms and embeddings."""
+    """AdamW (Loshchilov and Hutter, arXiv:1711.05101). No decay on norms and embeddings.
+
+    Attributes:
+        name: the only one so far.
+        lr: the peak learning rate; `schedule` scales it.
+        betas: decay of the running means of gradient and squared gradient.
+        eps: added to the root of the squared gradient.
+        weight_decay: decoupled, scaled by the learning rate.
+    """
 
     name: Literal["adamw"] = "adamw"
     lr: float = Field(default=1e-3, gt=0)
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
+    betas: tuple[Probability, Probability] = Field(default=(0.9, 0.95), strict=False)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.1, ge=0)
 
@@ -170,7 +201,7 @@ class EvalSpec(Frozen):
     every: NonNegativeInt = 200
     max_rows: PositiveInt = 128
     sample_every: NonNegativeInt = 0
-    prompts: tuple[str, ...] = ("Once upon a time",)
+    prompts: tuple[str, ...] = Field(default=("Once upon a time",), strict=False)
     sample_tokens: PositiveInt = 64
 
 
@@ -191,20 +222,26 @@ class Recipe(Frozen):
 
     Attributes:
         name: names the run folder `runs/NAME` unless `--out` does.
-        model, tokenizer, data, optimizer, schedule, eval, checkpoint: see their classes.
+        model: which model to train.
+        tokenizer: trained on the training data, or taken from a folder.
+        data: what is learnt from.
         batch_size: rows in one micro-batch.
         gradient_accumulation_steps: micro-batches in one optimizer step; the effective batch is
             `batch_size` × this.
-        max_steps: optimizer steps; or
-        epochs: passes over the training rows. Exactly one of the two.
+        max_steps: optimizer steps. Exactly one of this and `epochs`.
+        epochs: passes over the training rows. Exactly one of this and `max_steps`.
+        optimizer: how gradients become steps.
+        schedule: the learning rate over the run.
         max_grad_norm: gradients are scaled down to this 2-norm; 0 turns clipping off.
         seed: of weights, shuffling and dropout.
         device: `auto` takes cuda, mps, cpu in that order.
+        eval: validation and samples.
+        checkpoint: how often and how many.
         log_every: optimizer steps between lines of `metrics.jsonl`.
     """
 
     schema_: str | None = Field(default=None, alias="$schema")
-    name: str = Field(default="run", pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
     model: ModelSpec = ModelSpec(preset="tiny")
     tokenizer: TokenizerSpec = TokenizerSpec()
     data: DataSpec
@@ -224,11 +261,13 @@ class Recipe(Frozen):
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
         if (self.max_steps is None) == (self.epochs is None):
-            raise ValueError('give exactly one of "max_steps" and "epochs"')
-        if self.max_steps is not None and self.schedule.warmup_steps > self.max_steps:
-            raise ValueError(f"schedule.warmup_steps ({self.schedule.warmup_steps}) exceeds max_steps ({self.max_steps})")
+            raise conflict("max_steps", self.max_steps, 'give exactly one of "max_steps" and "epochs"')
+        warmup = self.schedule.warmup_steps
+        if self.max_steps is not None and warmup > self.max_steps:
+            raise conflict("schedule.warmup_steps", warmup, f"must be at most max_steps ({self.max_steps})")
         if self.model.preset is not None:
             context = self.model.build().thinker.max_position_embeddings
             if self.data.seq_len > context:
-                raise ValueError(f"data.seq_len ({self.data.seq_len}) exceeds the model's context ({context})")
+                allowed = f"must be at most the model's context, max_position_embeddings ({context})"
+                raise conflict("data.seq_len", self.data.seq_len, allowed)
         return self

@@ -1,0 +1,172 @@
+"""Validation errors in plain words: where, which key, which value, what is allowed."""
+
+import difflib
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+Location = tuple[int | str, ...]
+
+
+class Layer(NamedTuple):
+    """Values from one place, a file or `--set`, that were merged with those of other places."""
+
+    origin: str
+    values: dict[str, Any]
+
+
+class Hint(NamedTuple):
+    """Put into a required field's annotation: what to do when the field is missing."""
+
+    text: str
+
+
+# What pydantic's error types mean to somebody who writes JSON. `{...}` is filled from the error's context.
+_ALLOWED = {
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "string_type": "must be text in quotes",
+    "tuple_type": "must be a list [...]",
+    "list_type": "must be a list [...]",
+    "dict_type": "must be an object {{...}}",
+    "model_type": "must be an object {{...}}",
+    "finite_number": "must be a finite number",
+    "literal_error": "must be {expected}",
+    "greater_than": "must be greater than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "too_short": "must hold at least {min_length}",
+    "too_long": "must hold at most {max_length}",
+    "string_too_short": "must not be empty",
+    "string_pattern_mismatch": "must match the pattern {pattern}",
+    "conflict": "{message}",
+}
+
+
+def in_words(error: ValidationError, model: type[BaseModel], origin: str, layers: tuple[Layer, ...]) -> str:
+    """One line for each problem; `layers` as in `muomni.config.parse`."""
+    problems = error.errors()
+    # A list whose only item is wrong is not, besides, too short.
+    parents = {problem["loc"][:-1][:end] for problem in problems for end in range(len(problem["loc"]))}
+    told = [problem for problem in problems if problem["type"] != "too_short" or problem["loc"] not in parents]
+    return "\n".join(_line(problem, model, origin, layers) for problem in told)
+
+
+def _line(problem: ErrorDetails, model: type[BaseModel], origin: str, layers: tuple[Layer, ...]) -> str:
+    at: Location = problem["loc"]
+    context = {key: f"{part:g}" if isinstance(part, float) else part for key, part in problem.get("ctx", {}).items()}
+    if problem["type"] == "missing":
+        missing, hint = _first_required(model, at)
+        return f"{_origin(missing, origin, layers)}: {_dotted(missing)} is missing{hint}"
+    value = problem.get("input")
+    if problem["type"] == "conflict":
+        at, value = (*at, *str(context["key"]).split(".")), context["value"]
+    if problem["type"] == "extra_forbidden":
+        message = _unknown(model, at)
+    elif problem["type"] in _ALLOWED:
+        message = _ALLOWED[problem["type"]].format(**context)
+    else:
+        message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "literal_error" and (near := _nearest(value, _options(context["expected"]))):
+        message += f"; did you mean {near!r}?"
+    key = f"{_dotted(at)} = " if at else ""
+    return f"{_origin(at, origin, layers)}: {key}{_short(value)}: {message}"
+
+
+def _unknown(model: type[BaseModel], at: Location) -> str:
+    """What to write instead of the unknown key at `at`: one spelt alike, one elsewhere, or what there is."""
+    key = str(at[-1])
+    here = _model_at(model, at[:-1])
+    known = _names(here) if here else []
+    if near := _nearest(key, known):
+        return f"unknown key; did you mean {near}?"
+    elsewhere = [_dotted(path) for path in _all_paths(model) if path[-1] == key]
+    if elsewhere:
+        return f"unknown key here; did you mean {' or '.join(elsewhere)}?"
+    return f"unknown key; known here: {', '.join(sorted(known))}"
+
+
+def _first_required(model: type[BaseModel], at: Location) -> tuple[Location, str]:
+    """The key to ask for when `at` is missing: within a missing object, its first required key."""
+    parent = _model_at(model, at[:-1])
+    field = parent.model_fields.get(str(at[-1])) if parent else None
+    if field is None:
+        return at, ""
+    below = field.annotation
+    if isinstance(below, type) and issubclass(below, BaseModel):
+        for name, inner in below.model_fields.items():
+            if inner.is_required():
+                return _first_required(model, (*at, name))
+    return at, "".join(f": {mark.text}" for mark in field.metadata if isinstance(mark, Hint))
+
+
+def _origin(at: Location, origin: str, layers: tuple[Layer, ...]) -> str:
+    """The last layer that gives a value at `at`, or, where none does, around it."""
+    for end in range(len(at), 0, -1):
+        for layer in reversed(layers):
+            if _holds(layer.values, at[:end]):
+                return layer.origin
+    return origin
+
+
+def _holds(values: Any, at: Location) -> bool:
+    for part in at:
+        inside = isinstance(values, dict) and part in values
+        inside = inside or (isinstance(values, list) and isinstance(part, int) and part < len(values))
+        if not inside:
+            return False
+        values = values[part]
+    return True
+
+
+def _dotted(at: Location) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in at).removeprefix(".")
+
+
+def _short(value: Any) -> str:
+    """As JSON, where it can be; a caller may also pass Python values."""
+    text: str = json.dumps(value, ensure_ascii=False, default=repr)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _nearest(word: Any, known: list[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(str(word), known, n=1)), None)
+
+
+def _options(expected: str) -> list[str]:
+    """The words of pydantic's `'a', 'b' or 'c'`."""
+    return [part for part in expected.split("'") if part.strip(" ,") not in ("", "or")]
+
+
+def _names(model: type[BaseModel]) -> list[str]:
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _all_paths(model: type[BaseModel], above: Location = ()) -> Iterator[Location]:
+    for name, field in model.model_fields.items():
+        yield (*above, name)
+        below = _model_in(field.annotation)
+        if below is not None:
+            yield from _all_paths(below, (*above, name))
+
+
+def _model_at(model: type[BaseModel], at: Location) -> type[BaseModel] | None:
+    """The configuration class of the object at `at`; None when `at` leads elsewhere."""
+    current: type[BaseModel] | None = model
+    for part in at:
+        if isinstance(part, int):
+            continue  # an item of a list: its class was found in the list's annotation
+        field = current.model_fields.get(part) if current else None
+        current = _model_in(field.annotation) if field else None
+    return current
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for argument in get_args(annotation) if (found := _model_in(argument))), None)
