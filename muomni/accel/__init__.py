@@ -1,0 +1,1 @@
+"""Optimizations applied to a model from outside, one a file."""

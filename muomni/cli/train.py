@@ -1,0 +1,63 @@
+"""`muomni train`: one stage from a recipe."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from muomni.config import Recipe, load_recipe
+from muomni.errors import UserError
+
+RUNS = Path("runs")
+
+
+def command(
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe file, a bundled recipe's name, or a run folder (takes its recipe).")
+    ],
+    data: Annotated[
+        list[Path] | None, typer.Option("--data", help="Train on these files or folders; sets data.train.")
+    ] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="Change one key, for example --set optimizer.lr=3e-4.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME when left out.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, exactly.")] = False,
+    resume_from: Annotated[Path | None, typer.Option(help="Go on from this checkpoint of the run.")] = None,
+) -> None:
+    """Train one stage. Ctrl-C saves and stops; --resume goes on as if nothing had happened.
+
+    Example: muomni train text-tiny --data stories.jsonl --set max_steps=500
+    """
+    run, stage = _stage(recipe, data or [], changes or [], out)
+    from muomni.cli.samples import make_sampler
+    from muomni.train.run import train
+
+    result = train(stage, run, resume=resume, resume_from=resume_from, make_sampler=make_sampler)
+    progress = result.progress
+    state = "stopped and saved" if result.stopped else "done"
+    best = f"; best validation loss {progress.best_loss:.4f} at step {progress.best_step}" if progress.best_loss else ""
+    print(f"{state}: step {progress.applied} of {result.total_steps} in {progress.seconds:.0f} s{best}")
+    print(f"chat with it: muomni chat {run}" if not result.stopped else f"go on: muomni train {run} --resume")
+    if result.plot is not None:
+        print(f"loss curve: {result.plot}")
+    if result.stopped:
+        raise typer.Exit(130)
+
+
+def _stage(recipe: str, data: list[Path], changes: list[str], out: Path | None) -> tuple[Path, Recipe]:
+    """The run folder and the resolved recipe."""
+    from json import dumps
+
+    folder = Path(recipe)
+    stored = folder / "recipe.json"
+    overrides = list(changes)
+    if data:
+        missing = [str(path) for path in data if not path.exists()]
+        if missing:
+            raise UserError(f"--data {missing[0]}: no such file or folder")
+        overrides.append("data.train=" + dumps([str(path) for path in data]))
+    if stored.is_file():
+        return out or folder, load_recipe(str(stored), overrides)
+    stage = load_recipe(recipe, overrides)
+    return out or RUNS / stage.name, stage

@@ -1,0 +1,1 @@
+"""Training. `run` assembles a stage from its recipe, `loop` turns it, `step` is one optimizer step."""

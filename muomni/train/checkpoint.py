@@ -1,0 +1,170 @@
+"""Checkpoints: a model folder with the training state beside it, written whole or not at all.
+
+    runs/NAME/
+      recipe.json               what was asked for
+      metrics.jsonl             what happened
+      step-00000200/            config.json, model.safetensors, tokenizer files: loads anywhere
+        training/state.json     counters, position in the data, checksums
+        training/state.safetensors   optimizer moments, random states
+      last -> step-00000400     symbolic links
+      best -> step-00000200
+
+A folder gets its name only when everything in it is on disk, then the link is moved: a kill at any
+moment leaves the links on a whole checkpoint.
+"""
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from muomni.data import Tokenizer
+from muomni.errors import CheckpointError
+from muomni.files import atomic_folder, link_atomic, remove_partial, write_json
+from muomni.model import OmniModel
+from muomni.model.folder import save_model, save_tensors
+
+_STATE = "training/state.json"
+_TENSORS = "training/state.safetensors"
+
+
+@dataclass
+class Progress:
+    """Where a run stands; JSON in the checkpoint.
+
+    Attributes:
+        attempts: optimizer steps begun, skipped ones included; the position in the data.
+        applied: optimizer steps taken.
+        skipped: steps left out for non-finite gradients; `streak` of them in a row.
+        best_loss: lowest validation loss so far, and `best_step` where.
+        seconds: of training so far, over all sessions.
+        tokens: read so far.
+    """
+
+    attempts: int = 0
+    applied: int = 0
+    skipped: int = 0
+    streak: int = 0
+    best_loss: float | None = None
+    best_step: int | None = None
+    seconds: float = 0.0
+    tokens: int = 0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def checkpoint_folder(run: Path, step: int) -> Path:
+    """Where the checkpoint of an optimizer step lies."""
+    return run / f"step-{step:08d}"
+
+
+def save_checkpoint(
+    run: Path,
+    model: OmniModel,
+    tokenizer: Tokenizer,
+    optimizers: list[Optimizer],
+    progress: Progress,
+    *,
+    best: bool,
+    keep: int,
+) -> Path:
+    """Writes a checkpoint, moves `last` (and `best`) to it and removes those beyond the newest `keep`.
+
+    Raises:
+        CheckpointError: it could not be written; the checkpoints before it are untouched.
+    """
+    folder = checkpoint_folder(run, progress.applied)
+    try:
+        with atomic_folder(folder) as partial:
+            (partial / "training").mkdir()
+            save_model(model, partial)
+            tokenizer.save(partial)
+            save_tensors(_gather(model, optimizers), partial / _TENSORS)
+            digests = {
+                str(file.relative_to(partial)): _digest(file) for file in sorted(partial.rglob("*")) if file.is_file()
+            }
+            write_json(partial / _STATE, {"progress": asdict(progress), "sha256": digests})
+        link_atomic(run / "last", folder.name)
+        if best:
+            link_atomic(run / "best", folder.name)
+        _remove_old(run, keep)
+    except (OSError, CheckpointError) as error:
+        last = (run / "last").resolve().name if (run / "last").exists() else None
+        kept = f"the last whole checkpoint is {run / last}" if last else "no checkpoint was written before it"
+        raise CheckpointError(f"checkpoint {folder} could not be written: {error}; {kept}") from error
+    return folder
+
+
+def load_checkpoint(folder: Path, model: OmniModel, optimizers: list[Optimizer]) -> Progress:
+    """Restores weights, optimizer moments and random states in place.
+
+    Raises:
+        CheckpointError: a file is missing or its checksum is wrong; names the file and what to resume from instead.
+    """
+    try:
+        state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        for name, digest in state["sha256"].items():
+            if _digest(folder / name) != digest:
+                raise CheckpointError(f"{folder / name} is corrupt: its SHA-256 is not the one it was written with")
+        tensors = load_file(folder / _TENSORS)
+        weights = load_file(folder / "model.safetensors")
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise CheckpointError(f"checkpoint {folder} does not load: {error}{_others(folder)}") from None
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{_others(folder)}") from None
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    tied = {"thinker.lm_head.weight"} if model.config.thinker.tie_word_embeddings else set()
+    if set(missing) - tied or unexpected:
+        raise CheckpointError(f"checkpoint {folder} is of another model: {sorted(set(missing) - tied) + unexpected}")
+    _restore(model, optimizers, tensors)
+    return Progress(**state["progress"])
+
+
+def _others(folder: Path) -> str:
+    others = [path for path in sorted(folder.parent.glob("step-*")) if path.name != folder.name]
+    return f"; an earlier one is {others[-1]} (give it as --resume-from)" if others else ""
+
+
+def _gather(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, Tensor]:
+    tensors = {"rng/cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors["rng/cuda"] = torch.cuda.get_rng_state()
+    names = {id(p): name for name, p in model.named_parameters()}
+    for index, optimizer in enumerate(optimizers):
+        for parameter, state in optimizer.state.items():
+            for key, value in state.items():
+                tensors[f"optimizer/{index}/{key}/{names[id(parameter)]}"] = value.detach()
+    return tensors
+
+
+def _restore(model: nn.Module, optimizers: list[Optimizer], tensors: dict[str, Tensor]) -> None:
+    parameters = dict(model.named_parameters())
+    torch.set_rng_state(tensors.pop("rng/cpu"))
+    cuda = tensors.pop("rng/cuda", None)
+    if cuda is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(cuda)
+    for name, value in tensors.items():
+        _, index, key, parameter_name = name.split("/", 3)
+        parameter = parameters[parameter_name]
+        # Scalars such as AdamW's step count live where the fused kernel wants them: with the weights.
+        optimizers[int(index)].state[parameter][key] = value.to(parameter.device)
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _remove_old(run: Path, keep: int) -> None:
+    remove_partial(run)
+    kept = {(run / link).resolve().name for link in ("last", "best") if (run / link).exists()}
+    for folder in sorted(run.glob("step-*"))[:-keep]:
+        if folder.name not in kept:
+            shutil.rmtree(folder)

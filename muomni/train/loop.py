@@ -1,0 +1,251 @@
+"""The training loop: steps, validation, samples, checkpoints, and the log of them."""
+
+import signal
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from muomni.accel.memory import memory_in_use
+from muomni.config.recipe import Recipe
+from muomni.data import Batch, PackedRows, Tokenizer
+from muomni.errors import TrainingError
+from muomni.model import OmniModel
+from muomni.train.checkpoint import Progress, save_checkpoint
+from muomni.train.evaluate import Evaluation, evaluate
+from muomni.train.metrics import MetricsLog
+from muomni.train.progress import ProgressLine
+from muomni.train.step import StepResult, TrainStep
+
+MAX_SKIPPED_IN_A_ROW = 20
+# (model, step) -> texts; the caller brings it, since training knows nothing of inference.
+Sampler = Callable[[OmniModel, int], Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A step whose figures are still on the device."""
+
+    step: int
+    batch: str
+    result: StepResult
+
+
+class Trainer:
+    """Runs optimizer steps from where `progress` stands to `total_steps`.
+
+    Args:
+        recipe, total_steps: what to do and how long.
+        model, tokenizer: the tokenizer is written into checkpoints.
+        step: takes the optimizer steps; its counters agree with `progress`.
+        train_rows, val_rows: packed rows; a row's number decides all of its content.
+        run: the run folder, which exists.
+        progress: zero, or as a checkpoint gave it.
+        sampler: writes sample texts, when the recipe asks for some.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        total_steps: int,
+        model: OmniModel,
+        tokenizer: Tokenizer,
+        step: TrainStep,
+        train_rows: PackedRows,
+        val_rows: PackedRows,
+        run: Path,
+        progress: Progress,
+        sampler: Sampler | None = None,
+    ) -> None:
+        self.recipe = recipe
+        self.total_steps = total_steps
+        self.model = model
+        self.tokenizer = tokenizer
+        self.step = step
+        self.train_rows = train_rows
+        self.val_rows = val_rows
+        self.run = run
+        self.progress = progress
+        self.sampler = sampler
+        self.stopped = False
+        self._byte_lengths = tokenizer.byte_lengths()
+        self._pending: list[Pending] = []
+        self._since = time.perf_counter()
+        self._window_tokens = 0
+        self._validated_at = -1
+        self._saved_at = progress.applied if progress.applied else -1
+
+    def train(self, log: MetricsLog, line: ProgressLine) -> None:
+        """Runs to the end, or until Ctrl-C or SIGTERM, which saves and sets `stopped`.
+
+        Raises:
+            TrainingError: too many steps in a row had non-finite gradients.
+            CheckpointError: a checkpoint could not be written.
+        """
+        self.model.train()
+        self._since = time.perf_counter()
+        with self._stop_on_signal(line):
+            while self.progress.applied < self.total_steps and not self.stopped:
+                self._one_step(line)
+                self._after_step(log, line)
+            self._flush(log, line)
+            if self.stopped:
+                self._save()
+                return
+            if self._validated_at != self.progress.applied:
+                self._validate(log, line)
+            self._save()
+
+    def _one_step(self, line: ProgressLine) -> None:
+        batches = list(self._micro_batches())
+        digest = 0
+        for batch in batches:
+            digest = zlib.crc32(batch.input_ids.numpy().tobytes(), digest)
+            self.progress.tokens += batch.input_ids.numel()
+            self._window_tokens += batch.input_ids.numel()
+        device = self.model.device
+        result = self.step([batch.to(device) for batch in batches])
+        self.progress.attempts += 1
+        # Right unless a step was skipped; `_flush` reads the true count from the device.
+        self.progress.applied += 1
+        self._pending.append(Pending(self.progress.applied, f"{digest:08x}", result))
+        line.update(self.progress.applied)
+
+    def _micro_batches(self) -> Iterator[Batch]:
+        size, count = self.recipe.batch_size, self.recipe.gradient_accumulation_steps
+        first = self.progress.attempts * size * count
+        for index in range(count):
+            yield self.train_rows.batch(first + index * size, size)
+
+    def _after_step(self, log: MetricsLog, line: ProgressLine) -> None:
+        recipe, done = self.recipe, self.progress.applied
+        validate = recipe.eval.every and done % recipe.eval.every == 0
+        sample = recipe.eval.sample_every and done % recipe.eval.sample_every == 0
+        save = done % recipe.checkpoint.every == 0
+        if not (validate or sample or save or done % recipe.log_every == 0 or done >= self.total_steps):
+            return
+        self._flush(log, line)
+        if self.progress.applied != done:
+            return  # a step was skipped: this point comes again
+        if validate:
+            self._validate(log, line)
+        if sample:
+            self._sample(log, line)
+        if save:
+            self._save()
+        self._since = time.perf_counter()
+
+    def _flush(self, log: MetricsLog, line: ProgressLine) -> None:
+        """Reads the figures of the steps since the last time, once, and writes them."""
+        if not self._pending:
+            return
+        figures = torch.stack(
+            [torch.stack([p.result.loss, p.result.grad_norm, p.result.lr_factor]) for p in self._pending]
+        ).tolist()
+        counters = self.step.counters
+        applied, skipped, streak = torch.stack([counters.applied, counters.skipped, counters.streak]).tolist()
+        seconds = time.perf_counter() - self._since
+        self.progress.seconds += seconds
+        newly_skipped = skipped - self.progress.skipped
+        self.progress.applied, self.progress.skipped, self.progress.streak = applied, skipped, streak
+        step = applied - len(self._pending) + newly_skipped
+        for pending, (loss, norm, factor) in zip(self._pending, figures, strict=True):
+            finite = norm == norm and abs(norm) != float("inf")
+            step += finite
+            values = {"loss": _number(loss), "grad_norm": _number(norm), "lr": factor * self.recipe.optimizer.lr}
+            log.write("train", step, **values, batch=pending.batch, **({} if finite else {"skipped": True}))
+        memory = memory_in_use(self.model.device)
+        speed = self._window_tokens / seconds
+        step_seconds = seconds / len(self._pending)
+        log.write("speed", applied, tokens_per_s=speed, step_s=step_seconds, tokens=self.progress.tokens, **memory.as_dict())
+        log.flush()
+        losses = [loss for loss, *_ in figures]
+        note = f"loss {sum(losses) / len(losses):.3f}  {speed:,.0f} tok/s  {step_seconds:.2f} s/step  {memory}"
+        if skipped:
+            note += f"  {skipped} skipped"
+        line.update(applied, note, (self.total_steps - applied) * step_seconds)
+        self._pending.clear()
+        self._window_tokens = 0
+        self._since = time.perf_counter()
+        if streak >= MAX_SKIPPED_IN_A_ROW:
+            raise TrainingError(
+                f"{streak} steps in a row had non-finite gradients, at step {applied}; the run stops here and "
+                f"{self.run / 'last'} keeps the last good checkpoint. Lower optimizer.lr, or look at the data of "
+                f"these steps (their batch ids are in {log.path})."
+            )
+
+    def _validate(self, log: MetricsLog, line: ProgressLine) -> None:
+        found = evaluate(
+            self.model,
+            self.val_rows,
+            self.recipe.eval.max_rows,
+            self.recipe.batch_size,
+            self._byte_lengths,
+            self.step.autocast,
+        )
+        done = self.progress.applied
+        self._validated_at = done
+        log.write("val", done, loss=found.loss, bits_per_byte=found.bits_per_byte, targets=found.targets)
+        log.flush()
+        is_best = self.progress.best_loss is None or found.loss < self.progress.best_loss
+        line.say(_validation_line(done, found, is_best))
+        if is_best:
+            self.progress.best_loss, self.progress.best_step = found.loss, done
+            self._save(best=True)
+
+    def _sample(self, log: MetricsLog, line: ProgressLine) -> None:
+        if self.sampler is None:
+            raise TrainingError("eval.sample_every asks for samples, but this run was started without a sampler")
+        done = self.progress.applied
+        for prompt, text in zip(self.recipe.eval.prompts, self.sampler(self.model, done), strict=True):
+            log.write("sample", done, prompt=prompt, text=text)
+            line.say(f"step {done}  sample: {prompt!r} → {text!r}")
+        log.flush()
+
+    def _save(self, best: bool = False) -> None:
+        done = self.progress.applied
+        if done == self._saved_at and not best:
+            return
+        save_checkpoint(
+            self.run,
+            self.model,
+            self.tokenizer,
+            self.step.optimizers,
+            self.progress,
+            best=best,
+            keep=self.recipe.checkpoint.keep,
+        )
+        self._saved_at = done
+
+    @contextmanager
+    def _stop_on_signal(self, line: ProgressLine) -> Iterator[None]:
+        """The first Ctrl-C (or SIGTERM) ends the loop after the step in hand; a second one ends it at once."""
+
+        def stop(number: int, _frame: Any) -> None:
+            if self.stopped:
+                raise KeyboardInterrupt
+            self.stopped = True
+            line.say("stopping after this step and saving; Ctrl-C again stops at once without saving")
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _validation_line(step: int, found: Evaluation, is_best: bool) -> str:
+    best = "  best so far" if is_best else ""
+    return f"step {step}  validation loss {found.loss:.4f}  {found.bits_per_byte:.4f} bits/byte{best}"
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN; `null` stands for one."""
+    return value if value == value and abs(value) != float("inf") else None

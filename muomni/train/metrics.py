@@ -1,0 +1,112 @@
+"""What a run writes about itself: `metrics.jsonl`, TensorBoard when it is installed, and the loss curve."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from muomni.files import write_atomic
+
+METRICS = "metrics.jsonl"
+
+
+class MetricsLog:
+    """Appends JSON lines; each has `kind` (`train`, `val`, `sample`, `event`) and `step`.
+
+    Args:
+        run: the run folder.
+        first_step: a resumed run's step. Lines beyond it were written after the checkpoint and come
+            again, so they are dropped first; 0 begins a new file.
+        tensorboard: also write event files below `run/tensorboard`; needs the `tensorboard` extra.
+    """
+
+    def __init__(self, run: Path, first_step: int, tensorboard: bool) -> None:
+        self.path = run / METRICS
+        kept = [line for line in read_lines(self.path) if line["step"] <= first_step] if first_step else []
+        write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = self.path.open("a", encoding="utf-8")
+        self._board: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)  # type: ignore[no-untyped-call]
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        """Adds one line."""
+        self._file.write(json.dumps({"kind": kind, "step": step, **values}, ensure_ascii=False) + "\n")
+        if self._board is not None:
+            for name, value in values.items():
+                if isinstance(value, (int, float)):
+                    self._board.add_scalar(f"{kind}/{name}", value, step)
+                elif kind == "sample" and isinstance(value, str):
+                    self._board.add_text(f"{kind}/{name}", value, step)
+
+    def flush(self) -> None:
+        """Hands the lines to the operating system, so that they outlive a killed process."""
+        self._file.flush()
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def tensorboard_installed() -> bool:
+    """Whether the `tensorboard` extra is there."""
+    return find_spec("tensorboard") is not None
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; a last line cut short by a kill is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    parsed = []
+    for number, line in enumerate(lines):
+        try:
+            parsed.append(json.loads(line))
+        except ValueError:
+            if number != len(lines) - 1:
+                raise
+    return parsed
+
+
+def plot_losses(run: Path) -> Path:
+    """Draws training and validation loss over optimizer steps into `run/loss.png`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    lines = read_lines(run / METRICS)
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    train = [(line["step"], line["loss"]) for line in lines if line["kind"] == "train" and line["loss"] is not None]
+    if train:
+        steps, losses = zip(*train, strict=True)
+        axes.plot(steps, losses, color="0.75", linewidth=0.8, label="training, each step")
+        window = max(1, len(losses) // 50)
+        axes.plot(steps, _smooth(losses, window), color="tab:blue", label=f"training, mean of {window} steps")
+    val = [(line["step"], line["loss"]) for line in lines if line["kind"] == "val"]
+    if val:
+        steps, losses = zip(*val, strict=True)
+        axes.plot(steps, losses, "o-", color="tab:orange", label="validation")
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("loss (nats per token)")
+    axes.set_title(run.name)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    path = run / "loss.png"
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def _smooth(values: tuple[float, ...], window: int) -> list[float]:
+    sums = [0.0]
+    for value in values:
+        sums.append(sums[-1] + value)
+    starts = [max(0, i + 1 - window) for i in range(len(values))]
+    return [(sums[i + 1] - sums[start]) / (i + 1 - start) for i, start in enumerate(starts)]

@@ -1,0 +1,179 @@
+"""A stage from its recipe: data, tokenizer, model, optimizer, then the loop."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from muomni.accel.device import pick_device
+from muomni.config import OmniConfig, Recipe, parse, read_json
+from muomni.data import PackedRows, Tokenizer, prepare, prepare_tokenizer
+from muomni.errors import ConfigError, UserError
+from muomni.files import write_atomic
+from muomni.model import OmniModel
+from muomni.model.folder import load_model, resolve_folder
+from muomni.train.checkpoint import Progress, load_checkpoint
+from muomni.train.loop import Sampler, Trainer
+from muomni.train.metrics import MetricsLog, plot_losses, tensorboard_installed
+from muomni.train.optimizer import build_optimizers
+from muomni.train.progress import ProgressLine
+from muomni.train.schedule import lr_factors
+from muomni.train.step import TrainStep
+
+RECIPE = "recipe.json"
+# What may differ between a run and its resumption: nothing that changes what is computed.
+_MAY_CHANGE = {"schema_", "name", "log_every", "checkpoint", "eval"}
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended: `stopped` says that Ctrl-C ended it before its last step."""
+
+    run: Path
+    progress: Progress
+    total_steps: int
+    stopped: bool
+    plot: Path | None
+
+
+def train(
+    recipe: Recipe,
+    run: Path,
+    *,
+    resume: bool = False,
+    resume_from: Path | None = None,
+    make_sampler: Callable[[Tokenizer, Recipe], Sampler] | None = None,
+) -> TrainResult:
+    """Trains, or goes on training.
+
+    Args:
+        recipe: the whole stage.
+        run: the run folder; made here. Without `resume` it must not hold a run.
+        resume: go on from `run/last`, bit by bit as if the run had never stopped (on a CPU with the
+            same number of threads).
+        resume_from: go on from this checkpoint of the run instead.
+        make_sampler: gives the function that writes sample texts.
+
+    Raises:
+        UserError: recipe, data or folders cannot be used.
+        CheckpointError: a checkpoint does not load or could not be written.
+        TrainingError: the loss stays non-finite.
+    """
+    start = _starting_point(recipe, run, resume, resume_from)
+    device = pick_device(recipe.device)
+    tokenizer = _tokenizer(recipe, start)
+    data = prepare(recipe.data, tokenizer)
+    train_rows = PackedRows(data.train, recipe.data.seq_len, recipe.seed, shuffle=recipe.data.shuffle)
+    val_rows = PackedRows(data.val, recipe.data.seq_len, recipe.seed, shuffle=False)
+    total_steps = _total_steps(recipe, train_rows)
+    torch.manual_seed(recipe.seed)
+    model = _model(recipe, tokenizer).to(device)
+    optimizers = build_optimizers(model, recipe.optimizer, device)
+    step = TrainStep(model, optimizers, lr_factors(recipe.schedule, total_steps), recipe.max_grad_norm)
+    progress = Progress()
+    if start is not None:
+        progress = load_checkpoint(start, model, optimizers)
+        if progress.applied >= total_steps:
+            raise UserError(f"{run} is complete: it has taken all of its {total_steps} steps")
+        step.counters.applied.fill_(progress.applied)
+        step.counters.skipped.fill_(progress.skipped)
+        step.counters.streak.fill_(progress.streak)
+    run.mkdir(parents=True, exist_ok=True)
+    write_atomic(run / RECIPE, json.dumps(recipe.model_dump(mode="json", exclude_none=True, by_alias=True), indent=2) + "\n")
+    sampler = make_sampler(tokenizer, recipe) if make_sampler is not None else None
+    with (
+        MetricsLog(run, progress.applied, tensorboard_installed()) as log,
+        ProgressLine(total_steps, progress.applied) as line,
+    ):
+        line.say(_opening(recipe, model, train_rows, total_steps, device, start))
+        trainer = Trainer(
+            recipe, total_steps, model, tokenizer, step, train_rows, val_rows, run, progress, sampler
+        )
+        trainer.train(log, line)
+    plot = plot_losses(run) if progress.applied else None
+    return TrainResult(run, progress, total_steps, trainer.stopped, plot)
+
+
+def _starting_point(recipe: Recipe, run: Path, resume: bool, resume_from: Path | None) -> Path | None:
+    """The checkpoint to go on from, after checking that the folder and the recipe allow it."""
+    has_run = (run / "last").exists() or any(run.glob("step-*"))
+    if not resume and resume_from is None:
+        if has_run:
+            raise UserError(f"{run} already holds a run; --resume goes on with it, --out names another folder")
+        return None
+    start = resume_from if resume_from is not None else run / "last"
+    if not (start / "training").is_dir():
+        raise UserError(f"nothing to resume: {start} is not a checkpoint with training state")
+    if (run / RECIPE).is_file():
+        _check_same(recipe, parse(Recipe, read_json(run / RECIPE), str(run / RECIPE)), run)
+    return start.resolve()
+
+
+def _check_same(recipe: Recipe, earlier: Recipe, run: Path) -> None:
+    now, before = recipe.model_dump(mode="json"), earlier.model_dump(mode="json")
+    changed = [
+        f"{key}: {before[key]!r} became {now[key]!r}" for key in now if key not in _MAY_CHANGE and now[key] != before[key]
+    ]
+    if changed:
+        raise ConfigError(
+            f"{run} was started with another recipe, so going on would not continue it: {'; '.join(changed)}. "
+            f"Resume with {run / RECIPE}, or start a new run from its weights with model.init_from"
+        )
+
+
+def _tokenizer(recipe: Recipe, start: Path | None) -> Tokenizer:
+    if start is not None:
+        return Tokenizer.load(start)
+    if recipe.model.init_from is not None:
+        return Tokenizer.load(resolve_folder(Path(recipe.model.init_from)))
+    return prepare_tokenizer(recipe.tokenizer, recipe.data)
+
+
+def _model(recipe: Recipe, tokenizer: Tokenizer) -> OmniModel:
+    """The model with its initial weights, drawn from the recipe's seed."""
+    if recipe.model.init_from is not None:
+        folder = resolve_folder(Path(recipe.model.init_from))
+        model = load_model(folder)
+        context = model.config.thinker.max_position_embeddings
+        if recipe.data.seq_len > context:
+            raise ConfigError(f"data.seq_len ({recipe.data.seq_len}) exceeds the context of {folder} ({context})")
+        return _with_dropout(model, recipe.model.thinker.dropout)
+    asked = recipe.model.thinker.vocab_size
+    if asked is not None and asked < tokenizer.vocab_size:
+        raise ConfigError(f"model.thinker.vocab_size ({asked}) is below the tokenizer's {tokenizer.vocab_size} entries")
+    # A multiple of 64 keeps the head's matrix product on its fast kernels.
+    size = asked if asked is not None else math.ceil(tokenizer.vocab_size / 64) * 64
+    config = recipe.model.build(vocab_size=size).replace(eos_token_ids=tokenizer.eos_ids)
+    return OmniModel(config, torch.Generator().manual_seed(recipe.seed))
+
+
+def _with_dropout(model: OmniModel, dropout: float | None) -> OmniModel:
+    if dropout is None or dropout == model.config.thinker.dropout:
+        return model
+    config: OmniConfig = model.config.replace(thinker=model.config.thinker.replace(dropout=dropout))
+    changed = OmniModel(config)
+    changed.load_state_dict(model.state_dict())
+    return changed
+
+
+def _total_steps(recipe: Recipe, rows: PackedRows) -> int:
+    if recipe.max_steps is not None:
+        return recipe.max_steps
+    assert recipe.epochs is not None  # the recipe checks that one of the two is there
+    per_step = recipe.batch_size * recipe.gradient_accumulation_steps
+    return max(1, math.ceil(recipe.epochs * rows.num_rows / per_step))
+
+
+def _opening(
+    recipe: Recipe, model: OmniModel, rows: PackedRows, total_steps: int, device: torch.device, start: Path | None
+) -> str:
+    per_step = recipe.batch_size * recipe.gradient_accumulation_steps
+    epochs = total_steps * per_step / rows.num_rows
+    going_on = f"; going on from {start}" if start is not None else ""
+    return (
+        f"{model.num_parameters() / 1e6:.1f} M parameters on {device}; {total_steps} steps of {per_step} rows × "
+        f"{recipe.data.seq_len} tokens, {epochs:.2f} epochs of {rows.num_rows} rows{going_on}"
+    )

@@ -1,0 +1,135 @@
+"""One optimizer step: accumulate, scale, clip, step. The order is the file's subject.
+
+The loss of every micro-batch is its sum over target tokens divided by the target tokens of the
+*whole* step, so that gradients do not depend on how the step is cut into micro-batches.
+
+Nothing here waits for the device. Whether a step's gradients are finite, the count of applied and
+skipped steps and the learning rate are tensors; the loop reads them when it writes its log.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from muomni.data import Batch
+from muomni.ops.attention import Segments
+
+
+@dataclass
+class Counters:
+    """Scalars on the device, int64.
+
+    Attributes:
+        applied: optimizer steps taken; the schedule's clock.
+        skipped: steps left out because the gradient norm was not finite.
+        streak: skipped steps in a row, up to now.
+    """
+
+    applied: Tensor
+    skipped: Tensor
+    streak: Tensor
+
+    @classmethod
+    def zeros(cls, device: torch.device) -> "Counters":
+        return cls(*(torch.zeros((), dtype=torch.int64, device=device) for _ in range(3)))
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Scalars on the device: mean loss over the step's target tokens, 2-norm of the gradients before clipping,
+    and the learning-rate factor that was used."""
+
+    loss: Tensor
+    grad_norm: Tensor
+    lr_factor: Tensor
+
+
+class TrainStep:
+    """Takes optimizer steps.
+
+    Args:
+        model: called as `model(ids, labels=..., positions=..., segments=..., num_targets=...)`.
+        optimizers: their groups carry a tensor `lr` and a float `base_lr`; see `train.optimizer`.
+        factors: (steps + 1,) the schedule's table, see `train.schedule`.
+        max_grad_norm: 0 turns clipping off.
+        autocast: makes the context of each forward pass.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[Optimizer],
+        factors: Tensor,
+        max_grad_norm: float,
+        autocast: type[nullcontext[None]] = nullcontext,
+    ) -> None:
+        self.model = model
+        self.optimizers = list(optimizers)
+        self.max_grad_norm = max_grad_norm
+        self.autocast = autocast
+        device = next(model.parameters()).device
+        self.factors = factors.to(device, torch.float32)
+        self.counters = Counters.zeros(device)
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def __call__(self, batches: Sequence[Batch]) -> StepResult:
+        """One optimizer step over micro-batches, already on the model's device."""
+        loss = self._accumulate(batches)
+        grad_norm, not_finite = self._measure()
+        factor = self._set_lr()
+        self._step(grad_norm, not_finite)
+        self._count(not_finite)
+        return StepResult(loss, grad_norm, factor)
+
+    def _accumulate(self, batches: Sequence[Batch]) -> Tensor:
+        # Known on the host: the loader counted its targets.
+        num_targets = max(1, sum(batch.num_targets for batch in batches))
+        total = torch.zeros((), dtype=torch.float32, device=self.factors.device)
+        for batch in batches:
+            context: AbstractContextManager[None] = self.autocast()
+            with context:
+                output = self.model(
+                    batch.input_ids,
+                    labels=batch.labels,
+                    positions=batch.positions,
+                    segments=Segments(batch.cu_seqlens, batch.max_seqlen),
+                    num_targets=num_targets,
+                )
+            output.loss.backward()
+            total += output.loss.detach()
+        return total
+
+    @torch.no_grad()
+    def _measure(self) -> tuple[Tensor, Tensor]:
+        grads = [p.grad for p in self._parameters if p.grad is not None]
+        grad_norm = torch.nn.utils.get_total_norm(grads)
+        return grad_norm, (~torch.isfinite(grad_norm)).to(torch.float32)
+
+    def _set_lr(self) -> Tensor:
+        factor = self.factors[self.counters.applied.clamp(max=len(self.factors) - 1)]
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                torch.mul(factor, group["base_lr"], out=group["lr"])
+        return factor
+
+    def _step(self, grad_norm: Tensor, not_finite: Tensor) -> None:
+        # A fused optimizer divides by `grad_scale` as it reads the gradients and does nothing where
+        # `found_inf` is 1: clipping and skipping cost no pass over the weights and no host sync.
+        clip = (grad_norm / self.max_grad_norm).clamp(min=1.0) if self.max_grad_norm else None
+        for optimizer in self.optimizers:
+            optimizer.grad_scale = clip  # type: ignore[attr-defined]
+            optimizer.found_inf = not_finite  # type: ignore[attr-defined]
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def _count(self, not_finite: Tensor) -> None:
+        skipped = not_finite.to(torch.int64)
+        self.counters.applied += 1 - skipped
+        self.counters.skipped += skipped
+        self.counters.streak += 1
+        self.counters.streak *= skipped
