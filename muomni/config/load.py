@@ -77,13 +77,31 @@ def read_json(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start})") from None
     try:
-        value = json5.loads(text, allow_duplicate_keys=False)
+        value = _loads(text)
     except RecursionError:
         raise ConfigError(f"{path}: not valid JSON: brackets nested too deep") from None
     except ValueError as error:
         raise ConfigError(_syntax_error(path, text, str(error))) from None
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: holds a {type(value).__name__}, not an object {{...}}")
+    return value
+
+
+def _loads(text: str) -> Any:
+    return _with_pairs_joined(json5.loads(text, allow_duplicate_keys=False))
+
+
+def _with_pairs_joined(value: Any) -> Any:
+    """Characters that JSON spells as two escapes, such as emoji, made one; json5 leaves two halves."""
+    if isinstance(value, str) and not value.isascii():
+        try:
+            return value.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            raise ValueError(f"half a character in {value!r}") from None
+    if isinstance(value, list):
+        return [_with_pairs_joined(item) for item in value]
+    if isinstance(value, dict):
+        return {_with_pairs_joined(key): _with_pairs_joined(item) for key, item in value.items()}
     return value
 
 
@@ -137,7 +155,7 @@ def _as_change(override: str) -> dict[str, Any]:
     if not equals or not all(parts):
         raise ConfigError(f"--set {override}: write it as key=value, for example optimizer.lr=3e-4")
     try:
-        value = json5.loads(text, allow_duplicate_keys=False)
+        value = _loads(text)
     except (ValueError, RecursionError):
         value = text
     change: Any = value

@@ -1,6 +1,6 @@
 """Model configurations and the presets. Field names follow Hugging Face's `Qwen3Config`."""
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -77,6 +77,10 @@ class OmniConfig(Frozen):
     model_type: Literal["muomni"] = "muomni"
     thinker: ThinkerConfig
     eos_token_ids: tuple[int, ...] = Field(default=(), strict=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, for libraries that expect a Hugging Face configuration; PEFT asks for tied embeddings."""
+        return self.model_dump(mode="json") | {"tie_word_embeddings": self.thinker.tie_word_embeddings}
 
 
 def preset(name: PresetName) -> OmniConfig:

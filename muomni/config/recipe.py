@@ -240,7 +240,9 @@ class Recipe(Frozen):
         log_every: optimizer steps between lines of `metrics.jsonl`.
     """
 
-    schema_: str | None = Field(default=None, alias="$schema")
+    schema_: str | None = Field(
+        default=None, alias="$schema", description="Where the JSON Schema is, for editors; not used otherwise."
+    )
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
     model: ModelSpec = ModelSpec(preset="tiny")
     tokenizer: TokenizerSpec = TokenizerSpec()

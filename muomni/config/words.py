@@ -108,7 +108,7 @@ def _first_required(model: type[BaseModel], at: Location) -> tuple[Location, str
 def _origin(at: Location, origin: str, layers: tuple[Layer, ...]) -> str:
     """The last layer that gives a value at `at`, or, where none does, around it."""
     for end in range(len(at), 0, -1):
-        for layer in reversed(layers):
+        for layer in layers[::-1]:
             if _holds(layer.values, at[:end]):
                 return layer.origin
     return origin
