@@ -19,6 +19,9 @@ from muomni.errors import MuOmniError
 
 # name: one line of help. The code is in `muomni.cli.NAME`; nothing of it is loaded to print `muomni --help`.
 COMMANDS: dict[str, str] = {
+    "chat": "Talk to a model in the terminal.",
+    "generate": "Answer one prompt, for scripts.",
+    "export": "Write a model as a folder that other programs load.",
     "config": "Recipes and presets: JSON Schema, a recipe with every default filled in, sizes.",
 }
 

@@ -1,0 +1,306 @@
+"""`MuOmni`, the whole public interface: the model, its tokenizer, and what one does with them."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, cast, get_args
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor
+
+from muomni.accel.device import pick_device
+from muomni.config import OmniConfig, preset
+from muomni.config.model import PresetName
+from muomni.data.chat import encode_chat
+from muomni.data.tokenizer import Tokenizer
+from muomni.errors import ConfigError, PromptError, UserError
+from muomni.files import atomic_folder, write_json
+from muomni.infer import Reply, SamplingParams, TextStream, generate
+from muomni.model import OmniModel
+from muomni.model.folder import load_model, resolve_folder, save_model
+
+Message = Mapping[str, Any]
+Prompt = str | Sequence[Message]
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+# What of a Hub repository is fetched: never pickles, never code.
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja"]
+# Files of a saved model, ours or transformers'; a folder of nothing else may be replaced by a new one.
+_SAVED = re.compile(
+    r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
+    r"|merges\.txt|chat_template\.jinja|README\.md|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
+)
+
+
+_CARD = """\
+---
+{{ card_data }}
+---
+
+A model made with μOmni.
+
+```python
+from muomni import MuOmni
+
+model = MuOmni.from_pretrained("path of this folder, or its name on the Hub")
+print(model.chat("Hello!"))
+```
+"""
+
+
+class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_template=_CARD):
+    """A model with its tokenizer.
+
+    It is an `nn.Module` of plain `nn.Linear`s: a user's own loop, `torch.autocast`, `torch.compile`,
+    accelerate and PEFT work on it.
+
+    From the Hub's mixin come the model card and `push_to_hub`. Reading and writing are μOmni's own:
+    the mixin writes into the folder in place, and does not know runs, Qwen3 folders or tokenizers.
+
+    Args:
+        config: sizes; the weights are new.
+        generator: source of the initial weights; None takes torch's default one.
+        tokenizer: for everything that takes or gives text.
+    """
+
+    def __init__(
+        self, config: OmniConfig, generator: torch.Generator | None = None, tokenizer: Tokenizer | None = None
+    ) -> None:
+        super().__init__(config, generator)
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def from_config(
+        cls,
+        config: str | OmniConfig,
+        *,
+        tokenizer: Tokenizer | None = None,
+        device: str = "auto",
+        seed: int | None = None,
+    ) -> Self:
+        """A new model with random weights in fp32, in training mode.
+
+        Args:
+            config: a preset's name (`nano`, `tiny`, `small`, `base`) or a whole configuration.
+            tokenizer: may also be set later, as `model.tokenizer`.
+            device: `auto`, `cuda`, `mps` or `cpu`.
+            seed: of the weights; None draws new ones each time.
+
+        Raises:
+            ConfigError: no such preset or device.
+        """
+        if isinstance(config, str):
+            if config not in get_args(PresetName):
+                raise ConfigError(f"no preset {config!r}: there are {', '.join(get_args(PresetName))}")
+            config = preset(cast(PresetName, config))
+        generator = torch.Generator()
+        if seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(seed)
+        return cls(config, generator, tokenizer).to(pick_device(device))
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # the mixin takes options for its own way of loading
+        cls,
+        name_or_path: str | Path,
+        *,
+        device: str = "auto",
+        dtype: torch.dtype | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+    ) -> Self:
+        """Loads a model, in evaluation mode.
+
+        Args:
+            name_or_path: a run folder (its best checkpoint, else its last), a checkpoint, a Hugging Face
+                Qwen3 folder, or the name of a model on the Hugging Face Hub.
+            device: `auto`, `cuda`, `mps` or `cpu`.
+            dtype: of the weights in memory; None keeps the file's.
+            revision, token, cache_dir, local_files_only: for a model on the Hub, as `snapshot_download` has them.
+
+        Raises:
+            UserError: nothing of that name; says where was looked.
+            CheckpointError: the folder is there but does not load.
+        """
+        place = pick_device(device)
+        path = Path(name_or_path).expanduser()
+        if not path.exists():
+            hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+            path = _download(str(name_or_path), hub)
+        folder = resolve_folder(path)
+        model = cast(Self, load_model(folder, dtype=dtype, device=place, make=cls))
+        if (folder / "tokenizer.json").is_file():
+            model.tokenizer = Tokenizer.load(folder)
+        return model
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Writes config, weights, tokenizer, chat template and a model card; whole or not at all.
+
+        Args:
+            save_directory: a new folder, or one that holds nothing but a saved model, which is replaced.
+            options: the mixin's `push_to_hub`, `repo_id`, `model_card_kwargs` and what goes with them.
+
+        Returns:
+            The commit's URL with `push_to_hub`, else None.
+
+        Raises:
+            UserError: the folder holds other files, which replacing it would remove.
+            CheckpointError: the disk is full or the folder cannot be written.
+        """
+        target = Path(save_directory).expanduser().resolve()
+        check_replaceable(target)
+        with atomic_folder(target) as folder:
+            url = super().save_pretrained(folder, **{"repo_id": target.name, **options})
+        return url
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save_model(self, save_directory)
+        if self.tokenizer is not None:
+            self.tokenizer.save(save_directory)
+
+    def export_hf(self, out: str | Path) -> None:
+        """Writes a Qwen3 folder for `transformers`, vLLM and llama.cpp's converter; whole or not at all.
+
+        Raises:
+            UserError: the folder holds other files.
+            CheckpointError: it cannot be written.
+        """
+        target = Path(out).expanduser().resolve()
+        check_replaceable(target)
+        with atomic_folder(target) as folder:
+            save_model(self, folder, qwen3=True)
+            ends = list(self.end_ids())
+            if ends:
+                values = {"eos_token_id": ends, "pad_token_id": ends[-1]}
+                write_json(folder / "generation_config.json", values)
+            if self.tokenizer is not None:
+                self.tokenizer.save(folder)
+
+    def chat(self, prompt: Prompt, **sampling: Any) -> Reply:
+        """Answers a prompt, or the last message of a conversation.
+
+        Args:
+            prompt: what the user says, or messages such as `[{"role": "user", "content": "Hello"}]`.
+            sampling: fields of `SamplingParams`.
+
+        Raises:
+            PromptError: an empty or too long prompt, or a setting that is not allowed.
+        """
+        return self.stream(prompt, **sampling).finish()
+
+    def complete(self, text: str, **sampling: Any) -> Reply:
+        """Continues a text as it stands, without the turns of a chat; otherwise as `chat`."""
+        return self.stream(text, raw=True, **sampling).finish()
+
+    def stream(self, prompt: Prompt, *, raw: bool = False, **sampling: Any) -> TextStream:
+        """As `chat`, or with `raw` as `complete`, but gives the pieces of the reply as they come.
+
+        Returns:
+            An iterator over `Piece`; after the last one its `reply` is the whole `Reply`.
+        """
+        params = SamplingParams.of(**sampling)
+        return TextStream(self, self._tokenizer(), self.encode(prompt, raw=raw), params)
+
+    def generate(self, ids: Tensor, **sampling: Any) -> Tensor:
+        """Continues token ids; see `muomni.infer.generate`.
+
+        Args:
+            ids: (B, T) int64, on any device.
+            sampling: fields of `SamplingParams`.
+
+        Returns:
+            (B, N) int64 new tokens on the model's device; a row that ended is filled with an end token.
+
+        Raises:
+            PromptError: ids that are not the model's, no room in the context, or a setting that is not allowed.
+        """
+        params = SamplingParams.of(**sampling)
+        V = self.config.thinker.vocab_size
+        if ids.is_floating_point() or (ids.numel() and bool(((ids < 0) | (ids >= V)).any())):
+            raise PromptError(f"token ids must be whole numbers from 0 to {V - 1}, the model's vocabulary")
+        return generate(self, ids.to(self.device, torch.int64), params, end_ids=self.end_ids())
+
+    def encode(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
+        """The token ids the model reads for a prompt: in the chat's turns, or with `raw` the text itself.
+
+        Raises:
+            PromptError: the prompt is empty, not in the form of messages, or holds more than text.
+        """
+        tokenizer = self._tokenizer()
+        if raw:
+            if not isinstance(prompt, str):
+                raise PromptError("a plain continuation needs a text, not messages")
+            if not prompt:
+                raise PromptError("the prompt is empty: there is nothing to continue")
+            return tokenizer.encode(prompt)
+        return encode_chat(tokenizer, _as_messages(prompt), add_generation_prompt=True).ids
+
+    def end_ids(self) -> tuple[int, ...]:
+        """Tokens that end a reply: the configuration's, else the tokenizer's ends of a turn and of a document."""
+        if self.config.eos_token_ids or self.tokenizer is None:
+            return self.config.eos_token_ids
+        return self.tokenizer.end_ids
+
+    def _tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise UserError(
+                "this model has no tokenizer, so it neither reads nor writes text: use generate with token ids, "
+                "or set model.tokenizer (a folder has one when it holds tokenizer.json)"
+            )
+        if self.tokenizer.vocab_size > self.config.thinker.vocab_size:
+            raise UserError(
+                f"the tokenizer has ids up to {self.tokenizer.vocab_size - 1}, but the model's vocabulary is "
+                f"{self.config.thinker.vocab_size}: it belongs to another model"
+            )
+        return self.tokenizer
+
+
+def _as_messages(prompt: Prompt) -> Sequence[Message]:
+    """A text as one user message; messages as they are. What there is to answer must not be blank."""
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    last = messages[-1].get("content") if messages and isinstance(messages[-1], Mapping) else None
+    if isinstance(last, str) and not last.strip():
+        raise PromptError("the prompt is empty: there is nothing to answer")
+    return messages
+
+
+def check_replaceable(target: Path) -> None:
+    """Refuses to replace a folder that holds anything but a saved model.
+
+    Raises:
+        UserError: naming what is in the way.
+    """
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{target} is a file: give a folder")
+    others = (
+        [] if not target.exists() else sorted(path.name for path in target.iterdir() if not _SAVED.fullmatch(path.name))
+    )
+    if others:
+        shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+        raise UserError(f"{target} holds other files ({shown}), which saving would remove: give a new folder")
+
+
+def _download(name: str, options: dict[str, Any]) -> Path:
+    """A model of the Hub as a local folder."""
+    looked = f"nothing at {Path(name).expanduser().absolute()}"
+    if not _HUB_NAME.fullmatch(name) or (Path(name).parent.is_dir() and Path(name).parent != Path()):
+        raise UserError(f"no run or model {name!r}: {looked}{_beside(Path(name).expanduser())}")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES, **options))
+    except LocalEntryNotFoundError:
+        why = "the Hugging Face Hub cannot be reached, and the model is not in its local cache"
+    except HfHubHTTPError as error:
+        why = f"the Hugging Face Hub has no such model, or it is not open to you ({str(error).splitlines()[0]})"
+    raise UserError(f"no run or model {name!r}: {looked}, and {why}")
+
+
+def _beside(path: Path) -> str:
+    names = sorted(p.name for p in path.parent.iterdir() if p.is_dir()) if path.parent.is_dir() else []
+    return f"; in {path.parent} there are: {', '.join(names[:10])}" if names else ""

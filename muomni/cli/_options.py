@@ -1,0 +1,54 @@
+"""Options that several commands share. Each sampling option is one field of `SamplingParams`."""
+
+from typing import Annotated, Any
+
+import typer
+
+Run = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="A run folder (its best checkpoint, else its last), a checkpoint, a Qwen3 folder, or a name on the "
+        "Hugging Face Hub.",
+    ),
+]
+Device = Annotated[str, typer.Option(help="cuda, mps or cpu; auto takes the first of them that is there.")]
+Raw = Annotated[bool, typer.Option("--raw", help="Continue the text as it stands, without the turns of a chat.")]
+System = Annotated[str | None, typer.Option(metavar="TEXT", help="What the system message says.")]
+
+_GROUP = "Sampling"
+MaxNewTokens = Annotated[
+    int | None, typer.Option(rich_help_panel=_GROUP, help="Longest reply, in tokens (default 512).")
+]
+Temperature = Annotated[
+    float | None, typer.Option(rich_help_panel=_GROUP, help="0 takes the most likely token (default 0.8).")
+]
+TopK = Annotated[
+    int | None, typer.Option(rich_help_panel=_GROUP, help="Keep the k most likely tokens; 0 keeps all (default 50).")
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(rich_help_panel=_GROUP, help="Keep the most likely tokens up to this sum (default 0.95)."),
+]
+MinP = Annotated[
+    float | None,
+    typer.Option(rich_help_panel=_GROUP, help="Keep tokens this likely relative to the best one (default 0.0)."),
+]
+RepetitionPenalty = Annotated[
+    float | None,
+    typer.Option(rich_help_panel=_GROUP, help="Above 1 makes tokens already there less likely (default 1.0)."),
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(rich_help_panel=_GROUP, metavar="TEXT", help="End before this text; may be repeated."),
+]
+Seed = Annotated[int | None, typer.Option(rich_help_panel=_GROUP, help="The same seed gives the same reply.")]
+IgnoreEos = Annotated[
+    bool | None,
+    typer.Option("--ignore-eos", rich_help_panel=_GROUP, help="Go on to the longest reply whatever the model says."),
+]
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The sampling options that were given on the command line; the others keep their defaults."""
+    return {key: value for key, value in options.items() if value is not None and value != []}

@@ -1,0 +1,28 @@
+"""Printing a reply as it comes."""
+
+import sys
+
+from muomni.infer import TextStream, Timing
+
+
+def say(stream: TextStream) -> None:
+    """Writes the pieces to standard output as they come, then a line end.
+
+    A terminal gets no control characters: it would obey them.
+    """
+    terminal = sys.stdout.isatty()
+    for piece in stream:
+        sys.stdout.write(printable(piece.text) if terminal else piece.text)
+        sys.stdout.flush()
+    print(flush=True)
+
+
+def printable(text: str) -> str:
+    """`text` without control characters other than line end and tab."""
+    return "".join(c for c in text if c.isprintable() or c in "\n\t")
+
+
+def speed(timing: Timing) -> str:
+    """For example `23 tokens, 145 tokens/s`."""
+    tokens = "1 token" if timing.new_tokens == 1 else f"{timing.new_tokens} tokens"
+    return f"{tokens}, {timing.tokens_per_s:.3g} tokens/s" if timing.tokens_per_s else tokens

@@ -1,0 +1,212 @@
+"""`muomni chat`: a conversation in the terminal, or through a pipe."""
+
+import contextlib
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from muomni.cli import _options as options
+
+if TYPE_CHECKING:
+    from muomni.api import MuOmni
+
+_HELP = """\
+/help               this list
+/reset              forget the conversation
+/system TEXT        what the system message says from now on; without TEXT there is none
+/set                the sampling settings
+/set KEY=VALUE      change one, for example /set temperature=0.5
+/quit               end; so does Ctrl-D
+Ctrl-C stops a reply. Everything else you type is said to the model."""
+
+
+def command(
+    run: options.Run,
+    message: Annotated[
+        str | None, typer.Option("--message", "-m", metavar="TEXT", help="Say this, print the reply and end.")
+    ] = None,
+    system: options.System = None,
+    max_new_tokens: options.MaxNewTokens = None,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    stop: options.Stop = None,
+    seed: options.Seed = None,
+    ignore_eos: options.IgnoreEos = None,
+    device: options.Device = "auto",
+) -> None:
+    """Talk to a model. Through a pipe, each line is a message and each reply is printed.
+
+    Example: muomni chat runs/demo --system "Answer in one sentence."
+    """
+    sampling = options.given(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        stop=stop,
+        seed=seed,
+        ignore_eos=ignore_eos,
+    )
+    from muomni.api import MuOmni
+    from muomni.infer import SamplingParams
+
+    SamplingParams.of(**sampling)  # a wrong setting is told before the model is read
+    terminal = message is None and sys.stdin.isatty() and sys.stdout.isatty()
+    model = MuOmni.from_pretrained(run, device=device)
+    chat = Chat(model, sampling, system, terminal=terminal)
+    if message is not None:
+        chat.answer(message)
+    elif terminal:
+        context = model.config.thinker.max_position_embeddings
+        size = f"{model.num_parameters() / 1e6:.3g} M parameters"
+        chat.note(f"{run}: {size}, context {context} tokens, on {model.device}. /help lists commands, Ctrl-D ends.")
+        _talk(chat)
+    else:
+        for line in sys.stdin:
+            if not chat.take(line.rstrip("\n")):
+                break
+
+
+def _talk(chat: "Chat") -> None:
+    """Reads lines from the keyboard until the user ends."""
+    from muomni.errors import PromptError
+
+    with contextlib.suppress(ImportError):  # line editing and history, where the system has them
+        import readline  # noqa: F401
+    going = True
+    while going:
+        try:
+            going = chat.take(input("> "))
+        except EOFError:
+            print()
+            return
+        except KeyboardInterrupt:
+            print()
+            chat.note("Ctrl-D or /quit ends.")
+        except PromptError as error:
+            chat.note(str(error))
+
+
+class Chat:
+    """A conversation: what was said, and the settings.
+
+    Args:
+        model: answers.
+        sampling: settings by name; those not there have their defaults.
+        system: what the system message says, or None.
+        terminal: somebody is looking: show speed and notes.
+    """
+
+    def __init__(self, model: "MuOmni", sampling: dict[str, Any], system: str | None, *, terminal: bool) -> None:
+        self.model = model
+        self.sampling = sampling
+        self.system = system
+        self.terminal = terminal
+        self.turns: list[dict[str, str]] = []
+        self._told_of_trimming = False
+
+    def note(self, text: str) -> None:
+        """A line that is not the model's, dimmed, on standard error."""
+        from rich.console import Console
+        from rich.text import Text
+
+        Console(stderr=True, highlight=False).print(Text(text, style="dim"))
+
+    def take(self, line: str) -> bool:
+        """Obeys a command or answers a message; False when the user wants to end.
+
+        Raises:
+            PromptError: the message cannot be answered; the conversation is as before.
+        """
+        if not line.strip():
+            return True
+        if not line.startswith("/"):
+            self.answer(line)
+            return True
+        name, _, rest = line.strip().partition(" ")
+        if name == "/quit":
+            return False
+        if name == "/help":
+            self.note(_HELP)
+        elif name == "/reset":
+            self.turns.clear()
+            self.note("The conversation is forgotten.")
+        elif name == "/system":
+            self.system = rest.strip() or None
+            self.note(f"System message: {self.system or 'none'}")
+        elif name == "/set":
+            self._set(rest.strip())
+        else:
+            self.note(f"There is no command {name}. /help lists them.")
+        return True
+
+    def answer(self, message: str) -> None:
+        """Prints the reply as it comes. Ctrl-C stops it; what was said until then counts.
+
+        Raises:
+            PromptError: the message cannot be answered; the conversation is as before.
+        """
+        from muomni.cli._terminal import say, speed
+
+        stream = self.model.stream(self._prompt(message), **self.sampling)
+        try:
+            say(stream)
+            ending = speed(stream.reply.timing)
+            if stream.reply.finish_reason == "length":
+                ending += ", cut at the longest reply"
+        except KeyboardInterrupt:
+            if not self.terminal:
+                raise
+            stream.close()
+            print()
+            ending = "stopped"
+        self.turns += [{"role": "user", "content": message}, {"role": "assistant", "content": stream.text}]
+        if self.terminal:
+            self.note(f"[{ending}]")
+
+    def _prompt(self, message: str) -> list[dict[str, str]]:
+        """The conversation and `message`, without the oldest turns where the context would leave too little room."""
+        first = [{"role": "system", "content": self.system}] if self.system is not None else []
+        new = [{"role": "user", "content": message}]
+        context = self.model.config.thinker.max_position_embeddings
+        longest = self.sampling.get("max_new_tokens", context)
+        dropped = 0
+        while self.turns and len(self.model.encode([*first, *self.turns, *new])) + min(longest, context // 4) > context:
+            del self.turns[:2]
+            dropped += 1
+        if dropped and not self._told_of_trimming:
+            self._told_of_trimming = True
+            self.note(f"The conversation has outgrown the context of {context} tokens: the oldest turns are left out.")
+        return [*first, *self.turns, *new]
+
+    def _set(self, text: str) -> None:
+        from muomni.errors import PromptError
+        from muomni.infer import SamplingParams
+
+        key, equals, value = (part.strip() for part in text.partition("="))
+        try:
+            if equals:
+                changed = self.sampling | {key: _value(value)}
+                SamplingParams.of(**changed)
+                self.sampling = changed
+            elif text:
+                self.note("Write it as /set KEY=VALUE, for example /set temperature=0.5")
+                return
+            now = vars(SamplingParams.of(**self.sampling))
+            self.note(", ".join(f"{name}={json.dumps(setting)}" for name, setting in now.items()))
+        except PromptError as error:
+            self.note(str(error))
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -1,0 +1,111 @@
+"""Generation: the whole prompt once, then one token a step with the KV cache.
+
+Legend: B rows, T prompt tokens, N new tokens, V vocabulary.
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from muomni.errors import PromptError
+from muomni.infer.sampling import SamplingParams, make_generator, sample
+from muomni.model import KVCache, OmniModel
+
+
+def generate(
+    model: OmniModel,
+    ids: Tensor,
+    params: SamplingParams,
+    *,
+    end_ids: Sequence[int] | None = None,
+    use_cache: bool = True,
+) -> Tensor:
+    """Continues B prompts of equal length together.
+
+    Args:
+        model: on any device; in evaluation mode while this runs.
+        ids: (B, T) int64 on the model's device.
+        params: for all rows. Stop texts need a tokenizer: `TextStream` does them.
+        end_ids: tokens that end a row, kept in the result; None takes the configuration's.
+        use_cache: False computes every step from the first token on, to compare with.
+
+    Returns:
+        (B, N) int64 new tokens on the model's device. A row that ended is filled with the first of
+        `end_ids`; N is at most `max_new_tokens`, less where the context ends or every row has ended.
+
+    Raises:
+        PromptError: there is nothing to continue, or no room for it.
+    """
+    if params.stops:
+        raise PromptError("stop: token ids hold no text to stop at; use chat, complete or stream")
+    ends = list(model.config.eos_token_ids if end_ids is None else end_ids)
+    limit = room(model, ids.shape, params)
+    ends_matter = bool(ends) and not params.ignore_eos
+    end_set = torch.tensor(ends, dtype=torch.int64, device=ids.device)
+    ended = torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
+    out = torch.empty(ids.shape[0], limit, dtype=torch.int64, device=ids.device)
+    for step, token in enumerate(next_tokens(model, ids, params, use_cache=use_cache)):
+        if not ends_matter:
+            out[:, step] = token
+            continue
+        out[:, step] = torch.where(ended, end_set[0], token)
+        ended |= torch.isin(token, end_set)
+        if bool(ended.all()):  # the one wait for the device in a step
+            return out[:, : step + 1]
+    return out
+
+
+def room(model: OmniModel, shape: Sequence[int], params: SamplingParams) -> int:
+    """How many tokens may follow prompts of `shape` (B, T): `max_new_tokens`, less where the context ends."""
+    if len(shape) != 2:
+        raise PromptError(f"token ids must be (rows, tokens), not of shape {tuple(shape)}")
+    if 0 in shape:
+        raise PromptError("the prompt is empty: there is nothing to continue")
+    context = model.config.thinker.max_position_embeddings
+    if shape[1] >= context:
+        raise PromptError(
+            f"the prompt has {shape[1]} tokens and the model's context is {context}: no room is left for a reply; "
+            "shorten the prompt"
+        )
+    return min(params.max_new_tokens, context - shape[1])
+
+
+@torch.inference_mode()
+def next_tokens(model: OmniModel, ids: Tensor, params: SamplingParams, *, use_cache: bool = True) -> Generator[Tensor]:
+    """The loop itself: yields the next (B,) tokens, as often as `room` allows, without waiting for the device.
+
+    It knows nothing of ends: whoever reads it stops when it has enough.
+    """
+    B, T = ids.shape
+    total = T + room(model, ids.shape, params)
+    thinker = model.config.thinker
+    generator = make_generator(params.seed, ids.device) if params.temperature > 0 else None
+    seen = None
+    if params.repetition_penalty != 1:
+        seen = torch.zeros(B, thinker.vocab_size, dtype=torch.bool, device=ids.device).scatter_(1, ids, True)
+    cache = KVCache(thinker, B, total, model.dtype, ids.device) if use_cache else None
+    whole = torch.empty(B, total, dtype=torch.int64, device=ids.device)
+    whole[:, :T] = ids
+    with evaluating(model):
+        for end in range(T, total):
+            new = whole[:, cache.length : end] if cache is not None else whole[:, :end]
+            logits = model(new, cache=cache, last=1).logits
+            token = sample(logits[:, -1], params, generator, seen)
+            if seen is not None:
+                seen.scatter_(1, token[:, None], True)
+            whole[:, end] = token
+            yield token
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; afterwards every module is as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
