@@ -1,0 +1,1 @@
+"""Measurements: what a model or a technique is compared with, and how fast it is."""
