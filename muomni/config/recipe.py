@@ -102,14 +102,26 @@ class SourceSpec(Frozen):
         messages_field: the column that holds a conversation; it wins where a row has both.
         separator: in plain text, what stands between documents; without it a file is one document.
         split: with `datasets`, which split.
+        subset: with `datasets`, which configuration of a data set that has several.
     """
 
     path: str = Field(min_length=1)
     format: Literal["auto", "text", "jsonl", "parquet", "datasets"] = "auto"
     text_field: str = "text"
     messages_field: str = "messages"
-    separator: str | None = None
+    separator: str | None = Field(default=None, min_length=1)
     split: str = "train"
+    subset: str | None = None
+
+    @model_validator(mode="after")
+    def _options_apply(self) -> "SourceSpec":
+        if self.separator is not None and self.format not in ("auto", "text"):
+            raise conflict("separator", self.separator, f'is for plain text, but format is "{self.format}"')
+        if self.subset is not None and self.format != "datasets":
+            raise conflict("subset", self.subset, f'needs "format": "datasets", not "{self.format}"')
+        if "split" in self.model_fields_set and self.format not in ("auto", "datasets"):
+            raise conflict("split", self.split, f'needs "format": "datasets", not "{self.format}"')
+        return self
 
 
 def _as_source(value: object) -> object:
@@ -233,6 +245,8 @@ class Recipe(Frozen):
         optimizer: how gradients become steps.
         schedule: the learning rate over the run.
         max_grad_norm: gradients are scaled down to this 2-norm; 0 turns clipping off.
+        precision: `auto` takes bf16 where the hardware multiplies in it, fp16 on older GPUs, else fp32.
+            Weights and optimizer stay in fp32.
         seed: of weights, shuffling and dropout.
         device: `auto` takes cuda, mps, cpu in that order.
         eval: validation and samples.
@@ -254,6 +268,7 @@ class Recipe(Frozen):
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
     max_grad_norm: float = Field(default=1.0, ge=0)
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     seed: int = Field(default=0, ge=0, lt=2**63)
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     eval: EvalSpec = EvalSpec()

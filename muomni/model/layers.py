@@ -52,7 +52,8 @@ class Attention(nn.Module):
         q, k = apply_rope(q, *rotation), apply_rope(k, *rotation)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        return self.o_proj(attention(q, k, v, segments).flatten(2))
+        out: Tensor = self.o_proj(attention(q, k, v, segments).flatten(2))
+        return out
 
 
 class MLP(nn.Module):
@@ -65,7 +66,8 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
 
 
 class Block(nn.Module):
@@ -81,4 +83,5 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, rotation: Rotation, segments: Segments | None, cache: Cache | None) -> Tensor:
         x = x + self.dropout(self.self_attn(self.input_layernorm(x), rotation, segments, cache))
-        return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
+        x = x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
+        return x

@@ -23,7 +23,7 @@ def varlen_attention_cpu(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) ->
     Returns:
         (N, H, D).
     """
-    out, _ = _varlen(q, k, v, cu_seqlens)
+    out: Tensor = _varlen(q, k, v, cu_seqlens)[0]
     return out
 
 

@@ -47,6 +47,7 @@ class Progress:
         best_loss: lowest validation loss so far, and `best_step` where.
         seconds: of training so far, over all sessions.
         tokens: read so far.
+        scaler: the state of fp16's loss scaler; empty with other precisions.
     """
 
     attempts: int = 0
@@ -57,7 +58,7 @@ class Progress:
     best_step: int | None = None
     seconds: float = 0.0
     tokens: int = 0
-    extra: dict[str, Any] = field(default_factory=dict)
+    scaler: dict[str, Any] = field(default_factory=dict)
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:

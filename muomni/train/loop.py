@@ -187,7 +187,7 @@ class Trainer:
             self.recipe.eval.max_rows,
             self.recipe.batch_size,
             self._byte_lengths,
-            self.step.autocast,
+            self.step.precision.autocast,
         )
         done = self.progress.applied
         self._validated_at = done
@@ -212,6 +212,7 @@ class Trainer:
         done = self.progress.applied
         if done == self._saved_at and not best:
             return
+        self.progress.scaler = self.step.scaler.state_dict()
         save_checkpoint(
             self.run,
             self.model,

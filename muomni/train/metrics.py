@@ -30,7 +30,7 @@ class MetricsLog:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)  # type: ignore[no-untyped-call]
+            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Adds one line."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from muomni.accel.device import pick_device
+from muomni.accel.precision import pick_precision
 from muomni.config import OmniConfig, Recipe, parse, read_json
 from muomni.data import PackedRows, Tokenizer, prepare, prepare_tokenizer
 from muomni.errors import ConfigError, UserError
@@ -64,6 +65,7 @@ def train(
     """
     start = _starting_point(recipe, run, resume, resume_from)
     device = pick_device(recipe.device)
+    precision = pick_precision(recipe.precision, device)
     tokenizer = _tokenizer(recipe, start)
     data = prepare(recipe.data, tokenizer)
     train_rows = PackedRows(data.train, recipe.data.seq_len, recipe.seed, shuffle=recipe.data.shuffle)
@@ -72,7 +74,7 @@ def train(
     torch.manual_seed(recipe.seed)
     model = _model(recipe, tokenizer).to(device)
     optimizers = build_optimizers(model, recipe.optimizer, device)
-    step = TrainStep(model, optimizers, lr_factors(recipe.schedule, total_steps), recipe.max_grad_norm)
+    step = TrainStep(model, optimizers, lr_factors(recipe.schedule, total_steps), recipe.max_grad_norm, precision)
     progress = Progress()
     if start is not None:
         progress = load_checkpoint(start, model, optimizers)
@@ -81,6 +83,7 @@ def train(
         step.counters.applied.fill_(progress.applied)
         step.counters.skipped.fill_(progress.skipped)
         step.counters.streak.fill_(progress.streak)
+        step.scaler.load_state_dict(progress.scaler)
     run.mkdir(parents=True, exist_ok=True)
     write_atomic(run / RECIPE, json.dumps(recipe.model_dump(mode="json", exclude_none=True, by_alias=True), indent=2) + "\n")
     sampler = make_sampler(tokenizer, recipe) if make_sampler is not None else None
@@ -89,6 +92,7 @@ def train(
         ProgressLine(total_steps, progress.applied) as line,
     ):
         line.say(_opening(recipe, model, train_rows, total_steps, device, start))
+        line.say(f"precision {precision.name}: {precision.reason}")
         trainer = Trainer(
             recipe, total_steps, model, tokenizer, step, train_rows, val_rows, run, progress, sampler
         )
@@ -146,7 +150,7 @@ def _model(recipe: Recipe, tokenizer: Tokenizer) -> OmniModel:
         raise ConfigError(f"model.thinker.vocab_size ({asked}) is below the tokenizer's {tokenizer.vocab_size} entries")
     # A multiple of 64 keeps the head's matrix product on its fast kernels.
     size = asked if asked is not None else math.ceil(tokenizer.vocab_size / 64) * 64
-    config = recipe.model.build(vocab_size=size).replace(eos_token_ids=tokenizer.eos_ids)
+    config = recipe.model.build(vocab_size=size).replace(eos_token_ids=tokenizer.end_ids)
     return OmniModel(config, torch.Generator().manual_seed(recipe.seed))
 
 

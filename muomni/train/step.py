@@ -8,13 +8,13 @@ skipped steps and the learning rate are tensors; the loop reads them when it wri
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from muomni.accel.precision import Precision
 from muomni.data import Batch
 from muomni.ops.attention import Segments
 
@@ -56,7 +56,8 @@ class TrainStep:
         optimizers: their groups carry a tensor `lr` and a float `base_lr`; see `train.optimizer`.
         factors: (steps + 1,) the schedule's table, see `train.schedule`.
         max_grad_norm: 0 turns clipping off.
-        autocast: makes the context of each forward pass.
+        precision: of the forward passes. fp16 scales the loss in the order scale, backward,
+            unscale, clip, step, update.
     """
 
     def __init__(
@@ -65,13 +66,14 @@ class TrainStep:
         optimizers: Sequence[Optimizer],
         factors: Tensor,
         max_grad_norm: float,
-        autocast: type[nullcontext[None]] = nullcontext,
+        precision: Precision,
     ) -> None:
         self.model = model
         self.optimizers = list(optimizers)
         self.max_grad_norm = max_grad_norm
-        self.autocast = autocast
-        device = next(model.parameters()).device
+        self.precision = precision
+        device = precision.device
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision.scales)
         self.factors = factors.to(device, torch.float32)
         self.counters = Counters.zeros(device)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
@@ -90,8 +92,7 @@ class TrainStep:
         num_targets = max(1, sum(batch.num_targets for batch in batches))
         total = torch.zeros((), dtype=torch.float32, device=self.factors.device)
         for batch in batches:
-            context: AbstractContextManager[None] = self.autocast()
-            with context:
+            with self.precision.autocast():
                 output = self.model(
                     batch.input_ids,
                     labels=batch.labels,
@@ -99,12 +100,16 @@ class TrainStep:
                     segments=Segments(batch.cu_seqlens, batch.max_seqlen),
                     num_targets=num_targets,
                 )
-            output.loss.backward()
+            self.scaler.scale(output.loss).backward()
             total += output.loss.detach()
         return total
 
     @torch.no_grad()
     def _measure(self) -> tuple[Tensor, Tensor]:
+        """The gradients' 2-norm, and 1.0 where it is not finite."""
+        if self.scaler.is_enabled():
+            for optimizer in self.optimizers:
+                self.scaler.unscale_(optimizer)
         grads = [p.grad for p in self._parameters if p.grad is not None]
         grad_norm = torch.nn.utils.get_total_norm(grads)
         return grad_norm, (~torch.isfinite(grad_norm)).to(torch.float32)
@@ -125,6 +130,8 @@ class TrainStep:
             optimizer.found_inf = not_finite  # type: ignore[attr-defined]
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        if self.scaler.is_enabled():
+            self.scaler.update()  # after a skipped step too: that is when the scale must come down
 
     @torch.no_grad()
     def _count(self, not_finite: Tensor) -> None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from muomni.accel.precision import Precision
 from muomni.config import OmniConfig, ThinkerConfig
 from muomni.config.recipe import OptimizerSpec
 from muomni.data import Batch
@@ -23,6 +24,7 @@ CONFIG = OmniConfig(
     )
 )
 T = 12
+FP32 = Precision("fp32", torch.device("cpu"), "test")
 
 
 def make_model(seed: int = 0) -> OmniModel:
@@ -52,7 +54,7 @@ def make_rows(rows: int, valid: list[int] | None = None) -> tuple[torch.Tensor, 
 
 
 def gradients_of(model: OmniModel, batches: list[Batch]) -> tuple[float, dict[str, torch.Tensor]]:
-    step = TrainStep(model, [], torch.ones(2), max_grad_norm=0)
+    step = TrainStep(model, [], torch.ones(2), max_grad_norm=0, precision=FP32)
     loss = step._accumulate(batches)
     return float(loss), {name: p.grad.clone() for name, p in model.named_parameters()}
 
@@ -83,7 +85,7 @@ def test_a_mean_over_micro_batches_would_be_noticed():
 
 def make_step(model: OmniModel, max_grad_norm: float = 1.0, lr: float = 1e-2) -> TrainStep:
     optimizers = build_optimizers(model, OptimizerSpec(lr=lr), torch.device("cpu"))
-    return TrainStep(model, optimizers, torch.ones(100), max_grad_norm)
+    return TrainStep(model, optimizers, torch.ones(100), max_grad_norm, FP32)
 
 
 def test_the_step_equals_plain_adamw_with_clipping():
@@ -136,7 +138,7 @@ def test_the_schedule_follows_applied_steps_only():
     ids, labels = make_rows(2)
     model = make_model().float()
     optimizers = build_optimizers(model, OptimizerSpec(lr=1.0), torch.device("cpu"))
-    step = TrainStep(model, optimizers, torch.tensor([0.1, 0.2, 0.3]) * 1e-3, 1.0)
+    step = TrainStep(model, optimizers, torch.tensor([0.1, 0.2, 0.3]) * 1e-3, 1.0, FP32)
     poison = model.thinker.norm.weight.register_hook(lambda grad: grad * float("inf"))
     assert float(step([make_batch(ids, labels)]).lr_factor) == pytest.approx(1e-4)
     poison.remove()
