@@ -19,7 +19,7 @@ def seconds(command: str) -> float:
 
 def loaded(statement: str, names: tuple[str, ...]) -> list[str]:
     code = f"{statement}\nimport sys\nprint(*(n for n in {names} if n in sys.modules))"
-    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    return subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout.split()
 
 
 def main() -> int:
