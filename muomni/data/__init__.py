@@ -1,0 +1,33 @@
+"""Data for training: tokenizer, conversations, sources, the token cache and packed rows."""
+
+from muomni.data.cache import TokenCache, build_token_cache, default_cache_dir
+from muomni.data.chat import ChatTemplate, EncodedChat, Message, check_messages, encode_chat
+from muomni.data.packing import Batch, PackedRows, Row
+from muomni.data.prepare import Prepared, prepare, prepare_tokenizer
+from muomni.data.readers import Document
+from muomni.data.sources import iter_documents, iter_texts
+from muomni.data.tokenizer import SPECIAL, Detokenizer, SpecialTokens, Tokenizer
+
+__all__ = [
+    "SPECIAL",
+    "Batch",
+    "ChatTemplate",
+    "Detokenizer",
+    "Document",
+    "EncodedChat",
+    "Message",
+    "PackedRows",
+    "Prepared",
+    "Row",
+    "SpecialTokens",
+    "TokenCache",
+    "Tokenizer",
+    "build_token_cache",
+    "check_messages",
+    "default_cache_dir",
+    "encode_chat",
+    "iter_documents",
+    "iter_texts",
+    "prepare",
+    "prepare_tokenizer",
+]
