@@ -19,6 +19,8 @@ from muomni.errors import MuOmniError
 
 # name: one line of help. The code is in `muomni.cli.NAME`; nothing of it is loaded to print `muomni --help`.
 COMMANDS: dict[str, str] = {
+    "demo": "Train a small model on text that is already here, and talk with it.",
+    "train": "Train one stage of a recipe; --resume goes on where it stopped.",
     "chat": "Talk to a model in the terminal.",
     "generate": "Answer one prompt, for scripts.",
     "export": "Write a model as a folder that other programs load.",
@@ -65,7 +67,7 @@ def _root() -> TyperGroup:
     app = typer.Typer(
         name="muomni",
         cls=_LazyGroup,
-        help="Train and run μOmni, a compact omni model. Example: muomni config presets",
+        help="Train and run μOmni, a compact omni model. Begin with: muomni demo",
         no_args_is_help=True,
         add_completion=False,
         context_settings={"help_option_names": ["-h", "--help"]},
