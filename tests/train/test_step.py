@@ -40,6 +40,7 @@ def make_batch(ids: torch.Tensor, labels: torch.Tensor) -> Batch:
         cu_seqlens=torch.arange(rows + 1, dtype=torch.int32) * T,
         max_seqlen=T,
         num_targets=int((labels[:, 1:] != IGNORE).sum()),
+        id="",
     )
 
 
