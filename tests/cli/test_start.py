@@ -139,7 +139,7 @@ def test_a_bug_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_closed_pipe_is_quiet() -> None:
-    for args in (["config", "schema"], ["config", "presets"]):
+    for args in (["config", "schema"], ["config", "presets"], ["--version"]):
         reader, writer = os.pipe()
         os.close(reader)
         with os.fdopen(writer, "w") as out:
