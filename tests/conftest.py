@@ -3,9 +3,13 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from muomni.data.tokenizer import Tokenizer
 
 # Read by torch and huggingface_hub when they are imported, so set before any test module is.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -44,4 +48,27 @@ def shared_data() -> Path:
     folder = Path(os.environ.get("MUOMNI_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip(f"the development data is not at {folder}; set MUOMNI_SHARED_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_tokenizer() -> "Tokenizer":
+    """Trained on a few sentences: common words are one token, an emoji is four."""
+    from muomni.data.tokenizer import Tokenizer
+
+    text = "The cat sat on the mat. The dog ate the bone, and then the dog slept. Hello there! What is this? "
+    return Tokenizer.train([text] * 3, vocab_size=320)
+
+
+@pytest.fixture(scope="session")
+def nano_folder(small_tokenizer: "Tokenizer", tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved nano model with random weights and the small tokenizer. Read it, do not write into it."""
+    from muomni import MuOmni
+    from muomni.config import preset
+
+    config = preset("nano")
+    thinker = config.thinker.replace(vocab_size=small_tokenizer.vocab_size, initializer_range=0.1)
+    model = MuOmni.from_config(config.replace(thinker=thinker), tokenizer=small_tokenizer, device="cpu", seed=0)
+    folder = tmp_path_factory.mktemp("models") / "nano"
+    model.save_pretrained(folder)
     return folder

@@ -11,7 +11,7 @@ from muomni.cli import _options as options
 
 def command(
     run: options.Run,
-    prompt: Annotated[str, typer.Argument(help="What to answer; - reads it from standard input.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to answer; - reads it from standard input.")],
     raw: options.Raw = False,
     system: options.System = None,
     as_json: Annotated[

@@ -1,0 +1,182 @@
+"""Text streams: whole characters, stop texts across token borders, ends and lengths."""
+
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from muomni.config import preset
+from muomni.data.tokenizer import Tokenizer
+from muomni.errors import PromptError
+from muomni.infer import SamplingParams, TextStream
+from muomni.infer.stream import StopTexts
+from muomni.model import OmniModel, OmniOutput
+
+
+class Scripted(OmniModel):
+    """Says the given tokens, whatever the prompt, and then its first token for ever."""
+
+    def __init__(self, tokenizer: Tokenizer, script: Sequence[int], prompt: int = 1) -> None:
+        config = preset("nano")
+        super().__init__(config.replace(thinker=config.thinker.replace(vocab_size=tokenizer.vocab_size)))
+        self.script, self.prompt = list(script), prompt
+
+    def forward(self, input_ids: torch.Tensor, *, cache: Any = None, **_: Any) -> OmniOutput:  # type: ignore[override]
+        cache.advance(input_ids.shape[1])
+        said = cache.length - self.prompt
+        logits = torch.zeros(1, 1, self.config.thinker.vocab_size)
+        logits[..., self.script[said] if said < len(self.script) else self.script[0]] = 1.0
+        return OmniOutput(logits, logits=logits)
+
+
+def stream(tokenizer: Tokenizer, script: Sequence[int], **settings: Any) -> TextStream:
+    settings = {"temperature": 0, "max_new_tokens": len(script)} | settings
+    return TextStream(Scripted(tokenizer, script), tokenizer, [5], SamplingParams(**settings))
+
+
+def stopped_by_definition(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    for end in range(len(text) + 1):
+        complete = [stop for stop in stops if text[:end].endswith(stop)]
+        if complete:
+            return text[: end - max(map(len, complete))], True
+    return text, False
+
+
+@given(
+    text=st.text("ab🙂", max_size=30),
+    stops=st.lists(st.text("ab🙂", min_size=1, max_size=5), max_size=4),
+    cuts=st.lists(st.integers(0, 30)),
+)
+def test_stop_texts_are_found_however_the_text_is_cut(text: str, stops: list[str], cuts: list[int]) -> None:
+    expected, found = stopped_by_definition(text, stops)
+    bounds = [0, *sorted(cut for cut in cuts if cut < len(text)), len(text)]
+    matcher = StopTexts(stops)
+    said = ""
+    for start, end in pairwise(bounds):
+        said += matcher.push(text[start:end])
+        assert expected.startswith(said), "text was shown that does not belong to the reply"
+        if not matcher.found:
+            # Nothing waits longer than it must: what is held back begins a stop text.
+            held = text[len(said) : end]
+            assert not held or any(stop.startswith(held) for stop in stops)
+    said += matcher.finish()
+    assert (said, matcher.found) == (expected, found)
+
+
+TEXTS = ["The cat sat on the mat.", "Zürich 🙂👩‍👩‍👧 日本 ok", "a", "🙂" * 5, "tabs\tand\nlines\n"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_pieces_are_whole_characters_and_add_up(small_tokenizer: Tokenizer, text: str) -> None:
+    ids = small_tokenizer.encode(text)
+    running = stream(small_tokenizer, [*ids, small_tokenizer.im_end_id], max_new_tokens=100)
+    pieces = list(running)
+    reply = running.reply
+    assert "".join(piece.text for piece in pieces) == reply.text == str(reply) == text
+    assert not any("\ufffd" in piece.text for piece in pieces)
+    assert sum((piece.tokens for piece in pieces), ()) == reply.tokens == (*ids, small_tokenizer.im_end_id)
+    assert reply.finish_reason == "stop"
+    assert (reply.timing.prompt_tokens, reply.timing.new_tokens) == (1, len(ids) + 1)
+    assert reply.audio is None and reply.sample_rate is None
+
+
+def test_each_piece_comes_when_its_character_is_complete(small_tokenizer: Tokenizer) -> None:
+    ids = small_tokenizer.encode("🙂🙂")
+    assert len(ids) == 8
+    assert [(piece.text, len(piece.tokens)) for piece in stream(small_tokenizer, ids)] == [("🙂", 4), ("🙂", 4)]
+
+
+def test_an_unfinished_character_is_shown_as_such(small_tokenizer: Tokenizer) -> None:
+    reply = stream(small_tokenizer, small_tokenizer.encode("ok🙂")[:-1]).finish()
+    assert reply.text == "ok\ufffd"
+    assert reply.finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "expected"),
+    [
+        ("The cat sat on the mat.", " on the", "The cat sat"),
+        ("The cat sat on the mat.", "at s", "The c"),
+        ("The cat sat on the mat.", ["zebra", ".", "mat"], "The cat sat on the "),
+        ("one 🙂 two", "🙂", "one "),
+        ("one 🙂 two", "e 🙂 t", "on"),
+        ("one 日本語 two", "本", "one 日"),
+        ("The cat", "T", ""),
+    ],
+)
+def test_a_stop_text_ends_the_reply_before_it(
+    small_tokenizer: Tokenizer, text: str, stop: str | list[str], expected: str
+) -> None:
+    ids = small_tokenizer.encode(text)
+    running = stream(small_tokenizer, ids, stop=stop, max_new_tokens=100)
+    assert "".join(piece.text for piece in running) == expected
+    assert running.reply.text == expected
+    assert running.reply.finish_reason == "stop"
+    assert running.reply.tokens == tuple(ids[: len(running.reply.tokens)])
+    assert len(running.reply.tokens) <= len(ids)
+
+
+def test_text_that_only_begins_a_stop_text_is_shown_at_the_end(small_tokenizer: Tokenizer) -> None:
+    ids = small_tokenizer.encode("The cat sat")
+    for end, reason in ([], "length"), ([small_tokenizer.eos_id], "stop"):
+        reply = stream(small_tokenizer, ids + end, stop="sat down").finish()
+        assert (reply.text, reply.finish_reason) == ("The cat sat", reason)
+
+
+def test_both_end_tokens_end_a_reply_and_the_configuration_decides(small_tokenizer: Tokenizer) -> None:
+    ids = small_tokenizer.encode("The cat sat")
+    for end in (small_tokenizer.im_end_id, small_tokenizer.eos_id):
+        assert stream(small_tokenizer, [*ids, end, *ids]).finish().text == "The cat sat"
+    model = Scripted(small_tokenizer, ids)
+    model.config = model.config.replace(eos_token_ids=(ids[1],))
+    reply = TextStream(model, small_tokenizer, [5], SamplingParams(temperature=0)).finish()
+    assert reply.tokens == tuple(ids[:2])
+    assert reply.text == small_tokenizer.decode(ids[:1])
+
+
+def test_ignore_eos_goes_on_and_leaves_the_end_token_out_of_the_text(small_tokenizer: Tokenizer) -> None:
+    ids = [*small_tokenizer.encode("The cat"), small_tokenizer.eos_id, *small_tokenizer.encode(" sat")]
+    reply = stream(small_tokenizer, ids, ignore_eos=True).finish()
+    assert (reply.text, reply.tokens, reply.finish_reason) == ("The cat sat", tuple(ids), "length")
+
+
+def test_the_context_ends_a_reply(small_tokenizer: Tokenizer) -> None:
+    model = Scripted(small_tokenizer, small_tokenizer.encode("a"), prompt=250)
+    reply = TextStream(model, small_tokenizer, [5] * 250, SamplingParams(temperature=0)).finish()
+    assert len(reply.tokens) == 6
+    assert reply.finish_reason == "length"
+
+
+def test_a_prompt_without_room_is_refused_before_the_first_piece(small_tokenizer: Tokenizer) -> None:
+    model = Scripted(small_tokenizer, [5])
+    with pytest.raises(PromptError, match="256 tokens and the model's context is 256"):
+        TextStream(model, small_tokenizer, [5] * 256, SamplingParams())
+    with pytest.raises(PromptError, match="empty"):
+        TextStream(model, small_tokenizer, [], SamplingParams())
+
+
+def test_an_unread_stream_has_no_reply_and_can_be_closed(small_tokenizer: Tokenizer) -> None:
+    model = Scripted(small_tokenizer, small_tokenizer.encode("The cat sat")).train()
+    running = TextStream(model, small_tokenizer, [5], SamplingParams(temperature=0))
+    first = next(running)
+    with pytest.raises(RuntimeError, match="not finished"):
+        _ = running.reply
+    assert not model.training
+    running.close()
+    assert model.training
+    assert running.text == first.text
+    assert list(running) == []
+
+
+def test_the_readers_own_time_is_not_counted(small_tokenizer: Tokenizer) -> None:
+    running = stream(small_tokenizer, small_tokenizer.encode("The cat sat on the mat."))
+    for _ in running:
+        time.sleep(0.1)
+    timing = running.reply.timing
+    assert 0 < timing.decode_s < 0.1 * (timing.new_tokens - 1)
+    assert timing.tokens_per_s == pytest.approx((timing.new_tokens - 1) / timing.decode_s)
