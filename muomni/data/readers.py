@@ -75,7 +75,7 @@ def read_text_file(path: Path, spec: SourceSpec, report: Report, keep: Keep) -> 
             for text in whole:
                 text = (text.lstrip("\n") if first else text).rstrip("\n")
                 if keep(number):
-                    yield from _pieces(text, f"{origin}: document {number + 1}", continues=not first)
+                    yield from _pieces(text, f"{origin}: document {number + 1}", not first, limit)
                 number, first = number + 1, True
         # The last characters may be the beginning of a separator, so they wait.
         done = 0
@@ -201,12 +201,10 @@ def row_documents(row: Mapping[str, Any], spec: SourceSpec, origin: str) -> Iter
     if not isinstance(text, str):
         raise DataError(f"{origin}: field {spec.text_field!r} must be a string, not {_json_kind(text)}")
     _refuse_surrogates(text, origin)
-    yield from _pieces(text, origin)
+    yield from _pieces(text, origin, continues=False, limit=PIECE_CHARS)
 
 
-def _pieces(
-    text: str, origin: str, continues: bool = False, limit: int = PIECE_CHARS, divisible: bool = False
-) -> Iterator[Document]:
+def _pieces(text: str, origin: str, continues: bool, limit: int, divisible: bool = False) -> Iterator[Document]:
     """A text in pieces of at most `limit` characters.
 
     Args:

@@ -1,0 +1,50 @@
+"""Small inputs for the tests of the data package."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from muomni.data.cache import FORMAT, TokenCache
+
+STORIES = [
+    "Once upon a time there was a small cat. It sat on the mat, and the dog slept beside it.\n",
+    "The dog ate the bone. Then it ran 12345 times around the house; it was happy!\n\n",
+    "Lily said, \"I don't know what's in the box.\" Her mother smiled and opened it.\n",
+    "def add(a, b):\n    return a + b\n\n\nprint(add(1, 23))\n",
+]
+
+
+def write_jsonl(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def chat(*contents: str) -> list[dict[str, str]]:
+    """User and assistant in turn."""
+    roles = ("user", "assistant")
+    return [{"role": roles[n % 2], "content": content} for n, content in enumerate(contents)]
+
+
+def numbered_cache(folder: Path, lengths: list[int], learnt: list[int] | None = None) -> TokenCache:
+    """A cache whose i-th token has the id i, so that a row tells where its tokens come from."""
+    total = sum(lengths)
+    name = "f" * 32
+    part = folder / name / "train"
+    part.mkdir(parents=True)
+    np.arange(total, dtype=np.uint32).tofile(part / "tokens.bin")
+    (np.cumsum(lengths) - lengths).astype(np.int64).tofile(part / "offsets.bin")
+    if learnt is not None:
+        np.array(learnt, dtype=np.uint8).tofile(part / "mask.bin")
+    counts = {
+        "documents": len(lengths),
+        "tokens": total,
+        "text_bytes": total,
+        "target_tokens": total if learnt is None else sum(learnt),
+        "target_bytes": total,
+        "masked": learnt is not None,
+    }
+    meta = {"format": FORMAT, "fingerprint": name, "dtype": "uint32", "eos_id": 0, "pad_id": total + 7}
+    (part.parent / "meta.json").write_text(json.dumps(meta | {"parts": {"train": counts}}))
+    return TokenCache(part)
