@@ -187,15 +187,18 @@ def source_fingerprint(sources: Sequence[SourceSpec], tokenizer: Tokenizer, val_
 
 def _describe_file(path: Path) -> list[Any]:
     """Path, size, time of change, and a hash of the content: all of it, or both ends of a large file."""
-    found = path.stat()
     content = blake2b(digest_size=16)
-    with path.open("rb") as file:
-        if found.st_size <= _WHOLE_HASH_BYTES:
-            content.update(file.read())
-        else:
-            content.update(file.read(_ENDS_HASH_BYTES))
-            file.seek(-_ENDS_HASH_BYTES, os.SEEK_END)
-            content.update(file.read())
+    try:
+        found = path.stat()
+        with path.open("rb") as file:
+            if found.st_size <= _WHOLE_HASH_BYTES:
+                content.update(file.read())
+            else:
+                content.update(file.read(_ENDS_HASH_BYTES))
+                file.seek(-_ENDS_HASH_BYTES, os.SEEK_END)
+                content.update(file.read())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     return [str(path.resolve()), found.st_size, found.st_mtime_ns, content.hexdigest()]
 
 
