@@ -4,7 +4,7 @@ Legend: B rows, T prompt tokens, N new tokens, V vocabulary.
 """
 
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -40,20 +40,21 @@ def generate(
     """
     if params.stops:
         raise PromptError("stop: token ids hold no text to stop at; use chat, complete or stream")
-    ends = list(model.config.eos_token_ids if end_ids is None else end_ids)
-    limit = room(model, ids.shape, params)
-    ends_matter = bool(ends) and not params.ignore_eos
-    end_set = torch.tensor(ends, dtype=torch.int64, device=ids.device)
-    ended = torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
-    out = torch.empty(ids.shape[0], limit, dtype=torch.int64, device=ids.device)
-    for step, token in enumerate(next_tokens(model, ids, params, use_cache=use_cache)):
-        if not ends_matter:
-            out[:, step] = token
-            continue
-        out[:, step] = torch.where(ended, end_set[0], token)
-        ended |= torch.isin(token, end_set)
-        if bool(ended.all()):  # the one wait for the device in a step
-            return out[:, : step + 1]
+    ends = [] if params.ignore_eos else list(model.config.eos_token_ids if end_ids is None else end_ids)
+    B, N = ids.shape[0], room(model, ids.shape, params)
+    out = torch.empty(B, N, dtype=torch.int64, device=ids.device)
+    ended = torch.zeros(B, dtype=torch.bool, device=ids.device)
+    # Only made where there are ends: copying it to the device waits.
+    end_set = torch.tensor(ends, dtype=torch.int64, device=ids.device) if ends else None
+    with closing(next_tokens(model, ids, params, use_cache=use_cache)) as steps:
+        for step, token in enumerate(steps):
+            if end_set is None:
+                out[:, step] = token
+                continue
+            out[:, step] = torch.where(ended, end_set[0], token)
+            ended |= torch.isin(token, end_set)
+            if bool(ended.all()):  # the one wait for the device in a step
+                return out[:, : step + 1]
     return out
 
 

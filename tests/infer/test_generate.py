@@ -61,6 +61,7 @@ def test_each_step_computes_one_token_and_one_row_of_logits(model: OmniModel, mo
     forward = OmniModel.forward
 
     def spy(self: OmniModel, input_ids: Tensor, **options: Any) -> OmniOutput:
+        assert torch.is_inference_mode_enabled()
         out = forward(self, input_ids, **options)
         assert out.logits is not None
         seen.append((input_ids.shape[1], out.logits.shape[1]))

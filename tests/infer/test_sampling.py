@@ -56,6 +56,12 @@ def test_top_k_keeps_all_of_a_tie() -> None:
     ]
 
 
+def test_a_sum_that_is_reached_exactly_is_enough() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
+    first = float(logits.softmax(-1)[0, 0])
+    assert (keep_likely(logits, 0, first, 0.0) > -math.inf).tolist() == [[True, False, False, False]]
+
+
 def test_rows_are_filtered_separately() -> None:
     logits = torch.randn(5, 30, generator=torch.Generator().manual_seed(0))
     together = keep_likely(logits, 7, 0.8, 0.05)

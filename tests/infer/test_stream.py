@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from muomni.config import preset
@@ -34,9 +34,9 @@ class Scripted(OmniModel):
         return OmniOutput(logits, logits=logits)
 
 
-def stream(tokenizer: Tokenizer, script: Sequence[int], **settings: Any) -> TextStream:
-    settings = {"temperature": 0, "max_new_tokens": len(script)} | settings
-    return TextStream(Scripted(tokenizer, script), tokenizer, [5], SamplingParams(**settings))
+def stream(tokenizer: Tokenizer, script: Sequence[int], **sampling: Any) -> TextStream:
+    chosen = {"temperature": 0, "max_new_tokens": len(script)} | sampling
+    return TextStream(Scripted(tokenizer, script), tokenizer, [5], SamplingParams(**chosen))
 
 
 def stopped_by_definition(text: str, stops: Sequence[str]) -> tuple[str, bool]:
@@ -47,11 +47,18 @@ def stopped_by_definition(text: str, stops: Sequence[str]) -> tuple[str, bool]:
     return text, False
 
 
+# A letter for each of: one token, another, a character of several bytes; few, so that stop texts overlap.
+letters = st.sampled_from(["a", "b", "🙂"])
+
+
+@settings(max_examples=400)
 @given(
-    text=st.text("ab🙂", max_size=30),
-    stops=st.lists(st.text("ab🙂", min_size=1, max_size=5), max_size=4),
-    cuts=st.lists(st.integers(0, 30)),
+    text=st.lists(letters, max_size=14).map("".join),
+    stops=st.lists(st.lists(letters, min_size=1, max_size=5).map("".join), max_size=4),
+    cuts=st.lists(st.integers(0, 14), max_size=14),
 )
+@example(text="bab🙂", stops=["ab", "bab🙂"], cuts=[])
+@example(text="ab", stops=["ab"], cuts=[1])
 def test_stop_texts_are_found_however_the_text_is_cut(text: str, stops: list[str], cuts: list[int]) -> None:
     expected, found = stopped_by_definition(text, stops)
     bounds = [0, *sorted(cut for cut in cuts if cut < len(text)), len(text)]
