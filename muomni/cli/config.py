@@ -81,7 +81,9 @@ def presets(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*(heading.replace("_", " ") for heading in rows[0]), box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = Table(
+        *(heading.replace("_", " ") for heading in rows[0]), box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows:
