@@ -18,7 +18,8 @@ from muomni.errors import ConfigError, PromptError, UserError
 from muomni.files import atomic_folder, write_json
 from muomni.infer import Reply, SamplingParams, TextStream, generate
 from muomni.model import OmniModel
-from muomni.model.folder import load_model, resolve_folder, save_model
+from muomni.model.folder import CONFIG, load_model, resolve_folder, save_model
+from muomni.model.qwen3 import to_qwen3_config
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[Message]
@@ -173,10 +174,12 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
         check_replaceable(target)
         with atomic_folder(target) as folder:
             save_model(self, folder, qwen3=True)
-            ends = list(self.end_ids())
-            if ends:
-                values = {"eos_token_id": ends, "pad_token_id": ends[-1]}
-                write_json(folder / "generation_config.json", values)
+            if ends := self.end_ids():
+                # A model that leaves its ends to the tokenizer says them here: others read them in these files.
+                config = self.config.replace(eos_token_ids=ends)
+                write_json(folder / CONFIG, to_qwen3_config(config, str(self.dtype).removeprefix("torch.")))
+                generation = {"eos_token_id": list(ends), "pad_token_id": ends[-1]}
+                write_json(folder / "generation_config.json", generation)
             if self.tokenizer is not None:
                 self.tokenizer.save(folder)
 

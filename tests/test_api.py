@@ -293,7 +293,7 @@ def test_exports_load_in_transformers(model: MuOmni, tmp_path: Path) -> None:
     ids = torch.tensor([model.encode(messages)])
     with torch.inference_mode():
         torch.testing.assert_close(theirs(ids).logits, model(ids).logits, rtol=0, atol=1e-4)
-    assert set(theirs.generation_config.eos_token_id) == set(model.end_ids())
+    assert set(theirs.generation_config.eos_token_id) == set(theirs.config.eos_token_id) == set(model.end_ids())
     said = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False)
     ours = model.chat(messages, temperature=0, max_new_tokens=10)
     assert said[0, ids.shape[1] :].tolist() == list(ours.tokens)

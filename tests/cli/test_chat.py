@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import pty
 import select
 import signal
 import subprocess
@@ -259,6 +258,8 @@ def test_export_writes_a_qwen3_folder(muomni: Any, nano_folder: Path, tmp_path: 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a pseudo-terminal needs a POSIX system")
 def test_a_chat_in_a_terminal(nano_folder: Path) -> None:
+    import pty
+
     master, slave = pty.openpty()
     command = [sys.executable, "-m", "muomni", "chat", str(nano_folder), "--seed", "1", "--ignore-eos"]
     process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
