@@ -5,7 +5,12 @@ a call per document pays only for pairs inside documents, and the kernel is para
 custom operator the loop is one node for autograd and for `torch.compile`, whatever the documents are.
 """
 
+import itertools
+import math
+from dataclasses import dataclass
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
@@ -27,25 +32,58 @@ def varlen_attention_cpu(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) ->
     return out
 
 
-def _spans(cu_seqlens: Tensor) -> list[tuple[int, int]]:
+@dataclass(frozen=True)
+class _Span:
+    """One document, and the rows the kernel is run on for it.
+
+    In bf16 and fp16 the kernel compiles its matrix products for every length it meets and keeps them:
+    hundreds of lengths cost hundreds of megabytes. So a document is run as a multiple of `_STEP`
+    rows. The rows behind its end belong to the next document: by causality no row of this document
+    sees them, and what they give is thrown away.
+    """
+
+    start: int
+    end: int
+    stop: int
+
+    def rows(self, x: Tensor, behind: float | None = None) -> Tensor:
+        """Rows start..stop as (1, heads, rows, D), the kernel's layout; a view where nothing has to change.
+
+        Args:
+            x: (N, heads, D) or (N, heads).
+            behind: what the rows behind the document hold; None leaves what is there.
+        """
+        last = self.stop if behind is None else self.end
+        x = x[self.start : last]
+        missing = self.stop - self.start - x.shape[0]
+        if missing:
+            x = F.pad(x, (0, 0) * (x.ndim - 1) + (0, missing), value=behind or 0.0)
+        return x.transpose(0, 1).unsqueeze(0)
+
+
+_STEP = 64
+
+
+def _spans(cu_seqlens: Tensor, dtype: torch.dtype) -> list[_Span]:
+    step = _STEP if dtype in (torch.bfloat16, torch.float16) else 1
     # The bounds live in CPU memory, so reading them waits for nothing.
     bounds = cu_seqlens.tolist()
-    return [(start, end) for start, end in zip(bounds, bounds[1:], strict=False) if end > start]
-
-
-def _rows(x: Tensor, start: int, end: int) -> Tensor:
-    """Tokens start..end as (1, heads, tokens, D), the kernel's layout, without a copy."""
-    return x[start:end].transpose(0, 1).unsqueeze(0)
+    return [
+        _Span(start, end, start + -(-(end - start) // step) * step)
+        for start, end in itertools.pairwise(bounds)
+        if end > start
+    ]
 
 
 @torch.library.custom_op("muomni::varlen_cpu", mutates_args=(), device_types="cpu")
 def _varlen(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     log_sum_exp = torch.empty(q.shape[:2], dtype=_wide(q.dtype))
-    for start, end in _spans(cu_seqlens):
-        part, lse = _forward(_rows(q, start, end), _rows(k, start, end), _rows(v, start, end), 0.0, True)
-        out[start:end] = part[0].transpose(0, 1)
-        log_sum_exp[start:end] = lse[0].transpose(0, 1)
+    for span in _spans(cu_seqlens, q.dtype):
+        part, lse = _forward(span.rows(q), span.rows(k), span.rows(v), 0.0, True)
+        length = span.end - span.start
+        out[span.start : span.end] = part[0].transpose(0, 1)[:length]
+        log_sum_exp[span.start : span.end] = lse[0].transpose(0, 1)[:length]
     return out, log_sum_exp
 
 
@@ -59,11 +97,12 @@ def _varlen_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sum_exp: Tensor, cu_seqlens: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     grads = tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-    for start, end in _spans(cu_seqlens):
-        inputs = (_rows(x, start, end) for x in (grad, q, k, v, out))
-        parts = _backward(*inputs, log_sum_exp[start:end].transpose(0, 1).unsqueeze(0), 0.0, True)
+    for span in _spans(cu_seqlens, q.dtype):
+        # Behind the document: no gradient comes in, and exp(score - inf) makes every weight zero.
+        inputs = (span.rows(q), span.rows(k), span.rows(v), span.rows(out))
+        parts = _backward(span.rows(grad, behind=0.0), *inputs, span.rows(log_sum_exp, behind=math.inf), 0.0, True)
         for whole, part in zip(grads, parts, strict=True):
-            whole[start:end] = part[0].transpose(0, 1)
+            whole[span.start : span.end] = part[0].transpose(0, 1)[: span.end - span.start]
     return grads[0], grads[1], grads[2]
 
 

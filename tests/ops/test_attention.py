@@ -86,3 +86,35 @@ def test_the_custom_operator_is_well_formed():
 
     q, k, v = (x.detach()[0].float().requires_grad_() for x in make_inputs(0, 1, 7, 7, 4, 2, 8))
     torch.library.opcheck(_varlen, (q, k, v, torch.tensor([0, 3, 7], dtype=torch.int32)))
+
+
+@given(seed=st.integers(0, 2**31), lengths=st.lists(st.integers(1, 150), min_size=1, max_size=4), rows=st.integers(1, 2))
+def test_packed_documents_in_bf16_err_no_more_than_plain_bf16_attention(seed, lengths, rows):
+    """The rule of flash-attention's own tests: error ≤ 2 × that of the plain low-precision path, plus one rounding."""
+    exact = make_inputs(seed, rows, sum(lengths), sum(lengths), 4, 2, 16)
+    segments = cut(lengths, rows)
+    low = [x.detach().bfloat16().requires_grad_() for x in exact]
+    exact = [x.detach().double().requires_grad_() for x in low]
+    upstream = torch.randn(exact[0].shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+    def run(function, inputs):
+        out = function(*inputs, segments)
+        return [out.detach(), *torch.autograd.grad(out, inputs, upstream.to(out.dtype))]
+
+    references = run(attention_reference, exact)
+    plain, fast = run(attention_reference, low), run(attention, low)
+    for reference, slow, quick in zip(references, plain, fast, strict=True):
+        scale = reference.abs().max() * 2**-8
+        assert (quick - reference).abs().max() <= 2 * (slow - reference).abs().max() + scale
+
+
+def test_bf16_gradients_stay_finite_beside_a_document_of_other_scale():
+    """The rows behind a document are its neighbour's; their weights must not overflow into it."""
+    q, k, v = (x.detach() for x in make_inputs(0, 1, 40, 40, 2, 1, 16))
+    q[:, :3] *= 1e-3
+    k[:, :3] *= 1e3
+    q[:, 3:] *= 1e3
+    inputs = [x.bfloat16().requires_grad_() for x in (q, k, v)]
+    out = attention(*inputs, cut([3, 37], 1))
+    for gradient in torch.autograd.grad(out, inputs, torch.ones_like(out)):
+        assert torch.isfinite(gradient).all()
