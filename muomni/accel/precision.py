@@ -59,7 +59,9 @@ def pick_precision(name: PrecisionName, device: torch.device) -> Precision:
     fast_bf16, why = _bf16(device)
     if name == "bf16":
         if not fast_bf16:
-            raise ConfigError(f'precision = "bf16": {why}; use "fp32"' + (' or "fp16"' if device.type == "cuda" else ""))
+            raise ConfigError(
+                f'precision = "bf16": {why}; use "fp32"' + (' or "fp16"' if device.type == "cuda" else "")
+            )
         return Precision("bf16", device, "as asked")
     if name == "fp16":
         if device.type == "cpu":
@@ -82,4 +84,3 @@ def _bf16(device: torch.device) -> tuple[bool, str]:
         have = [name for name in ("avx512_bf16", "amx_bf16") if features.get(name)]
         return bool(have), f"the CPU has {have[0]}" if have else "the CPU has neither avx512_bf16 nor amx_bf16"
     return False, f"bf16 is not known to be fast on {device.type}"
-

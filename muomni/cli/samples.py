@@ -17,7 +17,8 @@ def make_sampler(tokenizer: Tokenizer, recipe: Recipe) -> Sampler:
             max_new_tokens=recipe.eval.sample_tokens, temperature=0.8, top_p=0.95, seed=recipe.seed + step
         )
         return [
-            TextStream(model, tokenizer, tokenizer.encode(prompt), params).finish().text for prompt in recipe.eval.prompts
+            TextStream(model, tokenizer, tokenizer.encode(prompt), params).finish().text
+            for prompt in recipe.eval.prompts
         ]
 
     return sample

@@ -254,7 +254,8 @@ class _Shard:
         order = order[np.argsort(lengths[order] != T, kind="stable")]
         pieces, lengths = pieces[order], lengths[order]
         starts = np.cumsum(lengths) - lengths
-        source = np.arange(len(self.tokens)) + np.repeat(pieces - starts, lengths)
+        source = np.repeat(pieces - starts, lengths)
+        source += np.arange(len(self.tokens))
         rows = len(self.tokens) // T
         # A short row, which only the last shard has, stays the last.
         row_order = np.arange(-(-len(self.tokens) // T))

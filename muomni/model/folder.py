@@ -80,7 +80,7 @@ def load_model(
     for path in _weight_files(folder):
         try:
             with safe_open(path, framework="pt", device=str(device)) as file:
-                for stored in file.keys():
+                for stored in file.keys():  # noqa: SIM118 - not a dict: it has no iterator
                     name = from_qwen3_name(stored) if is_qwen3 else stored
                     if name == _TIED and config.thinker.tie_word_embeddings:
                         continue

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from muomni.accel.memory import memory_in_use
 from muomni.config.recipe import Recipe
@@ -163,7 +162,9 @@ class Trainer:
         memory = memory_in_use(self.model.device)
         speed = self._window_tokens / seconds
         step_seconds = seconds / len(self._pending)
-        log.write("speed", applied, tokens_per_s=speed, step_s=step_seconds, tokens=self.progress.tokens, **memory.as_dict())
+        log.write(
+            "speed", applied, tokens_per_s=speed, step_s=step_seconds, tokens=self.progress.tokens, **memory.as_dict()
+        )
         log.flush()
         losses = [loss for loss, *_ in figures]
         note = f"loss {sum(losses) / len(losses):.3f}  {speed:,.0f} tok/s  {step_seconds:.2f} s/step  {memory}"

@@ -85,7 +85,9 @@ def train(
         step.counters.streak.fill_(progress.streak)
         step.scaler.load_state_dict(progress.scaler)
     run.mkdir(parents=True, exist_ok=True)
-    write_atomic(run / RECIPE, json.dumps(recipe.model_dump(mode="json", exclude_none=True, by_alias=True), indent=2) + "\n")
+    write_atomic(
+        run / RECIPE, json.dumps(recipe.model_dump(mode="json", exclude_none=True, by_alias=True), indent=2) + "\n"
+    )
     sampler = make_sampler(tokenizer, recipe) if make_sampler is not None else None
     with (
         MetricsLog(run, progress.applied, tensorboard_installed()) as log,
@@ -93,9 +95,7 @@ def train(
     ):
         line.say(_opening(recipe, model, train_rows, total_steps, device, start))
         line.say(f"precision {precision.name}: {precision.reason}")
-        trainer = Trainer(
-            recipe, total_steps, model, tokenizer, step, train_rows, val_rows, run, progress, sampler
-        )
+        trainer = Trainer(recipe, total_steps, model, tokenizer, step, train_rows, val_rows, run, progress, sampler)
         trainer.train(log, line)
     plot = plot_losses(run) if progress.applied else None
     return TrainResult(run, progress, total_steps, trainer.stopped, plot)
@@ -119,7 +119,9 @@ def _starting_point(recipe: Recipe, run: Path, resume: bool, resume_from: Path |
 def _check_same(recipe: Recipe, earlier: Recipe, run: Path) -> None:
     now, before = recipe.model_dump(mode="json"), earlier.model_dump(mode="json")
     changed = [
-        f"{key}: {before[key]!r} became {now[key]!r}" for key in now if key not in _MAY_CHANGE and now[key] != before[key]
+        f"{key}: {before[key]!r} became {now[key]!r}"
+        for key in now
+        if key not in _MAY_CHANGE and now[key] != before[key]
     ]
     if changed:
         raise ConfigError(

@@ -88,7 +88,9 @@ def test_the_custom_operator_is_well_formed():
     torch.library.opcheck(_varlen, (q, k, v, torch.tensor([0, 3, 7], dtype=torch.int32)))
 
 
-@given(seed=st.integers(0, 2**31), lengths=st.lists(st.integers(1, 150), min_size=1, max_size=4), rows=st.integers(1, 2))
+@given(
+    seed=st.integers(0, 2**31), lengths=st.lists(st.integers(1, 150), min_size=1, max_size=4), rows=st.integers(1, 2)
+)
 def test_packed_documents_in_bf16_err_no_more_than_plain_bf16_attention(seed, lengths, rows):
     """The rule of flash-attention's own tests: error ≤ 2 × that of the plain low-precision path, plus one rounding."""
     exact = make_inputs(seed, rows, sum(lengths), sum(lengths), 4, 2, 16)

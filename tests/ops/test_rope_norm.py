@@ -19,7 +19,9 @@ def test_rope_turns_each_pair_as_a_complex_number(seed, size, theta):
     half = size // 2
     for pair in range(half):
         angle = positions.double() * theta ** (-2 * pair / size)
-        number = torch.complex(x[..., pair], x[..., pair + half]) * torch.polar(torch.ones_like(angle), angle)[:, :, None]
+        number = (
+            torch.complex(x[..., pair], x[..., pair + half]) * torch.polar(torch.ones_like(angle), angle)[:, :, None]
+        )
         torch.testing.assert_close(turned[..., pair], number.real, rtol=0, atol=1e-10)
         torch.testing.assert_close(turned[..., pair + half], number.imag, rtol=0, atol=1e-10)
 
@@ -28,9 +30,7 @@ def test_rope_scores_depend_on_distance_alone():
     q, k = torch.randn(2, 1, 1, 1, 16, dtype=torch.float64)
 
     def score(i: int, j: int) -> float:
-        turned = [
-            apply_rope(x, *rope_tables(torch.tensor([[p]]), 16, 1e4, torch.float64)) for x, p in ((q, i), (k, j))
-        ]
+        turned = [apply_rope(x, *rope_tables(torch.tensor([[p]]), 16, 1e4, torch.float64)) for x, p in ((q, i), (k, j))]
         return float((turned[0] * turned[1]).sum())
 
     assert math.isclose(score(7, 3), score(104, 100), rel_tol=1e-9)

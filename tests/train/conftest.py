@@ -8,7 +8,7 @@ import pytest
 
 from muomni.config import Recipe
 
-WORDS = "the a small big red old cat dog bird tree house river sees finds likes takes calls under over near and but".split()
+WORDS = ["the", "a", "small", "big", "red", "old", "cat", "dog", "tree", "house", "sees", "finds", "under", "near"]
 
 
 @pytest.fixture(scope="session")

@@ -139,7 +139,9 @@ def test_kill_9_of_a_real_process_resumes_bit_by_bit(recipe, tmp_path):
 
 
 def test_ctrl_c_saves_and_stops_and_the_run_goes_on(recipe, tmp_path):
-    long = recipe.replace(max_steps=400, checkpoint={"every": 1000, "keep": 1}, eval={"every": 10, "max_rows": 2}, log_every=1)
+    long = recipe.replace(
+        max_steps=400, checkpoint={"every": 1000, "keep": 1}, eval={"every": 10, "max_rows": 2}, log_every=1
+    )
     run = tmp_path / "run"
     process = _start(long, run, tmp_path)
     _wait_for_step(run, 15, process)

@@ -124,7 +124,11 @@ def test_a_non_finite_step_changes_nothing_and_is_counted():
     poison = model.thinker.norm.weight.register_hook(lambda grad: grad * float("nan"))
     for streak in (1, 2):
         step([make_batch(ids, labels)])
-        assert [int(x) for x in (step.counters.applied, step.counters.skipped, step.counters.streak)] == [1, streak, streak]
+        assert [int(x) for x in (step.counters.applied, step.counters.skipped, step.counters.streak)] == [
+            1,
+            streak,
+            streak,
+        ]
     poison.remove()
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]), name
@@ -151,7 +155,12 @@ def test_norms_and_embeddings_do_not_decay():
     decays, rest = decay_groups(make_model())
     assert all("proj" in name for name, _ in decays)
     assert {name.split(".")[-2] for name, _ in rest} == {
-        "embed_tokens", "norm", "q_norm", "k_norm", "input_layernorm", "post_attention_layernorm",
+        "embed_tokens",
+        "norm",
+        "q_norm",
+        "k_norm",
+        "input_layernorm",
+        "post_attention_layernorm",
     }
     assert len(decays) + len(rest) == len(list(make_model().parameters()))
 

@@ -1,0 +1,139 @@
+"""Cases side by side: each in its own process, taking turns, so that a drift of the machine hits all alike."""
+
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from muomni.bench.cases import TrainCase
+from muomni.errors import MuOmniError
+
+Verdict = Literal["faster", "slower", "no difference"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Figures of one case.
+
+    Attributes:
+        name: the case's.
+        tokens_per_s: median over rounds; `low` and `high` are the quartiles.
+        peak_mib: peak memory while stepping.
+        first_step_s: building, compiling and the first step.
+        ratio: tokens/s over the baseline's, median of the rounds' own ratios; `ratio_low` and
+            `ratio_high` are the extremes over the rounds.
+        memory_ratio: peak memory over the baseline's.
+        verdict: against the baseline; a difference is claimed only where every round agrees on it.
+    """
+
+    name: str
+    tokens_per_s: float
+    low: float
+    high: float
+    peak_mib: float
+    first_step_s: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    memory_ratio: float
+    verdict: Verdict
+
+    def as_dict(self) -> dict[str, Any]:
+        return {key: round(value, 4) if isinstance(value, float) else value for key, value in asdict(self).items()}
+
+
+def compare(
+    cases: Sequence[TrainCase],
+    rounds: int,
+    steps: int,
+    baseline: int = 0,
+    say: Callable[[str], None] = lambda _: None,
+) -> list[Measured]:
+    """Measures the cases in turns: A B C, A B C, ...
+
+    Args:
+        cases: all of them stay in memory at once.
+        rounds: turns; each gives one figure per case, the median of its steps.
+        steps: optimizer steps in a turn.
+        baseline: index of the case the others are compared with.
+        say: told what is going on.
+    """
+    speeds: list[list[float]] = [[] for _ in cases]
+    peaks = [0.0] * len(cases)
+    firsts: list[float] = []
+    workers: list[_Worker] = []
+    try:
+        for case in cases:
+            say(f"setting up {case.name}")
+            worker = _Worker(case)
+            workers.append(worker)
+            firsts.append(worker.first_step_s)
+        for turn in range(rounds):
+            for index, worker in enumerate(workers):
+                answer = worker.ask({"steps": steps})
+                speeds[index].append(cases[index].tokens / statistics.median(answer["times_s"]))
+                peaks[index] = max(peaks[index], answer["peak_bytes"] / 2**20)
+            say(f"round {turn + 1} of {rounds}")
+    finally:
+        for worker in workers:
+            worker.close()
+    return [
+        _measured(case.name, speeds[i], peaks[i], firsts[i], speeds[baseline], peaks[baseline], i == baseline)
+        for i, case in enumerate(cases)
+    ]
+
+
+def _measured(
+    name: str,
+    speeds: list[float],
+    peak: float,
+    first: float,
+    base_speeds: list[float],
+    base_peak: float,
+    is_baseline: bool,
+) -> Measured:
+    ratios = [speed / base for speed, base in zip(speeds, base_speeds, strict=True)]
+    low, high = min(ratios), max(ratios)
+    verdict: Verdict = "faster" if low > 1 else "slower" if high < 1 else "no difference"
+    quartiles = statistics.quantiles(speeds, n=4) if len(speeds) > 1 else [speeds[0]] * 3
+    return Measured(
+        name=name,
+        tokens_per_s=statistics.median(speeds),
+        low=quartiles[0],
+        high=quartiles[2],
+        peak_mib=peak,
+        first_step_s=first,
+        ratio=statistics.median(ratios),
+        ratio_low=low,
+        ratio_high=high,
+        memory_ratio=peak / base_peak,
+        verdict="no difference" if is_baseline else verdict,
+    )
+
+
+class _Worker:
+    """A case's process."""
+
+    def __init__(self, case: TrainCase) -> None:
+        self.name = case.name
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "muomni.bench.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.first_step_s: float = self.ask({"case": case.model_dump(mode="json")})["first_step_s"]
+
+    def ask(self, command: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(command) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise MuOmniError(f"case {self.name!r} ended with exit code {self._process.wait()}; see its message above")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
