@@ -49,8 +49,8 @@ clean:
 help:
 	@grep -E '^## ' $(MAKEFILE_LIST) | sed -E 's/^## ([a-z]+): /  make \1	/' | expand -t 16
 	@echo
-	@echo "PYTHON=python3.12 names the Python to use (3.11 or newer). On Linux without an NVIDIA GPU,"
-	@echo "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu saves some gigabytes of CUDA libraries."
+	@echo "PYTHON=python3.12 names the Python to use (3.11 or newer). On Linux without an NVIDIA GPU, point"
+	@echo "PIP_EXTRA_INDEX_URL at PyTorch's CPU index to save some gigabytes of CUDA libraries."
 
 # The stamps say that an installation was completed; a change of pyproject.toml asks for another.
 $(VENV)/.installed: pyproject.toml

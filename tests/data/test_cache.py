@@ -27,6 +27,7 @@ from muomni.data import (
     encode_chat,
     prepare,
     prepare_tokenizer,
+    readers,
 )
 from muomni.data import cache as cache_module
 from muomni.data.cache import source_fingerprint
@@ -118,6 +119,15 @@ def test_a_plain_file_gives_pieces_to_validation(tmp_path: Path, tokenizer: Toke
         numbers = [int(line.split()[1]) for line in tokenizer.decode(ids).splitlines()]
         assert numbers == list(range(numbers[0], numbers[-1] + 1))
     assert 0.02 < val.meta.text_bytes / len(text) < 0.25
+
+
+def test_a_long_row_is_never_divided(tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "PIECE_CHARS", 20)
+    rows = [f"row {n}: " + "the cat sat on the mat " * 8 for n in range(30)]
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": row} for row in rows])
+    parts = [build(path, tokenizer, part=part, val_fraction=0.4) for part in ("train", "val")]
+    assert sorted(tokenizer.decode(ids) for part in parts for ids in documents(part)) == sorted(rows)
+    assert all(part.num_documents > 3 for part in parts)
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
@@ -279,6 +289,31 @@ def test_two_processes_at_once(tmp_path: Path, folder: Path, tokenizer: Tokenize
     assert cache.folder == finished / "train"
     assert results == [f"{cache.num_tokens}\n"] * 2
     assert documents(cache)[0] == [*tokenizer.encode(STORIES[0]), tokenizer.eos_id]
+
+
+def test_the_second_to_finish_leaves_the_cache_of_the_first(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a b"}])
+    first = build(path, tokenizer)
+    file = (first.folder / "tokens.bin").stat().st_ino
+    answers = iter([None])  # as if the first had not been there when the second began
+    original = cache_module._read_meta
+    monkeypatch.setattr(cache_module, "_read_meta", lambda folder: next(answers, original(folder)))
+    second = build(path, tokenizer)
+    assert second.folder == first.folder
+    assert (second.folder / "tokens.bin").stat().st_ino == file
+    assert list((tmp_path / "cache").iterdir()) == [first.folder.parent]
+
+
+def test_a_cache_of_another_form_is_not_opened(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    cache = build(write_jsonl(tmp_path / "a.jsonl", [{"text": "a b"}]), tokenizer)
+    meta = cache.folder.parent / "meta.json"
+    meta.write_text(meta.read_text().replace('"format": 1', '"format": 0'))
+    with pytest.raises(DataError, match="not a whole token cache"):
+        TokenCache(cache.folder)
+    with pytest.raises(DataError, match="not a whole token cache"):
+        TokenCache(tmp_path / "nothing")
 
 
 def test_a_killed_build_leaves_nothing_behind(tmp_path: Path, folder: Path, tokenizer: Tokenizer) -> None:

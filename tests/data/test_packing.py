@@ -143,6 +143,24 @@ def test_shuffled_rows_mix_the_whole_corpus(cache: TokenCache) -> None:
     assert near.std() > 0.08 * cache.num_tokens
 
 
+def test_each_epoch_puts_other_blocks_and_pieces_together(cache: TokenCache) -> None:
+    rows = small_rows(cache, 16)
+    shards = [set(rows.batch(epoch * rows.num_rows, 16).input_ids.flatten().tolist()) for epoch in range(2)]
+    assert len(shards[0] & shards[1]) < 0.5 * len(shards[0]), "other blocks"
+    whole = PackedRows(cache, 16)  # a single shard
+    count = whole.num_rows
+    orders = [whole.batch(epoch * count, count).input_ids for epoch in range(2)]
+    assert (orders[0] == orders[1]).float().mean() < 0.1, "another order inside"
+
+
+def test_full_rows_and_mixed_ones_take_turns(tmp_path: Path) -> None:
+    cache = numbered_cache(tmp_path, [16 * 50] + [4] * 200)
+    batch = PackedRows(cache, 16).batch(0, 100)
+    full = (batch.positions == torch.arange(16)).all(1)
+    assert full.sum() == 50
+    assert 10 < full[:50].sum() < 40
+
+
 def test_in_order_without_shuffling(cache: TokenCache) -> None:
     rows = small_rows(cache, 16, shuffle=False)
     count = rows.num_rows
