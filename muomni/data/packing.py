@@ -267,17 +267,17 @@ class _Shard:
 def permuted(index: Ints, n: int, key: int) -> Ints:
     """Where a permutation of 0..n−1 that depends on `key` takes each index; needs no memory of size n.
 
-    A balanced Feistel network of four rounds over the next even power of two; results of n or more are
-    put through it again until they are in range (Black and Rogaway, "Ciphers with arbitrary finite
-    domains", 2002).
+    A balanced Feistel network of six rounds over the next even power of two, at least 256; results of n
+    or more are put through it again until they are in range (Black and Rogaway, "Ciphers with arbitrary
+    finite domains", 2002).
     """
-    half = max(1, ((n - 1).bit_length() + 1) // 2) if n > 1 else 1
+    half = max(4, ((n - 1).bit_length() + 1) // 2)
     low = np.uint64((1 << half) - 1)
     result = index.astype(np.uint64)
     out = np.ones(len(result), bool)
     while out.any():
         left, right = result[out] >> np.uint64(half), result[out] & low
-        for turn in range(4):
+        for turn in range(6):
             left, right = right, left ^ (_mixed(right, key + turn + 2) & low)
         result[out] = left << np.uint64(half) | right
         out = result >= n
