@@ -55,6 +55,7 @@ class Split:
         self._held_out = held_out
 
     def part_of(self, document: Document) -> Part:
+        """The part of a document, or of a piece that may be shared out by itself."""
         content = document.text if document.text is not None else json.dumps(document.messages)
         value = int.from_bytes(blake2b(content.encode(), digest_size=8).digest(), "big")
         if value < self.least:
@@ -175,6 +176,7 @@ class _PartWriter:
         self._target_bytes += int(lengths @ learnt)
 
     def meta(self) -> PartMeta:
+        """What was written so far."""
         return PartMeta(
             self._documents,
             self._tokens,
@@ -186,6 +188,7 @@ class _PartWriter:
 
 
 def token_dtype(tokenizer: Tokenizer) -> np.dtype[Any]:
+    """The smallest of uint16 and uint32 that holds every id."""
     return np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
 
 
