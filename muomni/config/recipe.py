@@ -165,20 +165,23 @@ class DataSpec(Frozen):
 
 
 class OptimizerSpec(Frozen):
-    """AdamW (Loshchilov and Hutter, arXiv:1711.05101). No decay on norms and embeddings.
+    """AdamW (Loshchilov and Hutter, arXiv:1711.05101) or Muon. No decay on norms and embeddings.
 
     Attributes:
-        name: the only one so far.
-        lr: the peak learning rate; `schedule` scales it.
-        betas: decay of the running means of gradient and squared gradient.
-        eps: added to the root of the squared gradient.
+        name: `adamw`, or `muon`: Muon for the hidden matrices, AdamW for embeddings and norms. Muon
+            learns more from each token and costs some products of the matrices with themselves.
+        lr: the peak learning rate, of both; `schedule` scales it.
+        betas: AdamW's decay of the running means of gradient and squared gradient.
+        eps: AdamW's, added to the root of the squared gradient.
+        momentum: Muon's.
         weight_decay: decoupled, scaled by the learning rate.
     """
 
-    name: Literal["adamw"] = "adamw"
+    name: Literal["adamw", "muon"] = "adamw"
     lr: float = Field(default=1e-3, gt=0)
     betas: tuple[Probability, Probability] = Field(default=(0.9, 0.95), strict=False)
     eps: float = Field(default=1e-8, gt=0)
+    momentum: float = Field(default=0.95, ge=0, lt=1)
     weight_decay: float = Field(default=0.1, ge=0)
 
 

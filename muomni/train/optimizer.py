@@ -1,10 +1,13 @@
 """Optimizers and their parameter groups."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from muomni.config.recipe import OptimizerSpec
+from muomni.train.muon import Muon
 
 
 def decay_groups(model: nn.Module) -> tuple[list[tuple[str, nn.Parameter]], list[tuple[str, nn.Parameter]]]:
@@ -17,18 +20,23 @@ def decay_groups(model: nn.Module) -> tuple[list[tuple[str, nn.Parameter]], list
 
 
 def build_optimizers(model: nn.Module, spec: OptimizerSpec, device: torch.device) -> list[Optimizer]:
-    """The optimizers of a run.
+    """The optimizers of a run: AdamW for all, or Muon for the hidden matrices and AdamW for the rest.
 
     The learning rate of every group is a tensor on `device` that `train.step` fills in place, and
     `base_lr` in the group is what the schedule's factor multiplies.
     """
-    decays, rest = decay_groups(model)
-    groups = [
-        {"params": decays, "weight_decay": spec.weight_decay},
-        {"params": rest, "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    for group in groups:
-        group["lr"] = torch.tensor(spec.lr, dtype=torch.float32, device=device)
-        group["base_lr"] = spec.lr
-    return [AdamW(groups, betas=spec.betas, eps=spec.eps, fused=True)]
+    matrices, rest = decay_groups(model)
+
+    def group(parameters: list[tuple[str, nn.Parameter]], weight_decay: float) -> dict[str, Any]:
+        lr = torch.tensor(spec.lr, dtype=torch.float32, device=device)
+        return {"params": [p for _, p in parameters], "weight_decay": weight_decay, "lr": lr, "base_lr": spec.lr}
+
+    muon = [group(matrices, spec.weight_decay)] if spec.name == "muon" and matrices else []
+    adam = [] if muon else [group(matrices, spec.weight_decay)]
+    adam = [g for g in (*adam, group(rest, 0.0)) if g["params"]]
+    optimizers: list[Optimizer] = []
+    if muon:
+        optimizers.append(Muon(muon, momentum=spec.momentum))
+    if adam:
+        optimizers.append(AdamW(adam, betas=spec.betas, eps=spec.eps, fused=True))
+    return optimizers
