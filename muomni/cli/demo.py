@@ -21,7 +21,7 @@ def command(
         Path | None, typer.Option(help="Any text, jsonl or parquet instead of Python's own documentation.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Run folder; an earlier demo in it is replaced.")] = Path("runs/demo"),
-    steps: Annotated[int, typer.Option(min=20, help="Optimizer steps.")] = 850,
+    steps: Annotated[int, typer.Option(min=20, help="Optimizer steps.")] = 1000,
 ) -> None:
     """Make a tokenizer, train a small model on real text, stop and resume it, and talk with it.
 
