@@ -9,6 +9,7 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor
 
+from muomni.accel import recompute
 from muomni.accel.device import pick_device
 from muomni.config import OmniConfig, preset
 from muomni.config.model import PresetName
@@ -241,6 +242,21 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
                 raise PromptError("the prompt is empty: there is nothing to continue")
             return tokenizer.encode(prompt)
         return encode_chat(tokenizer, _as_messages(prompt), add_generation_prompt=True).ids
+
+    def gradient_checkpointing_enable(self, mode: recompute.Mode = "full") -> None:
+        """Computes each block again in the backward pass instead of keeping all of it; see `accel.recompute`.
+
+        Args:
+            mode: `full` for least memory, `selective` to keep the results of attention and matrix products.
+
+        Raises:
+            ConfigError: no such mode.
+        """
+        recompute.enable(self, mode)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Undoes `gradient_checkpointing_enable`."""
+        recompute.disable(self)
 
     def end_ids(self) -> tuple[int, ...]:
         """Tokens that end a reply: the configuration's, else the tokenizer's ends of a turn and of a document."""

@@ -69,13 +69,13 @@ class _Recomputed:
                 "gradient checkpointing computes a block twice and would append to the KV cache twice: "
                 "generate under torch.no_grad(), or call gradient_checkpointing_disable()"
             )
-        more = {"context_fn": _selective_contexts} if self.mode == "selective" else {}
+        more: dict[str, Any] = {"context_fn": _selective_contexts} if self.mode == "selective" else {}
         out = checkpoint(forward, self.block, *args, use_reentrant=False, preserve_rng_state=True, **more, **kwargs)
         return out
 
 
 def _selective_contexts() -> Any:
-    return create_selective_checkpoint_contexts(_policy)
+    return create_selective_checkpoint_contexts(_policy)  # type: ignore[no-untyped-call]
 
 
 def _policy(_context: Any, operation: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:

@@ -1,11 +1,16 @@
 """What is measured: a training step of one shape, done one way."""
 
+import hashlib
 from collections.abc import Callable
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from muomni.accel import compile as compilation
+from muomni.accel import recompute
 from muomni.accel.device import pick_device
 from muomni.accel.precision import Precision, pick_precision
 from muomni.config import OmniConfig, ThinkerConfig
@@ -13,12 +18,13 @@ from muomni.config.base import Frozen
 from muomni.config.recipe import OptimizerSpec
 from muomni.data import Batch
 from muomni.errors import ConfigError
-from muomni.model import OmniModel
+from muomni.model import OmniModel, OmniOutput
 from muomni.model.qwen3 import to_qwen3_config
+from muomni.ops.loss import IGNORE, shift_labels
 from muomni.train.optimizer import build_optimizers
 from muomni.train.step import TrainStep
 
-# Model shapes that are measured: the presets' names, and those of the reference tables.
+# Model shapes that are measured besides the presets: those of the tables in docs/LOG.md.
 SHAPES: dict[str, ThinkerConfig] = {
     "12m": ThinkerConfig(
         vocab_size=32000,
@@ -40,17 +46,25 @@ SHAPES: dict[str, ThinkerConfig] = {
     ),
 }
 
+SKETCH_SIZE = 256
+
 
 class TrainCase(Frozen):
     """One way to take a training step.
 
     Attributes:
         name: shown in tables.
-        implementation: `muomni`, or `transformers`' Qwen3 with the plain loop of its users.
+        implementation: `muomni`, or `transformers`' Qwen3 with the plain loop of its users, which
+            takes `precision` and `compile` only.
         thinker: the shape.
         batch_size, seq_len: rows and tokens of a step; random tokens, one document a row.
+        documents: rows are packed from documents of this many tokens; 0 for one a row.
+        accumulation: the rows are cut into this many micro-batches.
         precision: fp32, bf16 or fp16.
-        compile: `torch.compile` of the whole model.
+        compile: `off`, `blocks` or `full`.
+        checkpointing: `off`, `full` or `selective`.
+        loss: `chunked`, or `logits` for cross-entropy over the logits of all tokens at once.
+        optimizer: `adamw` or `muon`.
         device: where.
     """
 
@@ -59,8 +73,13 @@ class TrainCase(Frozen):
     thinker: ThinkerConfig
     batch_size: int
     seq_len: int
+    documents: int = 0
+    accumulation: int = 1
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    compile: bool = False
+    compile: Literal["off", "blocks", "full"] = "off"
+    checkpointing: Literal["off", "full", "selective"] = "off"
+    loss: Literal["chunked", "logits"] = "chunked"
+    optimizer: Literal["adamw", "muon"] = "adamw"
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
 
     @property
@@ -69,56 +88,131 @@ class TrainCase(Frozen):
         return self.batch_size * self.seq_len
 
 
-def build_train_step(case: TrainCase) -> Callable[[], Tensor]:
-    """A function that takes one optimizer step on the same random rows and returns the loss on the device."""
+@dataclass(frozen=True)
+class Built:
+    """A case, ready to run.
+
+    Attributes:
+        model: the module, to read its gradients.
+        backward: a forward and a backward pass of the step's rows; gradients stay on the parameters.
+        step: one optimizer step; returns the loss, on the device.
+    """
+
+    model: nn.Module
+    backward: Callable[[], None]
+    step: Callable[[], Tensor]
+
+
+def build(case: TrainCase) -> Built:
+    """Weights and rows are the same for every case of a shape and implementation.
+
+    Raises:
+        ConfigError: the case does not work on this machine, or a peer is not installed.
+    """
     torch.manual_seed(0)
     device = pick_device(case.device)
     precision = pick_precision(case.precision, device)
     ids = torch.randint(case.thinker.vocab_size, (case.batch_size, case.seq_len), device=device)
     if case.implementation == "transformers":
-        return _transformers_step(case, ids, precision)
+        return _transformers(case, ids, precision)
     model = OmniModel(OmniConfig(thinker=case.thinker)).to(device)
-    optimizers = build_optimizers(model, OptimizerSpec(), device)
-    forward: nn.Module = torch.compile(model) if case.compile else model  # type: ignore[assignment]
-    step = TrainStep(forward, optimizers, torch.ones(2), 1.0, precision)
-    batch = _rows(ids)
-    return lambda: step([batch]).loss
+    optimizers = build_optimizers(model, OptimizerSpec(name=case.optimizer), precision)
+    if case.checkpointing != "off":
+        recompute.enable(model, case.checkpointing)
+    compilation.apply(model, compilation.choose(case.compile, device))
+    trained = _PlainLoss(model) if case.loss == "logits" else model
+    step = TrainStep(trained, optimizers, torch.ones(2), 1.0, precision)
+    batches = [_rows(part, case.documents) for part in ids.chunk(case.accumulation)]
+
+    def backward() -> None:
+        step.accumulate(batches)
+
+    return Built(model, backward, lambda: step(batches).loss)
 
 
-def _rows(ids: Tensor) -> Batch:
+class _PlainLoss(nn.Module):
+    """The loss as most write it: logits of all tokens, in fp32, then cross-entropy."""
+
+    def __init__(self, model: OmniModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor, *, labels: Tensor, num_targets: int, **inputs: Any) -> OmniOutput:
+        out: OmniOutput = self.model(ids, **inputs)
+        assert out.logits is not None
+        targets = shift_labels(labels).flatten()
+        total = F.cross_entropy(out.logits.flatten(0, 1).float(), targets, ignore_index=IGNORE, reduction="sum")
+        return OmniOutput(out.hidden, loss=total / num_targets)
+
+
+def _rows(ids: Tensor, documents: int) -> Batch:
+    """Full rows; each cut into documents of equal length, the last one shorter, where asked."""
     B, T = ids.shape
-    labels = ids.clone()
-    labels[:, 0] = -100
+    length = documents or T
+    positions = torch.arange(T, device=ids.device) % length
+    labels = ids.masked_fill(positions == 0, IGNORE)
+    starts = torch.cat([torch.arange(0, T, length) + row * T for row in range(B)])
+    bounds = torch.cat([starts, torch.tensor([B * T])]).to(ids.device, torch.int32)
     return Batch(
         input_ids=ids,
         labels=labels,
-        positions=torch.arange(T, device=ids.device).expand(B, T),
-        cu_seqlens=torch.arange(B + 1, dtype=torch.int32, device=ids.device) * T,
-        max_seqlen=T,
-        num_targets=B * (T - 1),
+        positions=positions.expand(B, T),
+        cu_seqlens=bounds,
+        max_seqlen=min(length, T),
+        num_targets=int((labels != IGNORE).sum()),
         id="bench",
     )
 
 
-def _transformers_step(case: TrainCase, ids: Tensor, precision: Precision) -> Callable[[], Tensor]:
+def _transformers(case: TrainCase, ids: Tensor, precision: Precision) -> Built:
     """The loop a transformers user writes: its own Qwen3, its own loss, fused AdamW, clipping."""
     try:
         from transformers import Qwen3Config, Qwen3ForCausalLM
     except ImportError:
         raise ConfigError("the peer `transformers` is not installed: pip install 'muomni[bench]'") from None
-    config = Qwen3Config(**to_qwen3_config(OmniConfig(thinker=case.thinker)))
-    model = Qwen3ForCausalLM(config).to(ids.device)
+    model = Qwen3ForCausalLM(Qwen3Config(**to_qwen3_config(OmniConfig(thinker=case.thinker)))).to(ids.device)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-    forward = torch.compile(model) if case.compile else model
+    forward = torch.compile(model) if case.compile != "off" else model
 
-    def step() -> Tensor:
+    def forward_backward() -> Tensor:
         with precision.autocast():
             loss: Tensor = forward(input_ids=ids, labels=ids, use_cache=False).loss
         loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def step() -> Tensor:
+        loss = forward_backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        return loss.detach()
+        return loss
 
-    return step
+    def backward() -> None:
+        forward_backward()
+
+    return Built(model, backward, step)
+
+
+def fingerprint_gradients(built: Built) -> dict[str, Any]:
+    """One backward pass, as a digest and a sketch that two processes can compare.
+
+    Returns:
+        `sha256` of the gradients' bytes, and `sketch`: a count sketch of 256 numbers (Charikar et al., 2002),
+        whose distances estimate those of the gradients.
+    """
+    built.backward()
+    digest = hashlib.sha256()
+    sketch = torch.zeros(SKETCH_SIZE, dtype=torch.float64)
+    signs = torch.Generator().manual_seed(0)
+    for parameter in built.model.parameters():
+        if parameter.grad is None:
+            continue
+        gradient = parameter.grad.detach().float().cpu().flatten()
+        digest.update(gradient.numpy().tobytes())
+        # Every element is added to one of the sketch's entries, with a random sign.
+        places = torch.randint(SKETCH_SIZE, gradient.shape, generator=signs)
+        sign = torch.randint(2, gradient.shape, generator=signs, dtype=torch.int8) * 2 - 1
+        sketch.index_add_(0, places, gradient.double() * sign)
+        parameter.grad = None
+    return {"sha256": digest.hexdigest(), "sketch": sketch.tolist()}

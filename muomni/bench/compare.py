@@ -1,6 +1,7 @@
 """Cases side by side: each in its own process, taking turns, so that a drift of the machine hits all alike."""
 
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -26,6 +27,8 @@ class Measured:
         ratio: tokens/s over the baseline's, median of the rounds' own ratios; `ratio_low` and
             `ratio_high` are the extremes over the rounds.
         memory_ratio: peak memory over the baseline's.
+        gradients_equal: bit-equal to the baseline's, on the same weights and rows.
+        gradient_error: 2-norm of the difference over the baseline's 2-norm, estimated from sketches.
         verdict: against the baseline; a difference is claimed only where every round agrees on it.
     """
 
@@ -39,6 +42,8 @@ class Measured:
     ratio_low: float
     ratio_high: float
     memory_ratio: float
+    gradients_equal: bool
+    gradient_error: float
     verdict: Verdict
 
     def as_dict(self) -> dict[str, Any]:
@@ -63,14 +68,12 @@ def compare(
     """
     speeds: list[list[float]] = [[] for _ in cases]
     peaks = [0.0] * len(cases)
-    firsts: list[float] = []
     workers: list[_Worker] = []
     try:
         for case in cases:
             say(f"setting up {case.name}")
             worker = _Worker(case)
             workers.append(worker)
-            firsts.append(worker.first_step_s)
         for turn in range(rounds):
             for index, worker in enumerate(workers):
                 answer = worker.ask({"steps": steps})
@@ -80,38 +83,49 @@ def compare(
     finally:
         for worker in workers:
             worker.close()
+    base = _Figures(speeds[baseline], peaks[baseline], workers[baseline])
     return [
-        _measured(case.name, speeds[i], peaks[i], firsts[i], speeds[baseline], peaks[baseline], i == baseline)
+        _measured(case.name, _Figures(speeds[i], peaks[i], workers[i]), base, i == baseline)
         for i, case in enumerate(cases)
     ]
 
 
-def _measured(
-    name: str,
-    speeds: list[float],
-    peak: float,
-    first: float,
-    base_speeds: list[float],
-    base_peak: float,
-    is_baseline: bool,
-) -> Measured:
-    ratios = [speed / base for speed, base in zip(speeds, base_speeds, strict=True)]
-    low, high = min(ratios), max(ratios)
-    verdict: Verdict = "faster" if low > 1 else "slower" if high < 1 else "no difference"
+@dataclass(frozen=True)
+class _Figures:
+    """What a case's rounds gave."""
+
+    speeds: list[float]
+    peak: float
+    worker: "_Worker"
+
+
+def _measured(name: str, own: _Figures, base: _Figures, is_baseline: bool) -> Measured:
+    speeds = own.speeds
+    ratios = [speed / other for speed, other in zip(speeds, base.speeds, strict=True)]
+    gradients, reference = own.worker.gradients, base.worker.gradients
     quartiles = statistics.quantiles(speeds, n=4) if len(speeds) > 1 else [speeds[0]] * 3
     return Measured(
         name=name,
         tokens_per_s=statistics.median(speeds),
         low=quartiles[0],
         high=quartiles[2],
-        peak_mib=peak,
-        first_step_s=first,
+        peak_mib=own.peak,
+        first_step_s=own.worker.first_step_s,
         ratio=statistics.median(ratios),
-        ratio_low=low,
-        ratio_high=high,
-        memory_ratio=peak / base_peak,
-        verdict="no difference" if is_baseline else verdict,
+        ratio_low=min(ratios),
+        ratio_high=max(ratios),
+        memory_ratio=own.peak / base.peak,
+        gradients_equal=gradients["sha256"] == reference["sha256"],
+        gradient_error=math.dist(gradients["sketch"], reference["sketch"]) / math.hypot(*reference["sketch"]),
+        verdict="no difference" if is_baseline else verdict_of(ratios),
     )
+
+
+def verdict_of(ratios: Sequence[float]) -> Verdict:
+    """What the rounds' ratios of speed say: a difference only where all of them lie on one side of 1."""
+    if min(ratios) > 1:
+        return "faster"
+    return "slower" if max(ratios) < 1 else "no difference"
 
 
 class _Worker:
@@ -122,7 +136,9 @@ class _Worker:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "muomni.bench.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        self.first_step_s: float = self.ask({"case": case.model_dump(mode="json")})["first_step_s"]
+        answer = self.ask({"case": case.model_dump(mode="json")})
+        self.first_step_s: float = answer["first_step_s"]
+        self.gradients: dict[str, Any] = answer["gradients"]
 
     def ask(self, command: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None and self._process.stdout is not None

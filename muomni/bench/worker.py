@@ -21,16 +21,18 @@ def main() -> None:
     for line in sys.stdin:
         command = json.loads(line)
         if "case" in command:
-            from muomni.bench.cases import TrainCase, build_train_step
+            from muomni.bench.cases import TrainCase, build, fingerprint_gradients
 
             case = TrainCase.model_validate(command["case"])
             began = time.perf_counter()
-            step = build_train_step(case)
+            built = build(case)
+            step = built.step
+            gradients = fingerprint_gradients(built)
             float(step())
             first = time.perf_counter() - began
             for _ in range(WARM_UP_STEPS):
                 float(step())
-            answer: dict[str, Any] = {"first_step_s": first}
+            answer: dict[str, Any] = {"first_step_s": first, "gradients": gradients}
         else:
             if step is None:
                 raise RuntimeError("no case was set up")

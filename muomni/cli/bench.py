@@ -1,9 +1,15 @@
 """`muomni bench`: techniques and peers, side by side on this machine."""
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from muomni.bench.compare import Measured
+    from muomni.bench.techniques import OnOff
 
 command = typer.Typer(no_args_is_help=True, help="Measure on this machine. Example: muomni bench train --shape tiny")
 
@@ -11,55 +17,86 @@ command = typer.Typer(no_args_is_help=True, help="Measure on this machine. Examp
 @command.command("train")
 def train(
     shape: Annotated[str, typer.Option(help="nano, tiny, small, base, 12m or 100m.")] = "tiny",
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows in a step.")] = 4,
+    batch_size: Annotated[int, typer.Option(min=4, help="Rows in a step.")] = 4,
     seq_len: Annotated[int, typer.Option(min=8, help="Tokens in a row.")] = 512,
     rounds: Annotated[int, typer.Option(min=2, help="Turns each case takes.")] = 5,
     steps: Annotated[int, typer.Option(min=1, help="Steps in a turn.")] = 2,
+    techniques: Annotated[bool, typer.Option(help="Measure each technique on against off.")] = True,
     peers: Annotated[bool, typer.Option("--peers", help="Also measure transformers' own Qwen3.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON line.")] = False,
 ) -> None:
-    """Training steps: μOmni in fp32 and bf16, with --peers beside transformers.
+    """Training steps: each technique on against off; with --peers μOmni beside transformers.
 
-    Ends with one JSON line.
+    Cases run in processes of their own and take turns. Ends with one JSON line.
     Example: muomni bench train --shape 12m --batch-size 8 --peers
     """
     from rich.console import Console
 
-    from muomni.bench.cases import SHAPES, TrainCase
     from muomni.bench.compare import compare
+    from muomni.bench.techniques import measure_techniques
+
+    console = Console(stderr=True)
+    common = {"thinker": _shape(shape), "batch_size": batch_size, "seq_len": seq_len}
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False)
+
+    result: dict[str, Any] = {"shape": shape, "batch_size": batch_size, "seq_len": seq_len}
+    title = f"{shape}, {batch_size} × {seq_len} tokens"
+    if techniques:
+        found = list(measure_techniques(common, rounds, steps, say))
+        result["techniques"] = [item.as_dict() for item in found]
+        if not as_json:
+            _print_techniques(title, found)
+    if peers:
+        for precision in ("fp32", "bf16"):
+            cases = _peer_cases(common, precision)
+            measured = compare(cases, rounds, steps, say=say)
+            result[f"peers {precision}"] = [_without_gradients(item.as_dict()) for item in measured]
+            if not as_json:
+                _print_peers(title, measured)
+    print(json.dumps(result))
+
+
+def _shape(name: str) -> Any:
+    from muomni.bench.cases import SHAPES
     from muomni.config import PRESET_NAMES, preset
     from muomni.errors import UserError
 
-    shapes = {name: preset(name).thinker for name in PRESET_NAMES} | SHAPES
-    if shape not in shapes:
-        raise UserError(f"--shape {shape}: there are {', '.join(shapes)}")
-    console = Console(stderr=True)
+    shapes = {preset_name: preset(preset_name).thinker for preset_name in PRESET_NAMES} | SHAPES
+    if name not in shapes:
+        raise UserError(f"--shape {name}: there are {', '.join(shapes)}")
+    return shapes[name]
+
+
+def _without_gradients(figures: dict[str, Any]) -> dict[str, Any]:
+    """Peers draw their weights in their own way, so their gradients are not compared."""
+    return {key: value for key, value in figures.items() if not key.startswith("gradient")}
+
+
+def _peer_cases(common: dict[str, Any], precision: str) -> list[Any]:
+    """The first is what the others are compared with: in bf16 transformers at its best, compiled."""
+    from muomni.bench.cases import TrainCase
 
     def case(name: str, **more: object) -> TrainCase:
-        common = {"thinker": shapes[shape], "batch_size": batch_size, "seq_len": seq_len}
-        return TrainCase.model_validate({"name": name, **common, **more})
+        return TrainCase.model_validate({"name": name, "precision": precision, **common, **more})
 
-    cases = [case("muomni fp32"), case("muomni bf16", precision="bf16")]
-    if peers:
-        cases = [
-            case("transformers fp32", implementation="transformers"),
-            case("transformers bf16", implementation="transformers", precision="bf16"),
-            case("transformers bf16 compile", implementation="transformers", precision="bf16", compile=True),
-            *cases,
-        ]
-    measured = compare(cases, rounds, steps, say=lambda text: console.print(text, highlight=False))
-    if not as_json:
-        print_table(f"{shape}, {batch_size} × {seq_len} tokens", [m.as_dict() for m in measured], cases[0].name)
-    print(
-        json.dumps(
-            {"shape": shape, "batch_size": batch_size, "seq_len": seq_len, "cases": [m.as_dict() for m in measured]}
-        )
-    )
+    plain = [case(f"transformers {precision}", implementation="transformers"), case(f"muomni {precision}")]
+    if precision == "fp32":
+        return plain
+    compiled = case(f"transformers {precision} compile", implementation="transformers", compile="full")
+    return [compiled, *plain, case(f"muomni {precision} compile", compile="blocks")]
 
 
-def print_table(title: str, rows: list[dict[str, object]], baseline: str) -> None:
-    """Prints measured cases as a table."""
+def _wide() -> "Console":
+    """A console that does not squeeze tables where the width is not known."""
     from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=140)
+
+
+def _print_peers(title: str, rows: "list[Measured]") -> None:
     from rich.table import Table
 
     table = Table(title=title)
@@ -69,20 +106,41 @@ def print_table(title: str, rows: list[dict[str, object]], baseline: str) -> Non
         "quartiles",
         "peak MiB",
         "first step s",
-        f"speed / {baseline}",
+        f"speed / {rows[0].name}",
         "memory",
         "verdict",
     ):
         table.add_column(column, justify="left" if column in ("case", "verdict") else "right")
     for row in rows:
         table.add_row(
-            str(row["name"]),
-            f"{row['tokens_per_s']:,.0f}",
-            f"{row['low']:,.0f}–{row['high']:,.0f}",
-            f"{row['peak_mib']:,.0f}",
-            f"{row['first_step_s']:.1f}",
-            f"{row['ratio']:.2f}× ({row['ratio_low']:.2f}–{row['ratio_high']:.2f})",
-            f"{row['memory_ratio']:.2f}×",
-            str(row["verdict"]),
+            row.name,
+            f"{row.tokens_per_s:,.0f}",
+            f"{row.low:,.0f}–{row.high:,.0f}",
+            f"{row.peak_mib:,.0f}",
+            f"{row.first_step_s:.1f}",
+            f"{row.ratio:.2f}× ({row.ratio_low:.2f}–{row.ratio_high:.2f})",
+            f"{row.memory_ratio:.2f}×",
+            row.verdict,
         )
-    Console().print(table)
+    _wide().print(table)
+
+
+def _print_techniques(title: str, rows: "list[OnOff]") -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{title}: on against off")
+    for column in ("technique", "off tok/s", "on tok/s", "speed", "memory", "gradients", "first step s", "verdict"):
+        table.add_column(column, justify="left" if column in ("technique", "verdict") else "right")
+    for row in rows:
+        same = "bit-equal" if row.on.gradients_equal else f"{row.on.gradient_error:.1e}"
+        table.add_row(
+            row.technique.name,
+            f"{row.off.tokens_per_s:,.0f}",
+            f"{row.on.tokens_per_s:,.0f}",
+            f"{row.on.ratio:.2f}× ({row.on.ratio_low:.2f}–{row.on.ratio_high:.2f})",
+            f"{row.on.memory_ratio:.2f}×",
+            f"{row.technique.claim}: {same}",
+            f"{row.off.first_step_s:.1f} → {row.on.first_step_s:.1f}",
+            row.on.verdict,
+        )
+    _wide().print(table)

@@ -31,12 +31,16 @@ def command(
     if data is not None and not data.exists():
         raise UserError(f"--data {data}: no such file or folder")
     _clear(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / ".demo").touch()
     corpus = data if data is not None else _python_docs(out)
-    changes = [f"max_steps={steps}"]
+    changes = [f"max_steps={steps}", f"schedule.warmup_steps={min(50, steps // 10)}"]
     _say(f"1. train a tokenizer and a model on {corpus}, and stop the run on the way with Ctrl-C")
-    _train_and_interrupt(out, corpus, changes, stop_at=steps // 3)
-    _say("2. resume: the run goes on as if it had never stopped")
-    _Training(["demo", "--data", str(corpus), "--out", str(out), "--resume", *_sets(changes)]).wait_for(0)
+    if _train_and_interrupt(out, corpus, changes, stop_at=steps // 3):
+        _say("2. resume: the run goes on as if it had never stopped")
+        _Training(["demo", "--data", str(corpus), "--out", str(out), "--resume", *_sets(changes)]).wait_for(0)
+    else:
+        _say("2. the run was over before it could be stopped; nothing to resume")
     _say("3. how good is it?")
     _report(out)
     _say("4. talk with it")
@@ -74,6 +78,8 @@ class _Training:
 
     def wait_for(self, expected: int) -> None:
         code = self.process.wait()
+        if code == UserError.exit_code:
+            raise UserError("the demo ends here: see the message of the training above")
         if code != expected:
             raise TrainingError(f"training ended with exit code {code} where {expected} was expected; see above")
 
@@ -82,15 +88,17 @@ def _sets(changes: list[str]) -> list[str]:
     return [part for change in changes for part in ("--set", change)]
 
 
-def _train_and_interrupt(out: Path, corpus: Path, changes: list[str], stop_at: int) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    (out / ".demo").touch()
+def _train_and_interrupt(out: Path, corpus: Path, changes: list[str], stop_at: int) -> bool:
+    """Trains and presses Ctrl-C at a step; False when the run was over first."""
     training = _Training(["demo", "--data", str(corpus), "--out", str(out), *_sets(changes)])
     while training.process.poll() is None and _last_step(out) < stop_at:
         time.sleep(0.2)
     if training.process.poll() is None:
         training.process.send_signal(signal.SIGINT)
+    if training.process.wait() == 0:
+        return False
     training.wait_for(130)
+    return True
 
 
 def _last_step(out: Path) -> int:

@@ -250,6 +250,12 @@ class Recipe(Frozen):
         max_grad_norm: gradients are scaled down to this 2-norm; 0 turns clipping off.
         precision: `auto` takes bf16 where the hardware multiplies in it, fp16 on older GPUs, else fp32.
             Weights and optimizer stay in fp32.
+        gradient_checkpointing: `full` keeps each block's input only and computes the block again in the
+            backward pass; `selective` also keeps the results of attention and matrix products.
+        compile: `blocks` compiles the blocks with `torch.compile`, `full` the whole model; `auto` leaves
+            it off on a CPU, where it was measured to gain nothing, and compiles blocks on a GPU.
+        on_oom: when memory runs out in a step, `stop` ends the run and says what would help; `rescue` takes
+            the step again, and goes on, with micro-batches of half the rows and twice as many of them.
         seed: of weights, shuffling and dropout.
         device: `auto` takes cuda, mps, cpu in that order.
         eval: validation and samples.
@@ -272,6 +278,9 @@ class Recipe(Frozen):
     schedule: ScheduleSpec = ScheduleSpec()
     max_grad_norm: float = Field(default=1.0, ge=0)
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    gradient_checkpointing: Literal["off", "full", "selective"] = "off"
+    compile: Literal["auto", "off", "blocks", "full"] = "auto"
+    on_oom: Literal["stop", "rescue"] = "stop"
     seed: int = Field(default=0, ge=0, lt=2**63)
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     eval: EvalSpec = EvalSpec()

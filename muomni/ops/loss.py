@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE = -100
-CHUNK_ELEMENTS = 4 * 1024 * 1024  # logits in one chunk: 16 MiB in fp32, about a CPU's last-level cache
+CHUNK_ELEMENTS = 16 * 1024 * 1024  # logits in one chunk; see docs/LOG.md for how it was chosen
 
 
 def shift_labels(labels: Tensor) -> Tensor:
@@ -63,39 +63,44 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk:
 class _LinearCrossEntropy(torch.autograd.Function):
     """Takes the gradients in the forward pass, where the chunk's logits are at hand.
 
-    With logits z, row maximum m and e = exp(z − m), s = Σe: the loss is log s + m − z[target] and its
-    gradient e / s − onehot. The division by s is folded into the (chunk, D) side of both products, and
-    the onehot part is a gather and a scatter, so the (chunk, V) block is passed over three times only.
+    With logits z, p = softmax(z) and their maxima: the loss is max z − z[target] − log max p, because
+    max p = 1 / Σ exp(z − max z), and its gradient is p − onehot. So p is the only (chunk, V) block made
+    besides z, in the dtype of the products, and the onehot part is a gather and a scatter of (chunk, D).
     """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, dtype: torch.dtype) -> Tensor:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        low_weight = weight.detach().to(dtype)
+        N, V = hidden.shape[0], weight.shape[0]
+        hidden, weight = hidden.detach(), weight.detach()
+        low_hidden, low_weight = hidden.to(dtype), weight.to(dtype)
         total = torch.zeros((), dtype=wide, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if needs_weight else None
+        # Two blocks for all chunks: memory that is new to the process costs more than what is done with it.
+        chunk = min(chunk, N)
+        logits_block, p_block = (torch.empty(chunk, V, dtype=dtype, device=hidden.device) for _ in range(2))
         with torch.autocast(hidden.device.type, enabled=False):
-            for start in range(0, hidden.shape[0], chunk):
-                rows = slice(start, start + chunk)
-                low_hidden = hidden.detach()[rows].to(dtype)
-                valid = targets[rows] != IGNORE
+            for start in range(0, N, chunk):
+                rows = slice(start, min(start + chunk, N))
+                size = rows.stop - start
+                h = low_hidden[rows]
+                valid = (targets[rows] != IGNORE)[:, None]
                 target = targets[rows].clamp(min=0)
-                logits = F.linear(low_hidden, low_weight).to(wide)
-                top = logits.amax(dim=-1, keepdim=True)
-                at_target = logits.gather(1, target[:, None])
-                exponentials = logits.sub_(top).exp_()
-                sums = exponentials.sum(dim=-1, keepdim=True)
-                total += ((sums.log() + top - at_target).squeeze(1) * valid).sum()
-                scale = valid[:, None] / sums
-                low_exponentials = exponentials.to(dtype)
+                logits, p = logits_block[:size], p_block[:size]
+                torch.mm(h, low_weight.T, out=logits)
+                torch.softmax(logits, dim=-1, out=p)
+                top = logits.amax(dim=-1, keepdim=True).to(wide)
+                at_target = logits.gather(1, target[:, None]).to(wide)
+                losses = top - at_target - p.amax(dim=-1, keepdim=True).to(wide).log()
+                total += (losses * valid).sum()
                 if grad_hidden is not None:
-                    grad = (low_exponentials @ low_weight).to(wide) * scale
-                    grad_hidden[rows] = grad - valid[:, None] * weight.detach()[target].to(wide)
+                    grad_hidden[rows] = ((p @ low_weight).to(wide) - low_weight[target].to(wide)) * valid
                 if grad_weight is not None:
-                    grad_weight += low_exponentials.T @ (low_hidden * scale).to(dtype)
-                    grad_weight.index_add_(0, target, low_hidden.to(wide) * -valid[:, None].to(wide))
+                    learnt = h * valid
+                    _add_product(grad_weight, p.T, learnt)
+                    grad_weight.index_add_(0, target, learnt.to(wide), alpha=-1)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         return total
@@ -109,3 +114,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if grad_weight is not None:
             grad_weight = (grad_weight * grad).to(ctx.weight_dtype)
         return grad_hidden, grad_weight, None, None, None
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b, in the dtype of `total` whatever that of `a` and `b` is."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a @ b

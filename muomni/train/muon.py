@@ -1,7 +1,7 @@
 """Muon: momentum whose update is made orthogonal, for the hidden matrices.
 
 A matrix's update is replaced by the nearest matrix with all singular values about one, computed by five
-Newton-Schulz iterations in bf16 (Jordan et al., https://kellerjordan.github.io/posts/muon/), scaled so
+Newton-Schulz iterations (Jordan et al., https://kellerjordan.github.io/posts/muon/), scaled so
 that its size is that of an AdamW update: 0.2 · √max(rows, columns) (Liu et al., "Muon is scalable for LLM
 training", arXiv:2502.16982). A recipe's learning rate then serves both optimizers.
 
@@ -27,14 +27,13 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     """About U·Vᵀ of each matrix's singular value decomposition U·S·Vᵀ: singular values between 0.7 and 1.2.
 
     Args:
-        matrices: (n, rows, columns), rows ≤ columns.
+        matrices: (n, rows, columns), rows ≤ columns; bf16 is precise enough.
 
     Returns:
-        (n, rows, columns) bf16.
+        (n, rows, columns) in the dtype given.
     """
     a, b, c = COEFFICIENTS
-    x = matrices.bfloat16()
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=EPS)
+    x: Tensor = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=EPS)
     for _ in range(ITERATIONS):
         gram = x @ x.mT
         gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
@@ -50,6 +49,7 @@ class Muon(Optimizer):
         lr: a tensor on the parameters' device, or a number.
         momentum: of the buffer; Nesterov's form is used.
         weight_decay: decoupled.
+        dtype: of the iterations; bf16 where the hardware multiplies in it, else fp32.
     """
 
     grad_scale: Tensor | None = None
@@ -61,8 +61,10 @@ class Muon(Optimizer):
         lr: Tensor | float = 1e-3,
         momentum: float = 0.95,
         weight_decay: float = 0.1,
+        dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.dtype = dtype
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.ndim != 2:
@@ -96,7 +98,7 @@ class Muon(Optimizer):
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
         updates = torch._foreach_lerp(grads, buffers, momentum)
         tall = [p.shape[0] > p.shape[1] for p in parameters]
-        stacked = torch.stack([u.mT.bfloat16() if t else u.bfloat16() for u, t in zip(updates, tall, strict=True)])
+        stacked = torch.stack([(u.mT if t else u).to(self.dtype) for u, t in zip(updates, tall, strict=True)])
         directions = orthogonalise(stacked)
         scale = 0.2 * max(parameters[0].shape) ** 0.5
         lr = torch.as_tensor(group["lr"], device=directions.device)
@@ -106,7 +108,7 @@ class Muon(Optimizer):
                 torch.where(bad, old, buffer, out=buffer)
             directions = torch.where(bad, 0.0, directions)
             lr = torch.where(bad, 0.0, lr)
-        torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
+        torch._foreach_mul_(list[Tensor](parameters), 1 - lr * group["weight_decay"])
         for parameter, direction, is_tall in zip(parameters, directions, tall, strict=True):
             parameter.sub_((direction.mT if is_tall else direction).to(parameter.dtype) * (lr * scale))
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
+from muomni.accel.precision import Precision
 from muomni.config.recipe import OptimizerSpec
 from muomni.train.muon import Muon
 
@@ -19,16 +20,16 @@ def decay_groups(model: nn.Module) -> tuple[list[tuple[str, nn.Parameter]], list
     return decays, rest
 
 
-def build_optimizers(model: nn.Module, spec: OptimizerSpec, device: torch.device) -> list[Optimizer]:
+def build_optimizers(model: nn.Module, spec: OptimizerSpec, precision: Precision) -> list[Optimizer]:
     """The optimizers of a run: AdamW for all, or Muon for the hidden matrices and AdamW for the rest.
 
-    The learning rate of every group is a tensor on `device` that `train.step` fills in place, and
+    The learning rate of every group is a tensor on the device that `train.step` fills in place, and
     `base_lr` in the group is what the schedule's factor multiplies.
     """
     matrices, rest = decay_groups(model)
 
     def group(parameters: list[tuple[str, nn.Parameter]], weight_decay: float) -> dict[str, Any]:
-        lr = torch.tensor(spec.lr, dtype=torch.float32, device=device)
+        lr = torch.tensor(spec.lr, dtype=torch.float32, device=precision.device)
         return {"params": [p for _, p in parameters], "weight_decay": weight_decay, "lr": lr, "base_lr": spec.lr}
 
     muon = [group(matrices, spec.weight_decay)] if spec.name == "muon" and matrices else []
@@ -36,7 +37,9 @@ def build_optimizers(model: nn.Module, spec: OptimizerSpec, device: torch.device
     adam = [g for g in (*adam, group(rest, 0.0)) if g["params"]]
     optimizers: list[Optimizer] = []
     if muon:
-        optimizers.append(Muon(muon, momentum=spec.momentum))
+        # fp16's range is too small for the iterations, so only bf16 replaces fp32.
+        dtype = torch.bfloat16 if precision.name == "bf16" else torch.float32
+        optimizers.append(Muon(muon, momentum=spec.momentum, dtype=dtype))
     if adam:
         optimizers.append(AdamW(adam, betas=spec.betas, eps=spec.eps, fused=True))
     return optimizers

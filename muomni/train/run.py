@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from muomni.accel.device import pick_device
-from muomni.accel.precision import pick_precision
+from muomni.accel.memory import MemoryReport
+from muomni.accel.plan import make_plan
 from muomni.config import OmniConfig, Recipe, parse, read_json
 from muomni.data import PackedRows, Tokenizer, prepare, prepare_tokenizer
 from muomni.errors import ConfigError, UserError
@@ -25,8 +25,10 @@ from muomni.train.schedule import lr_factors
 from muomni.train.step import TrainStep
 
 RECIPE = "recipe.json"
-# What may differ between a run and its resumption: nothing that changes what is computed.
-_MAY_CHANGE = {"schema_", "name", "log_every", "checkpoint", "eval"}
+MEMORY = "memory.json"
+# What may differ between a run and its resumption: nothing that changes what is computed. With `on_oom`
+# that is so until memory runs out, where the other choice is the end of the run.
+_MAY_CHANGE = {"schema_", "name", "log_every", "checkpoint", "eval", "on_oom"}
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class TrainResult:
     total_steps: int
     stopped: bool
     plot: Path | None
+    memory: MemoryReport
 
 
 def train(
@@ -62,10 +65,11 @@ def train(
         UserError: recipe, data or folders cannot be used.
         CheckpointError: a checkpoint does not load or could not be written.
         TrainingError: the loss stays non-finite.
+        MemoryShortageError: memory ran out; see the recipe's `on_oom`.
     """
     start = _starting_point(recipe, run, resume, resume_from)
-    device = pick_device(recipe.device)
-    precision = pick_precision(recipe.precision, device)
+    plan = make_plan(recipe)
+    device = plan.device
     tokenizer = _tokenizer(recipe, start)
     data = prepare(recipe.data, tokenizer)
     train_rows = PackedRows(data.train, recipe.data.seq_len, recipe.seed, shuffle=recipe.data.shuffle)
@@ -73,8 +77,8 @@ def train(
     total_steps = _total_steps(recipe, train_rows)
     torch.manual_seed(recipe.seed)
     model = _model(recipe, tokenizer).to(device)
-    optimizers = build_optimizers(model, recipe.optimizer, device)
-    step = TrainStep(model, optimizers, lr_factors(recipe.schedule, total_steps), recipe.max_grad_norm, precision)
+    optimizers = build_optimizers(model, recipe.optimizer, plan.precision)
+    step = TrainStep(model, optimizers, lr_factors(recipe.schedule, total_steps), recipe.max_grad_norm, plan.precision)
     progress = Progress()
     if start is not None:
         progress = load_checkpoint(start, model, optimizers)
@@ -84,6 +88,7 @@ def train(
         step.counters.skipped.fill_(progress.skipped)
         step.counters.streak.fill_(progress.streak)
         step.scaler.load_state_dict(progress.scaler)
+    plan.apply(model)
     run.mkdir(parents=True, exist_ok=True)
     write_atomic(
         run / RECIPE, json.dumps(recipe.model_dump(mode="json", exclude_none=True, by_alias=True), indent=2) + "\n"
@@ -94,11 +99,16 @@ def train(
         ProgressLine(total_steps, progress.applied) as line,
     ):
         line.say(_opening(recipe, model, train_rows, total_steps, device, start))
-        line.say(f"precision {precision.name}: {precision.reason}")
+        for text in plan.lines:
+            line.say(text)
+        if progress.micro_batch is not None:
+            line.say(f"micro-batches of {progress.micro_batch} rows, because memory ran out with more")
         trainer = Trainer(recipe, total_steps, model, tokenizer, step, train_rows, val_rows, run, progress, sampler)
         trainer.train(log, line)
+    memory = trainer.monitor.report()
+    write_atomic(run / MEMORY, json.dumps(memory.as_dict(), indent=2) + "\n")
     plot = plot_losses(run) if progress.applied else None
-    return TrainResult(run, progress, total_steps, trainer.stopped, plot)
+    return TrainResult(run, progress, total_steps, trainer.stopped, plot, memory)
 
 
 def _starting_point(recipe: Recipe, run: Path, resume: bool, resume_from: Path | None) -> Path | None:
@@ -178,7 +188,7 @@ def _opening(
 ) -> str:
     per_step = recipe.batch_size * recipe.gradient_accumulation_steps
     epochs = total_steps * per_step / rows.num_rows
-    going_on = f"; going on from {start}" if start is not None else ""
+    going_on = f"; going on from {start.name}" if start is not None else ""
     return (
         f"{model.num_parameters() / 1e6:.1f} M parameters on {device}; {total_steps} steps of {per_step} rows × "
         f"{recipe.data.seq_len} tokens, {epochs:.2f} epochs of {rows.num_rows} rows{going_on}"

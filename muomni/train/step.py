@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from muomni.accel.oom import Phase
 from muomni.accel.precision import Precision
 from muomni.data import Batch
 from muomni.ops.attention import Segments
@@ -58,6 +59,9 @@ class TrainStep:
         max_grad_norm: 0 turns clipping off.
         precision: of the forward passes. fp16 scales the loss in the order scale, backward,
             unscale, clip, step, update.
+
+    Attributes:
+        phase: what it is doing, for the message when memory runs out.
     """
 
     def __init__(
@@ -76,22 +80,26 @@ class TrainStep:
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision.scales)
         self.factors = factors.to(device, torch.float32)
         self.counters = Counters.zeros(device)
+        self.phase: Phase = "forward"
         self._parameters = [p for p in model.parameters() if p.requires_grad]
 
     def __call__(self, batches: Sequence[Batch]) -> StepResult:
         """One optimizer step over micro-batches, already on the model's device."""
-        loss = self._accumulate(batches)
+        loss = self.accumulate(batches)
+        self.phase = "optimizer"
         grad_norm, not_finite = self._measure()
         factor = self._set_lr()
         self._step(grad_norm, not_finite)
         self._count(not_finite)
         return StepResult(loss, grad_norm, factor)
 
-    def _accumulate(self, batches: Sequence[Batch]) -> Tensor:
+    def accumulate(self, batches: Sequence[Batch]) -> Tensor:
+        """Forward and backward of all micro-batches; gradients add up on the parameters. Returns the mean loss."""
         # Known on the host: the loader counted its targets.
         num_targets = max(1, sum(batch.num_targets for batch in batches))
         total = torch.zeros((), dtype=torch.float32, device=self.factors.device)
         for batch in batches:
+            self.phase = "forward"
             with self.precision.autocast():
                 output = self.model(
                     batch.input_ids,
@@ -100,6 +108,7 @@ class TrainStep:
                     segments=Segments(batch.cu_seqlens, batch.max_seqlen),
                     num_targets=num_targets,
                 )
+            self.phase = "backward"
             self.scaler.scale(output.loss).backward()
             total += output.loss.detach()
         return total

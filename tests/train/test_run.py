@@ -125,7 +125,7 @@ def _wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
 
 
 def test_kill_9_of_a_real_process_resumes_bit_by_bit(recipe, tmp_path):
-    long = recipe.replace(max_steps=150, checkpoint={"every": 2, "keep": 1}, log_every=1)
+    long = recipe.replace(max_steps=60, checkpoint={"every": 2, "keep": 1}, log_every=1)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train(long, whole)
     process = _start(long, cut, tmp_path)

@@ -56,7 +56,7 @@ def make_rows(rows: int, valid: list[int] | None = None) -> tuple[torch.Tensor, 
 
 def gradients_of(model: OmniModel, batches: list[Batch]) -> tuple[float, dict[str, torch.Tensor]]:
     step = TrainStep(model, [], torch.ones(2), max_grad_norm=0, precision=FP32)
-    loss = step._accumulate(batches)
+    loss = step.accumulate(batches)
     return float(loss), {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
@@ -85,7 +85,7 @@ def test_a_mean_over_micro_batches_would_be_noticed():
 
 
 def make_step(model: OmniModel, max_grad_norm: float = 1.0, lr: float = 1e-2) -> TrainStep:
-    optimizers = build_optimizers(model, OptimizerSpec(lr=lr), torch.device("cpu"))
+    optimizers = build_optimizers(model, OptimizerSpec(lr=lr), FP32)
     return TrainStep(model, optimizers, torch.ones(100), max_grad_norm, FP32)
 
 
@@ -142,7 +142,7 @@ def test_a_non_finite_step_changes_nothing_and_is_counted():
 def test_the_schedule_follows_applied_steps_only():
     ids, labels = make_rows(2)
     model = make_model().float()
-    optimizers = build_optimizers(model, OptimizerSpec(lr=1.0), torch.device("cpu"))
+    optimizers = build_optimizers(model, OptimizerSpec(lr=1.0), FP32)
     step = TrainStep(model, optimizers, torch.tensor([0.1, 0.2, 0.3]) * 1e-3, 1.0, FP32)
     poison = model.thinker.norm.weight.register_hook(lambda grad: grad * float("inf"))
     assert float(step([make_batch(ids, labels)]).lr_factor) == pytest.approx(1e-4)

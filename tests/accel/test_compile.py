@@ -1,0 +1,66 @@
+"""Compilation: chosen or refused in words, same results, and no compiling anew once it is warm."""
+
+import shutil
+
+import pytest
+import torch
+
+from muomni.accel import compile as compilation
+from muomni.accel import recompute
+from muomni.errors import ConfigError
+from muomni.ops.attention import Segments
+from tests.accel.test_recompute import CONFIG, make_model
+
+CPU = torch.device("cpu")
+
+
+def test_without_a_compiler_auto_is_eager_and_a_named_mode_is_an_error(monkeypatch):
+    monkeypatch.setattr(
+        compilation, "_what_is_missing", lambda _device: "no C++ compiler (g++ or clang++) is on the path"
+    )
+    chosen = compilation.choose("auto", torch.device("cuda"))
+    assert chosen.mode == "off" and "no C++ compiler" in chosen.reason
+    with pytest.raises(ConfigError, match='compile = "blocks": no C\\+\\+ compiler'):
+        compilation.choose("blocks", CPU)
+    assert compilation.choose("off", CPU).mode == "off"
+
+
+def test_an_empty_path_has_no_compiler(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda _name: None)
+    assert "no C++ compiler" in str(compilation._what_is_missing(CPU))
+
+
+def random_rows(seed: int) -> tuple[torch.Tensor, Segments]:
+    """Two rows of 24 tokens cut into documents at random places."""
+    draw = torch.Generator().manual_seed(seed)
+    ids = torch.randint(64, (2, 24), generator=draw)
+    inner = torch.randperm(47, generator=draw)[: 1 + seed % 5] + 1
+    bounds = torch.cat([torch.tensor([0, 24, 48]), inner]).unique().to(torch.int32)
+    return ids, Segments(bounds, int(bounds.diff().max()))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize("checkpointing", [None, "full"])
+def test_compiled_blocks_give_the_same_gradients_and_settle(checkpointing):
+    from torch._dynamo.utils import counters
+
+    still = CONFIG.replace(thinker=CONFIG.thinker.replace(dropout=0.0))
+    torch._dynamo.reset()
+    eager, compiled = make_model(still), make_model(still)
+    if checkpointing:
+        recompute.enable(compiled, checkpointing)
+    compilation.apply(compiled, compilation.choose("blocks", CPU))
+    for seed in range(8):
+        if seed == 4:
+            counters.clear()
+        ids, segments = random_rows(seed)
+        results = []
+        for model in (eager, compiled):
+            model.zero_grad()
+            loss = model(ids, labels=ids, segments=segments).loss
+            loss.backward()
+            results.append([loss.detach(), *(p.grad for p in model.parameters())])
+        for a, b in zip(*results, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert counters["stats"]["unique_graphs"] == 0, "documents of other lengths compiled again"
+    assert not counters["graph_break"]

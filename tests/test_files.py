@@ -1,0 +1,54 @@
+"""Files and folders appear whole or not at all."""
+
+import pytest
+
+from muomni.files import atomic_folder, link_atomic, remove_partial, write_atomic
+
+
+def test_a_folder_appears_when_its_block_ends(tmp_path):
+    target = tmp_path / "new" / "folder"
+    with atomic_folder(target) as partial:
+        (partial / "inner").mkdir()
+        (partial / "inner" / "file").write_text("content")
+        assert not target.exists()
+    assert (target / "inner" / "file").read_text() == "content"
+    assert [p.name for p in target.parent.iterdir()] == ["folder"]
+
+
+def test_a_block_that_fails_leaves_the_old_folder(tmp_path):
+    target = tmp_path / "folder"
+    with atomic_folder(target) as partial:
+        (partial / "file").write_text("old")
+    with pytest.raises(OSError, match="full"), atomic_folder(target) as partial:
+        (partial / "file").write_text("new")
+        raise OSError("full")
+    assert (target / "file").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_an_existing_folder_is_replaced_whole(tmp_path):
+    target = tmp_path / "folder"
+    for name in ("one", "two"):
+        with atomic_folder(target) as partial:
+            (partial / name).write_text(name)
+    assert [p.name for p in target.iterdir()] == ["two"]
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_link_moves_and_a_file_is_replaced(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        link_atomic(tmp_path / "last", name)
+        assert (tmp_path / "last").resolve().name == name
+        write_atomic(tmp_path / "note", name)
+        assert (tmp_path / "note").read_text() == name
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last", "note", "one", "two"]
+
+
+def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
+    (tmp_path / ".partial-1-folder").mkdir()
+    (tmp_path / ".partial-1-folder" / "file").touch()
+    (tmp_path / ".partial-2-file").touch()
+    (tmp_path / "kept").mkdir()
+    remove_partial(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["kept"]
