@@ -31,3 +31,7 @@ class CheckpointError(MuOmniError):
 
 class TrainingError(MuOmniError):
     """Training cannot go on, for example because the loss stays non-finite."""
+
+
+class MemoryShortageError(TrainingError):
+    """Memory ran out in training; says what was asked for, what is in use and which settings would help."""

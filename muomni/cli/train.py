@@ -35,6 +35,8 @@ def command(
 
     result = train(stage, run, resume=resume, resume_from=resume_from, make_sampler=make_sampler)
     progress = result.progress
+    for text in result.memory.lines():
+        print(text)
     state = "stopped and saved" if result.stopped else "done"
     best = f"; best validation loss {progress.best_loss:.4f} at step {progress.best_step}" if progress.best_loss else ""
     print(f"{state}: step {progress.applied} of {result.total_steps} in {progress.seconds:.0f} s{best}")

@@ -48,6 +48,7 @@ class Progress:
         seconds: of training so far, over all sessions.
         tokens: read so far.
         scaler: the state of fp16's loss scaler; empty with other precisions.
+        micro_batch: rows in a micro-batch since memory ran out; None while it is the recipe's `batch_size`.
     """
 
     attempts: int = 0
@@ -59,6 +60,7 @@ class Progress:
     seconds: float = 0.0
     tokens: int = 0
     scaler: dict[str, Any] = field(default_factory=dict)
+    micro_batch: int | None = None
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:

@@ -11,15 +11,16 @@ from typing import Any
 
 import torch
 
-from muomni.accel.memory import memory_in_use
+from muomni.accel.memory import MemoryMonitor
 from muomni.config.recipe import Recipe
-from muomni.data import Batch, PackedRows, Tokenizer
+from muomni.data import PackedRows, Tokenizer
 from muomni.errors import TrainingError
 from muomni.model import OmniModel
 from muomni.train.checkpoint import Progress, save_checkpoint
 from muomni.train.evaluate import Evaluation, evaluate
 from muomni.train.metrics import MetricsLog
 from muomni.train.progress import ProgressLine
+from muomni.train.rescue import Rescue, RescuedStep
 from muomni.train.step import StepResult, TrainStep
 
 MAX_SKIPPED_IN_A_ROW = 20
@@ -73,6 +74,9 @@ class Trainer:
         self.progress = progress
         self.sampler = sampler
         self.stopped = False
+        self.monitor = MemoryMonitor(model, step.optimizers, model.device)
+        micro_batch = progress.micro_batch or recipe.batch_size
+        self._rescued_step = RescuedStep(recipe, model, step, train_rows, self.monitor, run, micro_batch)
         self._byte_lengths = tokenizer.byte_lengths()
         self._pending: list[Pending] = []
         self._since = time.perf_counter()
@@ -85,13 +89,14 @@ class Trainer:
 
         Raises:
             TrainingError: too many steps in a row had non-finite gradients.
+            MemoryShortageError: memory ran out, see `train.rescue`.
             CheckpointError: a checkpoint could not be written.
         """
         self.model.train()
         self._since = time.perf_counter()
         with self._stop_on_signal(line):
             while self.progress.applied < self.total_steps and not self.stopped:
-                self._one_step(line)
+                self._one_step(log, line)
                 self._after_step(log, line)
             self._flush(log, line)
             if self.stopped:
@@ -101,26 +106,25 @@ class Trainer:
                 self._validate(log, line)
             self._save()
 
-    def _one_step(self, line: ProgressLine) -> None:
-        batches = list(self._micro_batches())
+    def _one_step(self, log: MetricsLog, line: ProgressLine) -> None:
+        def tell(rescue: Rescue) -> None:
+            self.progress.micro_batch = rescue.after
+            log.write("event", rescue.step, **rescue.as_dict())
+            log.flush()
+            line.say(str(rescue))
+
+        first = self.progress.attempts * self._rescued_step.rows_per_step
+        batches, result = self._rescued_step(first, self.progress.applied + 1, tell)
         digest = 0
         for batch in batches:
             digest = zlib.crc32(batch.input_ids.numpy().tobytes(), digest)
             self.progress.tokens += batch.input_ids.numel()
             self._window_tokens += batch.input_ids.numel()
-        device = self.model.device
-        result = self.step([batch.to(device) for batch in batches])
         self.progress.attempts += 1
         # Right unless a step was skipped; `_flush` reads the true count from the device.
         self.progress.applied += 1
         self._pending.append(Pending(self.progress.applied, f"{digest:08x}", result))
         line.update(self.progress.applied)
-
-    def _micro_batches(self) -> Iterator[Batch]:
-        size, count = self.recipe.batch_size, self.recipe.gradient_accumulation_steps
-        first = self.progress.attempts * size * count
-        for index in range(count):
-            yield self.train_rows.batch(first + index * size, size)
 
     def _after_step(self, log: MetricsLog, line: ProgressLine) -> None:
         recipe, done = self.recipe, self.progress.applied
@@ -159,17 +163,20 @@ class Trainer:
             step += finite
             values = {"loss": _number(loss), "grad_norm": _number(norm), "lr": factor * self.recipe.optimizer.lr}
             log.write("train", step, **values, batch=pending.batch, **({} if finite else {"skipped": True}))
-        memory = memory_in_use(self.model.device)
+        memory = self.monitor.read()
+        used_by = self.monitor.categories(memory).as_dict()
         speed = self._window_tokens / seconds
         step_seconds = seconds / len(self._pending)
-        log.write(
-            "speed", applied, tokens_per_s=speed, step_s=step_seconds, tokens=self.progress.tokens, **memory.as_dict()
-        )
+        rate = {"tokens_per_s": speed, "step_s": step_seconds, "tokens": self.progress.tokens}
+        log.write("speed", applied, **rate, **memory.as_dict(), **used_by)
         log.flush()
         losses = [loss for loss, *_ in figures]
         note = f"loss {sum(losses) / len(losses):.3f}  {speed:,.0f} tok/s  {step_seconds:.2f} s/step  {memory}"
         if skipped:
             note += f"  {skipped} skipped"
+        warning = self.monitor.warning(memory)
+        if warning is not None:
+            note += f"  {warning}"
         line.update(applied, note, (self.total_steps - applied) * step_seconds)
         self._pending.clear()
         self._window_tokens = 0
@@ -182,15 +189,16 @@ class Trainer:
             )
 
     def _validate(self, log: MetricsLog, line: ProgressLine) -> None:
-        found = evaluate(
-            self.model,
-            self.val_rows,
-            self.recipe.eval.max_rows,
-            self.recipe.batch_size,
-            self._byte_lengths,
-            self.step.precision.autocast,
-        )
         done = self.progress.applied
+        with self._rescued_step.explained("validation", done):
+            found = evaluate(
+                self.model,
+                self.val_rows,
+                self.recipe.eval.max_rows,
+                self._rescued_step.micro_batch,
+                self._byte_lengths,
+                self.step.precision.autocast,
+            )
         self._validated_at = done
         log.write("val", done, loss=found.loss, bits_per_byte=found.bits_per_byte, targets=found.targets)
         log.flush()
