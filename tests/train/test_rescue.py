@@ -231,6 +231,7 @@ def test_the_optimizer_is_not_taken_again(recipe, tmp_path, monkeypatch):
     with pytest.raises(MemoryShortageError, match="in the optimizer's step") as caught:
         train(recipe.replace(on_oom="rescue"), tmp_path / "run")
     assert '"muon"' in str(caught.value) and '"batch_size"' not in str(caught.value)
+    assert not lines_of(tmp_path / "run", "event")
 
 
 def test_validation_that_runs_out_of_memory_says_so(recipe, tmp_path, monkeypatch):
