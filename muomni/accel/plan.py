@@ -1,21 +1,24 @@
 """The optimizations of training, in the one order in which they are applied to a model.
 
-1. recomputation wraps blocks, so that it is inside what is compiled;
-2. compilation comes last, over whatever the blocks are by then.
+1. attention gets its function, so that whatever wraps it later wraps that one;
+2. recomputation wraps blocks, so that it is inside what is compiled;
+3. compilation comes last, over whatever the blocks are by then.
 
 Precision is no transformation of the model: it is the context of a forward pass, see `precision`.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from muomni.accel import attention, recompute
 from muomni.accel import compile as compilation
-from muomni.accel import recompute
 from muomni.accel.device import pick_device
 from muomni.accel.precision import Precision, pick_precision
 from muomni.config.recipe import Recipe
+from muomni.model.folder import read_config, resolve_folder
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Plan:
 
     device: torch.device
     precision: Precision
+    attention: attention.Choice
     checkpointing: recompute.Mode | None
     compile: compilation.Choice
 
@@ -31,27 +35,39 @@ class Plan:
     def lines(self) -> list[str]:
         return [
             f"device {self.device}; precision {self.precision.name}: {self.precision.reason}",
+            f"attention {self.attention.backend}: {self.attention.reason}",
             f"gradient checkpointing {self.checkpointing or 'off'}; compile {self.compile.mode}: {self.compile.reason}",
         ]
 
     def apply(self, model: nn.Module) -> None:
         """Transforms the model in place."""
+        attention.apply(model, self.attention)
         if self.checkpointing is not None:
             recompute.enable(model, self.checkpointing)
         compilation.apply(model, self.compile)
 
 
 def make_plan(recipe: Recipe) -> Plan:
-    """Decides device, precision, checkpointing and compilation.
+    """Decides device, precision, attention, checkpointing and compilation.
 
     Raises:
         ConfigError: something the recipe names does not work on this machine.
+        UserError: `model.init_from` holds no model.
     """
     device = pick_device(recipe.device)
+    precision = pick_precision(recipe.precision, device)
     checkpointing = None if recipe.gradient_checkpointing == "off" else recipe.gradient_checkpointing
     return Plan(
         device,
-        pick_precision(recipe.precision, device),
+        precision,
+        attention.pick_attention(recipe.attention, device, precision.dtype, _head_dim(recipe)),
         checkpointing,
         compilation.choose(recipe.compile, device),
     )
+
+
+def _head_dim(recipe: Recipe) -> int:
+    if recipe.model.init_from is None:
+        return recipe.model.build().thinker.head_dim
+    config, _ = read_config(resolve_folder(Path(recipe.model.init_from)))
+    return config.thinker.head_dim

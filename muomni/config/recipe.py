@@ -250,6 +250,9 @@ class Recipe(Frozen):
         max_grad_norm: gradients are scaled down to this 2-norm; 0 turns clipping off.
         precision: `auto` takes bf16 where the hardware multiplies in it, fp16 on older GPUs, else fp32.
             Weights and optimizer stay in fp32.
+        attention: `auto` takes torch's varlen flash kernel on a GPU where it works, else torch's SDPA.
+            `flash_attn` is an installed flash-attn 2, 3 or 4, `flex` FlexAttention, `reference` the plain
+            definition, slow and quadratic in memory.
         gradient_checkpointing: `full` keeps each block's input only and computes the block again in the
             backward pass; `selective` also keeps the results of attention and matrix products.
         compile: `blocks` compiles the blocks with `torch.compile`, `full` the whole model; `auto` leaves
@@ -278,6 +281,7 @@ class Recipe(Frozen):
     schedule: ScheduleSpec = ScheduleSpec()
     max_grad_norm: float = Field(default=1.0, ge=0)
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    attention: Literal["auto", "sdpa", "varlen", "flash_attn", "flex", "reference"] = "auto"
     gradient_checkpointing: Literal["off", "full", "selective"] = "off"
     compile: Literal["auto", "off", "blocks", "full"] = "auto"
     on_oom: Literal["stop", "rescue"] = "stop"

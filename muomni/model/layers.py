@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from muomni.config import ThinkerConfig
 from muomni.model.cache import Cache
-from muomni.ops.attention import Segments, attention
+from muomni.ops.attention import AttentionFunction, Segments, attention
 from muomni.ops.norm import rms_norm
 from muomni.ops.rope import apply_rope
 
@@ -29,11 +29,15 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention with RMSNorm on queries and keys, then rotary positions."""
+    """Grouped-query self-attention with RMSNorm on queries and keys, then rotary positions.
+
+    `attend` is the backend; `accel.attention` sets another from outside.
+    """
 
     def __init__(self, config: ThinkerConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
+        self.attend: AttentionFunction = attention
         self.head_dim = config.head_dim
         queries = config.num_attention_heads * config.head_dim
         keys = config.num_key_value_heads * config.head_dim
@@ -52,7 +56,7 @@ class Attention(nn.Module):
         q, k = apply_rope(q, *rotation), apply_rope(k, *rotation)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        out: Tensor = self.o_proj(attention(q, k, v, segments).flatten(2))
+        out: Tensor = self.o_proj(self.attend(q, k, v, segments).flatten(2))
         return out
 
 

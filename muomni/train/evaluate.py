@@ -57,7 +57,7 @@ def evaluate(
                 batch.input_ids,
                 labels=batch.labels,
                 positions=batch.positions,
-                segments=Segments(batch.cu_seqlens, batch.max_seqlen),
+                segments=Segments(batch.cu_seqlens, batch.max_seqlen).rounded(batch.input_ids.numel()),
                 num_targets=1,
             )
         total += output.loss

@@ -105,7 +105,7 @@ class TrainStep:
                     batch.input_ids,
                     labels=batch.labels,
                     positions=batch.positions,
-                    segments=Segments(batch.cu_seqlens, batch.max_seqlen),
+                    segments=Segments(batch.cu_seqlens, batch.max_seqlen).rounded(batch.input_ids.numel()),
                     num_targets=num_targets,
                 )
             self.phase = "backward"

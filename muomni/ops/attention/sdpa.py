@@ -1,0 +1,85 @@
+"""Attention through torch's SDPA, which takes its flash, efficient or cuDNN kernel by itself."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from muomni.ops.attention.cached_cpu import cached_attention_cpu
+from muomni.ops.attention.seam import Segments, as_autocast_would, check_packed
+from muomni.ops.varlen_cpu import varlen_attention_cpu
+
+# Scores for which a CPU is given a mask of floats, 1 MiB of them: faster than two calls when there are few queries.
+_SMALL_MASK = 2**18
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None) -> Tensor:
+    """Scaled dot-product attention, causal, grouped heads (Ainslie et al., arXiv:2305.13245).
+
+    Args:
+        q: (B, T, H, D).
+        k, v: (B, S, K, D), S ≥ T; with `segments` S = T.
+        segments: documents of packed rows; None where a row is one document.
+
+    Returns:
+        (B, T, H, D) in the dtype of `q`, under autocast in autocast's.
+    """
+    if segments is None:
+        return _rows(q, k, v)
+    check_packed(q, k)
+    if q.device.type == "cpu":
+        q, k, v = as_autocast_would(q, k, v)
+        flat = varlen_attention_cpu(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), segments.cu_seqlens)
+        return flat.view_as(q)
+    out: Tensor = per_document(q, k, v, segments)
+    return out
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def per_document(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
+    """Packed rows by one SDPA call a document: for devices and dtypes without a kernel for many documents.
+
+    Arguments and result are those of `attention`. The lengths are numbers here, which differ from batch to
+    batch, so `torch.compile` would compile for each of them and is kept out.
+    """
+    parts = (torch.split(x.flatten(0, 1), segments.lengths) for x in (q, k, v))
+    out = [_rows(*(x[None] for x in document)) for document in zip(*parts, strict=True) if document[0].shape[0]]
+    return torch.cat(out, dim=1).view(q.shape)
+
+
+def _rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Each row one document, the queries at its end."""
+    queries, keys = q.shape[1], k.shape[1]
+    grouped = q.shape[2] != k.shape[2]
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    if queries == 1:
+        out = F.scaled_dot_product_attention(q, k, v, enable_gqa=grouped)
+    elif queries == keys:
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+    elif q.device.type == "cpu" and queries * keys > _SMALL_MASK:
+        out = cached_attention_cpu(*as_autocast_would(q, k, v))
+    else:
+        out = _aligned_at_the_end(q, k, v, grouped)
+    return out.transpose(1, 2)
+
+
+def _aligned_at_the_end(q: Tensor, k: Tensor, v: Tensor, grouped: bool) -> Tensor:
+    """SDPA's is_causal aligns at the start (pytorch #108108); a cache needs it aligned at the end.
+
+    Args:
+        q: (B, H, T, D).
+        k, v: (B, K, S, D), S > T.
+        grouped: H differs from K.
+    """
+    queries, keys = q.shape[2], k.shape[2]
+    if q.device.type == "cuda":
+        from torch.nn.attention.bias import causal_lower_right
+
+        # The flash kernel aligns at the end by itself and this reaches it; where it cannot run (fp32 with
+        # grouped heads, old GPUs), torch makes the mask below.
+        mask: Tensor = causal_lower_right(queries, keys)
+        q, k, v = as_autocast_would(q, k, v)
+    else:
+        # No kernel of other devices aligns at the end. On a CPU the mask is small; elsewhere it is as high as
+        # the chunk of the prompt that is being read.
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
