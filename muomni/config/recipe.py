@@ -257,6 +257,8 @@ class Recipe(Frozen):
             backward pass; `selective` also keeps the results of attention and matrix products.
         compile: `blocks` compiles the blocks with `torch.compile`, `full` the whole model; `auto` compiles
             blocks on a GPU and nothing on a CPU, where a few percent seldom pay for the time it takes.
+        on_oom: when memory runs out in a step, `stop` ends the run and says what would help; `rescue` takes
+            the step again, and goes on, with micro-batches of half the rows and twice as many of them.
         seed: of weights, shuffling and dropout.
         device: `auto` takes cuda, mps, cpu in that order.
         eval: validation and samples.
