@@ -82,7 +82,7 @@ def test_dropout_would_be_noticed():
     assert not torch.equal(first[1], next(other.parameters()).grad)
 
 
-def test_full_keeps_less_than_selective_and_selective_less_than_all():
+def test_full_keeps_less_than_half_and_disabling_keeps_all_again():
     model = make_model()
     everything = kept_by(model)
     model.gradient_checkpointing_enable("full")
