@@ -38,7 +38,7 @@ def choose(asked: Literal["auto", "off", "blocks", "full"], device: torch.device
     if asked == "off":
         return Choice("off", "as asked")
     if asked == "auto" and device.type == "cpu":
-        return Choice("off", "on a CPU a few percent seldom pay for compiling; \"blocks\" turns it on")
+        return Choice("off", 'on a CPU a few percent seldom pay for compiling; "blocks" turns it on')
     missing = _what_is_missing(device)
     if asked != "auto":
         if missing:
