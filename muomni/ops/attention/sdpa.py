@@ -34,12 +34,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None)
     return out
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def per_document(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
     """Packed rows by one SDPA call a document: for devices and dtypes without a kernel for many documents.
 
-    Arguments and result are those of `attention`. The lengths are numbers here, which differ from batch to
-    batch, so `torch.compile` would compile for each of them and is kept out.
+    Arguments and result are those of `attention`. The lengths become numbers here, so a graph that
+    `torch.compile` makes breaks at this point. (`torch.compiler.disable` as a decorator would say so, but
+    loads the whole compiler when this file is imported.)
     """
     parts = (torch.split(x.flatten(0, 1), segments.lengths) for x in (q, k, v))
     out = [_rows(*(x[None] for x in document)) for document in zip(*parts, strict=True) if document[0].shape[0]]
