@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
-_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+from muomni.ops.flash_cpu import LOW, flash_backward, flash_forward
 
 
 def varlen_attention_cpu(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> Tensor:
@@ -65,7 +64,7 @@ _STEP = 64
 
 
 def _spans(cu_seqlens: Tensor, dtype: torch.dtype) -> list[_Span]:
-    step = _STEP if dtype in (torch.bfloat16, torch.float16) else 1
+    step = _STEP if dtype in LOW else 1
     # The bounds live in CPU memory, so reading them waits for nothing.
     bounds = cu_seqlens.tolist()
     return [
@@ -80,7 +79,7 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> tuple[Tensor
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     log_sum_exp = torch.empty(q.shape[:2], dtype=_wide(q.dtype))
     for span in _spans(cu_seqlens, q.dtype):
-        part, lse = _forward(span.rows(q), span.rows(k), span.rows(v), 0.0, True)
+        part, lse = flash_forward(span.rows(q), span.rows(k), span.rows(v), causal=True)
         length = span.end - span.start
         out[span.start : span.end] = part[0].transpose(0, 1)[:length]
         log_sum_exp[span.start : span.end] = lse[0].transpose(0, 1)[:length]
@@ -100,7 +99,8 @@ def _varlen_backward(
     for span in _spans(cu_seqlens, q.dtype):
         # Behind the document: no gradient comes in, and exp(score - inf) makes every weight zero.
         inputs = (span.rows(q), span.rows(k), span.rows(v), span.rows(out))
-        parts = _backward(span.rows(grad, behind=0.0), *inputs, span.rows(log_sum_exp, behind=math.inf), 0.0, True)
+        weights = span.rows(log_sum_exp, behind=math.inf)
+        parts = flash_backward(span.rows(grad, behind=0.0), *inputs, weights, causal=True)
         for whole, part in zip(grads, parts, strict=True):
             whole[span.start : span.end] = part[0].transpose(0, 1)[: span.end - span.start]
     return grads[0], grads[1], grads[2]

@@ -12,8 +12,7 @@ Legend: B batch, H query heads, K key/value heads, T queries, S keys, D head_dim
 import torch
 from torch import Tensor
 
-_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
-_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+from muomni.ops.flash_cpu import flash_backward, flash_forward
 
 
 def cached_attention_cpu(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -40,8 +39,8 @@ def _halves(x: Tensor, queries: int) -> tuple[Tensor, Tensor]:
 def _cached(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     past_k, own_k = _halves(k, q.shape[2])
     past_v, own_v = _halves(v, q.shape[2])
-    past, past_lse = _forward(q, past_k, past_v, 0.0, False)
-    own, own_lse = _forward(q, own_k, own_v, 0.0, True)
+    past, past_lse = flash_forward(q, past_k, past_v, causal=False)
+    own, own_lse = flash_forward(q, own_k, own_v, causal=True)
     log_sum_exp = torch.logaddexp(past_lse, own_lse).contiguous()
     share = (past_lse - log_sum_exp).exp()[..., None]
     return torch.lerp(own.to(share.dtype), past.to(share.dtype), share).to(q.dtype).contiguous(), log_sum_exp
@@ -60,8 +59,8 @@ def _cached_backward(
     past_k, own_k = _halves(k, q.shape[2])
     past_v, own_v = _halves(v, q.shape[2])
     # The result and the sum over all keys make each half's weights, and with them its gradients, right.
-    past = _backward(grad, q, past_k, past_v, out, log_sum_exp, 0.0, False)
-    own = _backward(grad, q, own_k, own_v, out, log_sum_exp, 0.0, True)
+    past = flash_backward(grad, q, past_k, past_v, out, log_sum_exp, causal=False)
+    own = flash_backward(grad, q, own_k, own_v, out, log_sum_exp, causal=True)
     return (past[0] + own[0]).contiguous(), torch.cat((past[1], own[1]), 2), torch.cat((past[2], own[2]), 2)
 
 

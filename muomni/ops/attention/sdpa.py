@@ -6,6 +6,7 @@ from torch import Tensor
 
 from muomni.ops.attention.cached_cpu import cached_attention_cpu
 from muomni.ops.attention.seam import Segments, as_autocast_would, check_packed
+from muomni.ops.flash_cpu import LOW, expand_groups
 from muomni.ops.varlen_cpu import varlen_attention_cpu
 
 # Scores for which a CPU is given a mask of floats, 1 MiB of them: faster than two calls when there are few queries.
@@ -51,6 +52,10 @@ def _rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     queries, keys = q.shape[1], k.shape[1]
     grouped = q.shape[2] != k.shape[2]
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    if grouped and q.device.type == "cpu" and k.requires_grad and as_autocast_would(q)[0].dtype in LOW:
+        # As in `flash_backward`, which SDPA does not go through.
+        k, v = (expand_groups(x, q.shape[1]) for x in (k, v))
+        grouped = False
     if queries == 1:
         out = F.scaled_dot_product_attention(q, k, v, enable_gqa=grouped)
     elif queries == keys:
