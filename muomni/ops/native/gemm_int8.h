@@ -1,0 +1,205 @@
+// Products of 16 rows of int8 weights with int8 activations. Within a group of 64 inputs the sum is an
+// exact integer, so the instructions that make it may differ between one token and many; groups are
+// then added in fp32 one after the other, times the group's scale. A token's result is therefore the
+// same bit by bit whatever its company.
+//
+// The VNNI instruction multiplies unsigned by signed bytes. Weights are made unsigned on the way by
+// flipping their top bit, which adds 128 to each; `sum128` holds what that adds to a group, negated.
+#pragma once
+
+#include "acts.h"
+#include "gemm_float.h"
+
+namespace muomni {
+
+#if defined(MUOMNI_AVX512)
+
+MUOMNI_INLINE __m512i flipped(const int8_t* p, __mmask64 inputs) {
+    return _mm512_xor_si512(_mm512_maskz_loadu_epi8(inputs, p), _mm512_set1_epi8(-128));
+}
+
+MUOMNI_INLINE __m512i flipped(const int8_t* p) {
+    return _mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8(-128));
+}
+
+// Sums across the lanes of 16 registers that `row` makes one by one: lane j is the sum of row(j).
+template <class Row>
+MUOMNI_INLINE __m512i sum_rows_int(Row&& row) {
+    auto pair = [](__m512i a, __m512i b) {
+        return _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    };
+    auto four = [](__m512i a, __m512i b) {
+        return _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    };
+    auto fold = [](__m512i a, __m512i b) {
+        return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
+    };
+    auto quad = [&](int j) { return four(pair(row(j), row(j + 1)), pair(row(j + 2), row(j + 3))); };
+    const __m512i first = fold(quad(0), quad(4));
+    return fold(first, fold(quad(8), quad(12)));
+}
+
+// One token: weights stream past once, 16 rows at a time. `next` is the block that follows in memory:
+// fetching it line by line while this one is worked on keeps the memory busy in one straight stream.
+inline void int8_one(const int8_t* const* rows, const Acts& acts, int64_t t, int64_t width, const int8_t* next,
+                     float* out) {
+    const int8_t* q = acts.q(t);
+    const float* scale = acts.scale(t);
+    const int32_t* sum128 = acts.sum128(t);
+    __m512 acc = _mm512_setzero_ps();
+    auto group = [&](int64_t g, auto&& weights) {
+        const __m512i a = _mm512_loadu_si512(q + g * GROUP);
+        const __m512i dots = sum_rows_int([&](int r) {
+            return _mm512_dpbusd_epi32(_mm512_setzero_si512(), weights(rows[r] + g * GROUP), a);
+        });
+        const __m512i exact = _mm512_add_epi32(dots, _mm512_set1_epi32(sum128[g]));
+        acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact), _mm512_set1_ps(scale[g]), acc);
+    };
+    const int64_t whole = width / GROUP;
+    for (int64_t g = 0; g < whole; g++) {
+        for (int r = 0; r < ROWS; r++) prefetch(next + (g * ROWS + r) * GROUP);
+        group(g, [](const int8_t* p) { return flipped(p); });
+    }
+    if (whole < acts.groups) {
+        const __mmask64 inputs = (uint64_t(1) << (width - whole * GROUP)) - 1;
+        group(whole, [&](const int8_t* p) { return flipped(p, inputs); });
+    }
+    _mm512_storeu_ps(out, acc);
+}
+
+// Turns 16 rows × 64 inputs so that register k holds inputs 4k .. 4k+3 of all 16 rows, a row per lane.
+MUOMNI_INLINE void transpose_group(__m512i* r) {
+    __m512i t[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    // Now r[4b + j] has column 4c + j of rows 4b .. 4b+3 in its 128-bit part c.
+    for (int j = 0; j < 4; j++) {
+        const __m512i a = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x44), b = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xee);
+        const __m512i c = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x44);
+        const __m512i d = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xee);
+        t[j] = _mm512_shuffle_i32x4(a, c, 0x88);
+        t[4 + j] = _mm512_shuffle_i32x4(a, c, 0xdd);
+        t[8 + j] = _mm512_shuffle_i32x4(b, d, 0x88);
+        t[12 + j] = _mm512_shuffle_i32x4(b, d, 0xdd);
+    }
+    for (int i = 0; i < 16; i++) r[i] = t[i];
+}
+
+// The 16 rows turned group by group, once for all tokens: (groups, 16 registers).
+inline void fill_panel(const int8_t* const* rows, int64_t width, int64_t groups, const int8_t* next, uint8_t* panel) {
+    for (int64_t g = 0; g < groups; g++) {
+        const int64_t left = width - g * GROUP;
+        const __mmask64 inputs = left >= GROUP ? ~uint64_t(0) : (uint64_t(1) << left) - 1;
+        __m512i r[16];
+        for (int i = 0; i < 16; i++) r[i] = flipped(rows[i] + g * GROUP, inputs);
+        for (int i = 0; i < ROWS; i++) prefetch(next + (g * ROWS + i) * GROUP);
+        transpose_group(r);
+        for (int i = 0; i < 16; i++) _mm512_store_si512(panel + (g * 16 + i) * 64, r[i]);
+    }
+}
+
+// T tokens against a panel: lanes are rows, so nothing is added across lanes.
+template <int T>
+void int8_tile(const uint8_t* panel, const Acts& acts, int64_t token, float (*out)[ROWS]) {
+    const int8_t* q = acts.q(token);
+    const float* scale = acts.scale(token);
+    const int32_t* sum128 = acts.sum128(token);
+    const int64_t padded = acts.padded, groups = acts.groups;
+    __m512 acc[T];
+    for (int t = 0; t < T; t++) acc[t] = _mm512_setzero_ps();
+    for (int64_t g = 0; g < groups; g++) {
+        __m512i dots[T];
+        for (int t = 0; t < T; t++) dots[t] = _mm512_set1_epi32(sum128[t * groups + g]);
+        for (int k = 0; k < 16; k++) {
+            const __m512i w = _mm512_load_si512(panel + (g * 16 + k) * 64);
+            for (int t = 0; t < T; t++) {
+                int32_t four;
+                std::memcpy(&four, q + t * padded + g * GROUP + 4 * k, 4);
+                dots[t] = _mm512_dpbusd_epi32(dots[t], w, _mm512_set1_epi32(four));
+            }
+        }
+        for (int t = 0; t < T; t++)
+            acc[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[t]), _mm512_set1_ps(scale[t * groups + g]), acc[t]);
+    }
+    for (int t = 0; t < T; t++) _mm512_storeu_ps(out[t], acc[t]);
+}
+
+// Calls sink(token, 16 products) for every token. `panel` is scratch of (padded width) × 16 bytes.
+template <class Sink>
+void int8_block(const int8_t* const* rows, const Acts& acts, int64_t tokens, int64_t width, const int8_t* next,
+                uint8_t* panel, Sink&& sink) {
+    float out[8][ROWS];
+    if (tokens <= 2) {  // turning the rows would cost more than it saves
+        for (int64_t t = 0; t < tokens; t++) {
+            int8_one(rows, acts, t, width, next, out[0]);
+            sink(t, out[0]);
+        }
+        return;
+    }
+    fill_panel(rows, width, acts.groups, next, panel);
+    for (int64_t t = 0, done; t < tokens; t += done) {
+        const int64_t left = tokens - t;
+        done = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+        if (done == 8) int8_tile<8>(panel, acts, t, out);
+        else if (done == 4) int8_tile<4>(panel, acts, t, out);
+        else if (done == 2) int8_tile<2>(panel, acts, t, out);
+        else int8_tile<1>(panel, acts, t, out);
+        for (int i = 0; i < done; i++) sink(t + i, out[i]);
+    }
+}
+
+#else
+
+// One group of one row: an exact integer, however the compiler vectorises it.
+MUOMNI_INLINE int32_t group_dot(const int8_t* w, const int8_t* a, int64_t count) {
+    int32_t sum = 0;
+#if defined(MUOMNI_AVX2)
+    if (count == GROUP) {
+        __m256i total = _mm256_setzero_si256();
+        for (int i = 0; i < GROUP; i += 32) {
+            const __m256i x = _mm256_loadu_si256((const __m256i*)(w + i));
+            const __m256i y = _mm256_loadu_si256((const __m256i*)(a + i));
+            // |w| · (a with w's sign): both at most 127, so the 16-bit pairs cannot overflow.
+            const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(y, x));
+            total = _mm256_add_epi32(total, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+        }
+        __m128i half = _mm_add_epi32(_mm256_castsi256_si128(total), _mm256_extracti128_si256(total, 1));
+        half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e));
+        half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0xb1));
+        return _mm_cvtsi128_si32(half);
+    }
+#endif
+    for (int64_t i = 0; i < count; i++) sum += int32_t(int16_t(w[i]) * int16_t(a[i]));
+    return sum;
+}
+
+template <class Sink>
+void int8_block(const int8_t* const* rows, const Acts& acts, int64_t tokens, int64_t width, const int8_t*, uint8_t*,
+                Sink&& sink) {
+    float out[ROWS];
+    for (int64_t t = 0; t < tokens; t++) {
+        const int8_t* q = acts.q(t);
+        const float* scale = acts.scale(t);
+        for (int r = 0; r < ROWS; r++) {
+            float acc = 0.0f;
+            for (int64_t g = 0; g < acts.groups; g++) {
+                const int64_t left = width - g * GROUP;
+                acc += float(group_dot(rows[r] + g * GROUP, q + g * GROUP, left < GROUP ? left : GROUP)) * scale[g];
+            }
+            out[r] = acc;
+        }
+        sink(t, out);
+    }
+}
+
+#endif
+
+}  // namespace muomni
