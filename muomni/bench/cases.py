@@ -1,6 +1,7 @@
 """What is measured: a training step of one shape, done one way."""
 
 import hashlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -47,6 +48,7 @@ SHAPES: dict[str, ThinkerConfig] = {
 }
 
 SKETCH_SIZE = 256
+_WARM_UP_STEPS = 2
 
 
 class TrainCase(Frozen):
@@ -216,3 +218,30 @@ def fingerprint_gradients(built: Built) -> dict[str, Any]:
         sketch.index_add_(0, places, gradient.double() * sign)
         parameter.grad = None
     return {"sha256": digest.hexdigest(), "sketch": sketch.tolist()}
+
+
+class TrainSubject:
+    """A case for `muomni.bench.worker`; a turn takes `steps` optimizer steps.
+
+    Attributes:
+        first: `first_step_s`, of building, compiling and the first step, and the `gradients` of the first weights.
+    """
+
+    def __init__(self, case: TrainCase) -> None:
+        began = time.perf_counter()
+        built = build(case)
+        self._step = built.step
+        gradients = fingerprint_gradients(built)
+        float(built.step())
+        self.first: dict[str, Any] = {"first_step_s": time.perf_counter() - began, "gradients": gradients}
+        for _ in range(_WARM_UP_STEPS):
+            float(built.step())
+
+    def turn(self, steps: int) -> dict[str, Any]:
+        """Seconds of each step, and the last loss."""
+        times, loss = [], 0.0
+        for _ in range(steps):
+            began = time.perf_counter()
+            loss = float(self._step())  # waits for the device
+            times.append(time.perf_counter() - began)
+        return {"times_s": times, "loss": loss}

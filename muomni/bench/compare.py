@@ -1,16 +1,13 @@
 """Cases side by side: each in its own process, taking turns, so that a drift of the machine hits all alike."""
 
-import json
 import math
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from muomni.bench.cases import TrainCase
-from muomni.errors import MuOmniError
+from muomni.bench.process import CaseProcess
 
 Verdict = Literal["faster", "slower", "no difference"]
 
@@ -68,11 +65,11 @@ def compare(
     """
     speeds: list[list[float]] = [[] for _ in cases]
     peaks = [0.0] * len(cases)
-    workers: list[_Worker] = []
+    workers: list[CaseProcess] = []
     try:
         for case in cases:
             say(f"setting up {case.name}")
-            worker = _Worker(case)
+            worker = CaseProcess("train", case.name, case.model_dump(mode="json"))
             workers.append(worker)
         for turn in range(rounds):
             for index, worker in enumerate(workers):
@@ -96,13 +93,13 @@ class _Figures:
 
     speeds: list[float]
     peak: float
-    worker: "_Worker"
+    worker: CaseProcess
 
 
 def _measured(name: str, own: _Figures, base: _Figures, is_baseline: bool) -> Measured:
     speeds = own.speeds
     ratios = [speed / other for speed, other in zip(speeds, base.speeds, strict=True)]
-    gradients, reference = own.worker.gradients, base.worker.gradients
+    gradients, reference = own.worker.first["gradients"], base.worker.first["gradients"]
     quartiles = statistics.quantiles(speeds, n=4) if len(speeds) > 1 else [speeds[0]] * 3
     return Measured(
         name=name,
@@ -110,7 +107,7 @@ def _measured(name: str, own: _Figures, base: _Figures, is_baseline: bool) -> Me
         low=quartiles[0],
         high=quartiles[2],
         peak_mib=own.peak,
-        first_step_s=own.worker.first_step_s,
+        first_step_s=own.worker.first["first_step_s"],
         ratio=statistics.median(ratios),
         ratio_low=min(ratios),
         ratio_high=max(ratios),
@@ -126,30 +123,3 @@ def verdict_of(ratios: Sequence[float]) -> Verdict:
     if min(ratios) > 1:
         return "faster"
     return "slower" if max(ratios) < 1 else "no difference"
-
-
-class _Worker:
-    """A case's process."""
-
-    def __init__(self, case: TrainCase) -> None:
-        self.name = case.name
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "muomni.bench.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        answer = self.ask({"case": case.model_dump(mode="json")})
-        self.first_step_s: float = answer["first_step_s"]
-        self.gradients: dict[str, Any] = answer["gradients"]
-
-    def ask(self, command: dict[str, Any]) -> dict[str, Any]:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps(command) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise MuOmniError(f"case {self.name!r} ended with exit code {self._process.wait()}; see its message above")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()

@@ -1,15 +1,27 @@
 """One case in a process of its own, so that its peak memory is its own: `python -m muomni.bench.worker`.
 
-It reads one JSON object a line and answers with one: `{"case": {...}}` builds and warms up,
-`{"steps": n}` takes n steps. Between commands it sleeps, so that cases can take turns.
+It reads one JSON object a line and answers with one. The first, `{"kind": ..., "case": {...}}`, sets the case
+up; every other is a turn, whose keys go to the case and whose answer tells the turn's peak memory too.
+Between commands the process sleeps, so that cases can take turns.
 """
 
 import json
 import sys
-import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
-WARM_UP_STEPS = 2
+
+class Subject(Protocol):
+    """A case that was set up.
+
+    Attributes:
+        first: what there is to tell once.
+    """
+
+    first: dict[str, Any]
+
+    def turn(self, *args: Any, **command: Any) -> dict[str, Any]:
+        """Does what the command asks; everything in it and in the answer is a JSON value."""
 
 
 def main() -> None:
@@ -17,53 +29,68 @@ def main() -> None:
     # Whatever a library prints must not get between the answers.
     answers = sys.stdout
     sys.stdout = sys.stderr
-    step = None
+    subject: Subject | None = None
     for line in sys.stdin:
         command = json.loads(line)
-        if "case" in command:
-            from muomni.bench.cases import TrainCase, build, fingerprint_gradients
-
-            case = TrainCase.model_validate(command["case"])
-            began = time.perf_counter()
-            built = build(case)
-            step = built.step
-            gradients = fingerprint_gradients(built)
-            float(step())
-            first = time.perf_counter() - began
-            for _ in range(WARM_UP_STEPS):
-                float(step())
-            answer: dict[str, Any] = {"first_step_s": first, "gradients": gradients}
+        if subject is None:
+            subject = _OPEN[command["kind"]](command["case"])
+            answer = subject.first
         else:
-            if step is None:
-                raise RuntimeError("no case was set up")
-            _reset_peak()
-            times = []
-            for _ in range(command["steps"]):
-                began = time.perf_counter()
-                loss = float(step())  # waits for the device
-                times.append(time.perf_counter() - began)
-            answer = {"times_s": times, "peak_bytes": _peak(), "loss": loss}
+            reset_peak()
+            answer = subject.turn(**command)
+            answer["peak_bytes"] = peak_bytes()
         print(json.dumps(answer), file=answers, flush=True)
 
 
-def _reset_peak() -> None:
-    import torch
+def _train(case: dict[str, Any]) -> Subject:
+    from muomni.bench.cases import TrainCase, TrainSubject
 
-    if torch.cuda.is_available():
+    return TrainSubject(TrainCase.model_validate(case))
+
+
+def _infer(case: dict[str, Any]) -> Subject:
+    from muomni.bench.infer_cases import InferCase, InferSubject
+
+    return InferSubject(InferCase.model_validate(case))
+
+
+def _judge(case: dict[str, Any]) -> Subject:
+    from muomni.bench.infer_judge import Judge
+
+    return Judge(**case)
+
+
+def _bandwidth(case: dict[str, Any]) -> Subject:
+    from muomni.bench.bandwidth import Bandwidth
+
+    return Bandwidth(**case)
+
+
+_OPEN: dict[str, Callable[[dict[str, Any]], Subject]] = {
+    "train": _train,
+    "infer": _infer,
+    "judge": _judge,
+    "bandwidth": _bandwidth,
+}
+
+
+def reset_peak() -> None:
+    """Forgets the peak so far, where the system lets one."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    else:
-        try:
-            with open("/proc/self/clear_refs", "w") as file:
-                file.write("5")
-        except OSError:  # not Linux: the peak is then that of the whole process
-            return
+        return
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+    except OSError:  # not Linux: the peak is then that of the whole process
+        return
 
 
-def _peak() -> int:
+def peak_bytes() -> int:
     """Bytes at most: allocated by torch on a GPU, resident in the process on a CPU."""
-    import torch
-
-    if torch.cuda.is_available():
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     try:
         with open("/proc/self/status") as file:

@@ -1,0 +1,192 @@
+"""What is measured in the bench of inference: a model's folder, the same weights in the peers' formats, and prompts."""
+
+import itertools
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from muomni.config import OmniConfig, ThinkerConfig
+from muomni.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from muomni.api import MuOmni
+    from muomni.data.tokenizer import Tokenizer
+
+Weights = Literal["fp32", "bf16", "int8"]
+
+# Bytes of one weight as it is read in a step; Q8_0 of llama.cpp has one fp16 scale for 32 weights.
+BYTES: dict[str, float] = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "q8_0": 34 / 32}
+_TRAINED_ENTRIES = 300
+_LOGIT_SPREAD = 3.0
+_WORDS = [
+    "a",
+    "the",
+    "of",
+    "and",
+    "to",
+    "in",
+    "is",
+    "it",
+    "you",
+    "that",
+    "was",
+    "for",
+    "on",
+    "are",
+    "with",
+    "as",
+    "be",
+    "at",
+    "one",
+    "have",
+    "this",
+    "from",
+    "or",
+    "had",
+    "by",
+]
+
+
+def streamed_weights(thinker: ThinkerConfig) -> int:
+    """Weights that one decode step reads: all matrices of the blocks and the head, but not the embedding's rows."""
+    embedding = thinker.vocab_size * thinker.hidden_size
+    return thinker.num_parameters() - (0 if thinker.tie_word_embeddings else embedding)
+
+
+def make_model_folder(config: OmniConfig, folder: Path) -> None:
+    """Random weights and a tokenizer for all of its vocabulary; what is there already is kept."""
+    from muomni.api import MuOmni
+
+    if (folder / "config.json").is_file():
+        return
+    model = MuOmni.from_config(config, device="cpu", seed=0, tokenizer=full_tokenizer(config.thinker.vocab_size))
+    _enliven(model)
+    model.save_pretrained(folder)
+
+
+def _enliven(model: "MuOmni") -> None:
+    """Draws weights that decode to varied tokens.
+
+    New weights repeat the last token for ever: their blocks add little to its embedding. Here blocks keep the
+    size of what they read, and the last norm spreads the logits as widely as those of trained models.
+    """
+    import torch
+
+    draw = torch.Generator().manual_seed(0)
+    thinker = model.thinker
+    with torch.no_grad():
+        for parameter in thinker.layers.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=draw)
+        head = thinker.lm_head.weight
+        thinker.norm.weight.fill_(_LOGIT_SPREAD / float(head.std()) / head.shape[1] ** 0.5)
+
+
+def full_tokenizer(vocab_size: int) -> "Tokenizer":
+    """A byte-level BPE with exactly this many entries: those of a tiny training, then merges of any two entries.
+
+    With an entry for every id, what a random model says costs as much to turn into text as what a trained one says.
+    """
+    import tokenizers
+
+    from muomni.data.tokenizer import Tokenizer
+
+    trained = Tokenizer.train([" ".join(_WORDS)], min(_TRAINED_ENTRIES, vocab_size))
+    values = json.loads(trained.backend.to_str())
+    entries, merges = values["model"]["vocab"], values["model"]["merges"]
+    special = {token["content"] for token in values["added_tokens"]}
+    plain = [name for name in entries if name not in special]
+    for left, right in itertools.product(plain, repeat=2):
+        if len(entries) == vocab_size:
+            break
+        if left + right not in entries:
+            entries[left + right] = len(entries)
+            merges.append([left, right])
+    return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(values)), trained.chat_template, trained.config)
+
+
+def make_prompts(model: "MuOmni", count: int, length: int) -> tuple[list[str], list[list[int]]]:
+    """Texts whose chat prompts have exactly `length` tokens each, all different, and those tokens.
+
+    Raises:
+        UserError: the turns of a chat alone are longer.
+    """
+    texts, ids = [], []
+    for row in range(count):
+        draw = random.Random(row)
+        text = draw.choice(_WORDS)
+        encoded = model.encode(text)
+        for _ in range(64 * length):
+            if len(encoded) >= length:
+                break
+            longer = text + draw.choice((" ", ", ", "")) + draw.choice(_WORDS)
+            candidate = model.encode(longer)
+            if len(candidate) <= length:
+                text, encoded = longer, candidate
+        if len(encoded) != length:
+            raise UserError(f"--prompt {length}: no chat prompt of this length was found; give more tokens")
+        texts.append(text)
+        ids.append(encoded)
+    return texts, ids
+
+
+def write_task(model: "MuOmni", path: Path, rows: int, prompt: int, new: int) -> None:
+    """Writes the prompts that every case is given."""
+    context = model.config.thinker.max_position_embeddings
+    if prompt + new > context:
+        raise UserError(f"{prompt} prompt tokens and {new} new ones do not fit into the model's context of {context}")
+    texts, ids = make_prompts(model, rows, prompt)
+    path.write_text(json.dumps({"texts": texts, "ids": ids, "new": new}), encoding="utf-8")
+
+
+class PeerFiles:
+    """The model of `folder` in other programs' formats, written beside it when first asked for."""
+
+    def __init__(self, folder: Path, work: Path) -> None:
+        self._folder = folder
+        self._work = work
+
+    def hf(self) -> Path:
+        """A Qwen3 folder for transformers."""
+        return self._once(self._work / "hf", lambda target: self._model().export_hf(target))
+
+    def gguf(self, kind: Literal["f32", "bf16", "q8_0"]) -> Path:
+        """A GGUF file for llama.cpp."""
+        from muomni.bench.peers_gguf import write_gguf
+
+        return self._once(self._work / f"{kind}.gguf", lambda target: write_gguf(self._model(), target, kind))
+
+    def ctranslate2(self, kind: Literal["int8", "float32"]) -> Path:
+        """CTranslate2's folder, by its own converter.
+
+        Raises:
+            ConfigError: CTranslate2 is not installed or does not know this model.
+        """
+        try:
+            from ctranslate2.converters import TransformersConverter
+        except ImportError:
+            raise ConfigError("pip install 'muomni[bench]'") from None
+
+        def convert(target: Path) -> None:
+            try:
+                TransformersConverter(str(self.hf())).convert(str(target), quantization=kind)
+            except (ValueError, RuntimeError) as error:
+                raise ConfigError(f"CTranslate2 does not convert this model: {error}") from None
+
+        return self._once(self._work / f"ct2-{kind}", convert)
+
+    def _model(self) -> "MuOmni":
+        from muomni.api import MuOmni
+
+        return MuOmni.from_pretrained(self._folder, device="cpu")
+
+    @staticmethod
+    def _once(target: Path, write: Callable[[Path], Any]) -> Path:
+        if not target.exists():
+            partial = target.with_name(f".partial-{target.name}")
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            write(partial)
+            partial.rename(target)
+        return target

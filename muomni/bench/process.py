@@ -1,0 +1,79 @@
+"""A case in a process of its own, asked over pipes: it works when asked and sleeps while others have their turn."""
+
+import json
+import os
+import subprocess
+import sys
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from muomni.errors import MuOmniError
+
+Kind = Literal["train", "infer", "judge", "bandwidth"]
+
+
+class CaseProcess:
+    """Runs `muomni.bench.worker` on one case.
+
+    Args:
+        kind: what the case is; see `muomni.bench.worker`.
+        name: the case's, for messages.
+        case: its fields, JSON values.
+        threads: of every library that it loads; None leaves them their own choice.
+
+    Attributes:
+        first: what setting the case up gave.
+
+    Raises:
+        MuOmniError: the process ended; its own message stands on standard error.
+    """
+
+    def __init__(self, kind: Kind, name: str, case: dict[str, Any], threads: int | None = None) -> None:
+        self.name = name
+        limits = {} if threads is None else {key: str(threads) for key in _THREADS}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "muomni.bench.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **limits},
+        )
+        try:
+            self.first = self.ask({"kind": kind, "case": case})
+        except BaseException:
+            self.close()
+            raise
+
+    def ask(self, command: dict[str, Any]) -> dict[str, Any]:
+        """Sends one command and waits for its answer."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(command) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise MuOmniError(f"case {self.name!r} ended with exit code {self._process.wait()}; see its message above")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdout.close()
+        try:
+            self._process.stdin.close()
+        except BrokenPipeError:  # a command that was never read
+            return
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
