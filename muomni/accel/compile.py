@@ -39,7 +39,7 @@ def choose(asked: Literal["auto", "off", "blocks", "full"], device: torch.device
         return Choice("off", "as asked")
     if asked == "auto" and device.type == "cpu":
         return Choice("off", 'on a CPU a few percent seldom pay for compiling; "blocks" turns it on')
-    missing = _what_is_missing(device)
+    missing = what_is_missing(device)
     if asked != "auto":
         if missing:
             raise ConfigError(f'compile = "{asked}": {missing}; install it or say "off"')
@@ -59,7 +59,7 @@ def apply(model: nn.Module, choice: Choice) -> None:
         model.compile()
 
 
-def _what_is_missing(device: torch.device) -> str | None:
+def what_is_missing(device: torch.device) -> str | None:
     """Why Inductor cannot work here; None when it can."""
     if device.type == "cuda":
         from torch.utils._triton import has_triton

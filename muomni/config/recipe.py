@@ -170,6 +170,7 @@ class OptimizerSpec(Frozen):
     Attributes:
         name: `adamw`, or `muon`: Muon for the hidden matrices, AdamW for embeddings and norms. Muon
             learns more from each token and costs some products of the matrices with themselves.
+            `adamw8bit` keeps AdamW's moments in 8 bits, a quarter of its memory; needs torchao.
         lr: the peak learning rate, of both; `schedule` scales it.
         betas: AdamW's decay of the running means of gradient and squared gradient.
         eps: AdamW's, added to the root of the squared gradient.
@@ -177,7 +178,7 @@ class OptimizerSpec(Frozen):
         weight_decay: decoupled, scaled by the learning rate.
     """
 
-    name: Literal["adamw", "muon"] = "adamw"
+    name: Literal["adamw", "muon", "adamw8bit"] = "adamw"
     lr: float = Field(default=1e-3, gt=0)
     betas: tuple[Probability, Probability] = Field(default=(0.9, 0.95), strict=False)
     eps: float = Field(default=1e-8, gt=0)

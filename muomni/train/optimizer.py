@@ -8,6 +8,7 @@ from torch.optim import AdamW, Optimizer
 
 from muomni.accel.precision import Precision
 from muomni.config.recipe import OptimizerSpec
+from muomni.train.adam8bit import AdamW8bit, check_adam8bit, fits
 from muomni.train.muon import Muon
 
 
@@ -20,8 +21,20 @@ def decay_groups(model: nn.Module) -> tuple[list[tuple[str, nn.Parameter]], list
     return decays, rest
 
 
+def check_optimizer(spec: OptimizerSpec, precision: Precision) -> None:
+    """Finds out whether an optimizer works here, before anything is allocated.
+
+    Raises:
+        ConfigError: it does not; says what is missing.
+    """
+    if spec.name == "adamw8bit":
+        check_adam8bit(precision.device)
+
+
 def build_optimizers(model: nn.Module, spec: OptimizerSpec, precision: Precision) -> list[Optimizer]:
     """The optimizers of a run: AdamW for all, or Muon for the hidden matrices and AdamW for the rest.
+
+    8-bit AdamW takes what `adam8bit.fits`, and AdamW the rest.
 
     The learning rate of every group is a tensor on the device that `train.step` fills in place, and
     `base_lr` in the group is what the schedule's factor multiplies.
@@ -32,10 +45,16 @@ def build_optimizers(model: nn.Module, spec: OptimizerSpec, precision: Precision
         lr = torch.tensor(spec.lr, dtype=torch.float32, device=precision.device)
         return {"params": [p for _, p in parameters], "weight_decay": weight_decay, "lr": lr, "base_lr": spec.lr}
 
+    optimizers: list[Optimizer] = []
+    if spec.name == "adamw8bit":
+        large = [[item for item in part if fits(item[1])] for part in (matrices, rest)]
+        matrices, rest = ([item for item in part if not fits(item[1])] for part in (matrices, rest))
+        eight_bit = [g for g in (group(large[0], spec.weight_decay), group(large[1], 0.0)) if g["params"]]
+        if eight_bit:
+            optimizers.append(AdamW8bit(eight_bit, betas=spec.betas, eps=spec.eps))
     muon = [group(matrices, spec.weight_decay)] if spec.name == "muon" and matrices else []
     adam = [] if muon else [group(matrices, spec.weight_decay)]
     adam = [g for g in (*adam, group(rest, 0.0)) if g["params"]]
-    optimizers: list[Optimizer] = []
     if muon:
         # fp16's range is too small for the iterations, so only bf16 replaces fp32.
         dtype = torch.bfloat16 if precision.name == "bf16" else torch.float32

@@ -19,7 +19,7 @@ from muomni.model.folder import load_model, resolve_folder
 from muomni.train.checkpoint import Progress, load_checkpoint
 from muomni.train.loop import Sampler, Trainer
 from muomni.train.metrics import MetricsLog, plot_losses, tensorboard_installed
-from muomni.train.optimizer import build_optimizers
+from muomni.train.optimizer import build_optimizers, check_optimizer
 from muomni.train.progress import ProgressLine
 from muomni.train.schedule import lr_factors
 from muomni.train.step import TrainStep
@@ -69,6 +69,7 @@ def train(
     """
     start = _starting_point(recipe, run, resume, resume_from)
     plan = make_plan(recipe)
+    check_optimizer(recipe.optimizer, plan.precision)
     device = plan.device
     tokenizer = _tokenizer(recipe, start)
     data = prepare(recipe.data, tokenizer)

@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 def test_without_a_compiler_auto_is_eager_and_a_named_mode_is_an_error(monkeypatch):
     monkeypatch.setattr(
-        compilation, "_what_is_missing", lambda _device: "no C++ compiler (g++ or clang++) is on the path"
+        compilation, "what_is_missing", lambda _device: "no C++ compiler (g++ or clang++) is on the path"
     )
     chosen = compilation.choose("auto", torch.device("cuda"))
     assert chosen.mode == "off" and "no C++ compiler" in chosen.reason
@@ -27,7 +27,7 @@ def test_without_a_compiler_auto_is_eager_and_a_named_mode_is_an_error(monkeypat
 
 def test_an_empty_path_has_no_compiler(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda _name: None)
-    assert "no C++ compiler" in str(compilation._what_is_missing(CPU))
+    assert "no C++ compiler" in str(compilation.what_is_missing(CPU))
 
 
 def random_rows(seed: int) -> tuple[torch.Tensor, Segments]:
