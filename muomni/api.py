@@ -11,6 +11,7 @@ from torch import Tensor
 
 from muomni.accel import recompute
 from muomni.accel.device import pick_device
+from muomni.accel.quantize import QuantizationReport, quantize, tune
 from muomni.config import OmniConfig, preset
 from muomni.config.model import PresetName
 from muomni.data.chat import encode_chat
@@ -110,6 +111,7 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
         *,
         device: str = "auto",
         dtype: torch.dtype | None = None,
+        int8: bool = False,
         revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
@@ -121,7 +123,8 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
             name_or_path: a run folder (its best checkpoint, else its last), a checkpoint, a Hugging Face
                 Qwen3 folder, or the name of a model on the Hugging Face Hub.
             device: `auto`, `cuda`, `mps` or `cpu`.
-            dtype: of the weights in memory; None keeps the file's.
+            dtype: of the weights in memory, or of what int8 layers compute; None keeps the file's.
+            int8: quantise float weights while they are read, so that memory never holds them; see `quantize`.
             revision, token, cache_dir, local_files_only: for a model on the Hub, as `snapshot_download` has them.
 
         Raises:
@@ -134,7 +137,9 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
             hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
             path = _download(str(name_or_path), hub)
         folder = resolve_folder(path)
-        model = cast(Self, load_model(folder, dtype=dtype, device=place, make=cls))
+        model = cast(Self, load_model(folder, dtype=dtype, device=place, int8=int8, make=cls))
+        if model.is_quantized:
+            tune(model)
         if (folder / "tokenizer.json").is_file():
             model.tokenizer = Tokenizer.load(folder)
         return model
@@ -243,6 +248,21 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
             return tokenizer.encode(prompt)
         return encode_chat(tokenizer, _as_messages(prompt), add_generation_prompt=True).ids
 
+    def quantize(self, method: str = "int8") -> QuantizationReport:
+        """Gives the model int8 weights, in place: a quarter of the memory, faster decoding, no more training.
+
+        Args:
+            method: `"int8"`; see `accel.quantize`.
+
+        Returns:
+            Sizes, and the kernel chosen for each shape with its speed beside float's; `str` says it in words.
+
+        Raises:
+            ConfigError: no such method.
+            UserError: the model is quantised already, or a weight is not finite.
+        """
+        return quantize(self, method)
+
     def gradient_checkpointing_enable(self, mode: recompute.Mode = "full") -> None:
         """Computes each block again in the backward pass instead of keeping all of it; see `accel.recompute`.
 
@@ -251,7 +271,10 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
 
         Raises:
             ConfigError: no such mode.
+            UserError: the model is quantised.
         """
+        if self.is_quantized:
+            raise UserError("gradient checkpointing is for training, and a quantised model cannot be trained")
         recompute.enable(self, mode)
 
     def gradient_checkpointing_disable(self) -> None:

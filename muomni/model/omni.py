@@ -6,13 +6,19 @@ Legend: B batch, T tokens, D hidden_size, V vocabulary.
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from muomni.config import OmniConfig
+from muomni.errors import UserError
 from muomni.model.cache import Cache
+from muomni.model.quantized import Int8Embedding, Int8Weight, is_quantized
 from muomni.model.thinker import Thinker
 from muomni.ops.attention import Segments
-from muomni.ops.loss import linear_cross_entropy, shift_labels
+from muomni.ops.loss import IGNORE, linear_cross_entropy, shift_labels
+
+# Positions whose logits are in memory at one time where the loss is computed through a quantised head.
+_LOSS_ROWS = 512
 
 
 @dataclass
@@ -51,7 +57,14 @@ class OmniModel(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.thinker.embed_tokens.weight.dtype
+        """Of the activations, and of the weights unless they are int8."""
+        embedding = self.thinker.embed_tokens
+        return embedding.dtype if isinstance(embedding, Int8Embedding) else embedding.weight.dtype
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the weights are int8; then the model computes and saves as ever, and does not learn."""
+        return is_quantized(self)
 
     def forward(
         self,
@@ -89,11 +102,24 @@ class OmniModel(nn.Module):
             wanted = hidden if last is None else hidden[:, -last:]
             return OmniOutput(hidden, logits=self.thinker.lm_head(wanted))
         targets = shift_labels(labels)
-        total = linear_cross_entropy(hidden.flatten(0, 1), self.thinker.lm_head.weight, targets.flatten())
+        total = self._total_loss(hidden.flatten(0, 1), targets.flatten())
         if num_targets is None:
             num_targets = (targets != -100).sum().clamp(min=1)
         return OmniOutput(hidden, loss=total / num_targets)
 
     def num_parameters(self) -> int:
-        """Parameters, a tied head counted once."""
-        return sum(parameter.numel() for parameter in self.parameters())
+        """Parameters, a tied head counted once; int8 weights count, their scales do not."""
+        int8 = {id(m.weight): m.weight.numel() for m in self.modules() if isinstance(m, Int8Weight)}
+        return sum(parameter.numel() for parameter in self.parameters()) + sum(int8.values())
+
+    def _total_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """The summed loss of (N, D) states; a head without float weights gives its logits in pieces."""
+        head = self.thinker.lm_head
+        weight = head.weight
+        if isinstance(weight, Tensor) and weight.is_floating_point():
+            return linear_cross_entropy(hidden, weight, targets)
+        if self.training and torch.is_grad_enabled():
+            raise UserError("a quantised model cannot be trained: train the float one, then quantise it again")
+        pieces = zip(torch.split(hidden, _LOSS_ROWS), torch.split(targets, _LOSS_ROWS), strict=True)
+        losses = [F.cross_entropy(head(x).float(), y, ignore_index=IGNORE, reduction="sum") for x, y in pieces]
+        return torch.stack(losses).sum()

@@ -4,6 +4,8 @@ Legend: B batch, T tokens, D hidden_size, V vocabulary.
 """
 
 import math
+from collections.abc import Callable
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from muomni.config import ThinkerConfig
 from muomni.model.cache import Cache
 from muomni.model.layers import Block, RMSNorm
+from muomni.model.quantized import Int8Embedding, Int8Linear
 from muomni.ops.attention import Segments
 from muomni.ops.rope import rope_tables
 
@@ -21,16 +24,29 @@ class Thinker(nn.Module):
     def __init__(self, config: ThinkerConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        # `model.quantized.to_int8` puts int8 layers in the place of these.
+        self.embed_tokens: nn.Embedding | Int8Embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head: nn.Linear | Int8Linear = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.tie_weights()
 
     def tie_weights(self) -> None:
         """Makes the head the embedding, where the configuration says so; again after loading or `to_empty`."""
-        if self.config.tie_word_embeddings:
-            self.lm_head.weight = self.embed_tokens.weight
+        if not self.config.tie_word_embeddings:
+            return
+        head, embedding = self.lm_head, self.embed_tokens
+        if isinstance(head, nn.Linear) and isinstance(embedding, nn.Embedding):
+            head.weight = embedding.weight
+        elif isinstance(head, Int8Linear) and isinstance(embedding, Int8Embedding):
+            head.weight, head.scale = embedding.weight, embedding.scale
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        # Moving a module moves parameters in place, so that a tie holds, but replaces buffers.
+        if isinstance(self.embed_tokens, Int8Embedding):
+            self.tie_weights()
+        return self
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
