@@ -9,7 +9,7 @@ Costs: some 10 to 30 seconds at the first step, less when the compiler's cache o
 """
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -23,22 +23,30 @@ Mode = Literal["off", "blocks", "full"]
 
 @dataclass(frozen=True)
 class Choice:
-    """What is compiled, and why."""
+    """What is compiled, and why.
 
-    mode: Mode
+    Attributes:
+        mode: what; `measure` leaves it to `accel.compile_trial`, when model and rows are there.
+        reason: for the log.
+        figures: what was measured, for `metrics.jsonl`.
+    """
+
+    mode: Mode | Literal["measure"]
     reason: str
+    figures: dict[str, float] = field(default_factory=dict)
 
 
-def choose(asked: Literal["auto", "off", "blocks", "full"], device: torch.device) -> Choice:
-    """`auto` compiles blocks on a GPU that has a compiler, and nothing on a CPU (docs/LOG.md has the figures).
+def choose(asked: Literal["auto", "off", "blocks", "full"], device: torch.device, processes: int = 1) -> Choice:
+    """`auto` leaves it to a measurement where there is a compiler.
+
+    Several processes are not measured, since they would have to agree: `auto` then compiles blocks on GPUs
+    and nothing on CPUs.
 
     Raises:
         ConfigError: compilation was named and there is no compiler for the device.
     """
     if asked == "off":
         return Choice("off", "as asked")
-    if asked == "auto" and device.type == "cpu":
-        return Choice("off", 'on a CPU a few percent seldom pay for compiling; "blocks" turns it on')
     missing = what_is_missing(device)
     if asked != "auto":
         if missing:
@@ -46,17 +54,26 @@ def choose(asked: Literal["auto", "off", "blocks", "full"], device: torch.device
         return Choice(asked, "as asked")
     if missing:
         return Choice("off", missing)
-    return Choice("blocks", "a compiler is here")
+    if processes == 1:
+        return Choice("measure", "a compiler is here; whether it pays is measured first")
+    why = "is not measured with several processes"
+    return Choice("blocks", f"a compiler is here; it {why}") if device.type == "cuda" else Choice("off", f"it {why}")
 
 
 def apply(model: nn.Module, choice: Choice) -> None:
-    """Compiles in place: modules keep their identity and their weights' names."""
+    """Compiles in place: modules keep their identity and their weights' names. What is to be measured stays eager."""
     if choice.mode == "blocks":
         for module in model.modules():
             if isinstance(module, Block):
                 module.compile()
     elif choice.mode == "full":
         model.compile()
+
+
+def undo(model: nn.Module) -> None:
+    """Back to eager, whatever `apply` compiled."""
+    for module in model.modules():
+        module._compiled_call_impl = None
 
 
 def what_is_missing(device: torch.device) -> str | None:
