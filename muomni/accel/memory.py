@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from muomni.accel.nvml import open_nvml
+from muomni.accel.parallel import local
 
 MIB = 1024 * 1024
 
@@ -226,9 +227,9 @@ class MemoryMonitor:
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the storages behind tensors: tied weights and views of one storage count once."""
+    """Bytes of the storages behind tensors, of divided ones this process's part: a storage counts once."""
     sizes: dict[tuple[torch.device, int], int] = {}
-    for tensor in tensors:
+    for tensor in map(local, tensors):
         storage = tensor.untyped_storage()
         sizes[tensor.device, storage.data_ptr()] = storage.nbytes()
     return sum(sizes.values())

@@ -2,7 +2,8 @@
 
 1. attention gets its function, so that whatever wraps it later wraps that one;
 2. recomputation wraps blocks, so that it is inside what is compiled;
-3. compilation comes last, over whatever the blocks are by then.
+3. compilation comes over whatever the blocks are by then;
+4. DDP or FSDP2 comes last: it sends gradients and gathers weights around what runs on one device.
 
 Precision is no transformation of the model: it is the context of a forward pass, see `precision`.
 """
@@ -15,6 +16,7 @@ from torch import nn
 
 from muomni.accel import attention, recompute
 from muomni.accel import compile as compilation
+from muomni.accel import parallel as processes
 from muomni.accel.device import pick_device
 from muomni.accel.precision import Precision, pick_precision
 from muomni.config.recipe import Recipe
@@ -30,31 +32,43 @@ class Plan:
     attention: attention.Choice
     checkpointing: recompute.Mode | None
     compile: compilation.Choice
+    parallel: processes.Choice
 
     @property
     def lines(self) -> list[str]:
+        share = f"{self.parallel.kind}, {self.parallel.size} processes"
+        threads = f", {torch.get_num_threads()} CPU threads each" if self.device.type == "cpu" else ""
+        several = [f"parallel {share}{threads}: {self.parallel.reason}"] if self.parallel.size > 1 else []
         return [
+            *several,
             f"device {self.device}; precision {self.precision.name}: {self.precision.reason}",
             f"attention {self.attention.backend}: {self.attention.reason}",
             f"gradient checkpointing {self.checkpointing or 'off'}; compile {self.compile.mode}: {self.compile.reason}",
         ]
 
-    def apply(self, model: nn.Module) -> None:
-        """Transforms the model in place."""
+    def apply(self, model: nn.Module, group: processes.Group) -> nn.Module:
+        """Transforms the model in place; together with the other processes of `group`.
+
+        Returns:
+            The module to call in training: `model` itself, or what DDP put around it.
+        """
         attention.apply(model, self.attention)
         if self.checkpointing is not None:
             recompute.enable(model, self.checkpointing)
         compilation.apply(model, self.compile)
+        return group.apply(model, self.device)
 
 
 def make_plan(recipe: Recipe) -> Plan:
-    """Decides device, precision, attention, checkpointing and compilation.
+    """Decides device, precision, attention, checkpointing, compilation and how several processes share the work.
 
     Raises:
         ConfigError: something the recipe names does not work on this machine.
         UserError: `model.init_from` holds no model.
     """
     device = pick_device(recipe.device)
+    several = processes.choose(recipe, device)
+    device = several.take_device(device)
     precision = pick_precision(recipe.precision, device)
     checkpointing = None if recipe.gradient_checkpointing == "off" else recipe.gradient_checkpointing
     return Plan(
@@ -62,7 +76,8 @@ def make_plan(recipe: Recipe) -> Plan:
         precision,
         attention.pick_attention(recipe.attention, device, precision.dtype, _head_dim(recipe)),
         checkpointing,
-        compilation.choose(recipe.compile, device),
+        compilation.choose(recipe.compile, device, several.size),
+        several,
     )
 
 

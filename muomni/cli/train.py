@@ -1,12 +1,15 @@
 """`muomni train`: one stage from a recipe."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from muomni.config import Recipe, load_recipe
 from muomni.errors import UserError
+
+if TYPE_CHECKING:
+    from muomni.train.run import TrainResult
 
 RUNS = Path("runs")
 
@@ -28,12 +31,21 @@ def command(
     """Train one stage. Ctrl-C saves and stops; --resume goes on as if nothing had happened.
 
     Example: muomni train text-tiny --data stories.jsonl --set max_steps=500
+
+    Several processes, one a GPU: torchrun --nproc-per-node 2 -m muomni train text-tiny --data stories.jsonl
     """
     run, stage = _stage(recipe, data or [], changes or [], out)
     from muomni.cli.samples import make_sampler
     from muomni.train.run import train
 
     result = train(stage, run, resume=resume, resume_from=resume_from, make_sampler=make_sampler)
+    if result.is_main:
+        _report(result, run)
+    if result.stopped:
+        raise typer.Exit(130)
+
+
+def _report(result: "TrainResult", run: Path) -> None:
     progress = result.progress
     for text in result.memory.lines():
         print(text)
@@ -43,8 +55,6 @@ def command(
     print(f"chat with it: muomni chat {run}" if not result.stopped else f"go on: muomni train {run} --resume")
     if result.plot is not None:
         print(f"loss curve: {result.plot}")
-    if result.stopped:
-        raise typer.Exit(130)
 
 
 def _stage(recipe: str, data: list[Path], changes: list[str], out: Path | None) -> tuple[Path, Recipe]:

@@ -243,7 +243,7 @@ class Recipe(Frozen):
         data: what is learnt from.
         batch_size: rows in one micro-batch.
         gradient_accumulation_steps: micro-batches in one optimizer step; the effective batch is
-            `batch_size` × this.
+            `batch_size` × this, however many processes share it.
         max_steps: optimizer steps. Exactly one of this and `epochs`.
         epochs: passes over the training rows. Exactly one of this and `max_steps`.
         optimizer: how gradients become steps.
@@ -256,10 +256,18 @@ class Recipe(Frozen):
             definition, slow and quadratic in memory.
         gradient_checkpointing: `full` keeps each block's input only and computes the block again in the
             backward pass; `selective` also keeps the results of attention and matrix products.
-        compile: `blocks` compiles the blocks with `torch.compile`, `full` the whole model; `auto` compiles
-            blocks on a GPU and nothing on a CPU, where a few percent seldom pay for the time it takes.
+        compile: `blocks` compiles the blocks with `torch.compile`, `full` the whole model; `auto` tries both ways
+            at the start and compiles blocks where that saves more time over the run than compiling takes. Short
+            runs are not tried, nor are several processes: there `auto` is `blocks` on GPUs, `off` on CPUs.
         on_oom: when memory runs out in a step, `stop` ends the run and says what would help; `rescue` takes
-            the step again, and goes on, with micro-batches of half the rows and twice as many of them.
+            the step again, and goes on, with micro-batches of half the rows and twice as many of them (with one
+            process only).
+        parallel: with several processes (`torchrun --nproc-per-node N -m muomni train RECIPE`) the rows of a
+            step are shared out between them, so what is learnt is the same for any N that divides
+            `batch_size` × `gradient_accumulation_steps`; only dropout draws other numbers. A process takes
+            micro-batches of at most `batch_size` rows. `ddp` keeps the whole model in each process; `fsdp`
+            divides weights, gradients and optimizer state, for models that are too large for one GPU; `auto`
+            is `ddp` under torchrun with several processes, else `off`.
         seed: of weights, shuffling and dropout.
         device: `auto` takes cuda, mps, cpu in that order.
         eval: validation and samples.
@@ -286,6 +294,7 @@ class Recipe(Frozen):
     gradient_checkpointing: Literal["off", "full", "selective"] = "off"
     compile: Literal["auto", "off", "blocks", "full"] = "auto"
     on_oom: Literal["stop", "rescue"] = "stop"
+    parallel: Literal["auto", "off", "ddp", "fsdp"] = "auto"
     seed: int = Field(default=0, ge=0, lt=2**63)
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     eval: EvalSpec = EvalSpec()

@@ -9,6 +9,9 @@
       last -> step-00000400     symbolic links
       best -> step-00000200
 
+Several processes write one checkpoint of the same form, with whole tensors, so that any number of them can go
+on from it. Random states are one a process; a process that finds none of its own there begins a new one.
+
 A folder gets its name only when everything in it is on disk, then the link is moved: a kill at any
 moment leaves the links on a whole checkpoint.
 """
@@ -18,7 +21,7 @@ import json
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -26,6 +29,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from muomni.accel.parallel import Group, alone, divided, whole
 from muomni.data import Tokenizer
 from muomni.errors import CheckpointError
 from muomni.files import atomic_folder, link_atomic, remove_partial, write_json
@@ -49,6 +53,7 @@ class Progress:
         tokens: read so far.
         scaler: the state of fp16's loss scaler; empty with other precisions.
         micro_batch: rows in a micro-batch since memory ran out; None while it is the recipe's `batch_size`.
+        compile: what `"compile": "auto"` became, so that a resumed run computes the same; None before that.
     """
 
     attempts: int = 0
@@ -61,6 +66,7 @@ class Progress:
     tokens: int = 0
     scaler: dict[str, Any] = field(default_factory=dict)
     micro_batch: int | None = None
+    compile: Literal["off", "blocks", "full"] | None = None
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
@@ -77,19 +83,41 @@ def save_checkpoint(
     *,
     best: bool,
     keep: int,
+    group: Group | None = None,
 ) -> Path:
     """Writes a checkpoint, moves `last` (and `best`) to it and removes those beyond the newest `keep`.
+
+    Of the processes of `group` the first writes, and all wait until it has.
 
     Raises:
         CheckpointError: it could not be written; the checkpoints before it are untouched.
     """
+    group = alone() if group is None else group
     folder = checkpoint_folder(run, progress.applied)
+    whole_model, tensors = group.whole_model(model), _gather(model, optimizers, group)
+    if whole_model is not None and group.is_main:
+        _write(folder, whole_model, tokenizer, tensors, progress, best=best, keep=keep)
+    group.wait()
+    return folder
+
+
+def _write(
+    folder: Path,
+    model: OmniModel,
+    tokenizer: Tokenizer,
+    tensors: dict[str, Tensor],
+    progress: Progress,
+    *,
+    best: bool,
+    keep: int,
+) -> None:
+    run = folder.parent
     try:
         with atomic_folder(folder) as partial:
             (partial / "training").mkdir()
             save_model(model, partial)
             tokenizer.save(partial)
-            save_tensors(_gather(model, optimizers), partial / _TENSORS)
+            save_tensors(tensors, partial / _TENSORS)
             digests = {
                 str(file.relative_to(partial)): _digest(file) for file in sorted(partial.rglob("*")) if file.is_file()
             }
@@ -102,11 +130,12 @@ def save_checkpoint(
         last = (run / "last").resolve().name if (run / "last").exists() else None
         kept = f"the last whole checkpoint is {run / last}" if last else "no checkpoint was written before it"
         raise CheckpointError(f"checkpoint {folder} could not be written: {error}; {kept}") from error
-    return folder
 
 
-def load_checkpoint(folder: Path, model: OmniModel, optimizers: list[Optimizer]) -> Progress:
-    """Restores weights, optimizer moments and random states in place.
+def load_checkpoint(
+    folder: Path, model: OmniModel, optimizers: list[Optimizer], group: Group | None = None
+) -> Progress:
+    """Restores weights, optimizer moments and random states in place; each process of `group` its part of them.
 
     Raises:
         CheckpointError: a file is missing or its checksum is wrong; names the file and what to resume from instead.
@@ -122,12 +151,16 @@ def load_checkpoint(folder: Path, model: OmniModel, optimizers: list[Optimizer])
         raise CheckpointError(f"checkpoint {folder} does not load: {error}{_others(folder)}") from None
     except CheckpointError as error:
         raise CheckpointError(f"{error}{_others(folder)}") from None
+    parameters = dict(model.named_parameters())
+    weights = {name: divided(w, parameters[name]) if name in parameters else w for name, w in weights.items()}
     missing, unexpected = model.load_state_dict(weights, strict=False)
     tied = {"thinker.lm_head.weight"} if model.config.thinker.tie_word_embeddings else set()
     if set(missing) - tied or unexpected:
         raise CheckpointError(f"checkpoint {folder} is of another model: {sorted(set(missing) - tied) + unexpected}")
-    _restore(model, optimizers, tensors)
-    return Progress(**state["progress"])
+    progress = Progress(**state["progress"])
+    _restore_random(tensors, alone() if group is None else group, progress)
+    _restore(parameters, optimizers, tensors)
+    return progress
 
 
 def _others(folder: Path) -> str:
@@ -135,29 +168,52 @@ def _others(folder: Path) -> str:
     return f"; an earlier one is {others[-1]} (give it as --resume-from)" if others else ""
 
 
-def _gather(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, Tensor]:
-    tensors = {"rng/cpu": torch.get_rng_state()}
+def _gather(model: nn.Module, optimizers: list[Optimizer], group: Group) -> dict[str, Tensor]:
+    """Random states and whole optimizer state, together; empty but for the process that writes."""
+    own = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        tensors["rng/cuda"] = torch.cuda.get_rng_state()
+        own["cuda"] = torch.cuda.get_rng_state()
+    tensors = {_random_key(rank, kind): s for rank, r in enumerate(group.gather(own)) for kind, s in r.items()}
     names = {id(p): name for name, p in model.named_parameters()}
     for index, optimizer in enumerate(optimizers):
         for parameter, state in optimizer.state.items():
             for key, value in state.items():
-                tensors[f"optimizer/{index}/{key}/{names[id(parameter)]}"] = value.detach()
-    return tensors
+                tensors[f"optimizer/{index}/{key}/{names[id(parameter)]}"] = _on_host(value.detach(), group)
+    return tensors if group.is_main else {}
 
 
-def _restore(model: nn.Module, optimizers: list[Optimizer], tensors: dict[str, Tensor]) -> None:
-    parameters = dict(model.named_parameters())
-    torch.set_rng_state(tensors.pop("rng/cpu"))
-    cuda = tensors.pop("rng/cuda", None)
+def _on_host(value: Tensor, group: Group) -> Tensor:
+    """The whole of a divided tensor, where it does not take memory of the device; any other as it is."""
+    gathered = whole(value)
+    if gathered is value:
+        return value
+    return gathered.cpu() if group.is_main else gathered.new_empty(0)
+
+
+def _random_key(rank: int, kind: str) -> str:
+    return f"rng/{kind}" if rank == 0 else f"rng/{rank}/{kind}"
+
+
+def _restore_random(tensors: dict[str, Tensor], group: Group, progress: Progress) -> None:
+    """Takes all random states out of `tensors` and sets those of this process."""
+    states = {key: tensors.pop(key) for key in sorted(tensors) if key.startswith("rng/")}
+    cpu, cuda = (states.get(_random_key(group.rank, kind)) for kind in ("cpu", "cuda"))
+    if cpu is None:
+        # Not in the run before: other numbers than at the run's beginning, the same whenever it is resumed here.
+        torch.manual_seed((torch.initial_seed() + progress.attempts) % 2**63)
+        return
+    torch.set_rng_state(cpu)
     if cuda is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(cuda)
+
+
+def _restore(parameters: dict[str, nn.Parameter], optimizers: list[Optimizer], tensors: dict[str, Tensor]) -> None:
     for name, value in tensors.items():
         _, index, key, parameter_name = name.split("/", 3)
         parameter = parameters[parameter_name]
         # Scalars such as AdamW's step count live where the fused kernel wants them: with the weights.
-        optimizers[int(index)].state[parameter][key] = value.to(parameter.device)
+        state = divided(value, parameter) if value.shape == parameter.shape else value.to(parameter.device)
+        optimizers[int(index)].state[parameter][key] = state
 
 
 def _digest(file: Path) -> str:

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from muomni.accel.parallel import Group, alone
 from muomni.data import PackedRows
 from muomni.ops.attention import Segments
 from muomni.ops.loss import IGNORE, shift_labels
@@ -30,8 +31,11 @@ def evaluate(
     batch_size: int,
     byte_lengths: Tensor,
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
+    group: Group | None = None,
 ) -> Evaluation:
     """Mean loss over the first rows of `rows`, the model in eval mode and put back after.
+
+    Several processes share the rows and get the same result.
 
     Args:
         model: as in `train.step`.
@@ -39,15 +43,22 @@ def evaluate(
         max_rows, batch_size: how many rows are read, and how many at once.
         byte_lengths: (V,) int64, UTF-8 bytes of each token's text, 0 for special tokens.
         autocast: makes the context of each forward pass.
+        group: the processes that evaluate together; None for this one alone.
     """
+    group = alone() if group is None else group
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     count = min(max_rows, rows.num_rows)
     total = torch.zeros((), dtype=torch.float64, device=device)
     targets = num_bytes = 0
-    for first in range(0, count, batch_size):
-        batch = rows.batch(first, min(batch_size, count - first))
+    # FSDP's processes gather weights together, so each makes as many passes as the first, if need be over rows
+    # that do not count.
+    for first in range(0, count, batch_size * group.size):
+        mine = range(first + group.rank, min(first + batch_size * group.size, count), group.size)
+        batch = rows.batch(mine.start if mine else 0, len(mine) or 1, group.size)
+        if not mine:
+            batch = replace(batch, labels=torch.full_like(batch.labels, IGNORE), num_targets=0)
         shifted = shift_labels(batch.labels)
         num_bytes += int(byte_lengths[shifted[shifted != IGNORE]].sum())
         targets += batch.num_targets
@@ -62,5 +73,7 @@ def evaluate(
             )
         total += output.loss
     model.train(was_training)
-    nats = float(total)
+    group.settle(model)
+    shares = group.gather((float(total), targets, num_bytes))
+    nats, targets, num_bytes = (sum(share) for share in zip(*shares, strict=True))
     return Evaluation(nats / max(1, targets), nats / math.log(2) / max(1, num_bytes), targets)

@@ -1,4 +1,8 @@
-"""The training loop: steps, validation, samples, checkpoints, and the log of them."""
+"""The training loop: steps, validation, samples, checkpoints, and the log of them.
+
+Several processes run it side by side. What they decide by is the same for all (step numbers, gathered figures,
+the agreement to stop), so they always meet at the same points; process 0 alone writes.
+"""
 
 import signal
 import time
@@ -13,7 +17,7 @@ import torch
 
 from muomni.accel.memory import MemoryMonitor
 from muomni.config.recipe import Recipe
-from muomni.data import PackedRows, Tokenizer
+from muomni.data import Batch, PackedRows, Tokenizer
 from muomni.errors import TrainingError
 from muomni.model import OmniModel
 from muomni.train.checkpoint import Progress, save_checkpoint
@@ -30,10 +34,10 @@ Sampler = Callable[[OmniModel, int], Sequence[str]]
 
 @dataclass(frozen=True)
 class Pending:
-    """A step whose figures are still on the device."""
+    """A step whose figures are still on the device; `digest` is this process's share of the rows' digest."""
 
     step: int
-    batch: str
+    digest: int
     result: StepResult
 
 
@@ -43,7 +47,8 @@ class Trainer:
     Args:
         recipe, total_steps: what to do and how long.
         model, tokenizer: the tokenizer is written into checkpoints.
-        step: takes the optimizer steps; its counters agree with `progress`.
+        step: takes the optimizer steps, together with the processes of its group; its counters agree with
+            `progress`.
         train_rows, val_rows: packed rows; a row's number decides all of its content.
         run: the run folder, which exists.
         progress: zero, or as a checkpoint gave it.
@@ -73,7 +78,9 @@ class Trainer:
         self.run = run
         self.progress = progress
         self.sampler = sampler
+        self.group = step.group
         self.stopped = False
+        self._asked_to_stop = False
         self.monitor = MemoryMonitor(model, step.optimizers, model.device)
         micro_batch = progress.micro_batch or recipe.batch_size
         self._rescued_step = RescuedStep(recipe, model, step, train_rows, self.monitor, run, micro_batch)
@@ -95,7 +102,7 @@ class Trainer:
         self.model.train()
         self._since = time.perf_counter()
         with self._stop_on_signal(line):
-            while self.progress.applied < self.total_steps and not self.stopped:
+            while not self._agreed_to_stop() and self.progress.applied < self.total_steps:
                 self._one_step(log, line)
                 self._after_step(log, line)
             self._flush(log, line)
@@ -106,6 +113,16 @@ class Trainer:
                 self._validate(log, line)
             self._save()
 
+    @property
+    def passes_left(self) -> int:
+        """Micro-batches that are still to be taken."""
+        return (self.total_steps - self.progress.applied) * self._rescued_step.micro_batches
+
+    def try_micro_batch(self, number: int) -> None:
+        """Forward and backward pass of a micro-batch of this run, whatever comes next in it; leaves gradients."""
+        size = self._rescued_step.micro_batch
+        self.step.accumulate([self.train_rows.batch(number * size, size).to(self.step.precision.device)])
+
     def _one_step(self, log: MetricsLog, line: ProgressLine) -> None:
         def tell(rescue: Rescue) -> None:
             self.progress.micro_batch = rescue.after
@@ -115,16 +132,24 @@ class Trainer:
 
         first = self.progress.attempts * self._rescued_step.rows_per_step
         batches, result = self._rescued_step(first, self.progress.applied + 1, tell)
-        digest = 0
-        for batch in batches:
-            digest = zlib.crc32(batch.input_ids.numpy().tobytes(), digest)
-            self.progress.tokens += batch.input_ids.numel()
-            self._window_tokens += batch.input_ids.numel()
+        tokens = self._rescued_step.rows_per_step * self.recipe.data.seq_len
+        self.progress.tokens += tokens
+        self._window_tokens += tokens
         self.progress.attempts += 1
         # Right unless a step was skipped; `_flush` reads the true count from the device.
         self.progress.applied += 1
-        self._pending.append(Pending(self.progress.applied, f"{digest:08x}", result))
+        self._pending.append(Pending(self.progress.applied, self._digest(batches), result))
         line.update(self.progress.applied)
+
+    def _digest(self, batches: Sequence[Batch]) -> int:
+        """Of the rows and their places in the step: a sum, so that it does not matter which process has which row."""
+        rows = (row for batch in batches for row in batch.input_ids.numpy())
+        places = range(self.group.rank, self._rescued_step.rows_per_step, self.group.size)
+        return sum(zlib.crc32(row.tobytes(), place) for place, row in zip(places, rows, strict=True))
+
+    def _agreed_to_stop(self) -> bool:
+        self.stopped = self.group.any(self._asked_to_stop)
+        return self.stopped
 
     def _after_step(self, log: MetricsLog, line: ProgressLine) -> None:
         recipe, done = self.recipe, self.progress.applied
@@ -151,6 +176,9 @@ class Trainer:
         figures = torch.stack(
             [torch.stack([p.result.loss, p.result.grad_norm, p.result.lr_factor]) for p in self._pending]
         ).tolist()
+        shares = self.group.gather([(loss, p.digest) for (loss, *_), p in zip(figures, self._pending, strict=True)])
+        losses = [sum(loss for loss, _ in of_step) for of_step in zip(*shares, strict=True)]
+        digests = [sum(digest for _, digest in of_step) for of_step in zip(*shares, strict=True)]
         counters = self.step.counters
         applied, skipped, streak = torch.stack([counters.applied, counters.skipped, counters.streak]).tolist()
         seconds = time.perf_counter() - self._since
@@ -158,11 +186,12 @@ class Trainer:
         newly_skipped = skipped - self.progress.skipped
         self.progress.applied, self.progress.skipped, self.progress.streak = applied, skipped, streak
         step = applied - len(self._pending) + newly_skipped
-        for pending, (loss, norm, factor) in zip(self._pending, figures, strict=True):
+        for loss, digest, (_, norm, factor) in zip(losses, digests, figures, strict=True):
             finite = norm == norm and abs(norm) != float("inf")
             step += finite
             values = {"loss": _number(loss), "grad_norm": _number(norm), "lr": factor * self.recipe.optimizer.lr}
-            log.write("train", step, **values, batch=pending.batch, **({} if finite else {"skipped": True}))
+            rows = f"{digest % 2**32:08x}"
+            log.write("train", step, **values, batch=rows, **({} if finite else {"skipped": True}))
         memory = self.monitor.read()
         used_by = self.monitor.categories(memory).as_dict()
         speed = self._window_tokens / seconds
@@ -170,7 +199,6 @@ class Trainer:
         rate = {"tokens_per_s": speed, "step_s": step_seconds, "tokens": self.progress.tokens}
         log.write("speed", applied, **rate, **memory.as_dict(), **used_by)
         log.flush()
-        losses = [loss for loss, *_ in figures]
         note = f"loss {sum(losses) / len(losses):.3f}  {speed:,.0f} tok/s  {step_seconds:.2f} s/step  {memory}"
         if skipped:
             note += f"  {skipped} skipped"
@@ -198,6 +226,7 @@ class Trainer:
                 self._rescued_step.micro_batch,
                 self._byte_lengths,
                 self.step.precision.autocast,
+                self.group,
             )
         self._validated_at = done
         log.write("val", done, loss=found.loss, bits_per_byte=found.bits_per_byte, targets=found.targets)
@@ -212,10 +241,14 @@ class Trainer:
         if self.sampler is None:
             raise TrainingError("eval.sample_every asks for samples, but this run was started without a sampler")
         done = self.progress.applied
-        for prompt, text in zip(self.recipe.eval.prompts, self.sampler(self.model, done), strict=True):
-            log.write("sample", done, prompt=prompt, text=text)
-            line.say(f"step {done}  sample: {prompt!r} → {text!r}")
-        log.flush()
+        model = self.group.whole_model(self.model)
+        if model is not None and self.group.is_main:
+            texts = self.sampler(model.to(self.step.precision.device), done)
+            for prompt, text in zip(self.recipe.eval.prompts, texts, strict=True):
+                log.write("sample", done, prompt=prompt, text=text)
+                line.say(f"step {done}  sample: {prompt!r} → {text!r}")
+            log.flush()
+        self.group.wait()
 
     def _save(self, best: bool = False) -> None:
         done = self.progress.applied
@@ -230,6 +263,7 @@ class Trainer:
             self.progress,
             best=best,
             keep=self.recipe.checkpoint.keep,
+            group=self.group,
         )
         self._saved_at = done
 
@@ -238,9 +272,9 @@ class Trainer:
         """The first Ctrl-C (or SIGTERM) ends the loop after the step in hand; a second one ends it at once."""
 
         def stop(number: int, _frame: Any) -> None:
-            if self.stopped:
+            if self._asked_to_stop:
                 raise KeyboardInterrupt
-            self.stopped = True
+            self._asked_to_stop = True
             line.say("stopping after this step and saving; Ctrl-C again stops at once without saving")
 
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}

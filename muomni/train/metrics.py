@@ -4,7 +4,7 @@ import json
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from muomni.files import write_atomic
 
@@ -19,14 +19,18 @@ class MetricsLog:
         first_step: a resumed run's step. Lines beyond it were written after the checkpoint and come
             again, so they are dropped first; 0 begins a new file.
         tensorboard: also write event files below `run/tensorboard`; needs the `tensorboard` extra.
+        silent: write nothing at all: of several processes one writes.
     """
 
-    def __init__(self, run: Path, first_step: int, tensorboard: bool) -> None:
+    def __init__(self, run: Path, first_step: int, tensorboard: bool, silent: bool = False) -> None:
         self.path = run / METRICS
+        self._file: TextIO | None = None
+        self._board: Any = None
+        if silent:
+            return
         kept = [line for line in read_lines(self.path) if line["step"] <= first_step] if first_step else []
         write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = self.path.open("a", encoding="utf-8")
-        self._board: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -34,6 +38,8 @@ class MetricsLog:
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Adds one line."""
+        if self._file is None:
+            return
         self._file.write(json.dumps({"kind": kind, "step": step, **values}, ensure_ascii=False) + "\n")
         if self._board is not None:
             for name, value in values.items():
@@ -44,7 +50,8 @@ class MetricsLog:
 
     def flush(self) -> None:
         """Hands the lines to the operating system, so that they outlive a killed process."""
-        self._file.flush()
+        if self._file is not None:
+            self._file.flush()
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -52,7 +59,8 @@ class MetricsLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._board is not None:
             self._board.close()
 

@@ -9,6 +9,9 @@ It costs six products of each matrix with itself a step, independent of the batc
 instead of AdamW's two. `torch.optim.Muon` is the reference it is tested against; this one takes all
 matrices of a shape in one batch, and like torch's fused optimizers it reads learning rate, gradient
 scale and "found inf" from tensors, so that nothing waits for the device.
+
+Where FSDP divides the matrices, momentum is kept in parts too, but an update has to be whole to be made
+orthogonal: it is gathered in the iterations' dtype, and every process computes the same.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from muomni.accel.parallel import divided, gathered, local
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
@@ -90,15 +95,16 @@ class Muon(Optimizer):
     def _update(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
         """Matrices of one shape, up to transposition, together."""
         momentum: float = group["momentum"]
-        buffers = [self._buffer(p) for p in parameters]
-        grads: list[Tensor] = [p.grad for p in parameters if p.grad is not None]
+        buffers = [local(self._buffer(p)) for p in parameters]
+        grads = [local(p.grad) for p in parameters if p.grad is not None]
         if self.grad_scale is not None:
             torch._foreach_div_(grads, self.grad_scale)
         kept = [buffer.clone() for buffer in buffers] if self.found_inf is not None else []
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
         updates = torch._foreach_lerp(grads, buffers, momentum)
         tall = [p.shape[0] > p.shape[1] for p in parameters]
-        stacked = torch.stack([(u.mT if t else u).to(self.dtype) for u, t in zip(updates, tall, strict=True)])
+        whole = [gathered(u.to(self.dtype), p) for u, p in zip(updates, parameters, strict=True)]
+        stacked = torch.stack([u.mT if t else u for u, t in zip(whole, tall, strict=True)])
         directions = orthogonalise(stacked)
         scale = 0.2 * max(parameters[0].shape) ** 0.5
         lr = torch.as_tensor(group["lr"], device=directions.device)
@@ -108,9 +114,10 @@ class Muon(Optimizer):
                 torch.where(bad, old, buffer, out=buffer)
             directions = torch.where(bad, 0.0, directions)
             lr = torch.where(bad, 0.0, lr)
-        torch._foreach_mul_(list[Tensor](parameters), 1 - lr * group["weight_decay"])
+        torch._foreach_mul_([local(p) for p in parameters], 1 - lr * group["weight_decay"])
         for parameter, direction, is_tall in zip(parameters, directions, tall, strict=True):
-            parameter.sub_((direction.mT if is_tall else direction).to(parameter.dtype) * (lr * scale))
+            own = local(divided(direction.mT if is_tall else direction, parameter))
+            local(parameter).sub_(own.to(parameter.dtype) * (lr * scale))
 
     def _buffer(self, parameter: nn.Parameter) -> Tensor:
         state = self.state[parameter]

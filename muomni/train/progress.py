@@ -8,11 +8,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class ProgressLine:
-    """A rich progress bar on a terminal; elsewhere a plain line each time, fit for a log file."""
+    """A rich progress bar on a terminal; elsewhere a plain line each time, fit for a log file.
 
-    def __init__(self, total: int, done: int) -> None:
-        self.console = Console(stderr=True)
-        self._live = sys.stderr.isatty()
+    Args:
+        total, done: steps.
+        silent: print nothing: of several processes one prints.
+    """
+
+    def __init__(self, total: int, done: int, silent: bool = False) -> None:
+        self.console = Console(stderr=True, quiet=silent)
+        self._live = sys.stderr.isatty() and not silent
         self._bar = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),

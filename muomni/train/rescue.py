@@ -7,7 +7,8 @@ run that needed rescue at its first step ends bit by bit where a run begun with 
 The smaller micro-batch is kept for the rest of the run, and in checkpoints.
 
 An optimizer that runs out of memory may have changed weights already, and a smaller micro-batch would not
-help it: that ends the run, as does a micro-batch of one row.
+help it: that ends the run, as does a micro-batch of one row. With several processes nothing is rescued, see
+`accel.parallel`.
 """
 
 import gc
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from muomni.accel.device import random_states, restore_random
 from muomni.accel.memory import MIB, MemoryMonitor
 from muomni.accel.oom import Phase, Shortage, Workload, explain, find_shortage, remedies, write_snapshot
 from muomni.accel.precision import pick_precision
@@ -59,11 +61,14 @@ class Rescue:
 
 
 class RescuedStep:
-    """Fetches the rows of a step, cuts them into micro-batches and takes the step.
+    """Fetches this process's rows of a step, cuts them into micro-batches and takes the step.
+
+    Attributes:
+        rows_per_step: of all processes.
 
     Args:
         recipe: its `on_oom` says what happens when memory runs out.
-        model, step: what is trained and how.
+        model, step: what is trained and how; the step's group shares the rows.
         rows: where the rows come from.
         monitor: says what memory is used for.
         run: the run folder, for snapshots.
@@ -86,8 +91,13 @@ class RescuedStep:
         self.rows = rows
         self.monitor = monitor
         self.run = run
-        self.micro_batch = micro_batch
         self.rows_per_step = recipe.batch_size * recipe.gradient_accumulation_steps
+        self.micro_batch = min(micro_batch, self.rows_per_step // step.group.size)
+
+    @property
+    def micro_batches(self) -> int:
+        """In which this process takes its rows of a step."""
+        return -(-self.rows_per_step // self.step.group.size // self.micro_batch)
 
     def __call__(self, first: int, number: int, tell: Callable[[Rescue], None]) -> tuple[list[Batch], StepResult]:
         """Takes the optimizer step over the rows from `first` on.
@@ -98,14 +108,15 @@ class RescuedStep:
             tell: is called after each rescue.
 
         Returns:
-            The micro-batches that were read, on the CPU, and the step's figures.
+            This process's micro-batches, on the CPU, and the step's figures. Their rows in order are those of
+            number r, r + R, r + 2R, ... of the step, with r the rank among R processes.
 
         Raises:
             MemoryShortageError: memory ran out, and rescue is not asked for or cannot help.
         """
         rescues = self.recipe.on_oom == "rescue"
         device = self.model.device
-        random = _random_states(device) if rescues else {}
+        random = random_states(device) if rescues else {}
         while True:
             batches = self._cut(first)
             self.step.phase = "forward"  # copying the rows to the device counts as that
@@ -135,10 +146,11 @@ class RescuedStep:
             raise self._advice(shortage, number, self._snapshot(number)) from error
 
     def _cut(self, first: int) -> list[Batch]:
-        """The step's rows in order; the last micro-batch is short where the size does not divide them."""
-        end = first + self.rows_per_step
-        starts = range(first, end, self.micro_batch)
-        return [self.rows.batch(start, min(self.micro_batch, end - start)) for start in starts]
+        """The rows of this process in order; the last micro-batch is short where the size does not divide them."""
+        group = self.step.group
+        mine = range(first + group.rank, first + self.rows_per_step, group.size)
+        cuts = [mine[start : start + self.micro_batch] for start in range(0, len(mine), self.micro_batch)]
+        return [self.rows.batch(cut.start, len(cut), group.size) for cut in cuts]
 
     def _undo(self, random: dict[str, Tensor]) -> None:
         self.model.zero_grad(set_to_none=True)
@@ -148,7 +160,7 @@ class RescuedStep:
             torch.cuda.empty_cache()
         elif device.type == "mps":
             torch.mps.empty_cache()
-        _restore_random(random, device)
+        restore_random(random, device)
 
     def _snapshot(self, number: int) -> Path | None:
         return write_snapshot(self.run, f"oom-{number:08d}-{self.micro_batch}", self.model.device)
@@ -187,21 +199,3 @@ class RescuedStep:
             hidden_size=thinker.hidden_size,
             matrix_bytes=sum(p.numel() * p.element_size() for _, p in decay_groups(self.model)[0]),
         )
-
-
-def _random_states(device: torch.device) -> dict[str, Tensor]:
-    """Of every generator a step may draw from; they live on the host, so nothing waits for the device."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    elif device.type == "mps":
-        states["mps"] = torch.mps.get_rng_state()
-    return states
-
-
-def _restore_random(states: dict[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)
-    if "mps" in states:
-        torch.mps.set_rng_state(states["mps"])

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import torch
 
+from muomni.accel import compile as compilation
+from muomni.accel import compile_trial
 from muomni.accel.memory import MemoryReport
-from muomni.accel.plan import make_plan
+from muomni.accel.parallel import Group, connect
+from muomni.accel.plan import Plan, make_plan
 from muomni.config import OmniConfig, Recipe, parse, read_json
-from muomni.data import PackedRows, Tokenizer, prepare, prepare_tokenizer
+from muomni.data import PackedRows, Prepared, Tokenizer, prepare, prepare_tokenizer
 from muomni.errors import ConfigError, UserError
 from muomni.files import write_atomic
 from muomni.model import OmniModel
@@ -26,14 +29,18 @@ from muomni.train.step import TrainStep
 
 RECIPE = "recipe.json"
 MEMORY = "memory.json"
+# Between the seeds of two processes, so that neighbouring recipe seeds share no process's random numbers.
+_RANK_SEEDS = 0x9E3779B97F4A7C15
 # What may differ between a run and its resumption: nothing that changes what is computed. With `on_oom`
 # that is so until memory runs out, where the other choice is the end of the run.
-_MAY_CHANGE = {"schema_", "name", "log_every", "checkpoint", "eval", "on_oom"}
+# Another number of processes, or another way to share the work, changes rounding and what dropout draws.
+_MAY_CHANGE = {"schema_", "name", "log_every", "checkpoint", "eval", "on_oom", "parallel"}
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended: `stopped` says that Ctrl-C ended it before its last step."""
+    """How a run ended: `stopped` says that Ctrl-C ended it before its last step, and `is_main` that this process
+    reports it; the others have no `plot`."""
 
     run: Path
     progress: Progress
@@ -41,6 +48,7 @@ class TrainResult:
     stopped: bool
     plot: Path | None
     memory: MemoryReport
+    is_main: bool = True
 
 
 def train(
@@ -51,65 +59,109 @@ def train(
     resume_from: Path | None = None,
     make_sampler: Callable[[Tokenizer, Recipe], Sampler] | None = None,
 ) -> TrainResult:
-    """Trains, or goes on training.
+    """Trains, or goes on training. Under torchrun every process calls this, with the same arguments.
 
     Args:
         recipe: the whole stage.
         run: the run folder; made here. Without `resume` it must not hold a run.
         resume: go on from `run/last`, bit by bit as if the run had never stopped (on a CPU with the
-            same number of threads).
+            same number of threads, and of processes; with another number rounding differs, and dropout's draws).
         resume_from: go on from this checkpoint of the run instead.
         make_sampler: gives the function that writes sample texts.
 
     Raises:
         UserError: recipe, data or folders cannot be used.
         CheckpointError: a checkpoint does not load or could not be written.
-        TrainingError: the loss stays non-finite.
+        TrainingError: the loss stays non-finite, or another process of the run ended.
         MemoryShortageError: memory ran out; see the recipe's `on_oom`.
     """
     start = _starting_point(recipe, run, resume, resume_from)
     plan = make_plan(recipe)
     check_optimizer(recipe.optimizer, plan.precision)
-    device = plan.device
-    tokenizer = _tokenizer(recipe, start)
-    data = prepare(recipe.data, tokenizer)
+    with connect(plan.parallel, plan.device) as group:
+        return _train(recipe, run, start, plan, group, make_sampler)
+
+
+def _train(
+    recipe: Recipe,
+    run: Path,
+    start: Path | None,
+    plan: Plan,
+    group: Group,
+    make_sampler: Callable[[Tokenizer, Recipe], Sampler] | None,
+) -> TrainResult:
+    tokenizer = group.from_main(lambda: _tokenizer(recipe, start))
+    data = _data(recipe, tokenizer, group)
     train_rows = PackedRows(data.train, recipe.data.seq_len, recipe.seed, shuffle=recipe.data.shuffle)
     val_rows = PackedRows(data.val, recipe.data.seq_len, recipe.seed, shuffle=False)
     total_steps = _total_steps(recipe, train_rows)
-    torch.manual_seed(recipe.seed)
-    model = _model(recipe, tokenizer).to(device)
+    torch.manual_seed((recipe.seed + group.rank * _RANK_SEEDS) % 2**63)
+    model = _model(recipe, tokenizer)
+    if group.kind != "fsdp":
+        model = model.to(plan.device)
+    called = plan.apply(model, group)
     optimizers = build_optimizers(model, recipe.optimizer, plan.precision)
-    step = TrainStep(model, optimizers, lr_factors(recipe.schedule, total_steps), recipe.max_grad_norm, plan.precision)
+    factors = lr_factors(recipe.schedule, total_steps)
+    step = TrainStep(called, optimizers, factors, recipe.max_grad_norm, plan.precision, group)
     progress = Progress()
     if start is not None:
-        progress = load_checkpoint(start, model, optimizers)
+        progress = load_checkpoint(start, model, optimizers, group)
         if progress.applied >= total_steps:
             raise UserError(f"{run} is complete: it has taken all of its {total_steps} steps")
         step.counters.applied.fill_(progress.applied)
         step.counters.skipped.fill_(progress.skipped)
         step.counters.streak.fill_(progress.streak)
         step.scaler.load_state_dict(progress.scaler)
-    plan.apply(model)
-    run.mkdir(parents=True, exist_ok=True)
-    write_atomic(
-        run / RECIPE, json.dumps(recipe.model_dump(mode="json", exclude_none=True, by_alias=True), indent=2) + "\n"
-    )
+    if group.is_main:
+        run.mkdir(parents=True, exist_ok=True)
+        stored = recipe.model_dump(mode="json", exclude_none=True, by_alias=True)
+        write_atomic(run / RECIPE, json.dumps(stored, indent=2) + "\n")
+    silent = not group.is_main
     sampler = make_sampler(tokenizer, recipe) if make_sampler is not None else None
     with (
-        MetricsLog(run, progress.applied, tensorboard_installed()) as log,
-        ProgressLine(total_steps, progress.applied) as line,
+        MetricsLog(run, progress.applied, tensorboard_installed(), silent) as log,
+        ProgressLine(total_steps, progress.applied, silent) as line,
     ):
-        line.say(_opening(recipe, model, train_rows, total_steps, device, start))
+        line.say(_opening(recipe, model, train_rows, total_steps, plan.device, start))
         for text in plan.lines:
             line.say(text)
         if progress.micro_batch is not None:
             line.say(f"micro-batches of {progress.micro_batch} rows, because memory ran out with more")
         trainer = Trainer(recipe, total_steps, model, tokenizer, step, train_rows, val_rows, run, progress, sampler)
+        _settle_compilation(plan, trainer, log, line)
         trainer.train(log, line)
     memory = trainer.monitor.report()
-    write_atomic(run / MEMORY, json.dumps(memory.as_dict(), indent=2) + "\n")
-    plot = plot_losses(run) if progress.applied else None
-    return TrainResult(run, progress, total_steps, trainer.stopped, plot, memory)
+    plot = None
+    if group.is_main:
+        write_atomic(run / MEMORY, json.dumps(memory.as_dict(), indent=2) + "\n")
+        plot = plot_losses(run) if progress.applied else None
+    return TrainResult(run, progress, total_steps, trainer.stopped, plot, memory, group.is_main)
+
+
+def _settle_compilation(plan: Plan, trainer: Trainer, log: MetricsLog, line: ProgressLine) -> None:
+    """Decides what the plan left to a measurement; a run that goes on takes what it decided when it began."""
+    progress, choice = trainer.progress, plan.compile
+    if choice.mode == "measure":
+        if progress.compile is not None:
+            choice = compile_trial.remembered(progress.compile, plan.device)
+            compilation.apply(trainer.model, choice)
+        else:
+            trainer.model.train()
+            choice = compile_trial.measure(trainer.model, trainer.try_micro_batch, trainer.passes_left, plan.device)
+        line.say(f"compile {choice.mode}: {choice.reason}")
+        log.write("event", progress.applied, event="compile", mode=choice.mode, **choice.figures)
+    assert choice.mode != "measure"
+    progress.compile = choice.mode
+
+
+def _data(recipe: Recipe, tokenizer: Tokenizer, group: Group) -> Prepared:
+    """The token caches, built by one process of each machine and then opened by the others."""
+    if group.local_rank == 0:
+        data = prepare(recipe.data, tokenizer, progress=group.is_main)
+    group.wait()
+    if group.local_rank != 0:
+        data = prepare(recipe.data, tokenizer, progress=False)
+    return data
 
 
 def _starting_point(recipe: Recipe, run: Path, resume: bool, resume_from: Path | None) -> Path | None:

@@ -3,6 +3,9 @@
 The loss of every micro-batch is its sum over target tokens divided by the target tokens of the
 *whole* step, so that gradients do not depend on how the step is cut into micro-batches.
 
+Of several processes each takes its share of the step's rows. Their gradients are averaged, so the divisor
+is the mean number of targets of a process; norm, clipping and what is not finite are then the same for all.
+
 Nothing here waits for the device. Whether a step's gradients are finite, the count of applied and
 skipped steps and the learning rate are tensors; the loop reads them when it writes its log.
 """
@@ -15,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from muomni.accel.oom import Phase
+from muomni.accel.parallel import Group, alone, whole
 from muomni.accel.precision import Precision
 from muomni.data import Batch
 from muomni.ops.attention import Segments
@@ -41,8 +45,8 @@ class Counters:
 
 @dataclass(frozen=True)
 class StepResult:
-    """Scalars on the device: mean loss over the step's target tokens, 2-norm of the gradients before clipping,
-    and the learning-rate factor that was used."""
+    """Scalars on the device: mean loss over the step's target tokens (with several processes this one's share
+    of it: the mean is their sum), 2-norm of the gradients before clipping, and the learning-rate factor used."""
 
     loss: Tensor
     grad_norm: Tensor
@@ -53,12 +57,14 @@ class TrainStep:
     """Takes optimizer steps.
 
     Args:
-        model: called as `model(ids, labels=..., positions=..., segments=..., num_targets=...)`.
+        model: called as `model(ids, labels=..., positions=..., segments=..., num_targets=...)`; with several
+            processes as `accel.parallel` gave it.
         optimizers: their groups carry a tensor `lr` and a float `base_lr`; see `train.optimizer`.
         factors: (steps + 1,) the schedule's table, see `train.schedule`.
         max_grad_norm: 0 turns clipping off.
         precision: of the forward passes. fp16 scales the loss in the order scale, backward,
             unscale, clip, step, update.
+        group: the processes that take the step together; None for this one alone.
 
     Attributes:
         phase: what it is doing, for the message when memory runs out.
@@ -71,8 +77,10 @@ class TrainStep:
         factors: Tensor,
         max_grad_norm: float,
         precision: Precision,
+        group: Group | None = None,
     ) -> None:
         self.model = model
+        self.group = alone() if group is None else group
         self.optimizers = list(optimizers)
         self.max_grad_norm = max_grad_norm
         self.precision = precision
@@ -95,23 +103,32 @@ class TrainStep:
 
     def accumulate(self, batches: Sequence[Batch]) -> Tensor:
         """Forward and backward of all micro-batches; gradients add up on the parameters. Returns the mean loss."""
-        # Known on the host: the loader counted its targets.
-        num_targets = max(1, sum(batch.num_targets for batch in batches))
+        num_targets = self._divisor(batches)
         total = torch.zeros((), dtype=torch.float32, device=self.factors.device)
-        for batch in batches:
-            self.phase = "forward"
-            with self.precision.autocast():
-                output = self.model(
-                    batch.input_ids,
-                    labels=batch.labels,
-                    positions=batch.positions,
-                    segments=Segments(batch.cu_seqlens, batch.max_seqlen).rounded(batch.input_ids.numel()),
-                    num_targets=num_targets,
-                )
-            self.phase = "backward"
-            self.scaler.scale(output.loss).backward()
+        for number, batch in enumerate(batches, 1):
+            with self.group.micro_batch(self.model, last=number == len(batches)):
+                self.phase = "forward"
+                with self.precision.autocast():
+                    output = self.model(
+                        batch.input_ids,
+                        labels=batch.labels,
+                        positions=batch.positions,
+                        segments=Segments(batch.cu_seqlens, batch.max_seqlen).rounded(batch.input_ids.numel()),
+                        num_targets=num_targets,
+                    )
+                self.phase = "backward"
+                self.scaler.scale(output.loss).backward()
             total += output.loss.detach()
-        return total
+        return total / self.group.size
+
+    def _divisor(self, batches: Sequence[Batch]) -> int | Tensor:
+        """Target tokens of the whole step, over the processes that share it."""
+        # Known on the host: the loader counted its targets.
+        own = sum(batch.num_targets for batch in batches)
+        if self.group.size == 1:
+            return max(1, own)
+        everyones = self.group.add(torch.full((), own, dtype=torch.int64, device=self.factors.device))
+        return everyones.clamp(min=1) / self.group.size
 
     @torch.no_grad()
     def _measure(self) -> tuple[Tensor, Tensor]:
@@ -120,7 +137,7 @@ class TrainStep:
             for optimizer in self.optimizers:
                 self.scaler.unscale_(optimizer)
         grads = [p.grad for p in self._parameters if p.grad is not None]
-        grad_norm = torch.nn.utils.get_total_norm(grads)
+        grad_norm = whole(torch.nn.utils.get_total_norm(grads))
         return grad_norm, (~torch.isfinite(grad_norm)).to(torch.float32)
 
     def _set_lr(self) -> Tensor:
