@@ -1,0 +1,129 @@
+"""What two processes do in the tests of `accel.parallel`: `python processes.py RANK JOBS.json`, in turn for each job.
+
+They are set up as torchrun would, but several jobs share one pair of processes, since starting those takes longest.
+"""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from muomni.accel.parallel import Choice, Group, connect
+from muomni.accel.precision import Precision
+from muomni.config import OmniConfig, Recipe, ThinkerConfig
+from muomni.config.recipe import OptimizerSpec
+from muomni.data import Batch
+from muomni.model import OmniModel
+from muomni.ops.loss import IGNORE
+from muomni.train.optimizer import build_optimizers
+from muomni.train.run import train
+from muomni.train.step import TrainStep
+
+CPU = torch.device("cpu")
+ROWS, T = 8, 12
+
+
+def main(rank: int, jobs: list[dict[str, Any]]) -> None:
+    """Does the jobs; leaves what came of job n in the file it names, with the rank added."""
+    for job in jobs:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(job["port"])}
+        if job["kind"] == "train":
+            found = train_job(rank, job)
+        else:
+            with connect(Choice(job["kind"], "test", rank, 2, rank), CPU) as group:
+                steps, weights = learn(group, job["optimizer"])
+            found = {"steps": steps}
+            torch.save(weights, f"{job['out']}-{rank}.pt")
+        Path(f"{job['out']}-{rank}.json").write_text(json.dumps(found))
+
+
+def train_job(rank: int, job: dict[str, Any]) -> dict[str, Any]:
+    """A whole run; `at` names a step before which rank 1 dies or gets a signal."""
+    at, resume_from, copied = job.get("at"), job.get("resume_from"), job.get("copy")
+    if copied is not None and rank == 0:
+        shutil.copytree(copied, f"{job['run']}.partial", symlinks=True)
+        Path(f"{job['run']}.partial").rename(job["run"])
+    while copied is not None and not Path(job["run"]).exists():
+        time.sleep(0.02)
+    call = TrainStep.__call__
+    if at is not None and rank == 1:
+        act: Callable[[], None] = (
+            (lambda: os._exit(7)) if at[0] == "die" else (lambda: signal.raise_signal(signal.SIGINT))
+        )
+        TrainStep.__call__ = _before(at[1], act, call)
+    try:
+        result = train(
+            Recipe.model_validate(job["recipe"]), Path(job["run"]), resume_from=resume_from and Path(resume_from)
+        )
+        return {"applied": result.progress.applied, "stopped": result.stopped, "main": result.is_main}
+    except Exception as error:  # noqa: BLE001 - the test looks at it
+        return {"error": type(error).__name__, "text": str(error)}
+    finally:
+        TrainStep.__call__ = call
+
+
+def _before(step: int, act: Callable[[], None], call: Any) -> Any:
+    taken = 0
+
+    def acting(self, batches):
+        nonlocal taken
+        taken += 1
+        if taken == step:
+            act()
+        return call(self, batches)
+
+    return acting
+
+
+def learn(group: Group, optimizer: str) -> tuple[list[tuple[float, float]], dict[str, Tensor]]:
+    """Three steps in fp64 over rows whose targets are few in some and many in others, in micro-batches of two rows.
+
+    Returns:
+        Loss and norm of each step, and the whole weights at the end (of process 0).
+    """
+    thinker = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4}
+    config = OmniConfig(thinker=ThinkerConfig(**thinker, **heads))
+    model = OmniModel(config, torch.Generator().manual_seed(0)).double()
+    precision = Precision("fp32", CPU, "test")
+    called = group.apply(model, CPU)
+    optimizers = build_optimizers(model, OptimizerSpec(name=optimizer, lr=1e-2), precision)
+    step = TrainStep(called, optimizers, torch.ones(9), 0, precision, group)
+    results = []
+    for number in range(3):
+        mine = list(range(number * ROWS + group.rank, (number + 1) * ROWS, group.size))
+        result = step([_batch(mine[start : start + 2]) for start in range(0, len(mine), 2)])
+        results.append((sum(group.gather(float(result.loss))), float(result.grad_norm)))
+    whole = group.whole_model(model)
+    weights = {} if whole is None else dict(whole.state_dict())
+    return results, {name: tensor.detach().clone() for name, tensor in weights.items()}
+
+
+def _batch(rows: list[int]) -> Batch:
+    ids = torch.stack([torch.randint(50, (T,), generator=torch.Generator().manual_seed(row)) for row in rows])
+    labels = ids.clone()
+    labels[:, 0] = IGNORE
+    for place, row in enumerate(rows):
+        labels[place, : 10 * (row % 2)] = IGNORE  # the rows of one of two processes have few targets
+    return Batch(
+        input_ids=ids,
+        labels=labels,
+        positions=torch.arange(T).repeat(len(rows), 1),
+        cu_seqlens=torch.arange(len(rows) + 1, dtype=torch.int32) * T,
+        max_seqlen=T,
+        num_targets=int((labels[:, 1:] != IGNORE).sum()),
+        id="",
+    )
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text()))

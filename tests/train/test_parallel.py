@@ -1,0 +1,222 @@
+"""Two processes learn what one learns, from the same rows, and go on from each other's checkpoints."""
+
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from muomni.accel.parallel import alone, choose
+from muomni.accel.plan import make_plan
+from muomni.config import Recipe
+from muomni.errors import ConfigError
+from muomni.train.metrics import read_lines
+from muomni.train.run import train
+
+# The tests are no package (--import-mode=importlib), so what the processes run is put in reach by hand.
+_SPEC = importlib.util.spec_from_file_location("train_processes", Path(__file__).with_name("processes.py"))
+assert _SPEC is not None and _SPEC.loader is not None
+processes = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(processes)
+
+REPOSITORY = Path(__file__).parent.parent.parent
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Pair:
+    """What the jobs left: `runs` holds the run folders, `found[job][rank]` what a process said."""
+
+    runs: Path
+    found: dict[str, list[dict[str, Any]]]
+
+
+def make_recipe(corpus: Path, cache: Path, dropout: float, **more: Any) -> dict[str, Any]:
+    thinker = {"dropout": dropout, "hidden_size": 32, "intermediate_size": 64}
+    return {
+        "model": {"preset": "nano", "thinker": thinker},
+        "tokenizer": {"vocab_size": 384},
+        "data": {"train": str(corpus), "seq_len": 32, "val_fraction": 0.1, "cache_dir": str(cache)},
+        "batch_size": 2,
+        "gradient_accumulation_steps": 4,
+        "max_steps": 6,
+        "schedule": {"warmup_steps": 2},
+        "eval": {"every": 3, "max_rows": 5},
+        "checkpoint": {"every": 3, "keep": 2},
+        "log_every": 2,
+        "device": "cpu",
+        "precision": "fp32",
+        "compile": "off",
+        "max_grad_norm": 0.3,
+    } | more
+
+
+@pytest.fixture(scope="module")
+def pair(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """One pair of processes does all jobs: starting it takes longer than they do."""
+    runs = tmp_path_factory.mktemp("runs")
+    plain = make_recipe(corpus, runs / "cache", 0.0)
+    muon = plain | {"optimizer": {"name": "muon"}}
+    dropped = make_recipe(corpus, runs / "cache", 0.1)
+    train(Recipe.model_validate(plain), runs / "one")
+    train(Recipe.model_validate(muon), runs / "one-muon")
+    shutil.copytree(runs / "one", runs / "one-then-two", symlinks=True)
+    middle = str(runs / "one-then-two/step-00000003")
+    jobs: dict[str, dict[str, Any]] = {
+        "step-ddp": {"kind": "ddp", "optimizer": "adamw"},
+        "step-fsdp": {"kind": "fsdp", "optimizer": "adamw"},
+        "step-fsdp-muon": {"kind": "fsdp", "optimizer": "muon"},
+        "ddp": {"recipe": plain},
+        "fsdp": {"recipe": plain | {"parallel": "fsdp", "gradient_checkpointing": "selective"}},
+        "muon": {"recipe": muon | {"parallel": "fsdp"}},
+        "one-then-two": {"recipe": plain | {"parallel": "fsdp"}, "resume_from": middle},
+        "dropout": {"recipe": dropped},
+        "dropout-again": {"recipe": dropped, "resume_from": str(runs / "dropout-again/step-00000003")}
+        | {"copy": str(runs / "dropout")},
+        "stopped": {"recipe": plain, "at": ["signal", 2]},
+        "died": {"recipe": plain, "at": ["die", 5]},
+    }
+    for name, job in jobs.items():
+        job |= {"kind": job.get("kind", "train"), "run": str(runs / name), "out": str(runs / f"{name}.found")}
+        job["port"] = free_port()
+    (runs / "jobs.json").write_text(json.dumps(list(jobs.values())))
+    script, environment = Path(processes.__file__), os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    both = [
+        subprocess.Popen(
+            [sys.executable, script, str(rank), runs / "jobs.json"], env=environment, stderr=subprocess.PIPE
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=150)[1].decode() for process in both]
+    assert [process.returncode for process in both] == [0, 7], said
+    found = {
+        name: [
+            json.loads(path.read_text()) for rank in range(2) if (path := runs / f"{name}.found-{rank}.json").exists()
+        ]
+        for name in jobs
+    }
+    return Pair(runs, found)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def lines_of(run: Path, kind: str, *keys: str) -> list[tuple[Any, ...]]:
+    return [tuple(line[key] for key in keys) for line in read_lines(run / "metrics.jsonl") if line["kind"] == kind]
+
+
+def assert_close_runs(one: Path, other: Path) -> None:
+    """The same rows in the same steps, and figures, weights and optimizer state within rounding of fp32."""
+    assert lines_of(one, "train", "step", "batch") == lines_of(other, "train", "step", "batch")
+    assert lines_of(one, "speed", "step", "tokens") == lines_of(other, "speed", "step", "tokens")
+    for kind, keys in (("train", ("loss", "grad_norm", "lr")), ("val", ("loss", "bits_per_byte", "targets"))):
+        a, b = lines_of(one, kind, *keys), lines_of(other, kind, *keys)
+        torch.testing.assert_close(torch.tensor(a), torch.tensor(b), rtol=1e-5, atol=1e-7)
+    for name in ("model.safetensors", "training/state.safetensors"):
+        a, b = load_file(one / "last" / name), load_file(other / "last" / name)
+        a, b = ({key: value for key, value in x.items() if not key.startswith("rng/")} for x in (a, b))
+        assert a.keys() == b.keys()
+        for key in a:
+            torch.testing.assert_close(a[key], b[key], rtol=1e-4, atol=2e-6, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.parametrize(
+    ("job", "optimizer"), [("step-ddp", "adamw"), ("step-fsdp", "adamw"), ("step-fsdp-muon", "muon")]
+)
+def test_two_processes_take_the_steps_of_one(pair, job, optimizer):
+    """In fp64, four micro-batches or two times two, with most targets in the rows of one process."""
+    steps, weights = processes.learn(alone(), optimizer)
+    found = torch.load(pair.runs / f"{job}.found-0.pt")
+    # The loss is added up in fp32.
+    for (loss, norm), (found_loss, found_norm) in zip(steps, pair.found[job][0]["steps"], strict=True):
+        assert found_loss == pytest.approx(loss, rel=1e-6) and found_norm == pytest.approx(norm, rel=1e-9)
+    assert weights.keys() == found.keys()
+    tolerance = 1e-9 if optimizer == "adamw" else 1e-5  # Muon's iterations are in fp32
+    assert all((weights[name] - found[name]).abs().max() < tolerance for name in weights)
+    assert pair.found[job][1]["steps"] == pair.found[job][0]["steps"]
+
+
+@pytest.mark.parametrize("job", ["ddp", "fsdp", "muon"])
+def test_a_run_of_two_processes_is_that_of_one(pair, job):
+    assert pair.found[job] == [{"applied": 6, "stopped": False, "main": rank == 0} for rank in range(2)]
+    assert_close_runs(pair.runs / ("one-muon" if job == "muon" else "one"), pair.runs / job)
+
+
+def test_two_processes_go_on_from_the_checkpoint_of_one(pair):
+    run = pair.runs / "one-then-two"
+    assert "rng/1/cpu" in load_file(run / "last/training/state.safetensors")  # so they did write it
+    assert_close_runs(pair.runs / "one", run)
+
+
+@pytest.mark.parametrize("job", ["ddp", "fsdp"])
+def test_one_process_goes_on_from_the_checkpoint_of_two(pair, job, corpus, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(pair.runs / job, run, symlinks=True)
+    recipe = make_recipe(corpus, pair.runs / "cache", 0.0)
+    if job == "fsdp":
+        recipe["gradient_checkpointing"] = "selective"
+    train(Recipe.model_validate(recipe), run, resume_from=run / "step-00000003")
+    assert "rng/1/cpu" not in load_file(run / "last/training/state.safetensors")
+    assert_close_runs(pair.runs / "one", run)
+
+
+def test_with_dropout_each_process_draws_for_itself_and_resumes_bit_by_bit(pair):
+    whole, again = pair.runs / "dropout", pair.runs / "dropout-again"
+    for name in ("model.safetensors", "training/state.safetensors"):
+        a, b = load_file(whole / "last" / name), load_file(again / "last" / name)
+        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    assert lines_of(whole, "train", "step", "loss", "batch") == lines_of(again, "train", "step", "loss", "batch")
+    assert not torch.equal(a["rng/cpu"], a["rng/1/cpu"])
+
+
+def test_a_signal_to_one_stops_both_at_the_same_step_and_saves(pair):
+    assert [found["applied"] for found in pair.found["stopped"]] == [2, 2]
+    assert all(found["stopped"] for found in pair.found["stopped"])
+    assert (pair.runs / "stopped/last").resolve().name == "step-00000002"
+
+
+def test_a_process_that_dies_ends_the_other_with_the_last_checkpoint_intact(pair):
+    (survivor,) = pair.found["died"]
+    assert survivor["error"] == "TrainingError" and "another process" in survivor["text"]
+    assert (pair.runs / "died/last").resolve().name == "step-00000003"
+
+
+@pytest.mark.parametrize(
+    ("processes", "changes", "message"),
+    [
+        (1, {"parallel": "ddp"}, "there is one process"),
+        (1, {"parallel": "fsdp"}, "torchrun --nproc-per-node"),
+        (2, {"parallel": "off"}, "torchrun started 2 processes"),
+        (3, {}, "8 rows a step cannot be shared evenly by 3"),
+        (2, {"on_oom": "rescue"}, "works with one process only"),
+        (2, {"parallel": "fsdp", "compile": "full"}, 'say "blocks"'),
+        (2, {"parallel": "fsdp", "optimizer": {"name": "adamw8bit"}}, "does not go with"),
+    ],
+)
+def test_bad_combinations_are_refused_by_the_plan(corpus, tmp_path, monkeypatch, processes, changes, message):
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(ConfigError, match=message):
+        make_plan(Recipe.model_validate(make_recipe(corpus, tmp_path, 0.0, **changes)))
+
+
+def test_without_a_rank_torchrun_is_named(corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(ConfigError, match="torchrun sets it"):
+        choose(Recipe.model_validate(make_recipe(corpus, tmp_path, 0.0)), CPU)
