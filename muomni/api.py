@@ -1,7 +1,7 @@
 """`MuOmni`, the whole public interface: the model, its tokenizer, and what one does with them."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, cast, get_args
 
@@ -21,6 +21,7 @@ from muomni.files import atomic_folder, write_json
 from muomni.infer import Reply, SamplingParams, TextStream, generate
 from muomni.model import OmniModel
 from muomni.model.folder import CONFIG, load_model, resolve_folder, save_model
+from muomni.model.gguf import GgufDtype
 from muomni.model.qwen3 import to_qwen3_config
 
 Message = Mapping[str, Any]
@@ -188,6 +189,25 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
                 write_json(folder / "generation_config.json", generation)
             if self.tokenizer is not None:
                 self.tokenizer.save(folder)
+
+    def export_gguf(self, out: str | Path, dtype: GgufDtype = "f32", each: Callable[[str], None] | None = None) -> None:
+        """Writes a GGUF file, tokenizer and chat template included, for llama.cpp; whole or not at all.
+
+        Args:
+            out: the file; one that is there is replaced.
+            dtype: of the matrices: `f32`, `f16` or `q8_0` (int8 in blocks of 32).
+            each: called with the name of each tensor before its turn.
+
+        Raises:
+            ConfigError: no such dtype.
+            UserError: the `gguf` package is missing, or the dtype cannot hold the weights.
+            DataError: llama.cpp has no tokenizer that cuts text as this one does.
+            CheckpointError: the file cannot be written.
+        """
+        from muomni.data.gguf import save_gguf
+
+        tokenizer = None if self.tokenizer is None else self._tokenizer()
+        save_gguf(self, tokenizer, self.end_ids(), Path(out).expanduser().resolve(), dtype, each)
 
     def chat(self, prompt: Prompt, **sampling: Any) -> Reply:
         """Answers a prompt, or the last message of a conversation.

@@ -42,6 +42,22 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     flush(target.parent)
 
 
+@contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """A name beside `target` for a new file, which takes its place when the block ends well.
+
+    It is flushed to disk before the rename. When the block raises, it is removed and `target` stays as it was.
+    """
+    partial = target.with_name(f"{_PARTIAL}{os.getpid()}-{target.name}")
+    try:
+        yield partial
+        flush(partial)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    flush(target.parent)
+
+
 def write_atomic(target: Path, text: str) -> None:
     """Writes a small text file whole or not at all."""
     partial = target.with_name(f"{_PARTIAL}{os.getpid()}-{target.name}")

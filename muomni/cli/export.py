@@ -1,19 +1,24 @@
-"""`muomni export`: a run as a folder that other programs load."""
+"""`muomni export`: a run as a folder or file that other programs load."""
 
 import json
+import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from muomni.cli import _options as options
+
+if TYPE_CHECKING:
+    from muomni.api import MuOmni
 
 
 class Format(StrEnum):
     """What can be written."""
 
     hf = "hf"
+    gguf = "gguf"
 
 
 class Dtype(StrEnum):
@@ -22,36 +27,72 @@ class Dtype(StrEnum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
+    q8_0 = "q8_0"
+
+
+# What a GGUF file calls them; llama.cpp's own int8 comes only there, bf16 only in a folder.
+_GGUF = {Dtype.float32: "f32", Dtype.float16: "f16", Dtype.q8_0: "q8_0"}
 
 
 def command(
     run: options.Run,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.")],
-    format: Annotated[Format, typer.Option(help="hf: a Qwen3 folder for transformers, vLLM and others.")] = Format.hf,
-    dtype: Annotated[Dtype | None, typer.Option(help="Of the weights; the run's own when not given.")] = None,
+    out: Annotated[Path, typer.Option(metavar="PATH", help="The folder (hf) or file (gguf) to write.")],
+    format: Annotated[
+        Format, typer.Option(help="hf: a Qwen3 folder for transformers, vLLM and others; gguf: a file for llama.cpp.")
+    ] = Format.hf,
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option(help="Of the weights; the run's own when not given. q8_0 is for gguf, bfloat16 for hf."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a model that is already there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object about what was written.")] = False,
 ) -> None:
-    """Write a model in the form of another program.
+    """Write a model in the form of another program; int8 weights become floating point again.
 
-    Example: muomni export runs/demo --format hf --out demo-hf
+    Example: muomni export runs/demo --format gguf --dtype q8_0 --out demo.gguf
     """
     from muomni.errors import UserError
 
-    if out.is_dir() and any(out.iterdir()) and not force:
+    if format is Format.gguf:
+        if dtype is not None and dtype not in _GGUF:
+            raise UserError(f"--dtype {dtype.value}: a GGUF file takes {', '.join(_GGUF)}")
+        if out.is_dir():
+            raise UserError(f"{out} is a folder: --format gguf writes a file, for example {out / 'model.gguf'}")
+        if out.exists() and not force:
+            raise UserError(f"{out} is already there: give a new name, or --force to replace it")
+    elif dtype is Dtype.q8_0:
+        raise UserError("--dtype q8_0 is for --format gguf: a Qwen3 folder takes float32, bfloat16 or float16")
+    elif out.is_dir() and any(out.iterdir()) and not force:
         raise UserError(f"{out} is not empty: give a new folder, or --force to replace the model in it")
 
     import torch
 
     from muomni.api import MuOmni, check_replaceable
 
-    check_replaceable(out.resolve())
-    model = MuOmni.from_pretrained(run, device="cpu", dtype=getattr(torch, dtype) if dtype else None)
-    model.export_hf(out)
-    size = sum(path.stat().st_size for path in out.iterdir())
-    if as_json:
-        print(json.dumps({"out": str(out), "format": format.value, "dtype": str(model.dtype)[6:], "bytes": size}))
+    if format is Format.hf:
+        check_replaceable(out.resolve())
+        model = MuOmni.from_pretrained(run, device="cpu", dtype=getattr(torch, dtype) if dtype else None)
+        model.export_hf(out)
+        size, stored = sum(path.stat().st_size for path in out.iterdir()), str(model.dtype)[6:]
     else:
-        print(f"{out}: Qwen3 folder, {model.num_parameters():,} parameters in {str(model.dtype)[6:]}, {size:,} bytes")
+        model = MuOmni.from_pretrained(run, device="cpu")
+        # What a file cannot keep as it is, bf16, goes into f32, which holds it exactly.
+        taken = dtype or (Dtype.float16 if model.dtype == torch.float16 else Dtype.float32)
+        _write_gguf(model, out, _GGUF[taken])
+        size, stored = out.stat().st_size, taken.value
+    if as_json:
+        print(json.dumps({"out": str(out), "format": format.value, "dtype": stored, "bytes": size}))
+    else:
+        what = "Qwen3 folder" if format is Format.hf else "GGUF file"
+        print(f"{out}: {what}, {model.num_parameters():,} parameters in {stored}, {size:,} bytes")
         if model.tokenizer is None:
             print("It has no tokenizer: the run has none.")
+
+
+def _write_gguf(model: "MuOmni", out: Path, dtype: str) -> None:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
+        task = bar.add_task("writing", total=sum(1 for _ in model.state_dict()))
+        model.export_gguf(out, cast(Any, dtype), lambda _: bar.advance(task))
