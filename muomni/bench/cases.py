@@ -2,16 +2,18 @@
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import AdamW
 
+from muomni.accel import attention, recompute
 from muomni.accel import compile as compilation
-from muomni.accel import recompute
+from muomni.accel.attention import BackendName
 from muomni.accel.device import pick_device
 from muomni.accel.precision import Precision, pick_precision
 from muomni.config import OmniConfig, ThinkerConfig
@@ -21,8 +23,9 @@ from muomni.data import Batch
 from muomni.errors import ConfigError
 from muomni.model import OmniModel, OmniOutput
 from muomni.model.qwen3 import to_qwen3_config
+from muomni.ops.attention.seam import as_autocast_would
 from muomni.ops.loss import IGNORE, shift_labels
-from muomni.train.optimizer import build_optimizers
+from muomni.train.optimizer import build_optimizers, check_optimizer
 from muomni.train.step import TrainStep
 
 # Model shapes that are measured besides the presets: those of the tables in docs/LOG.md.
@@ -65,8 +68,13 @@ class TrainCase(Frozen):
         precision: fp32, bf16 or fp16.
         compile: `off`, `blocks` or `full`.
         checkpointing: `off`, `full` or `selective`.
-        loss: `chunked`, or `logits` for cross-entropy over the logits of all tokens at once.
-        optimizer: `adamw` or `muon`.
+        attention: a backend of `accel.attention`.
+        loss: `chunked`; `logits` for cross-entropy over the logits of all tokens at once; `torch` for
+            `F.linear_cross_entropy` as it is, and `torch chunked` for the same with its default options.
+        optimizer: `adamw`, `adamw8bit` or `muon`.
+        adamw: `fused` in one kernel, which also clips; `foreach` in a few, `for-loop` one parameter after the
+            other, both after a pass for clipping.
+        updates: also compare what three steps did to the weights.
         device: where.
     """
 
@@ -80,8 +88,11 @@ class TrainCase(Frozen):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: Literal["off", "blocks", "full"] = "off"
     checkpointing: Literal["off", "full", "selective"] = "off"
-    loss: Literal["chunked", "logits"] = "chunked"
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    attention: BackendName = "auto"
+    loss: Literal["chunked", "logits", "torch", "torch chunked"] = "chunked"
+    optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
+    adamw: Literal["fused", "foreach", "for-loop"] = "fused"
+    updates: bool = False
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
 
     @property
@@ -105,12 +116,28 @@ class Built:
     step: Callable[[], Tensor]
 
 
+def check(case: TrainCase) -> None:
+    """Finds out whether a case works here, before anything is allocated.
+
+    Raises:
+        ConfigError: it does not; says what is missing.
+    """
+    device = pick_device(case.device)
+    precision = pick_precision(case.precision, device)
+    compilation.choose(case.compile, device)
+    attention.pick_attention(case.attention, device, precision.dtype, case.thinker.head_dim)
+    check_optimizer(OptimizerSpec(name=case.optimizer), precision)
+    if case.loss.startswith("torch") and not hasattr(F, "linear_cross_entropy"):
+        raise ConfigError(f"torch {torch.__version__} has no F.linear_cross_entropy; 2.13 has")
+
+
 def build(case: TrainCase) -> Built:
     """Weights and rows are the same for every case of a shape and implementation.
 
     Raises:
         ConfigError: the case does not work on this machine, or a peer is not installed.
     """
+    check(case)
     torch.manual_seed(0)
     device = pick_device(case.device)
     precision = pick_precision(case.precision, device)
@@ -119,10 +146,14 @@ def build(case: TrainCase) -> Built:
         return _transformers(case, ids, precision)
     model = OmniModel(OmniConfig(thinker=case.thinker)).to(device)
     optimizers = build_optimizers(model, OptimizerSpec(name=case.optimizer), precision)
+    if case.adamw != "fused":
+        optimizers = [UnfusedAdamW(optimizer.param_groups, case.adamw == "foreach") for optimizer in optimizers]
+    chosen = attention.pick_attention(case.attention, device, precision.dtype, case.thinker.head_dim)
+    attention.apply(model, chosen)
     if case.checkpointing != "off":
         recompute.enable(model, case.checkpointing)
     compilation.apply(model, compilation.choose(case.compile, device))
-    trained = _PlainLoss(model) if case.loss == "logits" else model
+    trained = model if case.loss == "chunked" else _OtherLoss(model, case.loss)
     step = TrainStep(trained, optimizers, torch.ones(2), 1.0, precision)
     batches = [_rows(part, case.documents) for part in ids.chunk(case.accumulation)]
 
@@ -132,19 +163,57 @@ def build(case: TrainCase) -> Built:
     return Built(model, backward, lambda: step(batches).loss)
 
 
-class _PlainLoss(nn.Module):
-    """The loss as most write it: logits of all tokens, in fp32, then cross-entropy."""
+class _OtherLoss(nn.Module):
+    """The loss as most write it, logits of all tokens in fp32 and then cross-entropy; or as torch has it."""
 
-    def __init__(self, model: OmniModel) -> None:
+    def __init__(self, model: OmniModel, how: Literal["logits", "torch", "torch chunked"]) -> None:
         super().__init__()
         self.model = model
+        self.how = how
 
     def forward(self, ids: Tensor, *, labels: Tensor, num_targets: int, **inputs: Any) -> OmniOutput:
-        out: OmniOutput = self.model(ids, **inputs)
-        assert out.logits is not None
         targets = shift_labels(labels).flatten()
-        total = F.cross_entropy(out.logits.flatten(0, 1).float(), targets, ignore_index=IGNORE, reduction="sum")
-        return OmniOutput(out.hidden, loss=total / num_targets)
+        if self.how == "logits":
+            out: OmniOutput = self.model(ids, **inputs)
+            assert out.logits is not None
+            total = F.cross_entropy(out.logits.flatten(0, 1).float(), targets, ignore_index=IGNORE, reduction="sum")
+            return OmniOutput(out.hidden, loss=total / num_targets)
+        thinker = self.model.thinker
+        hidden = thinker(ids, **inputs)
+        flat, weight = as_autocast_would(hidden.flatten(0, 1), thinker.lm_head.weight)
+        options = nn.LinearCrossEntropyOptions() if self.how == "torch chunked" else None
+        total = F.linear_cross_entropy(
+            flat, weight, targets, ignore_index=IGNORE, reduction="sum", options=options
+        )  # fmt: skip
+        return OmniOutput(hidden, loss=total.float() / num_targets)
+
+
+class UnfusedAdamW(AdamW):
+    """AdamW in several passes behind `TrainStep`, to compare with: clips first, and asks the host whether to step."""
+
+    grad_scale: Tensor | None = None
+    found_inf: Tensor | None = None
+
+    def __init__(self, groups: list[dict[str, Any]], foreach: bool) -> None:
+        own = [{key: g[key] for key in ("params", "lr", "base_lr", "weight_decay", "betas", "eps")} for g in groups]
+        super().__init__(own, foreach=foreach, fused=False)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step at each group's `base_lr`."""
+        scale, bad = self.grad_scale, self.found_inf
+        self.grad_scale = self.found_inf = None  # torch's own step refuses them where it is not fused
+        if bad is not None and bool(bad):
+            return
+        if scale is not None:
+            grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+            torch._foreach_div_(grads, scale)
+        rates = [group["lr"] for group in self.param_groups]
+        for group in self.param_groups:
+            group["lr"] = group["base_lr"]
+        super().step(closure)
+        for group, rate in zip(self.param_groups, rates, strict=True):
+            group["lr"] = rate
 
 
 def _rows(ids: Tensor, documents: int) -> Batch:
@@ -197,26 +266,32 @@ def _transformers(case: TrainCase, ids: Tensor, precision: Precision) -> Built:
 
 
 def fingerprint_gradients(built: Built) -> dict[str, Any]:
-    """One backward pass, as a digest and a sketch that two processes can compare.
+    """One backward pass, as a digest and a sketch that two processes can compare; leaves no gradients."""
+    built.backward()
+    found = fingerprint(parameter.grad for parameter in built.model.parameters())
+    built.model.zero_grad(set_to_none=True)
+    return found
+
+
+def fingerprint(tensors: Iterable[Tensor | None]) -> dict[str, Any]:
+    """Tensors as a digest and a sketch.
 
     Returns:
-        `sha256` of the gradients' bytes, and `sketch`: a count sketch of 256 numbers (Charikar et al., 2002),
-        whose distances estimate those of the gradients.
+        `sha256` of the tensors' bytes in fp32, and `sketch`: a count sketch of 256 numbers (Charikar et al., 2002),
+        which is linear in the tensors and whose distances estimate theirs.
     """
-    built.backward()
     digest = hashlib.sha256()
     sketch = torch.zeros(SKETCH_SIZE, dtype=torch.float64)
     signs = torch.Generator().manual_seed(0)
-    for parameter in built.model.parameters():
-        if parameter.grad is None:
+    for tensor in tensors:
+        if tensor is None:
             continue
-        gradient = parameter.grad.detach().float().cpu().flatten()
-        digest.update(gradient.numpy().tobytes())
+        values = tensor.detach().float().cpu().flatten()
+        digest.update(values.numpy().tobytes())
         # Every element is added to one of the sketch's entries, with a random sign.
-        places = torch.randint(SKETCH_SIZE, gradient.shape, generator=signs)
-        sign = torch.randint(2, gradient.shape, generator=signs, dtype=torch.int8) * 2 - 1
-        sketch.index_add_(0, places, gradient.double() * sign)
-        parameter.grad = None
+        places = torch.randint(SKETCH_SIZE, values.shape, generator=signs)
+        sign = torch.randint(2, values.shape, generator=signs, dtype=torch.int8) * 2 - 1
+        sketch.index_add_(0, places, values.double() * sign)
     return {"sha256": digest.hexdigest(), "sketch": sketch.tolist()}
 
 
@@ -224,18 +299,24 @@ class TrainSubject:
     """A case for `muomni.bench.worker`; a turn takes `steps` optimizer steps.
 
     Attributes:
-        first: `first_step_s`, of building, compiling and the first step, and the `gradients` of the first weights.
+        first: `first_step_s`, of building, compiling and the first step; the `gradients` of the first weights; with
+            `updates` what three steps changed in the weights, else None.
     """
 
     def __init__(self, case: TrainCase) -> None:
         began = time.perf_counter()
         built = build(case)
         self._step = built.step
+        before = fingerprint(built.model.parameters()) if case.updates else None
         gradients = fingerprint_gradients(built)
         float(built.step())
         self.first: dict[str, Any] = {"first_step_s": time.perf_counter() - began, "gradients": gradients}
         for _ in range(_WARM_UP_STEPS):
             float(built.step())
+        if before is not None:
+            after = fingerprint(built.model.parameters())
+            after["sketch"] = [b - a for a, b in zip(before["sketch"], after["sketch"], strict=True)]
+            self.first["updates"] = after
 
     def turn(self, steps: int) -> dict[str, Any]:
         """Seconds of each step, and the last loss."""

@@ -26,6 +26,7 @@ class Measured:
         memory_ratio: peak memory over the baseline's.
         gradients_equal: bit-equal to the baseline's, on the same weights and rows.
         gradient_error: 2-norm of the difference over the baseline's 2-norm, estimated from sketches.
+        updates_equal, update_error: the same of what three steps changed in the weights; None where not asked for.
         verdict: against the baseline; a difference is claimed only where every round agrees on it.
     """
 
@@ -42,6 +43,8 @@ class Measured:
     gradients_equal: bool
     gradient_error: float
     verdict: Verdict
+    updates_equal: bool | None = None
+    update_error: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return {key: round(value, 4) if isinstance(value, float) else value for key, value in asdict(self).items()}
@@ -100,6 +103,7 @@ def _measured(name: str, own: _Figures, base: _Figures, is_baseline: bool) -> Me
     speeds = own.speeds
     ratios = [speed / other for speed, other in zip(speeds, base.speeds, strict=True)]
     gradients, reference = own.worker.first["gradients"], base.worker.first["gradients"]
+    updates, reference_updates = own.worker.first.get("updates"), base.worker.first.get("updates", {})
     quartiles = statistics.quantiles(speeds, n=4) if len(speeds) > 1 else [speeds[0]] * 3
     return Measured(
         name=name,
@@ -113,9 +117,15 @@ def _measured(name: str, own: _Figures, base: _Figures, is_baseline: bool) -> Me
         ratio_high=max(ratios),
         memory_ratio=own.peak / base.peak,
         gradients_equal=gradients["sha256"] == reference["sha256"],
-        gradient_error=math.dist(gradients["sketch"], reference["sketch"]) / math.hypot(*reference["sketch"]),
+        gradient_error=_error(gradients, reference),
         verdict="no difference" if is_baseline else verdict_of(ratios),
+        updates_equal=None if updates is None else updates["sha256"] == reference_updates["sha256"],
+        update_error=None if updates is None else _error(updates, reference_updates),
     )
+
+
+def _error(found: dict[str, Any], reference: dict[str, Any]) -> float:
+    return math.dist(found["sketch"], reference["sketch"]) / math.hypot(*reference["sketch"])
 
 
 def verdict_of(ratios: Sequence[float]) -> Verdict:

@@ -129,18 +129,28 @@ def _print_techniques(title: str, rows: "list[OnOff]") -> None:
     from rich.table import Table
 
     table = Table(title=f"{title}: on against off")
-    for column in ("technique", "off tok/s", "on tok/s", "speed", "memory", "gradients", "first step s", "verdict"):
+    for column in ("technique", "off tok/s", "on tok/s", "speed", "memory", "equivalence", "first step s", "verdict"):
         table.add_column(column, justify="left" if column in ("technique", "verdict") else "right")
     for row in rows:
-        same = "bit-equal" if row.on.gradients_equal else f"{row.on.gradient_error:.1e}"
+        if row.off is None or row.on is None:
+            table.add_row(row.technique.name, "not", "measured:", *[""] * 4, row.not_measured)
+            continue
         table.add_row(
             row.technique.name,
             f"{row.off.tokens_per_s:,.0f}",
             f"{row.on.tokens_per_s:,.0f}",
             f"{row.on.ratio:.2f}× ({row.on.ratio_low:.2f}–{row.on.ratio_high:.2f})",
             f"{row.on.memory_ratio:.2f}×",
-            f"{row.technique.claim}: {same}",
+            _equivalence(row.technique.claim, row.on),
             f"{row.off.first_step_s:.1f} → {row.on.first_step_s:.1f}",
             row.on.verdict,
         )
     _wide().print(table)
+
+
+def _equivalence(claim: str, on: "Measured") -> str:
+    """The class and the measured value: of what steps changed where they were compared, else of the gradients."""
+    of_updates = on.update_error is not None
+    equal = on.updates_equal if of_updates else on.gradients_equal
+    error = on.update_error if on.update_error is not None else on.gradient_error
+    return f"{claim}: " + ("bit-equal" if equal else f"{error:.1e}") + (" (updates)" if of_updates else "")
