@@ -26,7 +26,7 @@ class Shape:
     H: int
     K: int
     Dh: int
-    I: int
+    F: int
     V: int
 
 
@@ -63,9 +63,9 @@ def make_weights(shape: Shape, kind: str) -> tuple[DecoderWeights, int]:
             k=matrix(k, D),
             v=matrix(k, D),
             o=matrix(D, q),
-            gate=matrix(shape.I, D),
-            up=matrix(shape.I, D),
-            down=matrix(D, shape.I),
+            gate=matrix(shape.F, D),
+            up=matrix(shape.F, D),
+            down=matrix(D, shape.F),
         )
         for _ in range(shape.L)
     )

@@ -1,6 +1,7 @@
 """The native decoder against a readable one: float, bf16 and int8 weights, any batch, any chunking."""
 
-from collections.abc import Callable
+import os
+import random
 from dataclasses import dataclass
 
 import pytest
@@ -11,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from muomni.ops.native import Decoder, DecoderWeights, LayerWeights, Library, Matrix, load
-from muomni.ops.native.decoder import _MATRICES
 from muomni.ops.norm import rms_norm
 from muomni.ops.rope import apply_rope, rope_tables
 
@@ -68,9 +68,10 @@ def make_weights(shape: Shape, kind: str, seed: int = 0) -> DecoderWeights:
     def norm(width: int) -> Tensor:
         return 1 + 0.3 * torch.randn(width, generator=generator)
 
-    D, I = shape.hidden, shape.intermediate
+    D, width = shape.hidden, shape.intermediate
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    sizes = dict(q=(queries, D), k=(keys, D), v=(keys, D), o=(D, queries), gate=(I, D), up=(I, D), down=(D, I))
+    sizes = {"q": (queries, D), "k": (keys, D), "v": (keys, D), "o": (D, queries)}
+    sizes |= {"gate": (width, D), "up": (width, D), "down": (D, width)}
     layers = tuple(
         LayerWeights(
             input_norm=norm(D),
@@ -132,9 +133,6 @@ class Reference:
         return self.product(rms_norm(x, w.final_norm, EPS), w.head)
 
 
-Make = Callable[..., Decoder]
-
-
 @pytest.fixture(scope="module", params=[(), ("MUOMNI_PLAIN",)], ids=["native", "plain"])
 def library(request: pytest.FixtureRequest) -> Library:
     found = load(request.param)
@@ -175,3 +173,168 @@ def test_matches_reference(
     # A value on the edge between two integers (or two bf16s) may fall to the other side.
     edges = (kind == "int8" and not floats) or cache == torch.bfloat16
     assert (got - expected).abs().max() <= (2e-2 if edges else 2e-4) * max(1.0, expected.abs().max())
+
+
+@few
+@given(shape=shapes, kind=kinds, cache=caches, seed=st.integers(0, 2**20))
+def test_company_changes_no_bit(library: Library, shape: Shape, kind: str, cache: torch.dtype, seed: int) -> None:
+    """Prompts of three slots, cut into chunks that are mixed with others and with single tokens, in any order."""
+    choose = random.Random(seed)
+    weights = make_weights(shape, kind, seed)
+    lengths = [choose.randint(1, 25) for _ in range(shape.slots)]
+    texts = [draw_tokens(shape, length, seed + slot) for slot, length in enumerate(lengths)]
+    alone = make_decoder(library, weights, shape, cache, threads=1)
+    expected = [
+        torch.cat([alone.forward(t[None], torch.tensor([slot]), torch.tensor([p]), ZERO) for p, t in enumerate(text)])
+        for slot, text in enumerate(texts)
+    ]
+    mixed = make_decoder(library, weights, shape, cache, threads=3)
+    done = [0] * shape.slots
+    while done != lengths:
+        batch = []
+        for slot in choose.sample(range(shape.slots), choose.randint(1, shape.slots)):
+            count = choose.choice([1, 2, 25])
+            batch += [(slot, p) for p in range(done[slot], min(done[slot] + count, lengths[slot]))]
+            done[slot] = min(done[slot] + count, lengths[slot])
+        if batch:
+            tokens = torch.stack([texts[slot][p] for slot, p in batch])
+            slots, positions = torch.tensor(batch).unbind(1)
+            got = mixed.forward(tokens, slots, positions, torch.arange(len(batch)))
+            assert torch.equal(got, torch.stack([expected[slot][p] for slot, p in batch]))
+
+
+ZERO = torch.zeros(1, dtype=torch.int64)
+
+
+@few
+@given(shape=shapes, kind=kinds, threads=st.integers(1, 3), rows=st.integers(1, 3), steps=st.integers(1, 8))
+def test_greedy_is_step_by_step(library: Library, shape: Shape, kind: str, threads: int, rows: int, steps: int) -> None:
+    weights = make_weights(shape, kind)
+    decoder = make_decoder(library, weights, shape, threads=threads)
+    slots = torch.arange(rows).flip(0)
+    first = torch.zeros(rows, dtype=torch.int64)
+    tokens = draw_tokens(shape, rows, 1)
+    got = decoder.greedy(tokens, slots, first, steps)
+    assert got.shape == (rows, steps)
+    other = make_decoder(library, weights, shape, threads=threads)
+    for step in range(steps):
+        tokens = other.forward(tokens, slots, first + step, torch.arange(rows)).argmax(-1)
+        assert torch.equal(got[:, step], tokens)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_int8_stays_near_float(library: Library, threads: int) -> None:
+    """Rounding weights and activations to int8 moves logits by a few percent of their spread."""
+    shape = Shape(hidden=256, intermediate=512)
+    exact = make_weights(shape, "float32")
+    rounded = DecoderWeights(
+        **{
+            **vars(exact),
+            "embed": quantise(exact.embed.data),
+            "head": quantise(exact.head.data),
+            "layers": tuple(
+                LayerWeights(**{n: quantise(w.data) if isinstance(w, Matrix) else w for n, w in vars(layer).items()})
+                for layer in exact.layers
+            ),
+        }
+    )
+    tokens = draw_tokens(shape, 30, 0)
+    expected = whole(make_decoder(library, exact, shape), tokens)
+    got = whole(make_decoder(library, rounded, shape, threads=threads), tokens)
+    relative = (got - expected).norm() / expected.norm()
+    assert 1e-4 < relative < 0.05  # measured: 0.035
+
+
+def test_only_the_last_logits(library: Library) -> None:
+    shape = Shape()
+    weights = make_weights(shape, "int8")
+    tokens, positions = draw_tokens(shape, 12, 3), torch.arange(12)
+    every = whole(make_decoder(library, weights, shape), tokens)
+    decoder = make_decoder(library, weights, shape)
+    for wanted in ([], [11], [0, 5, 11], [7, 3]):
+        got = decoder.forward(tokens, torch.zeros(12, dtype=torch.int64), positions, torch.tensor(wanted).long())
+        assert got.shape == (len(wanted), shape.vocab) and torch.equal(got, every[wanted])
+    nothing = torch.zeros(0, dtype=torch.int64)
+    assert decoder.forward(nothing, nothing, nothing, nothing).shape == (0, shape.vocab)
+
+
+def test_equal_logits_lowest_id(library: Library) -> None:
+    """Also when the equals lie in different threads' shares of the head, and when the best is the last row."""
+    shape = Shape(vocab=131, tied=False)
+    weights = make_weights(shape, "float32")
+    for equals in ([3, 60, 130], [64, 65], [130]):
+        head = torch.zeros(shape.vocab, shape.hidden)
+        decoder = make_decoder(library, weights, shape, threads=3)
+        direction = weights.final_norm  # has a positive product with some state, a negative one with others
+        head[equals] = direction
+        weights_now = DecoderWeights(**{**vars(weights), "head": Matrix(head)})
+        decoder = make_decoder(library, weights_now, shape, threads=3)
+        for token in range(8):
+            logits = decoder.forward(torch.tensor([token]), ZERO, ZERO, ZERO)[0]
+            top = (logits == logits.max()).nonzero()[0, 0]
+            assert decoder.greedy(torch.tensor([token]), ZERO, ZERO, 1).item() == top
+
+
+def test_bad_batches(library: Library) -> None:
+    shape = Shape()
+    decoder = make_decoder(library, make_weights(shape, "int8"), shape)
+
+    def forward(token: int = 0, slot: int = 0, position: int = 0, wanted: int = 0) -> None:
+        decoder.forward(*(torch.tensor([x]) for x in (token, slot, position, wanted)))
+
+    forward()
+    for value, error in [({"token": 131}, "vocabulary"), ({"token": -1}, "vocabulary"), ({"slot": 3}, "slot")]:
+        with pytest.raises(ValueError, match=error):
+            forward(**value)
+    for value, error in [({"position": 40}, "position"), ({"wanted": 1}, "wanted"), ({"wanted": -1}, "wanted")]:
+        with pytest.raises(ValueError, match=error):
+            forward(**value)
+    two = torch.tensor([1, 1])
+    with pytest.raises(ValueError, match="twice"):
+        decoder.greedy(two, two, two, 2)
+    with pytest.raises(ValueError, match="position"):
+        decoder.greedy(ZERO, ZERO, ZERO, 41)
+    assert decoder.greedy(ZERO, ZERO, ZERO, 40).shape == (1, 40)
+    with pytest.raises(ValueError, match="int64"):
+        decoder.forward(ZERO.int(), ZERO, ZERO, ZERO)
+    forward()
+
+
+def test_bad_weights(library: Library) -> None:
+    shape = Shape()
+    weights = make_weights(shape, "float32")
+    scattered = weights.embed.data.T.contiguous().T
+    for embed in (Matrix(scattered), Matrix(weights.embed.data.to(torch.int8)), Matrix(torch.zeros(2, 96))):
+        with pytest.raises(ValueError, match="embed|head"):
+            make_decoder(library, DecoderWeights(**{**vars(weights), "embed": embed}), shape)
+    with pytest.raises(ValueError, match="float16"):
+        make_decoder(library, weights, shape, torch.float16)
+    with pytest.raises(ValueError, match="threads"):
+        make_decoder(library, weights, shape, threads=0)
+
+
+def test_changed_weights_are_seen(library: Library) -> None:
+    shape = Shape()
+    weights = make_weights(shape, "float32")
+    decoder = make_decoder(library, weights, shape)
+    tokens = draw_tokens(shape, 5, 0)
+    before = whole(decoder, tokens)
+    weights.layers[1].down.data.mul_(2)
+    after = whole(decoder, tokens)
+    assert not torch.equal(before, after)
+    assert torch.equal(after, whole(make_decoder(library, weights, shape), tokens))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_fork_is_told(library: Library) -> None:
+    shape = Shape()
+    decoder = make_decoder(library, make_weights(shape, "float32"), shape)
+    child = os.fork()
+    if child == 0:
+        try:
+            decoder.forward(ZERO, ZERO, ZERO, ZERO)
+        except RuntimeError as error:
+            os._exit(0 if "forked" in str(error) else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    decoder.forward(ZERO, ZERO, ZERO, ZERO)

@@ -71,19 +71,22 @@ def load(defines: tuple[str, ...] = ()) -> Library | Unavailable:
                 return found
             target_path.unlink()  # damaged, for example by a full disk: once more
         _compile(command, target_path)
-        return _open(target_path, note)
+        found = _open(target_path, note)
+        if note:
+            shutil.rmtree(folder)  # what is loaded stays loaded
+        return found
     except _Failed as failed:
         return Unavailable(str(failed))
-    except OSError as error:
+    except OSError as error:  # among them a compiler that is not there
         return Unavailable(f"the native decoder could not be compiled: {error}")
 
 
 def find_compiler() -> list[str] | None:
-    """The command of the C++ compiler: `$CXX` when that is set, else the first one on the path."""
+    """The command of the C++ compiler: `$CXX` when that is set, else the first one on the path, else None."""
     named = os.environ.get("CXX")
     if named:
         words = shlex.split(named)
-        return words if words and shutil.which(words[0]) else None
+        return words or None
     found = next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
     return [found] if found else None
 

@@ -48,6 +48,23 @@ struct Batch {
     const int64_t *tokens, *slots, *positions;
 };
 
+// The 16 rows of a matrix that are worked on together: first, first + stride, ...; those from `end` on
+// are not there (the last one stands in for them, and nothing comes of it).
+struct Rows {
+    int64_t first, stride, end;
+
+    int64_t valid(int r) const { return std::min(first + r * stride, end - 1); }
+
+    template <class Use>
+    MUOMNI_INLINE void each(Use&& use) const {
+        if (stride == 1 && first + ROWS <= end) {
+            for (int r = 0; r < ROWS; r++) use(first + r, r);
+        } else {
+            for (int r = 0; r < ROWS && first + r * stride < end; r++) use(first + r * stride, r);
+        }
+    }
+};
+
 enum Status : int64_t { DONE = 0, BAD_TOKEN = 1, BAD_SLOT = 2, BAD_POSITION = 3, BAD_WANTED = 4, NO_MEMORY = 5, FORKED = 6 };
 
 class Decoder {
@@ -66,8 +83,8 @@ class Decoder {
     };
 
     struct Product {
-        const Weight* weight;
-        int64_t out, stride;
+        const Weight& weight;
+        int64_t out;
         float* target;
     };
 
@@ -83,10 +100,9 @@ class Decoder {
     template <class Source>
     const Acts& prepare(int thread, int64_t count, int64_t width, Forms forms, Source&& source);
     template <class Sink>
-    void block(int thread, const Weight& w, int64_t out, int64_t width, int64_t index, const Acts& acts, int64_t count,
-               Sink&& sink);
+    void block(int thread, const Weight& w, int64_t width, const Rows& rows, const Acts& acts, int64_t tokens, Sink&& sink);
     template <class Work>
-    void split(int thread, int64_t blocks, Work&& work) const;
+    void split(int thread, int64_t out, int64_t tokens, Work&& work) const;
     Forms forms(std::initializer_list<const Weight*> weights) const;
 
     const Model model_;

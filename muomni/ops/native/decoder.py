@@ -5,6 +5,7 @@ L layers, H query heads, K key/value heads, Dh head_dim, S cache capacity.
 """
 
 import ctypes
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -105,6 +106,7 @@ class Decoder:
         threads: that work on a call, the caller among them.
         int8_activations: int8 weights meet activations rounded to int8 in groups of 64 inputs; False
             computes with float activations, slower.
+        huge_pages: asks the system to move the weights onto huge pages, which read faster (Linux).
 
     Raises:
         ValueError: a tensor is not what is said above.
@@ -121,6 +123,7 @@ class Decoder:
         *,
         threads: int,
         int8_activations: bool = True,
+        huge_pages: bool = True,
     ) -> None:
         if threads < 1:
             raise ValueError(f"threads = {threads}: at least one is needed")
@@ -157,6 +160,9 @@ class Decoder:
             keys=self._pointer("keys", keys, shape, keys.dtype),
             values=self._pointer("values", values, shape, keys.dtype),
         )
+        if huge_pages:
+            for data in {id(m.data): m.data for m in _matrices(weights)}.values():
+                self._functions.muomni_huge_pages(data.data_ptr(), data.nbytes)
         self._handle = self._functions.muomni_create(ctypes.byref(model), threads)
         if not self._handle:
             raise MemoryError(f"no memory, or no {threads} threads, for the native decoder")
@@ -266,6 +272,8 @@ class Decoder:
 
     def _declare(self) -> None:
         pointer, number, functions = ctypes.c_void_p, ctypes.c_int64, self._functions
+        functions.muomni_huge_pages.argtypes = [pointer, number]
+        functions.muomni_huge_pages.restype = None
         functions.muomni_create.argtypes = [ctypes.POINTER(_Model), number]
         functions.muomni_create.restype = pointer
         functions.muomni_destroy.argtypes = [pointer]
@@ -274,3 +282,10 @@ class Decoder:
         functions.muomni_forward.restype = number
         functions.muomni_greedy.argtypes = [pointer, number, pointer, pointer, pointer, number, pointer]
         functions.muomni_greedy.restype = number
+
+
+def _matrices(weights: DecoderWeights) -> Iterator[Matrix]:
+    yield weights.embed
+    yield weights.head
+    for layer in weights.layers:
+        yield from (getattr(layer, name) for name in _MATRICES)

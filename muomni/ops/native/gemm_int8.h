@@ -39,10 +39,8 @@ MUOMNI_INLINE __m512i sum_rows_int(Row&& row) {
     return fold(first, fold(quad(8), quad(12)));
 }
 
-// One token: weights stream past once, 16 rows at a time. `next` is the block that follows in memory:
-// fetching it line by line while this one is worked on keeps the memory busy in one straight stream.
-inline void int8_one(const int8_t* const* rows, const Acts& acts, int64_t t, int64_t width, const int8_t* next,
-                     float* out) {
+// One token: weights stream past once.
+inline void int8_one(const int8_t* const* rows, const Acts& acts, int64_t t, int64_t width, float* out) {
     const int8_t* q = acts.q(t);
     const float* scale = acts.scale(t);
     const int32_t* sum128 = acts.sum128(t);
@@ -56,10 +54,7 @@ inline void int8_one(const int8_t* const* rows, const Acts& acts, int64_t t, int
         acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact), _mm512_set1_ps(scale[g]), acc);
     };
     const int64_t whole = width / GROUP;
-    for (int64_t g = 0; g < whole; g++) {
-        for (int r = 0; r < ROWS; r++) prefetch(next + (g * ROWS + r) * GROUP);
-        group(g, [](const int8_t* p) { return flipped(p); });
-    }
+    for (int64_t g = 0; g < whole; g++) group(g, [](const int8_t* p) { return flipped(p); });
     if (whole < acts.groups) {
         const __mmask64 inputs = (uint64_t(1) << (width - whole * GROUP)) - 1;
         group(whole, [&](const int8_t* p) { return flipped(p, inputs); });
@@ -94,7 +89,8 @@ MUOMNI_INLINE void transpose_group(__m512i* r) {
 }
 
 // The 16 rows turned group by group, once for all tokens: (groups, 16 registers).
-inline void fill_panel(const int8_t* const* rows, int64_t width, int64_t groups, const int8_t* next, uint8_t* panel) {
+inline void fill_panel(const int8_t* const* rows, int64_t width, int64_t groups, uint8_t* panel) {
+    const int8_t* next = rows[ROWS - 1] + width;  // fetched line by line meanwhile: rows follow one another
     for (int64_t g = 0; g < groups; g++) {
         const int64_t left = width - g * GROUP;
         const __mmask64 inputs = left >= GROUP ? ~uint64_t(0) : (uint64_t(1) << left) - 1;
@@ -104,6 +100,14 @@ inline void fill_panel(const int8_t* const* rows, int64_t width, int64_t groups,
         transpose_group(r);
         for (int i = 0; i < 16; i++) _mm512_store_si512(panel + (g * 16 + i) * 64, r[i]);
     }
+}
+
+// sums += w (unsigned bytes, 16 rows × 4 inputs) · the same 4 signed inputs for every row. As an intrinsic,
+// GCC 12 spills a register in the loop below and halves its speed; the instruction itself takes the inputs
+// from memory.
+MUOMNI_INLINE void dot4(__m512i& sums, __m512i w, const int8_t* inputs) {
+    using Four = int8_t[4];
+    asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sums) : "v"(w), "m"(*reinterpret_cast<const Four*>(inputs)));
 }
 
 // T tokens against a panel: lanes are rows, so nothing is added across lanes.
@@ -118,13 +122,10 @@ void int8_tile(const uint8_t* panel, const Acts& acts, int64_t token, float (*ou
     for (int64_t g = 0; g < groups; g++) {
         __m512i dots[T];
         for (int t = 0; t < T; t++) dots[t] = _mm512_set1_epi32(sum128[t * groups + g]);
+#pragma GCC unroll 16
         for (int k = 0; k < 16; k++) {
             const __m512i w = _mm512_load_si512(panel + (g * 16 + k) * 64);
-            for (int t = 0; t < T; t++) {
-                int32_t four;
-                std::memcpy(&four, q + t * padded + g * GROUP + 4 * k, 4);
-                dots[t] = _mm512_dpbusd_epi32(dots[t], w, _mm512_set1_epi32(four));
-            }
+            for (int t = 0; t < T; t++) dot4(dots[t], w, q + t * padded + g * GROUP + 4 * k);
         }
         for (int t = 0; t < T; t++)
             acc[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[t]), _mm512_set1_ps(scale[t * groups + g]), acc[t]);
@@ -134,17 +135,16 @@ void int8_tile(const uint8_t* panel, const Acts& acts, int64_t token, float (*ou
 
 // Calls sink(token, 16 products) for every token. `panel` is scratch of (padded width) × 16 bytes.
 template <class Sink>
-void int8_block(const int8_t* const* rows, const Acts& acts, int64_t tokens, int64_t width, const int8_t* next,
-                uint8_t* panel, Sink&& sink) {
+void int8_block(const int8_t* const* rows, const Acts& acts, int64_t tokens, int64_t width, uint8_t* panel, Sink&& sink) {
     float out[8][ROWS];
     if (tokens <= 2) {  // turning the rows would cost more than it saves
         for (int64_t t = 0; t < tokens; t++) {
-            int8_one(rows, acts, t, width, next, out[0]);
+            int8_one(rows, acts, t, width, out[0]);
             sink(t, out[0]);
         }
         return;
     }
-    fill_panel(rows, width, acts.groups, next, panel);
+    fill_panel(rows, width, acts.groups, panel);
     for (int64_t t = 0, done; t < tokens; t += done) {
         const int64_t left = tokens - t;
         done = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
@@ -182,8 +182,7 @@ MUOMNI_INLINE int32_t group_dot(const int8_t* w, const int8_t* a, int64_t count)
 }
 
 template <class Sink>
-void int8_block(const int8_t* const* rows, const Acts& acts, int64_t tokens, int64_t width, const int8_t*, uint8_t*,
-                Sink&& sink) {
+void int8_block(const int8_t* const* rows, const Acts& acts, int64_t tokens, int64_t width, uint8_t*, Sink&& sink) {
     float out[ROWS];
     for (int64_t t = 0; t < tokens; t++) {
         const int8_t* q = acts.q(t);
