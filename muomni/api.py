@@ -1,7 +1,7 @@
 """`MuOmni`, the whole public interface: the model, its tokenizer, and what one does with them."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, cast, get_args
 
@@ -19,13 +19,17 @@ from muomni.data.tokenizer import Tokenizer
 from muomni.errors import ConfigError, PromptError, UserError
 from muomni.files import atomic_folder, write_json
 from muomni.infer import Reply, SamplingParams, TextStream, generate
+from muomni.infer.batch import progress_bar, reply_to_all
+from muomni.infer.generate import room
+from muomni.infer.session import Session
 from muomni.model import OmniModel
 from muomni.model.folder import CONFIG, load_model, resolve_folder, save_model
 from muomni.model.gguf import GgufDtype
 from muomni.model.qwen3 import to_qwen3_config
 
 Message = Mapping[str, Any]
-Prompt = str | Sequence[Message]
+# A text, the parts of one message (texts, and OpenAI's {"type": ..., ...}), or the messages of a conversation.
+Prompt = str | Sequence[Message] | Sequence[Any]
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # What of a Hub repository is fetched: never pickles, never code.
@@ -73,6 +77,7 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
     ) -> None:
         super().__init__(config, generator)
         self.tokenizer = tokenizer
+        self._session = Session()
 
     @classmethod
     def from_config(
@@ -209,30 +214,79 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
         tokenizer = None if self.tokenizer is None else self._tokenizer()
         save_gguf(self, tokenizer, self.end_ids(), Path(out).expanduser().resolve(), dtype, each)
 
-    def chat(self, prompt: Prompt, **sampling: Any) -> Reply:
+    def chat(self, prompt: Prompt, *, deterministic: bool = False, **sampling: Any) -> Reply:
         """Answers a prompt, or the last message of a conversation.
 
         Args:
-            prompt: what the user says, or messages such as `[{"role": "user", "content": "Hello"}]`.
+            prompt: what the user says, as a text or a list of parts, or messages such as
+                `[{"role": "user", "content": "Hello"}]`.
+            deterministic: see `chat_batch`.
             sampling: fields of `SamplingParams`.
 
         Raises:
             PromptError: an empty or too long prompt, or a setting that is not allowed.
         """
-        return self.stream(prompt, **sampling).finish()
+        return self.stream(prompt, deterministic=deterministic, **sampling).finish()
 
-    def complete(self, text: str, **sampling: Any) -> Reply:
+    def complete(self, text: str, *, deterministic: bool = False, **sampling: Any) -> Reply:
         """Continues a text as it stands, without the turns of a chat; otherwise as `chat`."""
-        return self.stream(text, raw=True, **sampling).finish()
+        return self.stream(text, raw=True, deterministic=deterministic, **sampling).finish()
 
-    def stream(self, prompt: Prompt, *, raw: bool = False, **sampling: Any) -> TextStream:
+    def stream(self, prompt: Prompt, *, raw: bool = False, deterministic: bool = False, **sampling: Any) -> TextStream:
         """As `chat`, or with `raw` as `complete`, but gives the pieces of the reply as they come.
 
         Returns:
             An iterator over `Piece`; after the last one its `reply` is the whole `Reply`.
         """
         params = SamplingParams.of(**sampling)
-        return TextStream(self, self._tokenizer(), self.encode(prompt, raw=raw), params)
+        tokenizer = self._tokenizer()
+        ids = self.encode(prompt, raw=raw)
+        engine = self._session.engine(self, 1, len(ids) + room(self, (1, len(ids)), params))
+        return TextStream(engine, tokenizer, ids, params, self.end_ids(), deterministic=deterministic)
+
+    def chat_batch(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        sampling: Sequence[Mapping[str, Any]] | None = None,
+        raw: bool = False,
+        deterministic: bool = False,
+        batch_size: int = 32,
+        progress: bool | None = None,
+        **settings: Any,
+    ) -> list[Reply]:
+        """Answers many prompts side by side.
+
+        In fp32 the replies are those of `chat`, token by token. In lower precision a reply can differ from that
+        of `chat` after a while, as matrix products of other sizes round otherwise; `deterministic` rules that
+        out where it matters more than speed.
+
+        Args:
+            prompts: of any kinds and lengths, each as `chat` takes it.
+            sampling: settings of each prompt, which go before `settings`; None where all have the same.
+            raw: continue each text as it stands, as `complete`.
+            deterministic: compute so that no bit of a reply depends on the other prompts. Prompts are then cut
+                at fixed places and not begun from one another's, and where the runner's result depends on the
+                batch each is computed alone.
+            batch_size: at most this many side by side; fewer where memory asks for it.
+            progress: show a bar on standard error; None shows it in a terminal, once it has taken a second.
+            settings: fields of `SamplingParams` for all prompts. The same seed gives each prompt the reply that
+                `chat` gives it with that seed.
+
+        Returns:
+            a reply to each prompt, in their order.
+
+        Raises:
+            PromptError: naming the prompt that is wrong; nothing has been computed then.
+        """
+        tokenizer = self._tokenizer()
+        asked = list(_each(self, prompts, sampling, settings, raw))
+        if batch_size < 1:
+            raise PromptError(f"batch_size = {batch_size}: must be at least 1")
+        longest = max(len(ids) + room(self, (1, len(ids)), params) for ids, params in asked)
+        engine = self._session.engine(self, min(batch_size, len(asked)), longest)
+        replies = reply_to_all(engine, tokenizer, asked, end_ids=self.end_ids(), deterministic=deterministic)
+        return list(progress_bar(replies, len(asked), progress))
 
     def generate(self, ids: Tensor, **sampling: Any) -> Tensor:
         """Continues token ids; see `muomni.infer.generate`.
@@ -322,12 +376,64 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
 
 
 def _as_messages(prompt: Prompt) -> Sequence[Message]:
-    """A text as one user message; messages as they are. What there is to answer must not be blank."""
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    """A text or parts as one user message; messages as they are. What there is to answer must not be blank."""
+    content = prompt if isinstance(prompt, str) else _as_parts(prompt)
+    messages = cast(Sequence[Message], prompt) if content is None else [{"role": "user", "content": content}]
     last = messages[-1].get("content") if messages and isinstance(messages[-1], Mapping) else None
     if isinstance(last, str) and not last.strip():
         raise PromptError("the prompt is empty: there is nothing to answer")
     return messages
+
+
+def _as_parts(prompt: Any) -> list[Any] | None:
+    """OpenAI's form of a list of parts; None where the list holds messages, or is none."""
+    if not isinstance(prompt, list | tuple) or not prompt:
+        return None
+    if any(isinstance(part, Mapping) and "role" in part for part in prompt):
+        return None
+    if not any(isinstance(part, str) or _kind_of(part) for part in prompt):
+        return None
+    return [
+        {"type": "text", "text": part}
+        if isinstance(part, str)
+        else {"type": kind}
+        if (kind := _kind_of(part))
+        else part
+        for part in prompt
+    ]
+
+
+def _kind_of(part: Any) -> str | None:
+    """What kind of input an object is, by what it is made of."""
+    if isinstance(part, Mapping):
+        return None
+    if type(part).__module__.partition(".")[0] == "PIL" or isinstance(part, bytes | Path):
+        return "image"
+    return "audio" if isinstance(part, tuple | Tensor) else None
+
+
+def _each(
+    model: MuOmni,
+    prompts: Sequence[Prompt],
+    sampling: Sequence[Mapping[str, Any]] | None,
+    settings: Mapping[str, Any],
+    raw: bool,
+) -> Iterator[tuple[list[int], SamplingParams]]:
+    """Ids and settings of every prompt, all of them checked."""
+    if isinstance(prompts, str | bytes | Mapping) or not isinstance(prompts, Sequence):
+        raise PromptError(f"prompts must be a list, not {type(prompts).__name__}; chat answers a single one")
+    if not prompts:
+        raise PromptError("the list of prompts is empty: there is nothing to answer")
+    if sampling is not None and len(sampling) != len(prompts):
+        raise PromptError(f"sampling has {len(sampling)} entries for {len(prompts)} prompts: give one for each")
+    for number, prompt in enumerate(prompts):
+        try:
+            params = SamplingParams.of(**{**settings, **(sampling[number] if sampling is not None else {})})
+            ids = model.encode(prompt, raw=raw)
+            room(model, (1, len(ids)), params)
+        except PromptError as error:
+            raise PromptError(f"prompt {number + 1} of {len(prompts)}: {error}") from None
+        yield ids, params
 
 
 def check_replaceable(target: Path) -> None:

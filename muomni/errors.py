@@ -35,3 +35,11 @@ class TrainingError(MuOmniError):
 
 class MemoryShortageError(TrainingError):
     """Memory ran out in training; says what was asked for, what is in use and which settings would help."""
+
+
+class EngineError(MuOmniError):
+    """The inference engine cannot serve a request: it is closed, or its cache does not fit the memory."""
+
+
+class BusyError(EngineError):
+    """As many requests as may are waiting already."""

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 from muomni.config import Recipe
 from muomni.data import Tokenizer
-from muomni.infer import SamplingParams, TextStream
-from muomni.model import OmniModel
+from muomni.infer import EagerRunner, Engine, Runners, SamplingParams
+from muomni.infer.batch import reply_to_all
+from muomni.infer.generate import room
+from muomni.model import OmniModel, SlotCache
 from muomni.train.loop import Sampler
 
 
@@ -16,9 +18,11 @@ def make_sampler(tokenizer: Tokenizer, recipe: Recipe) -> Sampler:
         params = SamplingParams(
             max_new_tokens=recipe.eval.sample_tokens, temperature=0.8, top_p=0.95, seed=recipe.seed + step
         )
-        return [
-            TextStream(model, tokenizer, tokenizer.encode(prompt), params).finish().text
-            for prompt in recipe.eval.prompts
-        ]
+        prompts = [tokenizer.encode(prompt) for prompt in recipe.eval.prompts]
+        longest = max((len(ids) + room(model, (1, len(ids)), params) for ids in prompts), default=1)
+        cache = SlotCache(model.config.thinker, max(1, len(prompts)), longest, model.dtype, model.device)
+        # The weights change between samples, so nothing is kept or prepared for later.
+        with Engine(model, cache, Runners(EagerRunner(model, cache))) as engine:
+            return [reply.text for reply in reply_to_all(engine, tokenizer, [(ids, params) for ids in prompts])]
 
     return sample

@@ -1,7 +1,32 @@
-"""Inference: `sampling` draws a token, `generate` is the loop, `stream` turns tokens into text as they come."""
+"""Inference. Read in this order:
 
+* `request`: what is asked for and what came out; `sampling`: settings, and how a token is drawn.
+* `scheduler`: who has a slot and what the next step reads; `prefix`: prompts that begin alike.
+* `runner`: who computes a step; `engine`: the steps, and the front for any thread.
+* `stream`: tokens as text; `batch`: many prompts; `generate`: the plain loop that all of it must agree with.
+"""
+
+from muomni.infer.engine import Engine, make_engine
 from muomni.infer.generate import generate
+from muomni.infer.request import FinishReason, Request
+from muomni.infer.runner import EagerRunner, Runner, Runners, make_runner
 from muomni.infer.sampling import SamplingParams, sample
 from muomni.infer.stream import Piece, Reply, TextStream, Timing
 
-__all__ = ["Piece", "Reply", "SamplingParams", "TextStream", "Timing", "generate", "sample"]
+__all__ = [
+    "EagerRunner",
+    "Engine",
+    "FinishReason",
+    "Piece",
+    "Reply",
+    "Request",
+    "Runner",
+    "Runners",
+    "SamplingParams",
+    "TextStream",
+    "Timing",
+    "generate",
+    "make_engine",
+    "make_runner",
+    "sample",
+]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from muomni.errors import PromptError
-from muomni.infer.sampling import SamplingParams, make_generator, sample
+from muomni.infer.sampling import Sampler, SamplingParams, draw_uniform, make_random, on_device
 from muomni.model import KVCache, OmniModel
 
 
@@ -82,7 +82,8 @@ def next_tokens(model: OmniModel, ids: Tensor, params: SamplingParams, *, use_ca
     B, T = ids.shape
     total = T + room(model, ids.shape, params)
     thinker = model.config.thinker
-    generator = make_generator(params.seed, ids.device) if params.temperature > 0 else None
+    sources = [make_random(params.seed, row) for row in range(B)] if params.temperature > 0 else []
+    sampler = Sampler([params] * B, ids.device)
     seen = None
     if params.repetition_penalty != 1:
         seen = torch.zeros(B, thinker.vocab_size, dtype=torch.bool, device=ids.device).scatter_(1, ids, True)
@@ -93,7 +94,8 @@ def next_tokens(model: OmniModel, ids: Tensor, params: SamplingParams, *, use_ca
         for end in range(T, total):
             new = whole[:, cache.length : end] if cache is not None else whole[:, :end]
             logits = model(new, cache=cache, last=1).logits
-            token = sample(logits[:, -1], params, generator, seen)
+            uniform = on_device([draw_uniform(source) for source in sources], torch.float32, ids.device)
+            token = sampler(logits[:, -1], uniform, seen)
             if seen is not None:
                 seen.scatter_(1, token[:, None], True)
             whole[:, end] = token

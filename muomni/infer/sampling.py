@@ -1,16 +1,16 @@
-"""How the next token is drawn. Every filter is a threshold on the logits, so a step is a few tensor operations.
+"""How the next token is drawn: a few tensor operations for all rows, each row with its own settings.
 
-Legend: B rows, V vocabulary.
+Legend: B rows, V vocabulary, R rows of a group, k tokens that are looked at.
 """
 
 import difflib
 import math
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from muomni.errors import PromptError
@@ -104,67 +104,175 @@ _RULES = {
 }
 
 
-def make_generator(seed: int | None, device: torch.device) -> torch.Generator:
-    """The source of a request's randomness; it leaves torch's global one, and so a training run, untouched."""
-    generator = torch.Generator(device)
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(seed)
-    return generator
+def make_random(seed: int | None, row: int = 0) -> random.Random:
+    """The source of one row's randomness; rows of one seed differ, and nothing global is touched."""
+    return random.Random(None if seed is None else seed + (row << 63))
 
 
-def sample(
-    logits: Tensor, params: SamplingParams, generator: torch.Generator | None = None, seen: Tensor | None = None
-) -> Tensor:
-    """Draws one token a row, without waiting for the device.
+def draw_uniform(source: random.Random) -> float:
+    """A multiple of 2⁻²⁴ from 0 up to, never, 1: exact in fp32, which some devices know nothing finer than."""
+    return source.getrandbits(24) / 2**24
+
+
+def sample(logits: Tensor, params: SamplingParams, uniform: Tensor | None = None, seen: Tensor | None = None) -> Tensor:
+    """Draws one token a row, all rows with the same settings; see `Sampler`.
 
     Args:
         logits: (B, V), any float dtype; computed on in fp32.
         params: for all rows.
-        generator: on the logits' device; None takes torch's default one.
+        uniform: (B,) fp32 numbers of `draw_uniform` on the logits' device; not needed to be greedy.
         seen: (B, V) bool, tokens of prompt and reply so far; needed by a repetition penalty other than 1.
 
     Returns:
         (B,) int64.
     """
-    if params.repetition_penalty != 1:
-        if seen is None:
-            raise ValueError("repetition_penalty needs `seen`, the tokens so far")
-        logits = penalise(logits.float(), seen, params.repetition_penalty)
-    if params.temperature == 0:
-        return logits.argmax(dim=-1)
-    logits = logits.float()
-    logits = (logits - logits.amax(dim=-1, keepdim=True)) / params.temperature  # at most 0: cannot overflow
-    logits = keep_likely(logits, params.top_k, params.top_p, params.min_p)
-    # With E ~ Exponential(1), argmax(p / E) is distributed as p; in logarithms nothing underflows.
-    noise = torch.empty_like(logits).exponential_(generator=generator)
-    return (logits - noise.log_()).argmax(dim=-1)
+    return Sampler([params] * logits.shape[0], logits.device)(logits, uniform, seen)
 
 
-def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+@dataclass(frozen=True)
+class _Group:
+    """Rows that are drawn together, as they keep the same number of tokens; None are all rows."""
+
+    rows: Tensor | None
+    top_k: int
+    temperature: Tensor
+    top_p: Tensor | None
+    min_p: Tensor | None
+
+
+class Sampler:
+    """Draws one token for each of B rows with settings of their own, without waiting for the device.
+
+    A row's token depends on its logits, its settings and its number alone, never on the other rows: its
+    probabilities are laid end to end in the order of the vocabulary, and the token is where the number falls.
+
+    Made once for as long as the rows stay the same: its tensors of settings are then on the device.
+
+    Args:
+        params: B settings.
+        device: of the logits.
+    """
+
+    def __init__(self, params: Sequence[SamplingParams], device: torch.device) -> None:
+        self._count = len(params)
+        penalised = [row for row, p in enumerate(params) if p.repetition_penalty != 1]
+        self.penalised: list[int] = penalised
+        self._penalty = None
+        if penalised:
+            values = [params[row].repetition_penalty for row in penalised]
+            self._penalty = on_device(values, torch.float32, device)[:, None]
+            self._penalised = on_device(penalised, torch.int64, device)
+        kinds: dict[tuple[int, bool], list[int]] = {}
+        for row, p in enumerate(params):
+            if p.temperature > 0:
+                kinds.setdefault((p.top_k, p.top_p < 1), []).append(row)
+        self.greedy = not kinds and not penalised
+        self._some_greedy = any(p.temperature == 0 for p in params)
+        self._groups = [self._group(rows, [params[row] for row in rows], device) for rows in kinds.values()]
+
+    def _group(self, rows: list[int], params: Sequence[SamplingParams], device: torch.device) -> _Group:
+        def column(values: list[float]) -> Tensor:
+            return on_device(values, torch.float32, device)[:, None]
+
+        nucleus = params[0].top_p < 1
+        floor = any(p.min_p > 0 for p in params)
+        return _Group(
+            rows=None if len(rows) == self._count else on_device(rows, torch.int64, device),
+            top_k=params[0].top_k,
+            temperature=column([p.temperature for p in params]),
+            top_p=column([p.top_p for p in params]) if nucleus else None,
+            min_p=column([p.min_p for p in params]) if floor else None,
+        )
+
+    def __call__(self, logits: Tensor, uniform: Tensor | None = None, seen: Tensor | None = None) -> Tensor:
+        """Draws.
+
+        Args:
+            logits: (B, V), any float dtype; computed on in fp32.
+            uniform: (B,) fp32 numbers of `draw_uniform` on the logits' device; not needed where all are greedy.
+            seen: (number of rows in `penalised`, V) bool, the tokens of prompt and reply so far.
+
+        Returns:
+            (B,) int64.
+        """
+        if self._penalty is not None:
+            if seen is None:
+                raise ValueError("repetition_penalty needs `seen`, the tokens so far")
+            logits = logits.float()
+            changed = penalise(logits[self._penalised], seen, self._penalty)
+            logits = logits.index_copy(0, self._penalised, changed)
+        if not self._groups:
+            return logits.argmax(dim=-1)
+        if uniform is None:
+            raise ValueError("a temperature above 0 needs a number a row to draw with")
+        tokens = logits.argmax(dim=-1) if self._some_greedy else None
+        for group in self._groups:
+            if group.rows is None:
+                return _draw(logits.float(), group, uniform)
+            drawn = _draw(logits[group.rows].float(), group, uniform[group.rows])
+            tokens = logits.new_empty(self._count, dtype=torch.int64) if tokens is None else tokens
+            tokens.index_copy_(0, group.rows, drawn)
+        assert tokens is not None
+        return tokens
+
+
+def on_device(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of numbers, sent without waiting for the device."""
+    tensor = torch.tensor(values, dtype=dtype)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
+def _draw(logits: Tensor, group: _Group, uniform: Tensor) -> Tensor:
+    """(R, V) fp32 logits and (R,) numbers to (R,) tokens."""
+    weights, ids = keep_likely(logits, group.top_k, group.temperature, group.top_p, group.min_p)
+    order = None
+    if ids is not None:
+        # In the order of the vocabulary a rounding error that swaps two tokens nearly as likely changes nothing.
+        ids, order = ids.sort(dim=-1)
+        weights = weights.gather(-1, order)
+    ends = weights.cumsum(dim=-1)
+    # The first token whose stretch ends behind the number; a dropped one has no stretch.
+    hit = (ends > uniform[:, None] * ends[:, -1:]) & (weights > 0)
+    place = hit.to(torch.uint8).argmax(dim=-1, keepdim=True)
+    return (place if ids is None else ids.gather(-1, place))[:, 0]
+
+
+def penalise(logits: Tensor, seen: Tensor, penalty: Tensor | float) -> Tensor:
     """(B, V) logits with those of `seen` tokens made less likely, for a penalty above 1."""
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-def keep_likely(logits: Tensor, top_k: int, top_p: float, min_p: float) -> Tensor:
-    """(B, V) logits with -inf where a filter drops a token.
+def keep_likely(
+    logits: Tensor, top_k: int, temperature: Tensor | float, top_p: Tensor | None, min_p: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Weights of the tokens that stay, relative to the most likely one's 1; those dropped weigh 0.
 
-    The most likely token always stays. Tokens exactly as likely as the least likely one that stays, stay too.
-    The sum for `top_p` runs over the `top_k` most likely tokens.
+    The most likely token always stays. `top_k` keeps exactly k: of tokens equally likely at its border torch's
+    `topk` takes some. Elsewhere tokens as likely as the least likely one that stays, stay too. The sum for
+    `top_p` runs over the `top_k` most likely tokens.
+
+    Args:
+        logits: (B, V) fp32.
+        top_k: 0 keeps all.
+        temperature: (B, 1) or a number.
+        top_p, min_p: (B, 1); None where no row asks for it.
+
+    Returns:
+        weights (B, k), and their tokens (B, k) int64, or None for the whole vocabulary in its order.
     """
-    V = logits.shape[-1]
-    if top_k == 0 and top_p == 1 and min_p == 0:
-        return logits
-    k = min(top_k, V) if top_k > 0 else V
-    if top_p == 1 and k == V:
-        threshold = torch.full_like(logits[:, :1], -math.inf)
-    else:
-        best = logits.topk(k).values if k < V else logits.sort(dim=-1, descending=True).values
-        reached = F.pad(best.softmax(dim=-1).cumsum(dim=-1)[:, :-1], (1, 0))  # the sum before each token
-        stays = reached < top_p if top_p < 1 else torch.ones_like(reached, dtype=torch.bool)
-        stays[:, 0] = True
-        threshold = best.masked_fill(~stays, math.inf).amin(dim=-1, keepdim=True)
-    if min_p > 0:
-        threshold = threshold.maximum(logits.amax(dim=-1, keepdim=True) + math.log(min_p))
-    return logits.masked_fill(logits < threshold, -math.inf)
+    ids = None
+    if 0 < top_k < logits.shape[-1]:
+        logits, ids = logits.topk(top_k)
+    elif top_p is not None:
+        logits, ids = logits.sort(dim=-1, descending=True)
+    best = logits.amax(dim=-1, keepdim=True) if ids is None else logits[:, :1]
+    weights = ((logits - best) / temperature).exp()  # at most 1: cannot overflow
+    if top_p is not None:
+        sums = weights.cumsum(dim=-1)
+        stays = torch.ones_like(weights, dtype=torch.bool)
+        stays[:, 1:] = sums[:, :-1] / sums[:, -1:] < top_p  # the sum before each token
+        threshold = weights.masked_fill(~stays, math.inf).amin(dim=-1, keepdim=True)
+        weights = weights.masked_fill(weights < threshold, 0)
+    if min_p is not None:
+        weights = weights.masked_fill(weights < min_p, 0)
+    return weights, ids

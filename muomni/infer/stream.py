@@ -1,21 +1,20 @@
 """One request as a stream: tokens become text as they come, until an end token, a stop text or the length."""
 
-import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from itertools import islice
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from muomni.infer.generate import next_tokens, room
+from muomni.errors import EngineError
+from muomni.infer.engine import Engine
+from muomni.infer.generate import room
+from muomni.infer.request import FinishReason, Request
 from muomni.infer.sampling import SamplingParams
-from muomni.model import OmniModel
 
 if TYPE_CHECKING:
     from muomni.data.tokenizer import Tokenizer
-
-FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
@@ -116,12 +115,13 @@ class TextStream(Iterator[Piece]):
     """Iterates over the pieces of one reply; `reply` is there once they are all read.
 
     Args:
-        model: in evaluation mode while this runs.
+        engine: computes the tokens.
         tokenizer: turns ids into text.
         prompt: ids, at least one.
         params: the settings.
         end_ids: tokens that end the reply; their text is not part of it. None takes the configuration's,
             else the tokenizer's.
+        deterministic: see `Request`.
 
     Raises:
         PromptError: there is no prompt, or no room in the context; raised here, before the first piece.
@@ -129,24 +129,31 @@ class TextStream(Iterator[Piece]):
 
     def __init__(
         self,
-        model: OmniModel,
+        engine: Engine,
         tokenizer: "Tokenizer",
         prompt: Sequence[int],
         params: SamplingParams,
         end_ids: Sequence[int] | None = None,
+        *,
+        deterministic: bool = False,
     ) -> None:
-        self._limit = room(model, (1, len(prompt)), params)
-        self._prompt_tokens = len(prompt)
-        ids = torch.tensor([list(prompt)], dtype=torch.int64, device=model.device)
-        self._steps = next_tokens(model, ids, params)
-        if end_ids is None:
-            end_ids = model.config.eos_token_ids or tokenizer.end_ids
-        self._end_ids: frozenset[int] = frozenset() if params.ignore_eos else frozenset(end_ids)
-        self._text = tokenizer.stream()
-        self._stop = StopTexts(params.stops)
+        self._engine = engine
+        self._text = _Text(tokenizer, params.stops)
         self._pieces = self._run()
         self._said: list[str] = []
         self._reply: Reply | None = None
+        if end_ids is None:
+            end_ids = engine.model.config.eos_token_ids or tokenizer.end_ids
+        self._request = Request(
+            prompt=list(prompt),
+            params=params,
+            limit=room(engine.model, (1, len(prompt)), params),
+            ends=frozenset() if params.ignore_eos else frozenset(end_ids),
+            deterministic=deterministic,
+            # Text is needed while tokens are computed only where it may end them; else the reader makes it.
+            watch=self._text.push if params.stops else None,
+        )
+        engine.submit(self._request)
 
     def __next__(self) -> Piece:
         return next(self._pieces)
@@ -155,6 +162,11 @@ class TextStream(Iterator[Piece]):
     def text(self) -> str:
         """The text of the pieces so far."""
         return "".join(self._said)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all tokens have been computed, whatever has been read."""
+        return self._request.finished
 
     @property
     def reply(self) -> Reply:
@@ -171,33 +183,80 @@ class TextStream(Iterator[Piece]):
         """Reads what is left and returns the reply."""
         for _ in self:
             pass
+        if self._request.cancelled:
+            raise EngineError("the reply was cancelled before its end")
         return self.reply
 
     def close(self) -> None:
         """Stops early; there will be no `reply`."""
+        self._engine.cancel(self._request)
         self._pieces.close()
-        self._steps.close()
+
+    def __del__(self) -> None:
+        request = getattr(self, "_request", None)
+        if request is not None and not request.finished:
+            self._engine.cancel(request)
 
     def _run(self) -> Generator[Piece]:
-        taken: list[int] = []
-        shown = 0
-        seconds = [0.0, 0.0]  # until the first token, and after it
-        last = False
-        while not last:
-            started = time.perf_counter()
-            token = int(next(self._steps))  # the one wait for the device in a step
-            seconds[bool(taken)] += time.perf_counter() - started
-            taken.append(token)
-            ended = token in self._end_ids
-            text = "" if ended else self._stop.push(self._text.push([token]))
-            last = ended or self._stop.found or len(taken) == self._limit
-            if last:
-                self._steps.close()
-                text += self._stop.push(self._text.finish()) + self._stop.finish()
-                reason: FinishReason = "stop" if ended or self._stop.found else "length"
-                timing = Timing(self._prompt_tokens, len(taken), *seconds)
-                self._reply = Reply(self.text + text, tuple(taken), reason, timing)
-            if text or last:
-                self._said.append(text)
-                yield Piece(text, tuple(taken[shown:]))
-                shown = len(taken)
+        request, text = self._request, self._text
+        seen = shown = 0
+        while True:
+            self._engine.wait(request, seen)
+            finished, tokens = request.finished, request.tokens  # in this order: nothing follows once it is set
+            for token in islice(tokens, seen, None):
+                seen += 1
+                last = finished and seen == len(tokens) and request.reason is not None
+                if request.watch is None and token not in request.ends:
+                    text.push(token)
+                said = text.take(seen)
+                if last:
+                    said += text.rest()
+                    self._reply = self._made(said)
+                if said or last:
+                    self._said.append(said)
+                    yield Piece(said, tuple(tokens[shown:seen]))
+                    shown = seen
+            if not finished:
+                continue
+            if request.error is not None:
+                raise request.error
+            if self._reply is None and request.reason is not None:  # the last token came before the word of its end
+                said = text.rest()
+                self._reply = self._made(said)
+                self._said.append(said)
+                yield Piece(said, tuple(tokens[shown:]))
+            return
+
+    def _made(self, rest: str) -> Reply:
+        request = self._request
+        reason: FinishReason = "stop" if request.reason == "stop" or self._text.stopped else "length"
+        timing = Timing(
+            len(request.prompt), len(request.tokens), request.first - request.began, request.last - request.first
+        )
+        return Reply(self.text + rest, tuple(request.tokens), reason, timing)
+
+
+class _Text:
+    """The text that each token makes known, up to a stop text."""
+
+    def __init__(self, tokenizer: "Tokenizer", stops: Sequence[str]) -> None:
+        self._decoder = tokenizer.stream()
+        self._stop = StopTexts(stops)
+        self._made: list[str] = []
+
+    @property
+    def stopped(self) -> bool:
+        return self._stop.found
+
+    def push(self, token: int) -> bool:
+        """Takes a token in; True where its text completes a stop text."""
+        self._made.append(self._stop.push(self._decoder.push([token])))
+        return self._stop.found
+
+    def take(self, count: int) -> str:
+        """What the last of `count` tokens made known; nothing for an end token, which is never pushed."""
+        return self._made[count - 1] if count <= len(self._made) else ""
+
+    def rest(self) -> str:
+        """What was held back until the end."""
+        return self._stop.push(self._decoder.finish()) + self._stop.finish()

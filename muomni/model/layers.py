@@ -54,9 +54,8 @@ class Attention(nn.Module):
         k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim))
         v = self.v_proj(x).view(B, T, -1, self.head_dim)
         q, k = apply_rope(q, *rotation), apply_rope(k, *rotation)
-        if cache is not None:
-            k, v = cache.append(self.layer, k, v)
-        out: Tensor = self.o_proj(self.attend(q, k, v, segments).flatten(2))
+        heads = self.attend(q, k, v, segments) if cache is None else cache.attend(self.layer, q, k, v, self.attend)
+        out: Tensor = self.o_proj(heads.flatten(2))
         return out
 
 

@@ -1,6 +1,7 @@
 """Sampling against slow references written from the definitions."""
 
 import math
+import random
 
 import pytest
 import torch
@@ -8,7 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muomni.errors import PromptError
-from muomni.infer.sampling import SamplingParams, keep_likely, make_generator, penalise, sample
+from muomni.infer.sampling import Sampler, SamplingParams, draw_uniform, keep_likely, make_random, penalise, sample
+
+
+def uniforms(seed: int | None, rows: int = 1) -> torch.Tensor:
+    source = make_random(seed)
+    return torch.tensor([draw_uniform(source) for _ in range(rows)])
 
 
 def kept_by_definition(logits: list[float], top_k: int, top_p: float, min_p: float) -> tuple[set[int], bool]:
@@ -31,6 +37,15 @@ def kept_by_definition(logits: list[float], top_k: int, top_p: float, min_p: flo
 rows = st.lists(st.integers(-24, 24).map(lambda n: n / 4), min_size=1, max_size=40)
 
 
+def kept(logits: torch.Tensor, top_k: int, top_p: float, min_p: float) -> list[list[int]]:
+    """The tokens of each row that keep a weight, at temperature 1."""
+    rows = logits.shape[0]
+    nucleus = torch.full((rows, 1), top_p) if top_p < 1 else None
+    weights, ids = keep_likely(logits, top_k, 1.0, nucleus, torch.full((rows, 1), min_p))
+    ids = torch.arange(logits.shape[1]).expand_as(weights) if ids is None else ids
+    return [sorted(i[w > 0].tolist()) for w, i in zip(weights, ids, strict=True)]
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     logits=rows,
@@ -40,32 +55,59 @@ rows = st.lists(st.integers(-24, 24).map(lambda n: n / 4), min_size=1, max_size=
 )
 def test_filters_keep_what_their_definitions_keep(logits: list[float], top_k: int, top_p: float, min_p: float) -> None:
     expected, close = kept_by_definition(logits, top_k, top_p, min_p)
-    filtered = keep_likely(torch.tensor([logits, logits]), top_k, top_p, min_p)
-    for row in filtered:
-        kept = {i for i, x in enumerate(row.tolist()) if x > -math.inf}
-        assert kept, "at least the most likely token stays"
-        assert max(logits) in {logits[i] for i in kept}
+    for row in kept(torch.tensor([logits, logits]), top_k, top_p, min_p):
+        assert row, "at least the most likely token stays"
+        assert max(logits) in {logits[i] for i in row}
         if not close:
-            assert kept == expected
-        assert all(row[i] == logits[i] for i in kept)
+            # Of tokens equally likely at the border of top_k some stay, k in all.
+            size = min(top_k or len(logits), len(expected))
+            least = min(logits[i] for i in expected)
+            assert len(row) == size and set(row) <= expected
+            assert {i for i in row if logits[i] > least} == {i for i in expected if logits[i] > least}
 
 
-def test_top_k_keeps_all_of_a_tie() -> None:
-    assert (keep_likely(torch.tensor([[1.0, 3.0, 3.0, 3.0]]), 2, 1.0, 0.0) > -math.inf).tolist() == [
-        [False, True, True, True]
-    ]
+def test_top_k_keeps_k_of_a_tie_and_top_p_all_of_it() -> None:
+    (row,) = kept(torch.tensor([[1.0, 3.0, 3.0, 3.0]]), 2, 1.0, 0.0)
+    assert len(row) == 2 and 0 not in row
+    assert kept(torch.tensor([[1.0, 3.0, 3.0, 3.0]]), 0, 0.5, 0.0) == [[1, 2, 3]]
 
 
 def test_a_sum_that_is_reached_exactly_is_enough() -> None:
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
-    first = float(logits.softmax(-1)[0, 0])
-    assert (keep_likely(logits, 0, first, 0.0) > -math.inf).tolist() == [[True, False, False, False]]
+    weights = (logits[0] - 2).exp()
+    first = float(weights[0] / weights.cumsum(0)[-1])
+    assert kept(logits, 0, first, 0.0) == [[0]]
+    assert kept(logits, 0, first + 1e-6, 0.0) == [[0, 1]]
 
 
 def test_rows_are_filtered_separately() -> None:
     logits = torch.randn(5, 30, generator=torch.Generator().manual_seed(0))
-    together = keep_likely(logits, 7, 0.8, 0.05)
-    assert torch.equal(together, torch.cat([keep_likely(row[None], 7, 0.8, 0.05) for row in logits]))
+    together = kept(logits, 7, 0.8, 0.05)
+    assert together == [kept(row[None], 7, 0.8, 0.05)[0] for row in logits]
+    assert len({len(row) for row in together}) > 1
+
+
+mixed = st.builds(
+    SamplingParams,
+    temperature=st.sampled_from([0, 0.3, 1.0, 1.7]),
+    top_k=st.sampled_from([0, 3, 10, 99]),
+    top_p=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
+    min_p=st.sampled_from([0.0, 0.1]),
+    repetition_penalty=st.sampled_from([1.0, 1.5]),
+)
+
+
+@settings(max_examples=150)
+@given(st.lists(mixed, min_size=1, max_size=6), st.integers(0, 999))
+def test_a_row_is_drawn_alike_alone_and_among_others(params: list[SamplingParams], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(len(params), 40, generator=generator)
+    seen = torch.rand(len(params), 40, generator=generator) < 0.5
+    uniform = uniforms(seed, len(params))
+    sampler = Sampler(params, logits.device)
+    together = sampler(logits, uniform, seen[sampler.penalised])
+    alone = [sample(logits[i, None], p, uniform[i, None], seen[i, None]) for i, p in enumerate(params)]
+    assert together.tolist() == torch.cat(alone).tolist()
 
 
 @given(rows, st.data(), st.floats(0.5, 2))
@@ -81,7 +123,7 @@ def test_draws_follow_the_distribution() -> None:
     drawn = sample(
         logits.expand(200_000, 5),
         SamplingParams(temperature=1.5, top_k=0, top_p=1.0),
-        make_generator(0, torch.device("cpu")),
+        uniforms(0, 200_000),
     )
     got = drawn.bincount(minlength=5) / len(drawn)
     expected = (logits / 1.5).softmax(0)
@@ -91,7 +133,7 @@ def test_draws_follow_the_distribution() -> None:
 
 def test_a_dropped_token_is_never_drawn() -> None:
     logits = torch.tensor([3.0, 2.9, 2.8, -2.0]).expand(50_000, 4)
-    drawn = sample(logits, SamplingParams(temperature=1.0, top_k=2, top_p=1.0), make_generator(1, torch.device("cpu")))
+    drawn = sample(logits, SamplingParams(temperature=1.0, top_k=2, top_p=1.0), uniforms(1, 50_000))
     assert set(drawn.tolist()) == {0, 1}
 
 
@@ -99,7 +141,7 @@ def test_a_dropped_token_is_never_drawn() -> None:
 @pytest.mark.parametrize("temperature", [1e-6, 1e30])
 def test_extreme_temperatures_and_logits_stay_finite(dtype: torch.dtype, temperature: float) -> None:
     logits = torch.tensor([[-6e4, 0.0, 6e4], [6e4, 6e4, -6e4]], dtype=dtype)
-    drawn = sample(logits, SamplingParams(temperature=temperature, top_p=0.9), make_generator(2, torch.device("cpu")))
+    drawn = sample(logits, SamplingParams(temperature=temperature, top_p=0.9), uniforms(2, 2))
     assert drawn.dtype == torch.int64
     if temperature < 1:
         assert drawn[0] == 2 and drawn[1] in (0, 1)
@@ -112,6 +154,20 @@ def test_greedy_takes_the_most_likely_after_the_penalty() -> None:
     assert sample(logits, SamplingParams(temperature=0, repetition_penalty=2.0), seen=seen).tolist() == [0]
     with pytest.raises(ValueError, match="seen"):
         sample(logits, SamplingParams(temperature=0, repetition_penalty=2.0))
+    with pytest.raises(ValueError, match="a number a row"):
+        sample(logits, SamplingParams())
+
+
+def test_numbers_are_below_one_and_the_greatest_draws_a_token_that_stays() -> None:
+    class Greatest(random.Random):
+        def getrandbits(self, k: int) -> int:
+            return 2**k - 1
+
+    number = torch.tensor([draw_uniform(Greatest())])
+    assert 0 < 1 - float(number) < 1e-6
+    for top_k in (0, 2, 5):
+        params = SamplingParams(temperature=1, top_k=top_k, top_p=1.0, min_p=0.5)
+        assert sample(torch.tensor([[0.0, 3.0, 2.9, -5.0, -9.0]]), params, number).tolist() == [2]
 
 
 def test_a_seed_fixes_the_draw_and_none_does_not() -> None:
@@ -119,16 +175,16 @@ def test_a_seed_fixes_the_draw_and_none_does_not() -> None:
     params = SamplingParams(temperature=1.0, top_k=0, top_p=1.0)
 
     def draw(seed: int | None) -> int:
-        return int(sample(logits, params, make_generator(seed, torch.device("cpu"))))
+        return int(sample(logits, params, uniforms(seed)))
 
     assert draw(5) == draw(5) != draw(6)
     assert len({draw(None) for _ in range(5)}) > 1
 
 
 def test_sampling_leaves_the_global_generator_alone() -> None:
-    before = torch.get_rng_state()
-    sample(torch.zeros(1, 10), SamplingParams(), make_generator(None, torch.device("cpu")))
-    assert torch.equal(before, torch.get_rng_state())
+    before, python = torch.get_rng_state(), random.getstate()
+    sample(torch.zeros(1, 10), SamplingParams(), uniforms(None))
+    assert torch.equal(before, torch.get_rng_state()) and random.getstate() == python
 
 
 @pytest.mark.parametrize(

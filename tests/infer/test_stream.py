@@ -13,30 +13,44 @@ from hypothesis import strategies as st
 from muomni.config import preset
 from muomni.data.tokenizer import Tokenizer
 from muomni.errors import PromptError
-from muomni.infer import SamplingParams, TextStream
+from muomni.infer import Engine, Runners, SamplingParams, TextStream
 from muomni.infer.stream import StopTexts
-from muomni.model import OmniModel, OmniOutput
+from muomni.model import OmniModel, SlotCache
 
 
-class Scripted(OmniModel):
-    """Says the given tokens, whatever the prompt, and then its first token for ever."""
+class Scripted:
+    """A runner that says the given tokens, whatever the prompt, and then the first of them for ever."""
 
-    def __init__(self, tokenizer: Tokenizer, script: Sequence[int], prompt: int = 1) -> None:
-        config = preset("nano")
-        super().__init__(config.replace(thinker=config.thinker.replace(vocab_size=tokenizer.vocab_size)))
-        self.script, self.prompt = list(script), prompt
+    can_greedy = False
+    batch_invariant = True
 
-    def forward(self, input_ids: torch.Tensor, *, cache: Any = None, **_: Any) -> OmniOutput:  # type: ignore[override]
-        cache.advance(input_ids.shape[1])
-        said = cache.length - self.prompt
-        logits = torch.zeros(1, 1, self.config.thinker.vocab_size)
-        logits[..., self.script[said] if said < len(self.script) else self.script[0]] = 1.0
-        return OmniOutput(logits, logits=logits)
+    def __init__(self, vocabulary: int, script: Sequence[int], prompt: int) -> None:
+        self.vocabulary, self.script, self.prompt = vocabulary, list(script), prompt
+
+    def forward(
+        self, tokens: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor, wanted: torch.Tensor
+    ) -> torch.Tensor:
+        logits = torch.zeros(len(wanted), self.vocabulary)
+        for row, position in enumerate(positions[wanted].tolist()):
+            said = position + 1 - self.prompt
+            logits[row, self.script[said] if said < len(self.script) else self.script[0]] = 1.0
+        return logits
+
+    def greedy(self, *_: object) -> torch.Tensor:
+        raise NotImplementedError
+
+
+def engine(tokenizer: Tokenizer, script: Sequence[int], prompt: int = 1) -> Engine:
+    config = preset("nano")
+    thinker = config.thinker.replace(vocab_size=tokenizer.vocab_size)
+    model = OmniModel(config.replace(thinker=thinker))
+    runner = Scripted(tokenizer.vocab_size, script, prompt)
+    return Engine(model, SlotCache(thinker, 2, 256), Runners(runner))
 
 
 def stream(tokenizer: Tokenizer, script: Sequence[int], **sampling: Any) -> TextStream:
     chosen = {"temperature": 0, "max_new_tokens": len(script)} | sampling
-    return TextStream(Scripted(tokenizer, script), tokenizer, [5], SamplingParams(**chosen))
+    return TextStream(engine(tokenizer, script), tokenizer, [5], SamplingParams(**chosen))
 
 
 def stopped_by_definition(text: str, stops: Sequence[str]) -> tuple[str, bool]:
@@ -139,9 +153,9 @@ def test_both_end_tokens_end_a_reply_and_the_configuration_decides(small_tokeniz
     ids = small_tokenizer.encode("The cat sat")
     for end in (small_tokenizer.im_end_id, small_tokenizer.eos_id):
         assert stream(small_tokenizer, [*ids, end, *ids]).finish().text == "The cat sat"
-    model = Scripted(small_tokenizer, ids)
-    model.config = model.config.replace(eos_token_ids=(ids[1],))
-    reply = TextStream(model, small_tokenizer, [5], SamplingParams(temperature=0)).finish()
+    scripted = engine(small_tokenizer, ids)
+    scripted.model.config = scripted.model.config.replace(eos_token_ids=(ids[1],))
+    reply = TextStream(scripted, small_tokenizer, [5], SamplingParams(temperature=0)).finish()
     assert reply.tokens == tuple(ids[:2])
     assert reply.text == small_tokenizer.decode(ids[:1])
 
@@ -153,23 +167,24 @@ def test_ignore_eos_goes_on_and_leaves_the_end_token_out_of_the_text(small_token
 
 
 def test_the_context_ends_a_reply(small_tokenizer: Tokenizer) -> None:
-    model = Scripted(small_tokenizer, small_tokenizer.encode("a"), prompt=250)
-    reply = TextStream(model, small_tokenizer, [5] * 250, SamplingParams(temperature=0)).finish()
+    scripted = engine(small_tokenizer, small_tokenizer.encode("a"), prompt=250)
+    reply = TextStream(scripted, small_tokenizer, [5] * 250, SamplingParams(temperature=0)).finish()
     assert len(reply.tokens) == 6
     assert reply.finish_reason == "length"
 
 
 def test_a_prompt_without_room_is_refused_before_the_first_piece(small_tokenizer: Tokenizer) -> None:
-    model = Scripted(small_tokenizer, [5])
+    scripted = engine(small_tokenizer, [5])
     with pytest.raises(PromptError, match="256 tokens and the model's context is 256"):
-        TextStream(model, small_tokenizer, [5] * 256, SamplingParams())
+        TextStream(scripted, small_tokenizer, [5] * 256, SamplingParams())
     with pytest.raises(PromptError, match="empty"):
-        TextStream(model, small_tokenizer, [], SamplingParams())
+        TextStream(scripted, small_tokenizer, [], SamplingParams())
 
 
 def test_an_unread_stream_has_no_reply_and_can_be_closed(small_tokenizer: Tokenizer) -> None:
-    model = Scripted(small_tokenizer, small_tokenizer.encode("The cat sat")).train()
-    running = TextStream(model, small_tokenizer, [5], SamplingParams(temperature=0))
+    scripted = engine(small_tokenizer, small_tokenizer.encode("The cat sat"))
+    model = scripted.model.train()
+    running = TextStream(scripted, small_tokenizer, [5], SamplingParams(temperature=0))
     first = next(running)
     with pytest.raises(RuntimeError, match="not finished"):
         _ = running.reply

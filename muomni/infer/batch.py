@@ -1,0 +1,90 @@
+"""Many prompts: as many side by side as the engine has slots, replies in the order of the prompts."""
+
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from muomni.errors import PromptError
+from muomni.infer.engine import Engine
+from muomni.infer.sampling import SamplingParams
+from muomni.infer.stream import Reply, TextStream
+
+if TYPE_CHECKING:
+    from muomni.data.tokenizer import Tokenizer
+
+# Prompts that are let in before the first of them must have ended, for each slot: enough that a long reply
+# seldom leaves slots without work, few enough that a file of any length fits in memory.
+_AHEAD = 8
+
+
+def reply_to_all(
+    engine: Engine,
+    tokenizer: "Tokenizer",
+    prompts: Iterable[tuple[Sequence[int], SamplingParams]],
+    *,
+    end_ids: Sequence[int] | None = None,
+    deterministic: bool = False,
+) -> Iterator[Reply]:
+    """Answers prompts of any lengths; takes the next ones in only when there is room for them.
+
+    Args:
+        engine: whose slots hold the longest of them with its reply.
+        tokenizer: turns ids into text.
+        prompts: ids and settings of each.
+        end_ids, deterministic: see `TextStream`.
+
+    Yields:
+        the replies in the order of the prompts.
+
+    Raises:
+        PromptError: a prompt that is empty or does not fit; replies to those before it have been given.
+    """
+    running: deque[TextStream] = deque()
+    try:
+        wrong = None
+        for ids, params in prompts:
+            try:
+                running.append(TextStream(engine, tokenizer, ids, params, end_ids, deterministic=deterministic))
+            except PromptError as error:
+                wrong = error
+                break
+            while len(running) >= _AHEAD * engine.cache.slots:
+                with closing(running.popleft()) as stream:
+                    yield stream.finish()
+        while running:
+            with closing(running.popleft()) as stream:
+                yield stream.finish()
+        if wrong is not None:
+            raise wrong
+    finally:
+        for stream in running:
+            stream.close()
+
+
+def progress_bar(replies: Iterator[Reply], total: int, wanted: bool | None) -> Iterator[Reply]:
+    """Passes replies on and shows how many there have been."""
+    if wanted is False or (wanted is None and not sys.stderr.isatty()):
+        yield from replies
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("replies"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[speed]}"),
+    )
+    started, tokens, shown = time.perf_counter(), 0, False
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=total, speed="", visible=bool(wanted))
+        for done, reply in enumerate(replies, 1):
+            tokens += reply.timing.new_tokens
+            seconds = time.perf_counter() - started
+            shown = shown or bool(wanted) or seconds > 1
+            bar.update(task, completed=done, visible=shown, speed=f"{tokens / seconds:,.0f} tokens/s")
+            yield reply

@@ -1,0 +1,344 @@
+"""The steps of an engine: what is computed, for whom, and what becomes of it. Used by one thread at a time.
+
+Every step takes all running replies one token on and reads a piece of the prompts that have a slot, in one
+forward pass. What one request does to itself (a sampling error, a failing callback, a forward pass that fails for
+it alone) ends that request and no other.
+"""
+
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from muomni.infer.generate import evaluating
+from muomni.infer.request import FinishReason, Request
+from muomni.infer.runner import Runner, Runners
+from muomni.infer.sampling import Sampler, draw_uniform, on_device
+from muomni.infer.scheduler import Scheduler
+from muomni.model import OmniModel, SlotCache
+
+# Several greedy steps are one call of the runner where it can do that, but not for longer than this: new
+# requests and cancellations wait for the call to end.
+_LONGEST_CALL_S = 0.02
+_MOST_STEPS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What one request has in a step: its `tokens` from `position` on; the logits of the last are `wanted`."""
+
+    request: Request
+    tokens: Sequence[int]
+    position: int
+    wanted: bool
+
+
+@dataclass(slots=True)
+class _Rows:
+    """The running requests as tensors, kept from step to step for as long as they are the same."""
+
+    requests: list[Request]
+    tokens: Tensor
+    slots: Tensor
+    positions: Tensor
+    wanted: Tensor
+    sampler: Sampler
+    simple: bool
+    alone: bool
+
+
+class Batcher:
+    """See the module.
+
+    Args:
+        model: in evaluation mode while there is something to do, then as it was before.
+        cache: on the model's device.
+        runners: see `Runners`.
+        scheduler: over the cache's slots.
+
+    Attributes:
+        runner: computes now.
+        declined: why there is no faster one, where one was tried and failed.
+        steps: how many there have been.
+    """
+
+    def __init__(self, model: OmniModel, cache: SlotCache, runners: Runners, scheduler: Scheduler) -> None:
+        self.runner: Runner = runners.now
+        self.declined: str | None = None
+        self.scheduler = scheduler
+        self.steps = 0
+        self._model = model
+        self._cache = cache
+        self._later = runners.later
+        self._rows: _Rows | None = None
+        self._seen: Tensor | None = None
+        self._clock = 0.0  # seconds spent in steps
+        self._step_s = 1.0
+        self._mode: AbstractContextManager[None] | None = None
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Computes one step for all. What fails is told to the requests it hits."""
+        if self._mode is None:
+            self._mode = evaluating(self._model)
+            self._mode.__enter__()
+        started = time.perf_counter()
+        try:
+            if self._later is not None and self._later.done():
+                self._switch()
+            if self.scheduler.waiting:
+                for request in self.scheduler.admit():
+                    request.began = self._clock
+            if self.scheduler.filling:
+                self._mixed_step(started)
+            else:
+                self._decode_step(started)
+            self.steps += 1
+        except Exception as error:  # noqa: BLE001 - told to every request; the engine lives on
+            self.fail_all(error)
+        except BaseException:  # Ctrl-C: the step is computed again by whoever goes on
+            self._rows = None
+            raise
+        finally:
+            self._clock += time.perf_counter() - started
+
+    def end(self, request: Request, reason: FinishReason | None = None, error: BaseException | None = None) -> None:
+        """Takes a request out wherever it is; nothing happens to one that has ended."""
+        if request.finished:  # a callback has cancelled it
+            return
+        self.scheduler.remove(request)
+        self._rows = None
+        request.reason, request.error = reason, error
+        request.finished = True
+        if request.event is not None:
+            request.event.set()
+        if request.notify is not None:
+            try:
+                request.notify()
+            except Exception as failed:  # noqa: BLE001 - told to the request whose callback failed
+                request.error = request.error or failed
+
+    def fail_all(self, error: BaseException) -> None:
+        """Ends every request."""
+        for request in [*self.scheduler.running, *self.scheduler.filling, *self.scheduler.waiting]:
+            self.end(request, error=error)
+
+    def rest(self) -> None:
+        """Nothing is left to do: the model gets its mode back."""
+        mode, self._mode = self._mode, None
+        if mode is not None:
+            mode.__exit__(None, None, None)
+
+    def _switch(self) -> None:
+        """Takes the faster runner, or tells why there is none."""
+        assert self._later is not None
+        later, self._later = self._later, None
+        error = later.exception()
+        if error is not None:
+            self.declined = f"the faster runner failed: {error}"
+            return
+        runner = later.result()
+        if runner is not None:
+            self.runner = runner
+            self._step_s = 1.0
+
+    def _mixed_step(self, started: float) -> None:
+        scheduler = self.scheduler
+        parts = [_Part(r, r.tokens[-1:], r.position, True) for r in scheduler.running]
+        chunks = scheduler.chunks()
+        for request, count in chunks:
+            end = request.stored + count
+            parts.append(
+                _Part(request, request.prompt[request.stored : end], request.stored, end == len(request.prompt))
+            )
+        self._rows = None
+        parts, logits = self._forward(parts)
+        lost = {id(request) for request, _ in chunks} - {id(part.request) for part in parts}
+        for request, count in chunks:
+            if id(request) not in lost and scheduler.read(request, count) and self._penalised(request):
+                self._note_prompt(request)
+        requests = [part.request for part in parts if part.wanted]
+        if requests:
+            self._sample_and_deliver(requests, logits, started)
+
+    def _decode_step(self, started: float) -> None:
+        rows = self._rows or self._make_rows()
+        steps = self._steps_at_once(rows)
+        if steps > 1:
+            try:
+                new = self.runner.greedy(rows.tokens, rows.slots, rows.positions, steps)
+            except Exception:  # noqa: BLE001 - the step below tells whose fault it is
+                self._step_s = 1.0
+                return self._decode_apart(started)
+            self._timed(started, steps)
+            rows.tokens = new[:, -1]
+            rows.positions += steps
+            return self._deliver(rows.requests, new.tolist(), started)
+        if rows.alone:
+            return self._decode_apart(started)
+        try:
+            logits = self.runner.forward(rows.tokens, rows.slots, rows.positions, rows.wanted)
+            drawn = self._sample(rows.requests, logits, rows.sampler)
+        except Exception:  # noqa: BLE001 - the step below tells whose fault it is
+            return self._decode_apart(started)
+        rows.tokens = drawn
+        rows.positions += 1
+        self._timed(started, 1)
+        return self._deliver(rows.requests, [[token] for token in drawn.tolist()], started)
+
+    def _decode_apart(self, started: float) -> None:
+        """A decode step that isolates whom it fails for."""
+        self._rows = None
+        parts, logits = self._forward([_Part(r, r.tokens[-1:], r.position, True) for r in self.scheduler.running])
+        if parts:
+            self._sample_and_deliver([part.request for part in parts], logits, started)
+
+    def _make_rows(self) -> _Rows:
+        requests = list(self.scheduler.running)
+        self._rows = _Rows(
+            requests=requests,
+            tokens=torch.tensor([r.tokens[-1] for r in requests]),
+            slots=torch.tensor([r.slot for r in requests]),
+            positions=torch.tensor([r.position for r in requests]),
+            wanted=torch.arange(len(requests)),
+            sampler=Sampler([r.params for r in requests], self._cache.device),
+            simple=all(r.simple for r in requests),
+            alone=len(requests) > 1 and any(r.deterministic for r in requests) and not self.runner.batch_invariant,
+        )
+        return self._rows
+
+    def _steps_at_once(self, rows: _Rows) -> int:
+        if not (rows.simple and self.runner.can_greedy) or rows.alone:
+            return 1
+        left = min(r.limit - len(r.tokens) for r in rows.requests)
+        return max(1, min(left, _MOST_STEPS, int(_LONGEST_CALL_S / self._step_s)))
+
+    def _timed(self, started: float, steps: int) -> None:
+        """A running average of a decode step's time; the first guess is far too long."""
+        took = (time.perf_counter() - started) / steps
+        self._step_s = took if self._step_s == 1.0 else 0.8 * self._step_s + 0.2 * took
+
+    # -- one forward pass -----------------------------------------------------------------------------------
+
+    def _forward(self, parts: list[_Part]) -> tuple[list[_Part], Tensor]:
+        """Computes a flattened batch; gives the parts that did not fail and the logits wanted, in their order."""
+        apart = not self.runner.batch_invariant
+        groups: list[list[_Part]] = [[]]
+        for part in parts:
+            if apart and part.request.deterministic:
+                groups.append([part])
+            else:
+                groups[0].append(part)
+        done: list[_Part] = []
+        logits: list[Tensor] = []
+        for group in groups:
+            if not group:
+                continue
+            try:
+                logits.append(self._run(group))
+                done += group
+            except Exception as error:  # noqa: BLE001 - told to the request whose part fails alone
+                if len(group) == 1:
+                    self.end(group[0].request, error=error)
+                    continue
+                for part in group:
+                    try:
+                        logits.append(self._run([part]))
+                        done.append(part)
+                    except Exception as own:  # noqa: BLE001 - as above
+                        self.end(part.request, error=own)
+        return done, torch.cat(logits) if logits else torch.empty(0)
+
+    def _run(self, parts: list[_Part]) -> Tensor:
+        tokens: list[int] = []
+        slots: list[int] = []
+        positions: list[int] = []
+        wanted: list[int] = []
+        for part in parts:
+            tokens += part.tokens
+            slots += [part.request.slot] * len(part.tokens)
+            positions += range(part.position, part.position + len(part.tokens))
+            if part.wanted:
+                wanted.append(len(tokens) - 1)
+        asked = torch.tensor(wanted or [len(tokens) - 1])
+        logits = self.runner.forward(torch.tensor(tokens), torch.tensor(slots), torch.tensor(positions), asked)
+        return logits[: len(wanted)]
+
+    # -- from logits to replies -----------------------------------------------------------------------------
+
+    def _sample_and_deliver(self, requests: list[Request], logits: Tensor, started: float) -> None:
+        try:
+            drawn = self._sample(requests, logits, Sampler([r.params for r in requests], logits.device)).tolist()
+        except Exception:  # noqa: BLE001 - told to the request whose row fails alone
+            drawn, left = [], []
+            for row, request in enumerate(requests):
+                try:
+                    sampler = Sampler([request.params], logits.device)
+                    drawn += self._sample([request], logits[row : row + 1], sampler).tolist()
+                    left.append(request)
+                except Exception as error:  # noqa: BLE001 - as above
+                    self.end(request, error=error)
+            requests = left
+        self._deliver(requests, [[token] for token in drawn], started)
+
+    def _sample(self, requests: list[Request], logits: Tensor, sampler: Sampler) -> Tensor:
+        """The next token of each request, on the CPU: the one wait for the device in a step."""
+        if sampler.greedy:
+            return logits.argmax(dim=-1).cpu()
+        uniform = on_device([draw_uniform(r.source) for r in requests], torch.float32, logits.device)
+        seen, slots = None, None
+        if sampler.penalised:
+            assert self._seen is not None
+            slots = on_device([requests[row].slot for row in sampler.penalised], torch.int64, logits.device)
+            seen = self._seen[slots]
+        drawn = sampler(logits, uniform, seen)
+        if sampler.penalised:
+            assert self._seen is not None and slots is not None
+            self._seen[slots, drawn[sampler.penalised]] = True
+        return drawn.cpu()
+
+    @staticmethod
+    def _penalised(request: Request) -> bool:
+        return request.params.repetition_penalty != 1
+
+    def _note_prompt(self, request: Request) -> None:
+        if self._seen is None:
+            shape = (self._cache.slots, self._model.config.thinker.vocab_size)
+            self._seen = torch.zeros(shape, dtype=torch.bool, device=self._cache.device)
+        self._seen[request.slot] = False
+        self._seen[request.slot, on_device(request.prompt, torch.int64, self._cache.device)] = True
+
+    def _deliver(self, requests: list[Request], rows: list[list[int]], started: float) -> None:
+        now = self._clock + time.perf_counter() - started
+        for request, new in zip(requests, rows, strict=True):
+            if not request.tokens:
+                request.first = now
+            request.last = now
+            try:
+                reason = _append(request, new)
+                if reason is None:
+                    if request.event is not None:
+                        request.event.set()
+                    if request.notify is not None:
+                        request.notify()
+                    continue
+            except Exception as error:  # noqa: BLE001 - told to the request whose callback failed
+                self.end(request, error=error)
+                continue
+            self.end(request, reason)
+
+
+def _append(request: Request, new: Sequence[int]) -> FinishReason | None:
+    """Adds tokens up to the end of the reply; why it ends, or None. What comes behind the end is thrown away."""
+    tokens, ends, watch, limit = request.tokens, request.ends, request.watch, request.limit
+    for token in new:
+        if token in ends or (watch is not None and watch(token)):
+            tokens.append(token)
+            return "stop"
+        tokens.append(token)
+        if len(tokens) == limit:
+            return "length"
+    return None

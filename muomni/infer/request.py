@@ -1,0 +1,84 @@
+"""One request to the engine: what is asked for, how far it has come, and what came out.
+
+The engine alone writes the results; any thread may read them. A token is visible once it is appended, and
+nothing follows once `finished` is set.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from threading import Event
+from typing import Literal
+
+from muomni.infer.sampling import SamplingParams, make_random
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """A prompt to be continued.
+
+    Attributes:
+        prompt: token ids, at least one.
+        params: the settings.
+        limit: at most this many new tokens; `max_new_tokens`, less where the context ends.
+        ends: tokens that end the reply and are kept as its last.
+        deterministic: compute alone, so that not one bit depends on the other requests.
+        row: tells rows of one seed apart.
+        watch: told each new token that is not an end, in order, by the thread that computes; True ends the
+            reply with that token. What it raises ends this request alone.
+        notify: called by the same thread after new tokens and at the end; must not block.
+
+        tokens: new ones so far.
+        reason: why it ended; None while it runs, and where it was cancelled or failed.
+        error: what it failed with.
+        finished: nothing more will come.
+        cancelled: was asked to end early.
+
+        slot: where its keys and values lie, -1 without one.
+        stored: tokens of the prompt whose keys and values are there.
+        reused: tokens of the prompt that were found computed.
+        hashes: chained hashes of the prompt's blocks; see `prefix`.
+        began, first, last: the engine's clock at its start, its first and its newest token.
+        source: its own randomness.
+        event: set after new tokens and at the end, where a model thread computes.
+    """
+
+    prompt: Sequence[int]
+    params: SamplingParams
+    limit: int
+    ends: frozenset[int] = frozenset()
+    deterministic: bool = False
+    row: int = 0
+    watch: Callable[[int], bool] | None = None
+    notify: Callable[[], None] | None = None
+
+    tokens: list[int] = field(default_factory=list)
+    reason: FinishReason | None = None
+    error: BaseException | None = None
+    finished: bool = False
+    cancelled: bool = False
+
+    slot: int = -1
+    stored: int = 0
+    reused: int = 0
+    hashes: list[int] = field(default_factory=list)
+    began: float = 0.0
+    first: float = 0.0
+    last: float = 0.0
+    event: Event | None = None
+    source: Random = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.source = make_random(self.params.seed, self.row)
+
+    @property
+    def position(self) -> int:
+        """Of the newest token; once the prompt is read, the next to be computed."""
+        return len(self.prompt) + len(self.tokens) - 1
+
+    @property
+    def simple(self) -> bool:
+        """Greedy without penalty: the next token is the most likely one and nothing else is asked."""
+        return self.params.temperature == 0 and self.params.repetition_penalty == 1

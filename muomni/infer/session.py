@@ -1,0 +1,66 @@
+"""The engine that a model keeps between calls, so that a conversation's beginning is read once."""
+
+import threading
+from typing import Any
+
+import torch
+
+from muomni.infer.engine import Engine, make_engine
+from muomni.model import OmniModel
+
+# Requests that a kept engine has room for at least: a few conversations side by side.
+_FEWEST_SLOTS = 4
+_SHORTEST = 256
+
+
+class Session:
+    """Makes an engine when one is asked for, and keeps it while the weights and what is asked stay the same.
+
+    Copies and pickles of a session are new ones: they belong to another model.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._engine: Engine | None = None
+        self._weights: tuple[Any, ...] = ()
+        self._slots = 0
+
+    def __deepcopy__(self, _: dict[int, Any]) -> "Session":
+        return Session()
+
+    def __reduce__(self) -> tuple[type["Session"], tuple[()]]:
+        return Session, ()
+
+    def engine(self, model: OmniModel, slots: int, capacity: int, dtype: torch.dtype | None = None) -> Engine:
+        """An engine with at least `capacity` tokens a slot, and `slots` of them where memory allows.
+
+        Args:
+            model: whose weights may have changed since.
+            slots: requests to be computed side by side.
+            capacity: tokens of the longest request, prompt and reply.
+            dtype: of the cache; None takes the model's.
+
+        Raises:
+            EngineError: the memory does not hold one slot.
+        """
+        dtype = model.dtype if dtype is None else dtype
+        with self._lock:
+            weights = (model.device, *fingerprint(model))
+            kept = self._engine
+            if kept is not None:
+                enough = self._slots >= slots and kept.cache.capacity >= capacity and kept.cache.dtype == dtype
+                if enough and weights == self._weights:
+                    return kept
+            self._engine = kept = None  # its cache is given back before the next one is made
+            self._slots = max(slots, _FEWEST_SLOTS)
+            whole = max(_SHORTEST, 1 << (capacity - 1).bit_length())
+            room = min(whole, max(capacity, model.config.thinker.max_position_embeddings))
+            self._engine = make_engine(model, slots=self._slots, capacity=room, dtype=dtype)
+            self._weights = weights
+            return self._engine
+
+
+def fingerprint(model: OmniModel) -> tuple[tuple[int, int], ...]:
+    """Changes when a weight is replaced or written to in place (but for writes through `.data`, which torch hides)."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
