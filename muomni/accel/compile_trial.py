@@ -23,7 +23,7 @@ from muomni.accel.device import random_states, restore_random
 from muomni.accel.oom import find_shortage
 
 # Seconds that compiling blocks usually takes, and the share of a pass that it saves at best, as seen so far.
-_USUAL_COST_S = {"cpu": 15.0, "cuda": 30.0}
+_USUAL_COST_S = {"cpu": 20.0, "cuda": 30.0}
 _BEST_SHARE = {"cpu": 0.15, "cuda": 0.5}
 _FEWEST_PASSES = 20
 _TURNS = 3

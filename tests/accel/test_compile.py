@@ -64,3 +64,27 @@ def test_compiled_blocks_give_the_same_gradients_and_settle(checkpointing):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     assert counters["stats"]["unique_graphs"] == 0, "documents of other lengths compiled again"
     assert not counters["graph_break"]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_the_whole_model_compiled_gives_the_same_gradients_and_settles():
+    from torch._dynamo.utils import counters
+
+    still = CONFIG.replace(thinker=CONFIG.thinker.replace(dropout=0.0, num_hidden_layers=1))
+    torch._dynamo.reset()
+    eager, compiled = make_model(still).double(), make_model(still).double()
+    compilation.apply(compiled, compilation.choose("full", CPU))
+    for seed in range(6):
+        if seed == 3:
+            assert counters["stats"]["unique_graphs"] > 0
+            counters.clear()
+        ids, segments = random_rows(seed)
+        results = []
+        for model in (eager, compiled):
+            model.zero_grad()
+            loss = model(ids, labels=ids, segments=segments.rounded(48), num_targets=ids.numel()).loss
+            loss.backward()
+            results.append([loss.detach(), *(p.grad for p in model.parameters())])
+        for a, b in zip(*results, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
+    assert counters["stats"]["unique_graphs"] == 0, "documents of other lengths compiled again"
