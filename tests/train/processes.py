@@ -23,6 +23,7 @@ from muomni.config.recipe import OptimizerSpec
 from muomni.data import Batch
 from muomni.model import OmniModel
 from muomni.ops.loss import IGNORE
+from muomni.train.loop import Sampler
 from muomni.train.optimizer import build_optimizers
 from muomni.train.run import train
 from muomni.train.step import TrainStep
@@ -62,13 +63,30 @@ def train_job(rank: int, job: dict[str, Any]) -> dict[str, Any]:
         TrainStep.__call__ = _before(at[1], act, call)
     try:
         result = train(
-            Recipe.model_validate(job["recipe"]), Path(job["run"]), resume_from=resume_from and Path(resume_from)
+            Recipe.model_validate(job["recipe"]),
+            Path(job["run"]),
+            resume_from=resume_from and Path(resume_from),
+            make_sampler=make_sampler,
         )
         return {"applied": result.progress.applied, "stopped": result.stopped, "main": result.is_main}
     except Exception as error:  # noqa: BLE001 - the test looks at it
         return {"error": type(error).__name__, "text": str(error)}
     finally:
         TrainStep.__call__ = call
+
+
+def make_sampler(tokenizer: Any, recipe: Recipe) -> Sampler:
+    """Its text shows that the model is whole: the most likely tokens after some ids."""
+
+    def sample(model: OmniModel, step: int) -> list[str]:
+        was_training = model.training
+        model.eval()
+        with torch.no_grad():
+            texts = [str(model(torch.arange(8)[None]).logits.argmax(-1).tolist()) for _ in recipe.eval.prompts]
+        model.train(was_training)
+        return texts
+
+    return sample
 
 
 def _before(step: int, act: Callable[[], None], call: Any) -> Any:

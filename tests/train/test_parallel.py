@@ -9,17 +9,21 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from muomni.accel.parallel import alone, choose
+from muomni.accel.parallel import Choice, Group, alone, choose
 from muomni.accel.plan import make_plan
 from muomni.config import Recipe
 from muomni.errors import ConfigError
 from muomni.train.metrics import read_lines
+from muomni.train.rescue import RescuedStep
 from muomni.train.run import train
 
 # The tests are no package (--import-mode=importlib), so what the processes run is put in reach by hand.
@@ -50,7 +54,7 @@ def make_recipe(corpus: Path, cache: Path, dropout: float, **more: Any) -> dict[
         "gradient_accumulation_steps": 4,
         "max_steps": 6,
         "schedule": {"warmup_steps": 2},
-        "eval": {"every": 3, "max_rows": 5},
+        "eval": {"every": 3, "max_rows": 5, "sample_every": 3},
         "checkpoint": {"every": 3, "keep": 2},
         "log_every": 2,
         "device": "cpu",
@@ -67,8 +71,8 @@ def pair(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     plain = make_recipe(corpus, runs / "cache", 0.0)
     muon = plain | {"optimizer": {"name": "muon"}}
     dropped = make_recipe(corpus, runs / "cache", 0.1)
-    train(Recipe.model_validate(plain), runs / "one")
-    train(Recipe.model_validate(muon), runs / "one-muon")
+    train(Recipe.model_validate(plain), runs / "one", make_sampler=processes.make_sampler)
+    train(Recipe.model_validate(muon), runs / "one-muon", make_sampler=processes.make_sampler)
     shutil.copytree(runs / "one", runs / "one-then-two", symlinks=True)
     middle = str(runs / "one-then-two/step-00000003")
     jobs: dict[str, dict[str, Any]] = {
@@ -122,6 +126,7 @@ def assert_close_runs(one: Path, other: Path) -> None:
     """The same rows in the same steps, and figures, weights and optimizer state within rounding of fp32."""
     assert lines_of(one, "train", "step", "batch") == lines_of(other, "train", "step", "batch")
     assert lines_of(one, "speed", "step", "tokens") == lines_of(other, "speed", "step", "tokens")
+    assert lines_of(one, "sample", "step", "text") == lines_of(other, "sample", "step", "text")
     for kind, keys in (("train", ("loss", "grad_norm", "lr")), ("val", ("loss", "bits_per_byte", "targets"))):
         a, b = lines_of(one, kind, *keys), lines_of(other, kind, *keys)
         torch.testing.assert_close(torch.tensor(a), torch.tensor(b), rtol=1e-5, atol=1e-7)
@@ -168,7 +173,8 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(pair, job, corpus, tmp_p
     recipe = make_recipe(corpus, pair.runs / "cache", 0.0)
     if job == "fsdp":
         recipe["gradient_checkpointing"] = "selective"
-    train(Recipe.model_validate(recipe), run, resume_from=run / "step-00000003")
+    sampler = processes.make_sampler
+    train(Recipe.model_validate(recipe), run, resume_from=run / "step-00000003", make_sampler=sampler)
     assert "rng/1/cpu" not in load_file(run / "last/training/state.safetensors")
     assert_close_runs(pair.runs / "one", run)
 
@@ -192,6 +198,37 @@ def test_a_process_that_dies_ends_the_other_with_the_last_checkpoint_intact(pair
     (survivor,) = pair.found["died"]
     assert survivor["error"] == "TrainingError" and "another process" in survivor["text"]
     assert (pair.runs / "died/last").resolve().name == "step-00000003"
+
+
+@given(
+    size=st.integers(1, 5),
+    share=st.integers(1, 9),
+    micro_batch=st.integers(1, 12),
+    step=st.integers(0, 3),
+)
+def test_the_rows_of_a_step_are_shared_without_overlap(size, share, micro_batch, step):
+    rows = share * size
+    taken: list[int] = []
+
+    def batch(first: int, count: int, stride: int) -> int:
+        taken.extend(range(first, first + count * stride, stride))
+        return count
+
+    sizes = []
+    for rank in range(size):
+        cutter = RescuedStep(
+            SimpleNamespace(batch_size=rows, gradient_accumulation_steps=1),
+            None,
+            SimpleNamespace(group=Group(Choice("off", "test", rank, size, rank))),
+            SimpleNamespace(batch=batch),
+            None,
+            Path(),
+            micro_batch,
+        )
+        sizes.append(cutter._cut(step * rows))
+    assert sorted(taken) == list(range(step * rows, (step + 1) * rows))
+    # The same number of passes everywhere, or FSDP's processes would wait for one another.
+    assert all(cut == sizes[0] for cut in sizes) and max(sizes[0]) <= micro_batch
 
 
 @pytest.mark.parametrize(
