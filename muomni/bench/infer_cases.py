@@ -3,7 +3,7 @@
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -18,6 +18,7 @@ from muomni.config.base import Frozen
 Implementation = Literal["muomni", "transformers", "ctranslate2", "llama.cpp"]
 _LEAST_S = 0.4
 _MOST_REPEATS = 15
+_SETTLE_S = 0.5
 
 
 class InferCase(Frozen):
@@ -33,7 +34,6 @@ class InferCase(Frozen):
         cache: keys and values are kept; `static` is transformers' preallocated cache.
         runner: of μOmni's steps: `auto` is what `MuOmni` takes by itself.
         attention: backend of eager steps.
-        new: tokens per row; 0 takes the task's.
         threads: of the computation.
         forced: file of the reference's tokens and logits to be compared with; empty for none.
     """
@@ -49,6 +49,26 @@ class InferCase(Frozen):
     attention: Literal["sdpa", "reference", "flex"] = "sdpa"
     threads: int
     forced: str = ""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a case is to do.
+
+    Attributes:
+        ids: (B, T) prompts of its rows.
+        texts: chat prompts of T tokens each, the first B those of `ids`, and more for further calls.
+        new: N, tokens after each prompt.
+    """
+
+    ids: list[list[int]]
+    texts: list[str]
+    new: int
+
+    @property
+    def length(self) -> int:
+        """Tokens that a row grows to."""
+        return len(self.ids[0]) + self.new
 
 
 @dataclass(frozen=True)
@@ -69,7 +89,7 @@ class Decoded:
 
 
 class Decoder(Protocol):
-    """A case's way to decode.
+    """A case's way to decode. With a method `call(new)`, it is also timed as its users call it: seconds, all told.
 
     Attributes:
         settings: versions and choices that the figures depend on.
@@ -84,18 +104,14 @@ class Decoder(Protocol):
         """(count, V) logits after each of the last `count` ids; None where the library does not give them."""
 
 
-class PublicCall(Protocol):
-    """What a decoder has besides when its users call something else than what `decode` does."""
+def read_task(case: InferCase) -> Task:
+    """The case's part of what `infer_weights.write_task` wrote."""
+    values = json.loads(Path(case.task).read_text(encoding="utf-8"))
+    return Task(values["ids"][: case.batch], values["texts"], values["new"])
 
-    def call(self, texts: Sequence[str], new: int) -> float:
-        """Seconds of one whole call on texts."""
 
-
-def open_decoder(case: InferCase, length: int) -> Decoder:
+def open_decoder(case: InferCase, task: Task) -> Decoder:
     """Loads a case's model.
-
-    Args:
-        length: tokens that a row may grow to.
 
     Raises:
         ConfigError: the library is not installed or does not take this model.
@@ -103,7 +119,7 @@ def open_decoder(case: InferCase, length: int) -> Decoder:
     if case.implementation == "llama.cpp":
         from muomni.bench.peers_llama import LlamaCpp
 
-        return LlamaCpp(case, length)
+        return LlamaCpp(case, task)
     if case.implementation == "ctranslate2":
         from muomni.bench.peers_ctranslate2 import CTranslate2
 
@@ -111,10 +127,10 @@ def open_decoder(case: InferCase, length: int) -> Decoder:
     if case.implementation == "transformers":
         from muomni.bench.peers_transformers import Transformers
 
-        return Transformers(case, length)
+        return Transformers(case, task)
     from muomni.bench.infer_ours import Ours
 
-    return Ours(case, length)
+    return Ours(case, task)
 
 
 class InferSubject:
@@ -125,33 +141,33 @@ class InferSubject:
     """
 
     def __init__(self, case: InferCase) -> None:
-        task = json.loads(Path(case.task).read_text(encoding="utf-8"))
-        self._texts: list[str] = task["texts"][: case.batch]
-        self._ids: list[list[int]] = task["ids"][: case.batch]
-        self._new: int = task["new"]
+        self._task = task = read_task(case)
         began = time.perf_counter()
-        self._decoder = open_decoder(case, len(self._ids[0]) + self._new)
+        self._decoder = open_decoder(case, task)
         loaded = time.perf_counter()
-        tokens = self._decoder.decode(self._ids, self._new).tokens
+        tokens = self._decoder.decode(task.ids, task.new).tokens
         self.first: dict[str, Any] = {
             "load_s": loaded - began,
             "first_run_s": time.perf_counter() - loaded,
             "tokens": tokens,
+            "fidelity": fidelity(self._decoder.logits, case.forced) if case.forced else None,
             "settings": self._decoder.settings,
         }
-        if case.forced:
-            self.first["fidelity"] = fidelity(self._decoder.logits, case.forced)
+        self._call: Callable[[int], float] | None = getattr(self._decoder, "call", None)
+        if self._call is not None:
+            self._call(task.new)
+            time.sleep(_SETTLE_S)  # an engine may take a faster runner once that is made
+            self._call(task.new)
 
     def turn(self, calls: bool = True) -> dict[str, Any]:
         """Medians over as many runs as fill some tenths of a second; `public_s` where the library has such a call."""
         runs: list[Decoded] = []
         public: list[float] = []
-        call = getattr(self._decoder, "call", None) if calls else None
         began = time.perf_counter()
         while not runs or (time.perf_counter() - began < _LEAST_S and len(runs) < _MOST_REPEATS):
-            runs.append(self._decoder.decode(self._ids, self._new))
-            if call is not None:
-                public.append(call(self._texts, self._new))
+            runs.append(self._decoder.decode(self._task.ids, self._task.new))
+            if calls and self._call is not None:
+                public.append(self._call(self._task.new))
         return {
             "prefill_s": statistics.median(run.prefill_s for run in runs),
             "decode_s": statistics.median(run.decode_s for run in runs),

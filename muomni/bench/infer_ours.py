@@ -1,5 +1,6 @@
-"""μOmni's own ways to decode: the bare loop of steps, and the call its users make."""
+"""μOmni's own ways to decode: the bare steps of a runner, and the call that its users make."""
 
+import itertools
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -7,51 +8,123 @@ from contextlib import closing
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from muomni import __version__
 from muomni.accel import attention
 from muomni.api import MuOmni
-from muomni.bench.infer_cases import Decoded, InferCase
-from muomni.infer import SamplingParams
+from muomni.bench.infer_cases import Decoded, InferCase, Task
+from muomni.errors import ConfigError
+from muomni.infer import EagerRunner, Runner, SamplingParams, make_runner
 from muomni.infer.generate import next_tokens
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
+from muomni.infer.native import make_native_runner
+from muomni.model import SlotCache
+from muomni.ops.native import Unavailable
 
 
 class Ours:
-    """A loaded model.
+    """A loaded model with the runner that the case names.
+
+    `call` is `chat_batch` on texts, with whatever runner the model takes by itself; only cases of the runner
+    `auto` have it. Without a cache there is neither runner nor call, but the plain loop of `infer.generate`.
 
     Args:
-        case: `model` is one of our folders, in fp32; it is quantised here where the case says so.
-        length: tokens a row may grow to.
+        case: `model` is one of our folders.
+        task: with more texts than rows: a prompt must not come again while the engine still holds it, or its
+            prefill would be free.
+
+    Raises:
+        ConfigError: the runner or the attention is not to be had here.
     """
 
-    def __init__(self, case: InferCase, length: int) -> None:
+    def __init__(self, case: InferCase, task: Task) -> None:
         torch.set_num_threads(case.threads)
-        self._case = case
-        self._model = MuOmni.from_pretrained(case.model, dtype=_DTYPES[case.weights])
-        chosen = attention.pick_attention(
-            case.attention, self._model.device, self._model.dtype, self._model.config.thinker.head_dim
-        )
-        attention.apply(self._model, chosen)
-        self.settings = f"muomni {__version__}, torch {torch.__version__}"
+        dtype = torch.bfloat16 if case.weights == "bf16" else torch.float32
+        model = MuOmni.from_pretrained(case.model, dtype=dtype)
+        if model.is_quantized != (case.weights == "int8"):
+            raise ConfigError(f"{case.model} does not hold {case.weights} weights")
+        head_dim = model.config.thinker.head_dim
+        attention.apply(model, attention.pick_attention(case.attention, model.device, model.dtype, head_dim))
+        self._model = model
+        self._runner: Runner | None = None
+        if case.cache != "off":
+            cache = SlotCache(model.config.thinker, case.batch, task.length, model.dtype, model.device)
+            self._runner = _make_runner(case, model, cache)
+            if case.runner == "auto":
+                self._rows = case.batch
+                self._texts = itertools.cycle(task.texts)
+                self.call = self._call
+        runner = "plain loop" if self._runner is None else type(self._runner).__name__
+        self.settings = f"muomni {__version__}, torch {torch.__version__}, {runner}"
 
+    @torch.inference_mode()
     def decode(self, prompts: Sequence[Sequence[int]], new: int) -> Decoded:
-        """Steps of the chosen runner."""
+        """Steps of the case's runner; the prompts of all rows are one step."""
+        if self._runner is None:
+            return self._plain(prompts, new)
         began = time.perf_counter()
-        ids = torch.tensor(prompts, device=self._model.device)
-        params = SamplingParams(max_new_tokens=new, temperature=0, ignore_eos=True)
-        taken = []
-        with closing(next_tokens(self._model, ids, params, use_cache=self._case.cache != "off")) as steps:
-            taken.append(next(steps))
-            _ = int(taken[0][0])  # waits for the device
-            prefill_s = time.perf_counter() - began
-            taken += list(steps)
-            tokens = torch.stack(taken, 1).tolist()
+        B, T = len(prompts), len(prompts[0])
+        rows = torch.arange(B)
+        logits = self._prefill(self._runner, prompts)
+        first = logits.argmax(-1).cpu()
+        prefill_s = time.perf_counter() - began
+        later = self._runner.greedy(first, rows, torch.full((B,), T), new - 1)
+        tokens = torch.cat([first[:, None], later.cpu()], 1).tolist()
         call_s = time.perf_counter() - began
         return Decoded(tokens, prefill_s, call_s - prefill_s, call_s)
 
+    @torch.inference_mode()
     def logits(self, ids: Sequence[int], count: int) -> NDArray[np.float32]:
-        with torch.inference_mode():
-            out = self._model(torch.tensor([ids], device=self._model.device), last=count).logits
-        return np.asarray(out[0].float().cpu().numpy())
+        """Token by token behind a prompt, as decoding computes them."""
+        if self._runner is None:
+            out = self._model(torch.tensor([ids], device=self._model.device), last=count).logits[0]
+            return np.asarray(out.float().cpu().numpy())
+        start = len(ids) - count + 1
+        rows = [self._prefill(self._runner, [ids[:start]])]
+        for place in range(start, len(ids)):
+            one = torch.tensor([place])
+            rows.append(self._runner.forward(torch.tensor([ids[place]]), one * 0, one, one * 0))
+        return np.asarray(torch.cat(rows).float().cpu().numpy())
+
+    @staticmethod
+    def _prefill(runner: Runner, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """(B, V) logits behind prompts of equal length."""
+        B, T = len(prompts), len(prompts[0])
+        tokens = torch.tensor(prompts).flatten()
+        slots, positions = torch.arange(B).repeat_interleave(T), torch.arange(T).repeat(B)
+        return runner.forward(tokens, slots, positions, torch.arange(B) * T + T - 1)
+
+    def _plain(self, prompts: Sequence[Sequence[int]], new: int) -> Decoded:
+        began = time.perf_counter()
+        ids = torch.tensor(prompts, device=self._model.device)
+        params = SamplingParams(max_new_tokens=new, temperature=0, ignore_eos=True)
+        with closing(next_tokens(self._model, ids, params, use_cache=False)) as steps:
+            taken = [next(steps)]
+            taken[0].tolist()  # waits for the device
+            prefill_s = time.perf_counter() - began
+            tokens = torch.stack([*taken, *steps], 1).tolist()
+        call_s = time.perf_counter() - began
+        return Decoded(tokens, prefill_s, call_s - prefill_s, call_s)
+
+    def _call(self, new: int) -> float:
+        texts = list(itertools.islice(self._texts, self._rows))
+        began = time.perf_counter()
+        replies = self._model.chat_batch(
+            texts, max_new_tokens=new, temperature=0, ignore_eos=True, batch_size=self._rows, progress=False
+        )
+        seconds = time.perf_counter() - began
+        assert all(len(reply.tokens) == new for reply in replies)
+        return seconds
+
+
+def _make_runner(case: InferCase, model: MuOmni, cache: SlotCache) -> Runner:
+    if case.runner == "eager":
+        return EagerRunner(model, cache)
+    if case.runner == "native":
+        native = make_native_runner(model, cache, case.threads)
+        if isinstance(native, Unavailable):
+            raise ConfigError(f"the native runner is not to be had here: {native.reason}")
+        return native
+    runners = make_runner(model, cache)
+    later = None if runners.later is None else runners.later.result()
+    return runners.now if later is None else later

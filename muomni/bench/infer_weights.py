@@ -4,6 +4,7 @@ import itertools
 import json
 import random
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +19,7 @@ Weights = Literal["fp32", "bf16", "int8"]
 
 # Bytes of one weight as it is read in a step; Q8_0 of llama.cpp has one fp16 scale for 32 weights.
 BYTES: dict[str, float] = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "q8_0": 34 / 32}
+NOT_INSTALLED = "not installed: pip install 'muomni[bench]'"
 _TRAINED_ENTRIES = 300
 _LOGIT_SPREAD = 3.0
 _WORDS = [
@@ -141,19 +143,41 @@ def write_task(model: "MuOmni", path: Path, rows: int, prompt: int, new: int) ->
     path.write_text(json.dumps({"texts": texts, "ids": ids, "new": new}), encoding="utf-8")
 
 
-class PeerFiles:
-    """The model of `folder` in other programs' formats, written beside it when first asked for."""
+class Files:
+    """The model of `folder` in other forms and programs' formats, written into `work` when first asked for."""
 
     def __init__(self, folder: Path, work: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._work = work
 
+    def int8(self) -> Path:
+        """Our own folder with int8 weights."""
+
+        def write(target: Path) -> None:
+            model = self._model()
+            model.quantize("int8")
+            model.save_pretrained(target)
+
+        return self._once(self._work / "int8", write)
+
     def hf(self) -> Path:
-        """A Qwen3 folder for transformers."""
+        """A Qwen3 folder for transformers.
+
+        Raises:
+            ConfigError: it is not installed.
+        """
+        if find_spec("transformers") is None:
+            raise ConfigError(NOT_INSTALLED)
         return self._once(self._work / "hf", lambda target: self._model().export_hf(target))
 
     def gguf(self, kind: Literal["f32", "bf16", "q8_0"]) -> Path:
-        """A GGUF file for llama.cpp."""
+        """A GGUF file for llama.cpp.
+
+        Raises:
+            ConfigError: what writes it is not installed.
+        """
+        if find_spec("gguf") is None or find_spec("llama_cpp") is None:
+            raise ConfigError(NOT_INSTALLED)
         from muomni.bench.peers_gguf import write_gguf
 
         return self._once(self._work / f"{kind}.gguf", lambda target: write_gguf(self._model(), target, kind))
@@ -164,10 +188,9 @@ class PeerFiles:
         Raises:
             ConfigError: CTranslate2 is not installed or does not know this model.
         """
-        try:
-            from ctranslate2.converters import TransformersConverter
-        except ImportError:
-            raise ConfigError("pip install 'muomni[bench]'") from None
+        if find_spec("ctranslate2") is None or find_spec("transformers") is None:
+            raise ConfigError(NOT_INSTALLED)
+        from ctranslate2.converters import TransformersConverter
 
         def convert(target: Path) -> None:
             try:
@@ -180,7 +203,7 @@ class PeerFiles:
     def _model(self) -> "MuOmni":
         from muomni.api import MuOmni
 
-        return MuOmni.from_pretrained(self._folder, device="cpu")
+        return MuOmni.from_pretrained(self.folder, device="cpu")
 
     @staticmethod
     def _once(target: Path, write: Callable[[Path], Any]) -> Path:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from muomni.bench.infer_weights import NOT_INSTALLED
 from muomni.errors import ConfigError
 
 if TYPE_CHECKING:
-    from muomni.bench.infer_cases import Decoded, InferCase
+    from muomni.bench.infer_cases import Decoded, InferCase, Task
 
 Logits = NDArray[np.float32]
 
@@ -24,14 +25,14 @@ class LlamaCpp:
 
     Args:
         case: `model` is a GGUF file.
-        length: tokens a row may grow to.
+        task: for how long rows grow.
     """
 
-    def __init__(self, case: "InferCase", length: int) -> None:
+    def __init__(self, case: "InferCase", task: "Task") -> None:
         try:
             import llama_cpp
         except ImportError:
-            raise ConfigError("pip install 'muomni[bench]'") from None
+            raise ConfigError(NOT_INSTALLED) from None
         self._api = llama_cpp
         self._quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
         llama_cpp.llama_log_set(self._quiet, ctypes.c_void_p(0))
@@ -41,6 +42,7 @@ class LlamaCpp:
         if not self._model:
             raise ConfigError(f"llama.cpp does not load {case.model}")
         params = llama_cpp.llama_context_default_params()
+        length = task.length
         tokens = case.batch * length
         params.n_ctx = max(256, case.batch * -(-length // 256) * 256)
         params.n_batch = params.n_ubatch = max(64, min(tokens, 2048))
@@ -84,10 +86,13 @@ class LlamaCpp:
         return Decoded(np.stack(out, 1).tolist(), prefill_s, steps_s, call_s)
 
     def logits(self, ids: Sequence[int], count: int) -> Logits:
-        """(count, V): what follows each of the last `count` of `ids`, computed as one prompt."""
+        """Token by token behind a prompt, as decoding computes them."""
         self._clear()
         flat = [(token, place, 0) for place, token in enumerate(ids)]
-        return self._run(flat, wanted=[place >= len(ids) - count for place in range(len(ids))])
+        start = len(ids) - count + 1
+        rows = [self._run(flat[:start], wanted=[place == start - 1 for place in range(start)])]
+        rows += [self._run([one], wanted=[True]) for one in flat[start:]]
+        return np.concatenate(rows)
 
     def _run(self, tokens: Sequence[tuple[int, int, int]], wanted: Sequence[bool]) -> Logits:
         """Tokens in as many batches as needed; the logits of those wanted, in order."""

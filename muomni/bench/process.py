@@ -12,6 +12,18 @@ from muomni.errors import MuOmniError
 Kind = Literal["train", "infer", "judge", "bandwidth"]
 
 
+class RefusedError(MuOmniError):
+    """A case that cannot be set up here, for example because a library is not installed.
+
+    Attributes:
+        reason: why.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"case {name!r} ended before it began: {reason}")
+        self.reason = reason
+
+
 class CaseProcess:
     """Runs `muomni.bench.worker` on one case.
 
@@ -25,6 +37,7 @@ class CaseProcess:
         first: what setting the case up gave.
 
     Raises:
+        RefusedError: the case cannot be set up, and why.
         MuOmniError: the process ended; its own message stands on standard error.
     """
 
@@ -40,9 +53,16 @@ class CaseProcess:
         )
         try:
             self.first = self.ask({"kind": kind, "case": case})
+            if "refused" in self.first:
+                raise RefusedError(name, self.first["refused"])
         except BaseException:
             self.close()
             raise
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
 
     def ask(self, command: dict[str, Any]) -> dict[str, Any]:
         """Sends one command and waits for its answer."""

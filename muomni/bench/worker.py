@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from muomni.errors import UserError
+
 
 class Subject(Protocol):
     """A case that was set up.
@@ -33,8 +35,11 @@ def main() -> None:
     for line in sys.stdin:
         command = json.loads(line)
         if subject is None:
-            subject = _OPEN[command["kind"]](command["case"])
-            answer = subject.first
+            try:
+                subject = _OPEN[command["kind"]](command["case"])
+                answer = subject.first
+            except UserError as error:  # not installed, or not to be had here: the others go on without it
+                answer = {"refused": str(error)}
         else:
             reset_peak()
             answer = subject.turn(**command)

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from muomni.cli.bench_infer import infer
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from muomni.bench.techniques import OnOff
 
 command = typer.Typer(no_args_is_help=True, help="Measure on this machine. Example: muomni bench train --shape tiny")
+command.command("infer")(infer)
 
 
 @command.command("train")

@@ -1,0 +1,178 @@
+"""Which ways to decode are compared: our own ways, the KV cache, attention, and peers on the same weights."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from muomni.bench.infer import Group, Reference
+from muomni.bench.infer_cases import InferCase
+from muomni.bench.infer_weights import Files, Weights, write_task
+from muomni.config import ThinkerConfig
+from muomni.errors import ConfigError
+
+# The setting of the design's target for the KV cache.
+CACHE_PROMPT, CACHE_NEW = 512, 100
+# A comparison without a cache that takes longer than this is made only where it is asked for.
+_MOST_SECONDS = 120.0
+_GUESSED_FLOPS = 1e11
+_JUDGED_ROWS, _FEW_JUDGED_ROWS = 16, 2
+_LARGE = 200_000_000
+# More prompts than rows: a call must not meet prompts that the engine still holds.
+_SPARE_PROMPTS = 8
+
+GGUF_KIND: dict[Weights, Literal["f32", "bf16", "q8_0"]] = {"fp32": "f32", "bf16": "bf16", "int8": "q8_0"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is the same for all comparisons.
+
+    Attributes:
+        thinker: the shape.
+        files: the model.
+        work: folder for what is written on the way.
+        prompt, new: tokens of each row.
+        threads: of every case.
+    """
+
+    thinker: ThinkerConfig
+    files: Files
+    work: Path
+    prompt: int
+    new: int
+    threads: int
+
+    def task(self, rows: int, prompt: int | None = None, new: int | None = None) -> str:
+        """The file with prompts for so many rows, written once."""
+        from muomni.api import MuOmni
+
+        prompt, new = prompt or self.prompt, new or self.new
+        path = self.work / f"task-{rows}-{prompt}-{new}.json"
+        if not path.exists():
+            model = MuOmni.from_pretrained(self.files.folder, device="cpu")
+            write_task(model, path, 2 * rows + _SPARE_PROMPTS, prompt, new)
+        return str(path)
+
+    def reference(self) -> Reference:
+        """The fp32 folder; of large models few rows are judged, since that takes long."""
+        few = self.thinker.num_parameters() > _LARGE
+        rows = _FEW_JUDGED_ROWS if few else _JUDGED_ROWS
+        return Reference(str(self.files.folder), str(self.work / "forced.npz"), rows)
+
+    def own(self, name: str, task: str, weights: Weights = "fp32", batch: int = 1, **more: Any) -> InferCase:
+        """One of our own cases."""
+        folder = self.files.int8() if weights == "int8" else self.files.folder
+        fields = {"name": name, "model": str(folder), "task": task, "weights": weights, "batch": batch}
+        return InferCase.model_validate({**fields, "threads": self.threads, **more})
+
+
+def own_ways(plan: Plan, batch: int) -> Group:
+    """Weights and runners; the baseline is what a user without any of it has."""
+    task = plan.task(batch)
+    cases = (
+        plan.own("fp32 eager", task, batch=batch, runner="eager"),
+        plan.own("int8 eager", task, "int8", batch, runner="eager"),
+        plan.own("fp32", task, batch=batch),
+        plan.own("bf16", task, "bf16", batch),
+        plan.own("int8", task, "int8", batch),
+    )
+    return Group(f"our own ways, batch {batch}", cases)
+
+
+def kv_cache(plan: Plan, rounds: int, asked: bool) -> Group | None:
+    """The cache off against on, eager and with what the model takes by itself.
+
+    Args:
+        rounds: that will be taken.
+        asked: for; otherwise a comparison that takes too long, or does not fit into the context, is left out.
+    """
+    prompt, new = CACHE_PROMPT, CACHE_NEW
+    if not asked:
+        matrices = plan.thinker.num_parameters() - plan.thinker.vocab_size * plan.thinker.hidden_size
+        seconds = 2 * matrices * new * (prompt + new / 2) / _GUESSED_FLOPS
+        if seconds * (rounds + 1) > _MOST_SECONDS or prompt + new > plan.thinker.max_position_embeddings:
+            return None
+    task = plan.task(1, prompt, new)
+    cases = (
+        plan.own("no cache", task, cache="off"),
+        plan.own("cache, eager", task, runner="eager"),
+        plan.own("cache", task),
+    )
+    return Group(f"KV cache, {prompt} + {new} tokens", cases)
+
+
+def attention_backends(plan: Plan) -> Group:
+    """Backends of eager steps."""
+    task = plan.task(1)
+    names: tuple[Literal["sdpa", "reference", "flex"], ...] = ("sdpa", "reference", "flex")
+    cases = tuple(plan.own(f"attention {name}", task, runner="eager", attention=name) for name in names)
+    return Group("attention backends, fp32 eager", cases)
+
+
+def peers(plan: Plan, weights: Weights, batch: int, say: Callable[[str], None]) -> Group:
+    """μOmni beside others on the same weights and prompts; the baseline is llama.cpp where it is installed."""
+    task = plan.task(batch)
+    unmeasured: dict[str, str] = {}
+    cases: list[InferCase] = []
+    for name, implementation, model, cache in _peer_models(plan, weights):
+        say(f"writing the model for {name}")
+        try:
+            fields = {"name": name, "implementation": implementation, "model": str(model()), "cache": cache}
+        except ConfigError as error:
+            unmeasured[name] = str(error)
+            continue
+        common = {"task": task, "weights": weights, "batch": batch, "threads": plan.threads}
+        cases.append(InferCase.model_validate(fields | common))
+    ours = plan.own(f"muomni {weights}", task, weights, batch)
+    return Group(f"peers, {weights}, batch {batch}", (*cases[:1], ours, *cases[1:]), unmeasured)
+
+
+def _peer_models(plan: Plan, weights: Weights) -> Iterator[tuple[str, str, Callable[[], Path], str]]:
+    """Name, implementation, what writes its model, and its cache."""
+    files = plan.files
+    kind = GGUF_KIND[weights]
+    yield f"llama.cpp {kind}", "llama.cpp", lambda: files.gguf(kind), "on"
+    if weights == "bf16":
+        yield "ctranslate2 bf16", "ctranslate2", _no_bf16, "on"
+        yield "transformers bf16", "transformers", files.hf, "on"
+        return
+    ct2: Literal["int8", "float32"] = "int8" if weights == "int8" else "float32"
+    yield f"ctranslate2 {ct2}", "ctranslate2", lambda: files.ctranslate2(ct2), "on"
+    if weights == "int8":
+        yield "transformers quantize_dynamic", "transformers", files.hf, "on"
+        return
+    yield "transformers dynamic cache", "transformers", files.hf, "on"
+    yield "transformers static cache", "transformers", files.hf, "static"
+
+
+def _no_bf16() -> Path:
+    raise ConfigError("CTranslate2 has no bf16 on CPUs")
+
+
+def batches_of(text: str) -> Sequence[int]:
+    """`1,4,16` as numbers.
+
+    Raises:
+        ConfigError: something else.
+    """
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) < 1:
+        raise ConfigError(f"--batch {text}: must be whole numbers from 1 on, such as 1,4,16")
+    return found
+
+
+def kinds_of(text: str) -> Sequence[Weights]:
+    """`int8,fp32,bf16` as a list.
+
+    Raises:
+        ConfigError: something else.
+    """
+    known: dict[str, Weights] = {kind: kind for kind in get_args(Weights)}
+    parts = text.split(",")
+    if any(part not in known for part in parts):
+        raise ConfigError(f"--weights {text}: there are {', '.join(known)}")
+    return [known[part] for part in parts]
