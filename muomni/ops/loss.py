@@ -17,6 +17,7 @@ from torch import Tensor
 
 IGNORE = -100
 CHUNK_ELEMENTS = 16 * 1024 * 1024  # logits in one chunk; see docs/LOG.md for how it was chosen
+_SLICE = 4096  # rows of the weight whose gradient is widened at once
 
 
 def shift_labels(labels: Tensor) -> Tensor:
@@ -78,9 +79,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=wide, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if needs_weight else None
-        # Two blocks for all chunks: memory that is new to the process costs more than what is done with it.
+        # The same block for all chunks: memory that is new to the process costs more than what is done with it.
         chunk = min(chunk, N)
-        logits_block, p_block = (torch.empty(chunk, V, dtype=dtype, device=hidden.device) for _ in range(2))
+        logits_block = torch.empty(chunk, V, dtype=dtype, device=hidden.device)
+        # The CPU's softmax reads an element for the last time when it writes it, so p may take the logits' place.
+        p_block = logits_block if hidden.device.type == "cpu" else torch.empty_like(logits_block)
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, N, chunk):
                 rows = slice(start, min(start + chunk, N))
@@ -90,16 +93,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 target = targets[rows].clamp(min=0)
                 logits, p = logits_block[:size], p_block[:size]
                 torch.mm(h, low_weight.T, out=logits)
-                torch.softmax(logits, dim=-1, out=p)
                 top = logits.amax(dim=-1, keepdim=True).to(wide)
                 at_target = logits.gather(1, target[:, None]).to(wide)
+                torch.softmax(logits, dim=-1, out=p)
                 losses = top - at_target - p.amax(dim=-1, keepdim=True).to(wide).log()
                 total += (losses * valid).sum()
                 if grad_hidden is not None:
                     grad_hidden[rows] = ((p @ low_weight).to(wide) - low_weight[target].to(wide)) * valid
                 if grad_weight is not None:
                     learnt = h * valid
-                    _add_product(grad_weight, p.T, learnt)
+                    _add_product(grad_weight, p, learnt)
                     grad_weight.index_add_(0, target, learnt.to(wide), alpha=-1)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
@@ -116,9 +119,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return grad_hidden, grad_weight, None, None, None
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b, in the dtype of `total` whatever that of `a` and `b` is."""
-    if total.dtype == a.dtype:
-        total.addmm_(a, b)
-    else:
-        total += a @ b
+def _add_product(total: Tensor, p: Tensor, rows: Tensor) -> None:
+    """total += pᵀ · rows, where `total` may be of a wider dtype: in slices, because the product has to be widened.
+
+    Args:
+        total: (V, D). p: (n, V). rows: (n, D).
+    """
+    if total.dtype == p.dtype:
+        total.addmm_(p.T, rows)
+        return
+    for part, columns in zip(total.split(_SLICE), p.split(_SLICE, dim=1), strict=True):
+        part += columns.T @ rows

@@ -1,18 +1,19 @@
-"""Attention over packed documents on a CPU: one call of torch's flash kernel per document.
+"""Attention over packed documents on a CPU: one call per document.
 
 torch has no varlen kernel for CPUs. A dense block mask would pay for every pair of tokens of a row;
-a call per document pays only for pairs inside documents, and the kernel is parallel inside. As a
-custom operator the loop is one node for autograd and for `torch.compile`, whatever the documents are.
+a call per document pays only for pairs inside documents, and is parallel inside. In fp32 and fp64 the call
+is torch's flash kernel, in bf16 and fp16 it is `blocked_cpu`, which is faster there. As a custom operator
+the loop is one node for autograd and for `torch.compile`, whatever the documents are.
 """
 
 import itertools
-import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from muomni.ops.blocked_cpu import blocked_backward, blocked_forward
 from muomni.ops.flash_cpu import LOW, flash_backward, flash_forward
 
 
@@ -33,12 +34,12 @@ def varlen_attention_cpu(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) ->
 
 @dataclass(frozen=True)
 class _Span:
-    """One document, and the rows the kernel is run on for it.
+    """One document, and the rows that are computed for it.
 
-    In bf16 and fp16 the kernel compiles its matrix products for every length it meets and keeps them:
-    hundreds of lengths cost hundreds of megabytes. So a document is run as a multiple of `_STEP`
-    rows. The rows behind its end belong to the next document: by causality no row of this document
-    sees them, and what they give is thrown away.
+    In bf16 and fp16 the products' code is compiled for every length they meet and kept: hundreds of lengths
+    cost hundreds of megabytes. So a document is run as a multiple of `_STEP` rows. The rows behind its end
+    belong to the next document: by causality no row of this document sees them, and what they give is
+    thrown away.
     """
 
     start: int
@@ -46,18 +47,15 @@ class _Span:
     stop: int
 
     def rows(self, x: Tensor, behind: float | None = None) -> Tensor:
-        """Rows start..stop as (1, heads, rows, D), the kernel's layout; a view where nothing has to change.
+        """Rows start..stop of (N, heads, D); a view where nothing has to change.
 
         Args:
-            x: (N, heads, D) or (N, heads).
             behind: what the rows behind the document hold; None leaves what is there.
         """
         last = self.stop if behind is None else self.end
         x = x[self.start : last]
         missing = self.stop - self.start - x.shape[0]
-        if missing:
-            x = F.pad(x, (0, 0) * (x.ndim - 1) + (0, missing), value=behind or 0.0)
-        return x.transpose(0, 1).unsqueeze(0)
+        return F.pad(x, (0, 0, 0, 0, 0, missing), value=behind or 0.0) if missing else x
 
 
 _STEP = 64
@@ -76,19 +74,24 @@ def _spans(cu_seqlens: Tensor, dtype: torch.dtype) -> list[_Span]:
 
 @torch.library.custom_op("muomni::varlen_cpu", mutates_args=(), device_types="cpu")
 def _varlen(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
+    """The output, and (N, H) the logarithm of each softmax's sum; empty where the backward pass does without."""
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    log_sum_exp = torch.empty(q.shape[:2], dtype=_wide(q.dtype))
+    log_sum_exp = _varlen_fake(q, k, v, cu_seqlens)[1]
     for span in _spans(cu_seqlens, q.dtype):
-        part, lse = flash_forward(span.rows(q), span.rows(k), span.rows(v), causal=True)
         length = span.end - span.start
-        out[span.start : span.end] = part[0].transpose(0, 1)[:length]
-        log_sum_exp[span.start : span.end] = lse[0].transpose(0, 1)[:length]
+        if q.dtype in LOW:
+            out[span.start : span.end] = blocked_forward(span.rows(q), span.rows(k), span.rows(v))[:length]
+        else:
+            part, lse = flash_forward(*_heads_first(span.rows(q), span.rows(k), span.rows(v)), causal=True)
+            out[span.start : span.end] = part[0].transpose(0, 1)
+            log_sum_exp[span.start : span.end] = lse[0].transpose(0, 1)
     return out, log_sum_exp
 
 
 @_varlen.register_fake
 def _varlen_fake(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
-    return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=_wide(q.dtype))
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return q.new_empty(q.shape), q.new_empty((0, q.shape[1]) if q.dtype in LOW else q.shape[:2], dtype=wide)
 
 
 @torch.library.custom_op("muomni::varlen_cpu_backward", mutates_args=(), device_types="cpu")
@@ -97,12 +100,16 @@ def _varlen_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     grads = tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     for span in _spans(cu_seqlens, q.dtype):
-        # Behind the document: no gradient comes in, and exp(score - inf) makes every weight zero.
-        inputs = (span.rows(q), span.rows(k), span.rows(v), span.rows(out))
-        weights = span.rows(log_sum_exp, behind=math.inf)
-        parts = flash_backward(span.rows(grad, behind=0.0), *inputs, weights, causal=True)
-        for whole, part in zip(grads, parts, strict=True):
-            whole[span.start : span.end] = part[0].transpose(0, 1)[: span.end - span.start]
+        inputs = (span.rows(q), span.rows(k), span.rows(v))
+        if q.dtype in LOW:
+            # No gradient comes in behind the document.
+            parts = blocked_backward(span.rows(grad, behind=0.0), *inputs)
+        else:
+            whole = _heads_first(span.rows(grad), *inputs, span.rows(out))
+            lse = log_sum_exp[span.start : span.end].transpose(0, 1)[None]
+            parts = _tokens_first(*flash_backward(*whole, lse, causal=True))
+        for total, part in zip(grads, parts, strict=True):
+            total[span.start : span.end] = part[: span.end - span.start]
     return grads[0], grads[1], grads[2]
 
 
@@ -113,8 +120,13 @@ def _varlen_backward_fake(
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def _heads_first(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """(T, heads, D) as (1, heads, T, D), the layout of torch's kernel."""
+    return tuple(x.transpose(0, 1).unsqueeze(0) for x in tensors)
+
+
+def _tokens_first(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(x[0].transpose(0, 1) for x in tensors)
 
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
