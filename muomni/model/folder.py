@@ -115,7 +115,10 @@ def load_model(
                 continue
             _check_type(folder, name, tensor, types.get(name) if stored_int8 else None)
             if name in scales and tensor.is_floating_point() and tensor.ndim == 2:
-                state[name], state[scales[name]] = quantize_rows(tensor)
+                try:
+                    state[name], state[scales[name]] = quantize_rows(tensor)
+                except ValueError as error:
+                    raise CheckpointError(f"{folder}: {name} cannot be quantised: {error}") from None
             elif name in types:
                 # A copy at an address that kernels can rely on: torch's own crash on some that a file gives.
                 state[name] = tensor.clone()

@@ -104,9 +104,14 @@ def _cast(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 def _packed(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     # In fp32 the kernel is slow beyond use (12 to 30 times slower than in bf16 on the CPUs measured).
     low = x if x.dtype in (torch.bfloat16, torch.float16) else x.bfloat16()
+    if not torch.compiler.is_compiling():
+        # The kernel loads 16 elements at a time and crashes the process where they are not aligned.
+        low, weight = (t if t.data_ptr() % _ALIGNMENT == 0 else t.clone() for t in (low, weight))
     return torch._weight_int8pack_mm(low, weight, scale.to(low.dtype)).to(x.dtype)
 
 
+# What `packed` needs: the bytes its addresses, and the input channels that K, are a multiple of.
+_ALIGNMENT, _PACKED_MULTIPLE = 64, 16
 # A GPU's integer product wants more rows than this, and sizes that are multiples of 8.
 _CUDA_ROWS = 17
 
@@ -143,6 +148,8 @@ def why_not(kernel: Kernel, device: torch.device, N: int, K: int) -> str | None:
     operator = {"packed": "_weight_int8pack_mm", "dynamic": "_int_mm"}[kernel]
     if not hasattr(torch, operator):
         return f"this torch has no torch.{operator}"
+    if kernel == "packed" and K % _PACKED_MULTIPLE:
+        return f"torch.{operator} reads beyond rows that are not a multiple of {_PACKED_MULTIPLE}"
     if device.type == "cuda" and kernel == "dynamic" and (N % 8 or K % 8):
         return "a GPU's integer product needs sizes that are multiples of 8"
     rows = min(N, 64)

@@ -18,7 +18,7 @@ from muomni.data import PackedRows, Prepared, Tokenizer, prepare, prepare_tokeni
 from muomni.errors import ConfigError, UserError
 from muomni.files import write_atomic
 from muomni.model import OmniModel
-from muomni.model.folder import load_model, resolve_folder
+from muomni.model.folder import load_model, read_quantization, resolve_folder
 from muomni.train.checkpoint import Progress, load_checkpoint
 from muomni.train.loop import Sampler, Trainer
 from muomni.train.metrics import MetricsLog, plot_losses, tensorboard_installed
@@ -149,7 +149,7 @@ def _settle_compilation(plan: Plan, trainer: Trainer, log: MetricsLog, line: Pro
             trainer.model.train()
             choice = compile_trial.measure(trainer.model, trainer.try_micro_batch, trainer.passes_left, plan.device)
         line.say(f"compile {choice.mode}: {choice.reason}")
-        log.write("event", progress.applied, event="compile", mode=choice.mode, **choice.figures)
+        log.write("compile", progress.applied, mode=choice.mode, **choice.figures)
     assert choice.mode != "measure"
     progress.compile = choice.mode
 
@@ -205,6 +205,10 @@ def _model(recipe: Recipe, tokenizer: Tokenizer) -> OmniModel:
     """The model with its initial weights, drawn from the recipe's seed."""
     if recipe.model.init_from is not None:
         folder = resolve_folder(Path(recipe.model.init_from))
+        if read_quantization(folder) is not None:
+            raise ConfigError(
+                f"model.init_from: {folder} holds int8 weights, which cannot be trained: name a float model"
+            )
         model = load_model(folder)
         context = model.config.thinker.max_position_embeddings
         if recipe.data.seq_len > context:
