@@ -16,7 +16,7 @@ from torch import Tensor
 from muomni.infer.generate import evaluating
 from muomni.infer.request import FinishReason, Request
 from muomni.infer.runner import Runner, Runners
-from muomni.infer.sampling import Sampler, draw_uniform, on_device
+from muomni.infer.sampling import Sampler, on_device
 from muomni.infer.scheduler import Scheduler
 from muomni.model import OmniModel, SlotCache
 
@@ -288,7 +288,7 @@ class Batcher:
         """The next token of each request, on the CPU: the one wait for the device in a step."""
         if sampler.greedy:
             return logits.argmax(dim=-1).cpu()
-        uniform = on_device([draw_uniform(r.source) for r in requests], torch.float32, logits.device)
+        uniform = on_device([request.number() for request in requests], torch.float32, logits.device)
         seen, slots = None, None
         if sampler.penalised:
             assert self._seen is not None

@@ -257,8 +257,7 @@ class Engine:
                 self._batcher.step()
             finally:
                 self._stepping = False
-            if not self._scheduler.active:
-                self._batcher.rest()
+            self._rest_if_idle()
             return True
 
     def _take_messages(self) -> None:
@@ -266,6 +265,9 @@ class Engine:
             self._scheduler.add(self._inbox.popleft())
         while self._cancelled:
             self._batcher.end(self._cancelled.popleft())
+        self._rest_if_idle()
+
+    def _rest_if_idle(self) -> None:
         if not self._scheduler.active:
             self._batcher.rest()
 

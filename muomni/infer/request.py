@@ -10,7 +10,7 @@ from random import Random
 from threading import Event
 from typing import Literal
 
-from muomni.infer.sampling import SamplingParams, make_random
+from muomni.infer.sampling import SamplingParams, draw_uniform, make_random
 
 FinishReason = Literal["stop", "length"]
 
@@ -41,7 +41,6 @@ class Request:
         reused: tokens of the prompt that were found computed.
         hashes: chained hashes of the prompt's blocks; see `prefix`.
         began, first, last: the engine's clock at its start, its first and its newest token.
-        source: its own randomness.
         event: set after new tokens and at the end, where a model thread computes.
     """
 
@@ -68,15 +67,21 @@ class Request:
     first: float = 0.0
     last: float = 0.0
     event: Event | None = None
-    source: Random = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.source = make_random(self.params.seed, self.row)
+    _source: Random | None = None
+    _number: tuple[int, float] = (-1, 0.0)
 
     @property
     def position(self) -> int:
         """Of the newest token; once the prompt is read, the next to be computed."""
         return len(self.prompt) + len(self.tokens) - 1
+
+    def number(self) -> float:
+        """What the next token is drawn with: the same however often it is asked for, a step may be tried again."""
+        if self.params.temperature > 0 and self._number[0] != len(self.tokens):
+            if self._source is None:
+                self._source = make_random(self.params.seed, self.row)
+            self._number = len(self.tokens), draw_uniform(self._source)
+        return self._number[1]
 
     @property
     def simple(self) -> bool:
