@@ -14,6 +14,8 @@ with another number of processes.
   weights from forward to backward pass, unless gradient checkpointing is `full`.
 
 A process that ends takes the others with it: they meet on the host once a step, where a lost connection raises.
+Ctrl-C at torchrun stops all of them after the same step and saves; torchrun waits 30 s for that before it kills
+them (TORCH_ELASTIC_SHUTDOWN_TIMEOUT sets another time).
 """
 
 import os
