@@ -12,7 +12,7 @@ METRICS = "metrics.jsonl"
 
 
 class MetricsLog:
-    """Appends JSON lines; each has `kind` (`train`, `speed`, `val`, `sample`, `event`) and `step`.
+    """Appends JSON lines; each has `kind` (`train`, `speed`, `val`, `sample`, `compile`, `event`) and `step`.
 
     Args:
         run: the run folder.

@@ -148,7 +148,7 @@ def test_what_the_rescue_puts_back_is_needed(recipe, tmp_path, monkeypatch, brok
     if broken == "gradients":
         monkeypatch.setattr(OmniModel, "zero_grad", lambda self, set_to_none=True: None)
     else:
-        monkeypatch.setattr(rescue_module, "_restore_random", lambda states, device: None)
+        monkeypatch.setattr(rescue_module, "restore_random", lambda states, device: None)
     Limit(
         monkeypatch,
         1,
