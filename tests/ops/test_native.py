@@ -133,7 +133,9 @@ class Reference:
         return self.product(rms_norm(x, w.final_norm, EPS), w.head)
 
 
-@pytest.fixture(scope="module", params=[(), ("MUOMNI_PLAIN",)], ids=["native", "plain"])
+@pytest.fixture(
+    scope="module", params=[(), ("MUOMNI_NO_AVX512",), ("MUOMNI_PLAIN",)], ids=["native", "narrow", "plain"]
+)
 def library(request: pytest.FixtureRequest) -> Library:
     found = load(request.param)
     if not isinstance(found, Library):

@@ -109,7 +109,8 @@ void Decoder::block(int thread, const Weight& w, int64_t width, const Rows& rows
     };
     const int8_t* pointers[ROWS];
     row_pointers(w.data, width, rows, pointers);
-    if (model_.int8_acts) int8_block(pointers, acts, tokens, width, workers_[thread]->panel.get(), scaled);
+    const int64_t ahead = (rows.stride == 1 ? ROWS : 1) * width;
+    if (model_.int8_acts) int8_block(pointers, acts, tokens, width, ahead, workers_[thread]->panel.get(), scaled);
     else float_block(pointers, acts, tokens, width, scaled);
 }
 

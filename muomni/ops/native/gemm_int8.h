@@ -7,6 +7,8 @@
 // flipping their top bit, which adds 128 to each; `sum128` holds what that adds to a group, negated.
 #pragma once
 
+#include <algorithm>
+
 #include "acts.h"
 #include "gemm_float.h"
 
@@ -90,13 +92,11 @@ MUOMNI_INLINE void transpose_group(__m512i* r) {
 
 // The 16 rows turned group by group, once for all tokens: (groups, 16 registers).
 inline void fill_panel(const int8_t* const* rows, int64_t width, int64_t groups, uint8_t* panel) {
-    const int8_t* next = rows[ROWS - 1] + width;  // fetched line by line meanwhile: rows follow one another
     for (int64_t g = 0; g < groups; g++) {
         const int64_t left = width - g * GROUP;
         const __mmask64 inputs = left >= GROUP ? ~uint64_t(0) : (uint64_t(1) << left) - 1;
         __m512i r[16];
         for (int i = 0; i < 16; i++) r[i] = flipped(rows[i] + g * GROUP, inputs);
-        for (int i = 0; i < ROWS; i++) prefetch(next + (g * ROWS + i) * GROUP);
         transpose_group(r);
         for (int i = 0; i < 16; i++) _mm512_store_si512(panel + (g * 16 + i) * 64, r[i]);
     }
@@ -110,9 +110,11 @@ MUOMNI_INLINE void dot4(__m512i& sums, __m512i w, const int8_t* inputs) {
     asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sums) : "v"(w), "m"(*reinterpret_cast<const Four*>(inputs)));
 }
 
-// T tokens against a panel: lanes are rows, so nothing is added across lanes.
+// T tokens against a panel: lanes are rows, so nothing is added across lanes. Meanwhile `lines` cache lines
+// per group are fetched from each of `next`, the rows of the block to come: memory works while we compute.
 template <int T>
-void int8_tile(const uint8_t* panel, const Acts& acts, int64_t token, float (*out)[ROWS]) {
+void int8_tile(const uint8_t* panel, const Acts& acts, int64_t token, const int8_t* const* next, int64_t ahead, int lines,
+               float (*out)[ROWS]) {
     const int8_t* q = acts.q(token);
     const float* scale = acts.scale(token);
     const int32_t* sum128 = acts.sum128(token);
@@ -122,6 +124,7 @@ void int8_tile(const uint8_t* panel, const Acts& acts, int64_t token, float (*ou
     for (int64_t g = 0; g < groups; g++) {
         __m512i dots[T];
         for (int t = 0; t < T; t++) dots[t] = _mm512_set1_epi32(sum128[t * groups + g]);
+        for (int r = 0; r < lines; r++) __builtin_prefetch(next[r] + ahead + g * GROUP, 0, 2);
 #pragma GCC unroll 16
         for (int k = 0; k < 16; k++) {
             const __m512i w = _mm512_load_si512(panel + (g * 16 + k) * 64);
@@ -133,9 +136,11 @@ void int8_tile(const uint8_t* panel, const Acts& acts, int64_t token, float (*ou
     for (int t = 0; t < T; t++) _mm512_storeu_ps(out[t], acc[t]);
 }
 
-// Calls sink(token, 16 products) for every token. `panel` is scratch of (padded width) × 16 bytes.
+// Calls sink(token, 16 products) for every token. `panel` is scratch of (padded width) × 16 bytes; the next
+// block's rows lie `ahead` bytes behind this one's.
 template <class Sink>
-void int8_block(const int8_t* const* rows, const Acts& acts, int64_t tokens, int64_t width, uint8_t* panel, Sink&& sink) {
+void int8_block(const int8_t* const* rows, const Acts& acts, int64_t tokens, int64_t width, int64_t ahead,
+                uint8_t* panel, Sink&& sink) {
     float out[8][ROWS];
     if (tokens <= 2) {  // turning the rows would cost more than it saves
         for (int64_t t = 0; t < tokens; t++) {
@@ -145,13 +150,18 @@ void int8_block(const int8_t* const* rows, const Acts& acts, int64_t tokens, int
         return;
     }
     fill_panel(rows, width, acts.groups, panel);
+    const int lines = tokens > 8 ? (tokens > 16 ? 2 : 8) : ROWS;  // of each tile, until all rows are fetched
+    int fetched = 0;
     for (int64_t t = 0, done; t < tokens; t += done) {
         const int64_t left = tokens - t;
+        const int8_t* const* next = rows + fetched;
+        const int now = std::min(lines, ROWS - fetched);
+        fetched += now;
         done = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
-        if (done == 8) int8_tile<8>(panel, acts, t, out);
-        else if (done == 4) int8_tile<4>(panel, acts, t, out);
-        else if (done == 2) int8_tile<2>(panel, acts, t, out);
-        else int8_tile<1>(panel, acts, t, out);
+        if (done == 8) int8_tile<8>(panel, acts, t, next, ahead, now, out);
+        else if (done == 4) int8_tile<4>(panel, acts, t, next, ahead, now, out);
+        else if (done == 2) int8_tile<2>(panel, acts, t, next, ahead, now, out);
+        else int8_tile<1>(panel, acts, t, next, ahead, now, out);
         for (int i = 0; i < done; i++) sink(t + i, out[i]);
     }
 }
@@ -182,7 +192,7 @@ MUOMNI_INLINE int32_t group_dot(const int8_t* w, const int8_t* a, int64_t count)
 }
 
 template <class Sink>
-void int8_block(const int8_t* const* rows, const Acts& acts, int64_t tokens, int64_t width, uint8_t*, Sink&& sink) {
+void int8_block(const int8_t* const* rows, const Acts& acts, int64_t tokens, int64_t width, int64_t, uint8_t*, Sink&& sink) {
     float out[ROWS];
     for (int64_t t = 0; t < tokens; t++) {
         const int8_t* q = acts.q(t);

@@ -9,8 +9,9 @@
 #include <cstdint>
 #include <cstring>
 
-// MUOMNI_PLAIN turns every intrinsic off: how the portable loops are tested on any machine.
-#if !defined(MUOMNI_PLAIN) && defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__)
+// MUOMNI_PLAIN turns every intrinsic off and MUOMNI_NO_AVX512 the widest ones: how the other code is tested
+// on a machine that has them.
+#if !defined(MUOMNI_PLAIN) && !defined(MUOMNI_NO_AVX512) && defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__)
 #define MUOMNI_AVX512 1
 #include <immintrin.h>
 #elif !defined(MUOMNI_PLAIN) && defined(__AVX2__) && defined(__FMA__)
