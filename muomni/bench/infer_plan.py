@@ -1,13 +1,14 @@
 """Which ways to decode are compared: our own ways, the KV cache, attention, and peers on the same weights."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from muomni.bench.infer import Group, Reference
-from muomni.bench.infer_cases import InferCase
-from muomni.bench.infer_weights import Files, Weights, write_task
+from muomni.bench.infer_cases import Implementation, InferCase
+from muomni.bench.infer_weights import Files, Form, Weights, write_task
+from muomni.bench.process import RefusedError
 from muomni.config import ThinkerConfig
 from muomni.errors import ConfigError
 
@@ -20,8 +21,6 @@ _JUDGED_ROWS, _FEW_JUDGED_ROWS = 16, 2
 _LARGE = 200_000_000
 # More prompts than rows: a call must not meet prompts that the engine still holds.
 _SPARE_PROMPTS = 8
-
-GGUF_KIND: dict[Weights, Literal["f32", "bf16", "q8_0"]] = {"fp32": "f32", "bf16": "bf16", "int8": "q8_0"}
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Plan:
 
     def own(self, name: str, task: str, weights: Weights = "fp32", batch: int = 1, **more: Any) -> InferCase:
         """One of our own cases."""
-        folder = self.files.int8() if weights == "int8" else self.files.folder
+        folder = self.files.form("int8") if weights == "int8" else self.files.folder
         fields = {"name": name, "model": str(folder), "task": task, "weights": weights, "batch": batch}
         return InferCase.model_validate({**fields, "threads": self.threads, **more})
 
@@ -110,44 +109,61 @@ def attention_backends(plan: Plan) -> Group:
     return Group("attention backends, fp32 eager", cases)
 
 
-def peers(plan: Plan, weights: Weights, batch: int, say: Callable[[str], None]) -> Group:
-    """μOmni beside others on the same weights and prompts; the baseline is llama.cpp where it is installed."""
+def peers(
+    plan: Plan,
+    weights: Weights,
+    batch: int,
+    say: Callable[[str], None],
+    implementations: Sequence[Implementation] = get_args(Implementation),
+) -> Group:
+    """μOmni beside others on the same weights and prompts; the baseline is llama.cpp where it is installed.
+
+    Args:
+        plan: the model and its prompts.
+        weights: of all cases.
+        batch: rows.
+        say: told what is going on.
+        implementations: that are wanted besides our own.
+    """
     task = plan.task(batch)
     unmeasured: dict[str, str] = {}
     cases: list[InferCase] = []
-    for name, implementation, model, cache in _peer_models(plan, weights):
+    for name, implementation, form, cache in _PEERS[weights]:
+        if implementation not in implementations:
+            continue
         say(f"writing the model for {name}")
         try:
-            fields = {"name": name, "implementation": implementation, "model": str(model()), "cache": cache}
-        except ConfigError as error:
-            unmeasured[name] = str(error)
+            model = plan.files.form(form)
+        except RefusedError as error:
+            unmeasured[name] = error.reason
             continue
+        fields = {"name": name, "implementation": implementation, "model": str(model), "cache": cache}
         common = {"task": task, "weights": weights, "batch": batch, "threads": plan.threads}
         cases.append(InferCase.model_validate(fields | common))
+    if weights == "bf16":
+        unmeasured["ctranslate2 bf16"] = "it has no bf16 on CPUs"
     ours = plan.own(f"muomni {weights}", task, weights, batch)
     return Group(f"peers, {weights}, batch {batch}", (*cases[:1], ours, *cases[1:]), unmeasured)
 
 
-def _peer_models(plan: Plan, weights: Weights) -> Iterator[tuple[str, str, Callable[[], Path], str]]:
-    """Name, implementation, what writes its model, and its cache."""
-    files = plan.files
-    kind = GGUF_KIND[weights]
-    yield f"llama.cpp {kind}", "llama.cpp", lambda: files.gguf(kind), "on"
-    if weights == "bf16":
-        yield "ctranslate2 bf16", "ctranslate2", _no_bf16, "on"
-        yield "transformers bf16", "transformers", files.hf, "on"
-        return
-    ct2: Literal["int8", "float32"] = "int8" if weights == "int8" else "float32"
-    yield f"ctranslate2 {ct2}", "ctranslate2", lambda: files.ctranslate2(ct2), "on"
-    if weights == "int8":
-        yield "transformers quantize_dynamic", "transformers", files.hf, "on"
-        return
-    yield "transformers dynamic cache", "transformers", files.hf, "on"
-    yield "transformers static cache", "transformers", files.hf, "static"
-
-
-def _no_bf16() -> Path:
-    raise ConfigError("CTranslate2 has no bf16 on CPUs")
+# Name, implementation, form of the model, cache.
+_PEERS: dict[Weights, tuple[tuple[str, str, Form, str], ...]] = {
+    "int8": (
+        ("llama.cpp Q8_0", "llama.cpp", "gguf-q8_0", "on"),
+        ("ctranslate2 int8", "ctranslate2", "ct2-int8", "on"),
+        ("transformers int8", "transformers", "hf", "on"),
+    ),
+    "fp32": (
+        ("llama.cpp f32", "llama.cpp", "gguf-f32", "on"),
+        ("ctranslate2 f32", "ctranslate2", "ct2-float32", "on"),
+        ("transformers", "transformers", "hf", "on"),
+        ("transformers static", "transformers", "hf", "static"),
+    ),
+    "bf16": (
+        ("llama.cpp bf16", "llama.cpp", "gguf-bf16", "on"),
+        ("transformers bf16", "transformers", "hf", "on"),
+    ),
+}
 
 
 def batches_of(text: str) -> Sequence[int]:

@@ -3,11 +3,11 @@
 import itertools
 import json
 import random
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
+from muomni.bench.process import CaseProcess
 from muomni.config import OmniConfig, ThinkerConfig
 from muomni.errors import ConfigError, UserError
 
@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from muomni.data.tokenizer import Tokenizer
 
 Weights = Literal["fp32", "bf16", "int8"]
+Form = Literal["int8", "hf", "gguf-f32", "gguf-bf16", "gguf-q8_0", "ct2-int8", "ct2-float32"]
 
 # Bytes of one weight as it is read in a step; Q8_0 of llama.cpp has one fp16 scale for 32 weights.
 BYTES: dict[str, float] = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "q8_0": 34 / 32}
-NOT_INSTALLED = "not installed: pip install 'muomni[bench]'"
+NOT_INSTALLED = "is not installed: pip install 'muomni[bench]'"
+_PACKAGES = {"hf": ["transformers"], "gguf": ["llama_cpp", "gguf"], "ct2": ["ctranslate2", "transformers"]}
 _TRAINED_ENTRIES = 300
 _LOGIT_SPREAD = 3.0
 _WORDS = [
@@ -143,73 +145,78 @@ def write_task(model: "MuOmni", path: Path, rows: int, prompt: int, new: int) ->
     path.write_text(json.dumps({"texts": texts, "ids": ids, "new": new}), encoding="utf-8")
 
 
+def write_form(folder: Path, target: Path, form: str) -> None:
+    """Writes the model of `folder` in another form.
+
+    Args:
+        form: `int8`, our own folder with int8 weights; `hf`, a Qwen3 folder; `gguf-f32`, `gguf-bf16` or `gguf-q8_0`
+            for llama.cpp; `ct2-int8` or `ct2-float32`, made by CTranslate2's converter from the Qwen3 folder that
+            lies beside `target`.
+
+    Raises:
+        ConfigError: what reads or writes this form is not installed, or does not know this model.
+    """
+    program, _, kind = form.partition("-")
+    missing = [name for name in _PACKAGES.get(program, ()) if find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"{', '.join(missing)} {NOT_INSTALLED}")
+    if program == "ct2":
+        _convert_ct2(target.with_name("hf"), target, kind)
+        return
+    from muomni.api import MuOmni
+
+    model = MuOmni.from_pretrained(folder, device="cpu")
+    if program == "int8":
+        model.quantize("int8")
+        model.save_pretrained(target)
+    elif program == "hf":
+        model.export_hf(target)
+    else:
+        from muomni.bench.peers_gguf import write_gguf
+
+        write_gguf(model, target, cast(Any, kind))
+
+
+def _convert_ct2(source: Path, target: Path, kind: str) -> None:
+    from ctranslate2.converters import TransformersConverter
+
+    try:
+        TransformersConverter(str(source)).convert(str(target), quantization=kind)
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(f"CTranslate2 does not convert this model: {error}") from None
+
+
+class Written:
+    """`write_form` for `muomni.bench.worker`: in a process of its own, so that memory and chatter end with it."""
+
+    def __init__(self, folder: str, target: str, form: str) -> None:
+        write_form(Path(folder), Path(target), form)
+        self.first: dict[str, Any] = {}
+
+    def turn(self) -> dict[str, Any]:
+        """Nothing: all is done."""
+        return {}
+
+
 class Files:
-    """The model of `folder` in other forms and programs' formats, written into `work` when first asked for."""
+    """The model of `folder` in other forms, written into `work` when first asked for; see `write_form`."""
 
     def __init__(self, folder: Path, work: Path) -> None:
         self.folder = folder
         self._work = work
 
-    def int8(self) -> Path:
-        """Our own folder with int8 weights."""
-
-        def write(target: Path) -> None:
-            model = self._model()
-            model.quantize("int8")
-            model.save_pretrained(target)
-
-        return self._once(self._work / "int8", write)
-
-    def hf(self) -> Path:
-        """A Qwen3 folder for transformers.
+    def form(self, form: Form) -> Path:
+        """The folder or file of this form.
 
         Raises:
-            ConfigError: it is not installed.
+            RefusedError: it cannot be written here, and why.
         """
-        if find_spec("transformers") is None:
-            raise ConfigError(NOT_INSTALLED)
-        return self._once(self._work / "hf", lambda target: self._model().export_hf(target))
-
-    def gguf(self, kind: Literal["f32", "bf16", "q8_0"]) -> Path:
-        """A GGUF file for llama.cpp.
-
-        Raises:
-            ConfigError: what writes it is not installed.
-        """
-        if find_spec("gguf") is None or find_spec("llama_cpp") is None:
-            raise ConfigError(NOT_INSTALLED)
-        from muomni.bench.peers_gguf import write_gguf
-
-        return self._once(self._work / f"{kind}.gguf", lambda target: write_gguf(self._model(), target, kind))
-
-    def ctranslate2(self, kind: Literal["int8", "float32"]) -> Path:
-        """CTranslate2's folder, by its own converter.
-
-        Raises:
-            ConfigError: CTranslate2 is not installed or does not know this model.
-        """
-        if find_spec("ctranslate2") is None or find_spec("transformers") is None:
-            raise ConfigError(NOT_INSTALLED)
-        from ctranslate2.converters import TransformersConverter
-
-        def convert(target: Path) -> None:
-            try:
-                TransformersConverter(str(self.hf())).convert(str(target), quantization=kind)
-            except (ValueError, RuntimeError) as error:
-                raise ConfigError(f"CTranslate2 does not convert this model: {error}") from None
-
-        return self._once(self._work / f"ct2-{kind}", convert)
-
-    def _model(self) -> "MuOmni":
-        from muomni.api import MuOmni
-
-        return MuOmni.from_pretrained(self.folder, device="cpu")
-
-    @staticmethod
-    def _once(target: Path, write: Callable[[Path], Any]) -> Path:
+        if form.startswith("ct2"):
+            self.form("hf")
+        target = self._work / (f"{form}.gguf" if form.startswith("gguf") else form)
         if not target.exists():
             partial = target.with_name(f".partial-{target.name}")
-            partial.parent.mkdir(parents=True, exist_ok=True)
-            write(partial)
-            partial.rename(target)
+            case = {"folder": str(self.folder), "target": str(partial), "form": form}
+            with CaseProcess("write", form, case):
+                partial.rename(target)
         return target

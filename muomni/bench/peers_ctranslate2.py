@@ -28,7 +28,7 @@ class CTranslate2:
         try:
             import ctranslate2
         except ImportError:
-            raise ConfigError(NOT_INSTALLED) from None
+            raise ConfigError(f"ctranslate2 {NOT_INSTALLED}") from None
         self._api: Any = ctranslate2
         kind = "int8" if case.weights == "int8" else "float32"
         try:

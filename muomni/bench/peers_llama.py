@@ -32,7 +32,7 @@ class LlamaCpp:
         try:
             import llama_cpp
         except ImportError:
-            raise ConfigError(NOT_INSTALLED) from None
+            raise ConfigError(f"llama-cpp-python {NOT_INSTALLED}") from None
         self._api = llama_cpp
         self._quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
         llama_cpp.llama_log_set(self._quiet, ctypes.c_void_p(0))

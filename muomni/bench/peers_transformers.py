@@ -29,13 +29,13 @@ class Transformers:
         try:
             import transformers
         except ImportError:
-            raise ConfigError(NOT_INSTALLED) from None
+            raise ConfigError(f"transformers {NOT_INSTALLED}") from None
         torch.set_num_threads(case.threads)
         transformers.logging.set_verbosity_error()
         dtype = torch.bfloat16 if case.weights == "bf16" else torch.float32
         self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(case.model, dtype=dtype).eval()
         if case.weights == "int8":
-            self._model = torch.ao.quantization.quantize_dynamic(self._model, {torch.nn.Linear}, dtype=torch.qint8)
+            self._model = torch.ao.quantization.quantize_dynamic(self._model, {torch.nn.Linear}, dtype=torch.qint8)  # type: ignore[no-untyped-call]
         self._caches: Any = transformers
         self._cache = case.cache
         self._length = task.length

@@ -4,12 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from muomni.errors import MuOmniError
 
-Kind = Literal["train", "infer", "judge", "bandwidth"]
+Kind = Literal["train", "infer", "judge", "bandwidth", "write"]
 
 
 class RefusedError(MuOmniError):
@@ -38,16 +39,19 @@ class CaseProcess:
 
     Raises:
         RefusedError: the case cannot be set up, and why.
-        MuOmniError: the process ended; its own message stands on standard error.
+        MuOmniError: the process ended; with the last of what it said on standard error.
     """
 
     def __init__(self, kind: Kind, name: str, case: dict[str, Any], threads: int | None = None) -> None:
         self.name = name
         limits = {} if threads is None else {key: str(threads) for key in _THREADS}
+        # Libraries chatter while they load; what they said is told when the case fails.
+        self._said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - closed in `close`
         self._process = subprocess.Popen(
             [sys.executable, "-m", "muomni.bench.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=self._said,
             text=True,
             env={**os.environ, **limits},
         )
@@ -74,7 +78,9 @@ class CaseProcess:
         except BrokenPipeError:
             line = ""
         if not line:
-            raise MuOmniError(f"case {self.name!r} ended with exit code {self._process.wait()}; see its message above")
+            code = self._process.wait()
+            self._said.seek(0)
+            raise MuOmniError(f"case {self.name!r} ended with exit code {code}:\n{self._said.read()[-_SHOWN:].strip()}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -84,6 +90,7 @@ class CaseProcess:
         self._process.wait()
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdout.close()
+        self._said.close()
         try:
             self._process.stdin.close()
         except BrokenPipeError:  # a command that was never read
@@ -96,4 +103,6 @@ class CaseProcess:
         self.close()
 
 
+# Characters of a failed case's messages that are shown.
+_SHOWN = 4000
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")

@@ -71,11 +71,18 @@ def _bandwidth(case: dict[str, Any]) -> Subject:
     return Bandwidth(**case)
 
 
+def _write(case: dict[str, Any]) -> Subject:
+    from muomni.bench.infer_weights import Written
+
+    return Written(**case)
+
+
 _OPEN: dict[str, Callable[[dict[str, Any]], Subject]] = {
     "train": _train,
     "infer": _infer,
     "judge": _judge,
     "bandwidth": _bandwidth,
+    "write": _write,
 }
 
 

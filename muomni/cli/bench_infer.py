@@ -59,7 +59,7 @@ def infer(
         for comparison in _comparisons(plan, batches, kinds, rounds, chosen, say):
             result["comparisons"].append(comparison.as_dict())
             if not as_json:
-                _print(f"{result['model']}, {comparison.name}", comparison)
+                print_comparison(f"{result['model']}, {comparison.name}", comparison)
         if cold:
             result["cold_start"] = _cold(plan, rounds, say)
     print(json.dumps(result))
@@ -135,7 +135,8 @@ def _cold(plan: "Plan", rounds: int, say: Any) -> dict[str, Any]:
     return first_text_s(plan.files.folder, plan.threads, rounds)
 
 
-def _print(title: str, found: "Comparison") -> None:
+def print_comparison(title: str, found: "Comparison") -> None:
+    """A table of one comparison, with what was left out and how far the machine can be trusted."""
     from rich.table import Table
 
     table = Table(title=title)
