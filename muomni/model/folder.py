@@ -119,11 +119,11 @@ def load_model(
                     state[name], state[scales[name]] = quantize_rows(tensor)
                 except ValueError as error:
                     raise CheckpointError(f"{folder}: {name} cannot be quantised: {error}") from None
-            elif name in types:
-                # A copy at an address that kernels can rely on: torch's own crash on some that a file gives.
-                state[name] = tensor.clone()
             else:
-                state[name] = tensor if dtype is None else tensor.to(dtype)
+                kept = tensor if dtype is None or name in types else tensor.to(dtype)
+                # A copy, which lets go of the file, and at an address that kernels can rely on: torch's own crash
+                # on some that a file gives.
+                state[name] = kept.clone() if types and kept is tensor else kept
     _check_tensors(folder, {n: t.shape for n, t in expected.items()}, {n: t.shape for n, t in state.items()})
     model.load_state_dict(state, strict=False, assign=True)
     for _, layer in _int8_layers(model):

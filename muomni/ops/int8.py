@@ -28,8 +28,8 @@ from torch import Tensor
 Kernel = Literal["reference", "cast", "packed", "dynamic"]
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
 
-# Elements of a weight that are float at one time while it is converted: 4 MiB in fp32.
-_BLOCK = 1 << 20
+# Elements of a weight that are float at one time while it is quantised, and while `cast` multiplies by it.
+_QUANTIZE_BLOCK, _BLOCK = 1 << 17, 1 << 20
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,11 +48,13 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     N, K = weight.shape
     out = torch.empty(N, K, dtype=torch.int8, device=weight.device)
     scale = torch.empty(N, dtype=torch.float32, device=weight.device)
-    step = max(1, _BLOCK // max(1, K))
+    if weight.is_meta:  # nothing to compute; torch would load a lot of Python to do so
+        return out, scale
+    step = max(1, _QUANTIZE_BLOCK // max(1, K))
     for start in range(0, N, step):
         rows = weight[start : start + step].detach().float()
         largest = rows.abs().amax(dim=1) if K else torch.zeros(len(rows), device=weight.device)
-        if not weight.is_meta and not bool(largest.isfinite().all()):
+        if not bool(largest.isfinite().all()):
             raise ValueError("a weight is infinite or not a number")
         # The least scale keeps the division exact for rows that fp32 holds only as denormal numbers.
         one = (largest / 127).clamp(min=torch.finfo(torch.float32).tiny)

@@ -41,7 +41,7 @@ def test_rounding_is_to_the_nearest_step_of_each_row(N: int, K: int, seed: int, 
 def test_types_and_pieces_do_not_matter(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = normal(50, 24, dtype=dtype)
     whole = quantize_rows(weight)
-    monkeypatch.setattr("muomni.ops.int8._BLOCK", 7 * 24)
+    monkeypatch.setattr("muomni.ops.int8._QUANTIZE_BLOCK", 7 * 24)
     pieces = quantize_rows(weight)
     assert torch.equal(whole[0], pieces[0]) and torch.equal(whole[1], pieces[1])
 
