@@ -1,5 +1,6 @@
 """The optimizations of training, in the one order in which they are applied to a model.
 
+0. the allocator is told to keep freed memory, before there is any;
 1. attention gets its function, so that whatever wraps it later wraps that one;
 2. recomputation wraps blocks, so that it is inside what is compiled;
 3. compilation comes over whatever the blocks are by then;
@@ -14,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from muomni.accel import attention, recompute
+from muomni.accel import allocator, attention, recompute
 from muomni.accel import compile as compilation
 from muomni.accel import parallel as processes
 from muomni.accel.device import pick_device
@@ -28,6 +29,7 @@ class Plan:
     """What was decided for a run, before anything is allocated; `lines` says it in words, for the log."""
 
     device: torch.device
+    allocator: allocator.Choice
     precision: Precision
     attention: attention.Choice
     checkpointing: recompute.Mode | None
@@ -42,9 +44,18 @@ class Plan:
         return [
             *several,
             f"device {self.device}; precision {self.precision.name}: {self.precision.reason}",
+            f"freed memory {'kept' if self.allocator.keep else 'as the system has it'}: {self.allocator.reason}",
             f"attention {self.attention.backend}: {self.attention.reason}",
             f"gradient checkpointing {self.checkpointing or 'off'}; compile {self.compile.mode}: {self.compile.reason}",
         ]
+
+    def begin(self) -> None:
+        """Prepares the process, before anything is allocated.
+
+        Raises:
+            ConfigError: the C library does not do what was asked of it.
+        """
+        allocator.apply(self.allocator)
 
     def apply(self, model: nn.Module, group: processes.Group) -> nn.Module:
         """Transforms the model in place; together with the other processes of `group`.
@@ -73,6 +84,7 @@ def make_plan(recipe: Recipe) -> Plan:
     checkpointing = None if recipe.gradient_checkpointing == "off" else recipe.gradient_checkpointing
     return Plan(
         device,
+        allocator.choose(recipe.allocator, device),
         precision,
         attention.pick_attention(recipe.attention, device, precision.dtype, _head_dim(recipe)),
         checkpointing,

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from muomni.accel import attention, recompute
+from muomni.accel import allocator, attention, recompute
 from muomni.accel import compile as compilation
 from muomni.accel.attention import BackendName
 from muomni.accel.device import pick_device
@@ -74,6 +74,7 @@ class TrainCase(Frozen):
         optimizer: `adamw`, `adamw8bit` or `muon`.
         adamw: `fused` in one kernel, which also clips; `foreach` in a few, `for-loop` one parameter after the
             other, both after a pass for clipping.
+        allocator: `auto` keeps freed memory as a run does, `system` does not; transformers' users have `system`.
         updates: also compare what three steps did to the weights.
         device: where.
     """
@@ -92,6 +93,7 @@ class TrainCase(Frozen):
     loss: Literal["chunked", "logits", "torch", "torch chunked"] = "chunked"
     optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
     adamw: Literal["fused", "foreach", "for-loop"] = "fused"
+    allocator: Literal["auto", "keep", "system"] = "auto"
     updates: bool = False
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
 
@@ -125,6 +127,7 @@ def check(case: TrainCase) -> None:
     device = pick_device(case.device)
     precision = pick_precision(case.precision, device)
     compilation.choose(case.compile, device)
+    allocator.choose(case.allocator, device)
     attention.pick_attention(case.attention, device, precision.dtype, case.thinker.head_dim)
     check_optimizer(OptimizerSpec(name=case.optimizer), precision)
     if case.loss.startswith("torch") and not hasattr(F, "linear_cross_entropy"):
@@ -140,6 +143,7 @@ def build(case: TrainCase) -> Built:
     check(case)
     torch.manual_seed(0)
     device = pick_device(case.device)
+    allocator.apply(allocator.choose(case.allocator, device))
     precision = pick_precision(case.precision, device)
     ids = torch.randint(case.thinker.vocab_size, (case.batch_size, case.seq_len), device=device)
     if case.implementation == "transformers":

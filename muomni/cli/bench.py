@@ -84,11 +84,20 @@ def _peer_cases(common: dict[str, Any], precision: str) -> list[Any]:
     def case(name: str, **more: object) -> TrainCase:
         return TrainCase.model_validate({"name": name, "precision": precision, **common, **more})
 
-    plain = [case(f"transformers {precision}", implementation="transformers"), case(f"muomni {precision}")]
+    transformers = {"implementation": "transformers", "allocator": "system"}
+    plain = [case(f"transformers {precision}", **transformers), case(f"muomni {precision}")]
     if precision == "fp32":
         return plain
-    compiled = case(f"transformers {precision} compile", implementation="transformers", compile="full")
-    return [compiled, *plain, case(f"muomni {precision} compile", compile="blocks")]
+    compiled = [
+        case(f"transformers {precision} compile", **transformers, compile="full"),
+        # Not what its users have: shows how much of the difference is the allocator's.
+        case(f"transformers {precision} compile, freed memory kept", implementation="transformers", compile="full"),
+    ]
+    ours = [
+        case(f"muomni {precision} compile", compile="blocks"),
+        case(f"muomni {precision} compile, selective", compile="blocks", checkpointing="selective"),
+    ]
+    return [*compiled, *plain, *ours]
 
 
 def _wide() -> "Console":

@@ -71,7 +71,7 @@ def _blocks(q: Tensor) -> Iterator[tuple[int, int, Tensor]]:
 
 def _below_each_other(x: Tensor, groups: int) -> Tensor:
     """(rows, H, D) as (K, G · rows, D)."""
-    rows, _, D = x.shape
+    D = x.shape[2]
     return x.unflatten(1, (groups, -1)).permute(1, 2, 0, 3).reshape(groups, -1, D)
 
 

@@ -61,4 +61,18 @@ def build_optimizers(model: nn.Module, spec: OptimizerSpec, precision: Precision
         optimizers.append(Muon(muon, momentum=spec.momentum, dtype=dtype))
     if adam:
         optimizers.append(AdamW(adam, betas=spec.betas, eps=spec.eps, fused=True))
+        _begin(optimizers[-1])
     return optimizers
+
+
+def _begin(adam: Optimizer) -> None:
+    """Allocates AdamW's moments, as its first step would.
+
+    Before the first step rather than at its end they lie beside the weights and not in the gaps that
+    activations left, which later activations then have to avoid; and a run that has no room for them ends
+    at once.
+    """
+    for group in adam.param_groups:
+        for parameter in group["params"]:
+            moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+            adam.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}

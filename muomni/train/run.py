@@ -34,7 +34,7 @@ _RANK_SEEDS = 0x9E3779B97F4A7C15
 # What may differ between a run and its resumption: nothing that changes what is computed. With `on_oom`
 # that is so until memory runs out, where the other choice is the end of the run.
 # Another number of processes, or another way to share the work, changes rounding and what dropout draws.
-_MAY_CHANGE = {"schema_", "name", "log_every", "checkpoint", "eval", "on_oom", "parallel"}
+_MAY_CHANGE = {"schema_", "name", "log_every", "checkpoint", "eval", "on_oom", "allocator", "parallel"}
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ def train(
     start = _starting_point(recipe, run, resume, resume_from)
     plan = make_plan(recipe)
     check_optimizer(recipe.optimizer, plan.precision)
+    plan.begin()
     with connect(plan.parallel, plan.device) as group:
         return _train(recipe, run, start, plan, group, make_sampler)
 

@@ -1,0 +1,47 @@
+"""Freed memory stays with the process."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from muomni.accel import allocator
+from muomni.errors import ConfigError
+
+CPU = torch.device("cpu")
+# Page faults of the second of two equal rounds of allocating and freeing 64 MiB.
+ROUNDS = """
+import resource, sys, torch
+from muomni.accel import allocator
+allocator.apply(allocator.choose(sys.argv[1], torch.device("cpu")))
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.zeros(16, 2**20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+
+
+def faults(name: str) -> int:
+    return int(subprocess.run([sys.executable, "-c", ROUNDS, name], capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.skipif(not allocator.is_glibc(), reason="glibc's settings")
+def test_memory_that_was_freed_is_used_again_without_asking_the_system() -> None:
+    pages = 64 * 2**20 // 4096
+    assert faults("auto") < pages // 100
+    assert faults("system") > pages // 100
+
+
+def test_only_where_a_cpu_computes() -> None:
+    assert not allocator.choose("auto", torch.device("cuda")).keep
+    assert not allocator.choose("system", CPU).keep
+
+
+def test_keeping_by_name_needs_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allocator, "is_glibc", lambda: False)
+    assert not allocator.choose("auto", CPU).keep
+    with pytest.raises(ConfigError, match="only glibc"):
+        allocator.choose("keep", CPU)
