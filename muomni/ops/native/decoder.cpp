@@ -89,16 +89,17 @@ template <class Sink>
 void Decoder::block(int thread, const Weight& w, int64_t width, const Rows& rows, const Acts& acts, int64_t tokens,
                     Sink&& sink) {
     auto plain = [&](int64_t t, const float* v) { sink(t, v, rows); };
+    const int64_t ahead = (rows.stride == 1 ? ROWS : 1) * width;
     if (w.kind == FLOAT32) {
         const float* pointers[ROWS];
         row_pointers(w.data, width, rows, pointers);
-        float_block(pointers, acts, tokens, width, plain);
+        float_block(WeightRows<float>{pointers, width, ahead}, acts, tokens, plain);
         return;
     }
     if (w.kind == BFLOAT16) {
         const bf16* pointers[ROWS];
         row_pointers(w.data, width, rows, pointers);
-        float_block(pointers, acts, tokens, width, plain);
+        float_block(WeightRows<bf16>{pointers, width, ahead}, acts, tokens, plain);
         return;
     }
     float scale[ROWS];
@@ -109,9 +110,9 @@ void Decoder::block(int thread, const Weight& w, int64_t width, const Rows& rows
     };
     const int8_t* pointers[ROWS];
     row_pointers(w.data, width, rows, pointers);
-    const int64_t ahead = (rows.stride == 1 ? ROWS : 1) * width;
-    if (model_.int8_acts) int8_block(pointers, acts, tokens, width, ahead, workers_[thread]->panel.get(), scaled);
-    else float_block(pointers, acts, tokens, width, scaled);
+    const WeightRows<int8_t> weights = {pointers, width, ahead};
+    if (model_.int8_acts) int8_block(weights, acts, tokens, workers_[thread]->panel.get(), scaled);
+    else float_block(weights, acts, tokens, scaled);
 }
 
 template <class C>

@@ -136,11 +136,11 @@ void int8_tile(const uint8_t* panel, const Acts& acts, int64_t token, const int8
     for (int t = 0; t < T; t++) _mm512_storeu_ps(out[t], acc[t]);
 }
 
-// Calls sink(token, 16 products) for every token. `panel` is scratch of (padded width) × 16 bytes; the next
-// block's rows lie `ahead` bytes behind this one's.
+// Calls sink(token, 16 products) for every token. `panel` is scratch of (padded width) × 16 bytes.
 template <class Sink>
-void int8_block(const int8_t* const* rows, const Acts& acts, int64_t tokens, int64_t width, int64_t ahead,
-                uint8_t* panel, Sink&& sink) {
+void int8_block(const WeightRows<int8_t>& weights, const Acts& acts, int64_t tokens, uint8_t* panel, Sink&& sink) {
+    const int8_t* const* rows = weights.rows;
+    const int64_t width = weights.width, ahead = weights.ahead;
     float out[8][ROWS];
     if (tokens <= 2) {  // turning the rows would cost more than it saves
         for (int64_t t = 0; t < tokens; t++) {
@@ -168,42 +168,63 @@ void int8_block(const int8_t* const* rows, const Acts& acts, int64_t tokens, int
 
 #else
 
-// One group of one row: an exact integer, however the compiler vectorises it.
-MUOMNI_INLINE int32_t group_dot(const int8_t* w, const int8_t* a, int64_t count) {
-    int32_t sum = 0;
 #if defined(MUOMNI_AVX2)
-    if (count == GROUP) {
-        __m256i total = _mm256_setzero_si256();
-        for (int i = 0; i < GROUP; i += 32) {
-            const __m256i x = _mm256_loadu_si256((const __m256i*)(w + i));
-            const __m256i y = _mm256_loadu_si256((const __m256i*)(a + i));
-            // |w| · (a with w's sign): both at most 127, so the 16-bit pairs cannot overflow.
-            const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(y, x));
-            total = _mm256_add_epi32(total, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-        }
-        __m128i half = _mm_add_epi32(_mm256_castsi256_si128(total), _mm256_extracti128_si256(total, 1));
-        half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e));
-        half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0xb1));
-        return _mm_cvtsi128_si32(half);
+
+// |w| · (a with w's sign), added up to 8 lanes: both factors are at most 127, so 16-bit pairs cannot overflow.
+MUOMNI_INLINE __m256i group_dots(const int8_t* w, const int8_t* a) {
+    __m256i total = _mm256_setzero_si256();
+    for (int i = 0; i < GROUP; i += 32) {
+        const __m256i x = _mm256_loadu_si256((const __m256i*)(w + i));
+        const __m256i y = _mm256_loadu_si256((const __m256i*)(a + i));
+        const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(y, x));
+        total = _mm256_add_epi32(total, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
     }
-#endif
-    for (int64_t i = 0; i < count; i++) sum += int32_t(int16_t(w[i]) * int16_t(a[i]));
-    return sum;
+    return total;
 }
 
+// Exact sums of one group of 16 rows.
+MUOMNI_INLINE void group_sums(const int8_t* const* rows, int64_t at, const int8_t* a, int32_t* sums) {
+    for (int r = 0; r < ROWS; r += 8) {
+        auto pair = [&](int i) {
+            return _mm256_hadd_epi32(group_dots(rows[r + i] + at, a), group_dots(rows[r + i + 1] + at, a));
+        };
+        const __m256i x = _mm256_hadd_epi32(pair(0), pair(2)), y = _mm256_hadd_epi32(pair(4), pair(6));
+        const __m256i low = _mm256_permute2x128_si256(x, y, 0x20), high = _mm256_permute2x128_si256(x, y, 0x31);
+        _mm256_storeu_si256((__m256i*)(sums + r), _mm256_add_epi32(low, high));
+    }
+}
+
+#else
+
+MUOMNI_INLINE void group_sums(const int8_t* const* rows, int64_t at, const int8_t* a, int32_t* sums) {
+    for (int r = 0; r < ROWS; r++) {
+        int32_t sum = 0;
+        for (int i = 0; i < GROUP; i++) sum += int32_t(rows[r][at + i]) * int32_t(a[i]);
+        sums[r] = sum;
+    }
+}
+
+#endif
+
 template <class Sink>
-void int8_block(const int8_t* const* rows, const Acts& acts, int64_t tokens, int64_t width, int64_t, uint8_t*, Sink&& sink) {
-    float out[ROWS];
+void int8_block(const WeightRows<int8_t>& weights, const Acts& acts, int64_t tokens, uint8_t*, Sink&& sink) {
+    const int8_t* const* rows = weights.rows;
+    const int64_t whole = weights.width / GROUP, rest = weights.width % GROUP;
     for (int64_t t = 0; t < tokens; t++) {
         const int8_t* q = acts.q(t);
         const float* scale = acts.scale(t);
-        for (int r = 0; r < ROWS; r++) {
-            float acc = 0.0f;
-            for (int64_t g = 0; g < acts.groups; g++) {
-                const int64_t left = width - g * GROUP;
-                acc += float(group_dot(rows[r] + g * GROUP, q + g * GROUP, left < GROUP ? left : GROUP)) * scale[g];
+        float out[ROWS] = {};
+        int32_t sums[ROWS];
+        for (int64_t g = 0; g < whole; g++) {
+            group_sums(rows, g * GROUP, q + g * GROUP, sums);
+            for (int r = 0; r < ROWS; r++) out[r] += float(sums[r]) * scale[g];
+        }
+        if (rest) {
+            for (int r = 0; r < ROWS; r++) {
+                int32_t sum = 0;
+                for (int64_t i = whole * GROUP; i < weights.width; i++) sum += int32_t(rows[r][i]) * int32_t(q[i]);
+                out[r] += float(sum) * scale[whole];
             }
-            out[r] = acc;
         }
         sink(t, out);
     }
