@@ -113,6 +113,25 @@ def quantize(model: nn.Module, method: str = "int8", each: Callable[[str], None]
     return QuantizationReport(method, before, weight_bytes(model), tune(model))
 
 
+def use_kernel(model: nn.Module, kernel: Kernel) -> None:
+    """Sets one kernel on every int8 layer for any number of rows, instead of the fastest of each.
+
+    `cast` rounds no activations, and a compiled step fuses it with what is around it.
+
+    Raises:
+        ConfigError: no such kernel, or it cannot serve a layer's shape here; then nothing is changed.
+    """
+    if kernel not in KERNELS:
+        raise ConfigError(f"int8 kernel {kernel!r}: there are {', '.join(KERNELS)}")
+    layers = [module for module in model.modules() if isinstance(module, Int8Linear)]
+    for layer in layers:
+        reason = why_not(kernel, layer.weight.device, layer.out_features, layer.in_features)
+        if reason is not None:
+            raise ConfigError(f"int8 kernel {kernel!r}, {layer.out_features} × {layer.in_features}: {reason}")
+    for layer in layers:
+        layer.kernels = (kernel, kernel, kernel)
+
+
 def dequantize_model(model: nn.Module) -> None:
     """Undoes `quantize`, in place: float weights of the same values, which can be trained.
 

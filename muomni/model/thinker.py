@@ -27,7 +27,9 @@ class Thinker(nn.Module):
         # `model.quantized.to_int8` puts int8 layers in the place of these.
         # With a weight given, torch draws none: `init_weights` does, and on `meta` torch would load its compiler to.
         table = torch.empty(config.vocab_size, config.hidden_size)
-        self.embed_tokens: nn.Embedding | Int8Embedding = nn.Embedding(*table.shape, _weight=table)
+        self.embed_tokens: nn.Embedding | Int8Embedding = nn.Embedding(
+            config.vocab_size, config.hidden_size, _weight=table
+        )
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head: nn.Linear | Int8Linear = nn.Linear(config.hidden_size, config.vocab_size, bias=False)

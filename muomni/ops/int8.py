@@ -6,7 +6,8 @@ and decoding one token reads every weight once, so it is bound by just these byt
 
 * `reference` dequantises, then multiplies: the definition, which the others are tested against.
 * `cast` multiplies by the bare int8 values and scales the products: the same up to rounding. It converts a
-  few rows at a time, so the float values stay in the processor's cache.
+  few rows at a time, so the float values stay in the processor's cache. Compiled for a GPU, the conversion
+  becomes part of the product, and no float weight is ever in memory.
 * `packed` is torch's own weight-only kernel; activations are rounded to bf16 where that is faster.
 * `dynamic` also rounds the activations to int8, each token by its own scale (absmax / 127), and multiplies
   in integers (VNNI on a CPU, tensor cores on a GPU). Several times faster than float where it is there.

@@ -15,6 +15,7 @@ from muomni import MuOmni
 from muomni.accel.quantize import cache_file, dequantize_model, quantize, tune
 from muomni.errors import ConfigError, UserError
 from muomni.model.quantized import Int8Linear
+from muomni.ops.int8 import why_not
 
 
 @pytest.fixture
@@ -123,6 +124,30 @@ def test_a_cache_that_cannot_be_written_is_said(model: MuOmni, tmp_path: Path, m
     with pytest.warns(UserWarning, match=r"cannot be (written|used)"):
         model.quantize()
     assert model.is_quantized
+
+
+def test_one_kernel_for_all(model: MuOmni) -> None:
+    model.quantize()
+    quantize_module.use_kernel(model, "reference")
+    assert {m.kernels for m in model.modules() if isinstance(m, Int8Linear)} == {("reference",) * 3}
+    with pytest.raises(ConfigError, match="int8 kernel 'fast': there are reference, cast, packed, dynamic"):
+        quantize_module.use_kernel(model, "fast")  # type: ignore[arg-type]
+    odd = nn.Sequential(Int8Linear(16, 8), Int8Linear(17, 8))
+    with pytest.raises(ConfigError, match="8 × 17: .* multiple of 16"):
+        quantize_module.use_kernel(odd, "packed")
+    assert odd[0].kernels == ("cast",) * 3
+
+
+@pytest.mark.parametrize("kernel", ["cast", "packed", "dynamic"])
+def test_a_layer_compiles_whole(kernel: Any) -> None:
+    layer = Int8Linear.from_float(nn.Linear(32, 16))
+    if (reason := why_not(kernel, torch.device("cpu"), 16, 32)) is not None:
+        pytest.skip(reason)
+    quantize_module.use_kernel(layer, kernel)
+    x = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0))
+    # No compiler is needed: what matters is that torch can trace it.
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x), layer(x))
 
 
 def test_what_cannot_be_quantised_is_refused(model: MuOmni) -> None:
