@@ -18,14 +18,17 @@ from muomni.data.chat import encode_chat
 from muomni.data.tokenizer import Tokenizer
 from muomni.errors import ConfigError, PromptError, UserError
 from muomni.files import atomic_folder, write_json
-from muomni.infer import Reply, SamplingParams, TextStream, generate
-from muomni.infer.batch import progress_bar, reply_to_all
+from muomni.infer import Engine, Reply, SamplingParams, TextStream, generate
+from muomni.infer.batch import continue_ids, progress_bar, reply_to_all
 from muomni.infer.generate import room
 from muomni.infer.session import Session
 from muomni.model import OmniModel
 from muomni.model.folder import CONFIG, load_model, resolve_folder, save_model
 from muomni.model.gguf import GgufDtype
 from muomni.model.qwen3 import to_qwen3_config
+
+# Rows of one call that are computed together, where nothing else is said.
+_SIDE_BY_SIDE = 32
 
 Message = Mapping[str, Any]
 # A text, the parts of one message (texts, and OpenAI's {"type": ..., ...}), or the messages of a conversation.
@@ -241,7 +244,7 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
         params = SamplingParams.of(**sampling)
         tokenizer = self._tokenizer()
         ids = self.encode(prompt, raw=raw)
-        engine = self._session.engine(self, 1, len(ids) + room(self, (1, len(ids)), params))
+        engine = self.engine(1, len(ids) + room(self, (1, len(ids)), params))
         return TextStream(engine, tokenizer, ids, params, self.end_ids(), deterministic=deterministic)
 
     def chat_batch(
@@ -251,7 +254,7 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
         sampling: Sequence[Mapping[str, Any]] | None = None,
         raw: bool = False,
         deterministic: bool = False,
-        batch_size: int = 32,
+        batch_size: int = _SIDE_BY_SIDE,
         progress: bool | None = None,
         **settings: Any,
     ) -> list[Reply]:
@@ -284,16 +287,29 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
         if batch_size < 1:
             raise PromptError(f"batch_size = {batch_size}: must be at least 1")
         longest = max(len(ids) + room(self, (1, len(ids)), params) for ids, params in asked)
-        engine = self._session.engine(self, min(batch_size, len(asked)), longest)
+        engine = self.engine(min(batch_size, len(asked)), longest)
         replies = reply_to_all(engine, tokenizer, asked, end_ids=self.end_ids(), deterministic=deterministic)
         return list(progress_bar(replies, len(asked), progress))
 
-    def generate(self, ids: Tensor, **sampling: Any) -> Tensor:
-        """Continues token ids; see `muomni.infer.generate`.
+    def engine(self, slots: int, capacity: int) -> Engine:
+        """The engine that `chat` and the others compute with; kept while the weights stay and it is large enough.
+
+        Args:
+            slots: requests side by side; fewer where memory asks for it.
+            capacity: tokens of the longest request, prompt and reply.
+
+        Raises:
+            EngineError: the memory does not hold one slot.
+        """
+        return self._session.engine(self, slots, capacity)
+
+    def generate(self, ids: Tensor, *, use_cache: bool = True, **sampling: Any) -> Tensor:
+        """Continues token ids.
 
         Args:
             ids: (B, T) int64, on any device.
-            sampling: fields of `SamplingParams`.
+            use_cache: False computes every step from the first token on with torch's modules, to compare with.
+            sampling: fields of `SamplingParams`, but for `stop`.
 
         Returns:
             (B, N) int64 new tokens on the model's device; a row that ended is filled with an end token.
@@ -305,7 +321,11 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
         V = self.config.thinker.vocab_size
         if ids.is_floating_point() or (ids.numel() and bool(((ids < 0) | (ids >= V)).any())):
             raise PromptError(f"token ids must be whole numbers from 0 to {V - 1}, the model's vocabulary")
-        return generate(self, ids.to(self.device, torch.int64), params, end_ids=self.end_ids())
+        if not use_cache:
+            ids = ids.to(self.device, torch.int64)
+            return generate(self, ids, params, end_ids=self.end_ids(), use_cache=False)
+        total = room(self, ids.shape, params) + ids.shape[-1]
+        return continue_ids(self.engine(min(ids.shape[0], _SIDE_BY_SIDE), total), ids, params, self.end_ids())
 
     def encode(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
         """The token ids the model reads for a prompt: in the chat's turns, or with `raw` the text itself.
@@ -391,7 +411,9 @@ def _as_parts(prompt: Any) -> list[Any] | None:
         return None
     if any(isinstance(part, Mapping) and "role" in part for part in prompt):
         return None
-    if not any(isinstance(part, str) or _kind_of(part) for part in prompt):
+    if not any(
+        isinstance(part, str) or _kind_of(part) or (isinstance(part, Mapping) and "type" in part) for part in prompt
+    ):
         return None
     return [
         {"type": "text", "text": part}

@@ -1,21 +1,44 @@
-"""`muomni generate`: one reply, for scripts."""
+"""`muomni generate`: one reply, or replies to a file of prompts, for scripts."""
 
 import json
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from muomni.cli import _options as options
 
+if TYPE_CHECKING:
+    from muomni.cli._batch import Figures
+
 
 def command(
     run: options.Run,
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to answer; - reads it from standard input.")],
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="What to answer; - reads it from standard input.")
+    ] = None,
+    batch: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Answer every line of this JSONL file instead; see below."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where the replies go; those that are there are kept.")
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Prompts of a file that are answered side by side; fewer if memory is short.")
+    ] = 32,
+    deterministic: Annotated[
+        bool,
+        typer.Option("--deterministic", help="Let no bit of a reply depend on the prompts beside it; slower."),
+    ] = False,
     raw: options.Raw = False,
     system: options.System = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object: text, tokens, finish_reason, timing.")
+        bool,
+        typer.Option(
+            "--json", help="Print one JSON object: text, tokens, finish_reason, timing; with --batch the figures."
+        ),
     ] = False,
     max_new_tokens: options.MaxNewTokens = None,
     temperature: options.Temperature = None,
@@ -28,12 +51,22 @@ def command(
     ignore_eos: options.IgnoreEos = None,
     device: options.Device = "auto",
 ) -> None:
-    """Answer one prompt, or continue it with --raw.
+    """Answer one prompt, or continue it with --raw. With --batch and --out, answer a file of prompts.
+
+    A line of the file is a JSON string, or an object with "prompt" or "messages", and, where wanted, "id" and
+    sampling settings that go before those of the command line. The replies are in the order of the lines; run
+    the same command again to go on after an interruption.
 
     Example: muomni generate runs/demo "Tell me a story." --temperature 0 --json
+
+    Example: muomni generate runs/demo --batch prompts.jsonl --out replies.jsonl --seed 1
     """
     from muomni.errors import UserError
 
+    if (prompt is None) == (batch is None):
+        raise UserError("give one PROMPT, or a file of prompts with --batch and --out")
+    if (batch is None) != (out is None):
+        raise UserError("--batch and --out go together: the file of prompts, and the one of replies")
     if raw and system is not None:
         raise UserError("--system says something in a chat; --raw continues a plain text: give one of them")
     sampling = options.given(
@@ -47,6 +80,14 @@ def command(
         seed=seed,
         ignore_eos=ignore_eos,
     )
+    if batch is not None and out is not None:
+        from muomni.cli._batch import Job, answer_file
+
+        job = Job(batch, out, sampling, raw=raw, system=system, batch_size=batch_size, deterministic=deterministic)
+        figures = answer_file(run, device, job)
+        print(json.dumps(figures) if as_json else _in_words(figures))
+        return
+    assert prompt is not None
     text = _read_prompt() if prompt == "-" else prompt
 
     from muomni.api import MuOmni, Prompt
@@ -58,7 +99,7 @@ def command(
     asked: Prompt = text
     if system is not None:
         asked = [{"role": "system", "content": system}, {"role": "user", "content": text}]
-    stream = model.stream(asked, raw=raw, **sampling)
+    stream = model.stream(asked, raw=raw, deterministic=deterministic, **sampling)
     if as_json:
         reply = stream.finish()
         timing = vars(reply.timing) | {"tokens_per_s": reply.timing.tokens_per_s}
@@ -68,6 +109,12 @@ def command(
     say(stream)
     if sys.stderr.isatty():
         print(f"[{speed(stream.reply.timing)}]", file=sys.stderr)
+
+
+def _in_words(figures: "Figures") -> str:
+    kept = f", {figures['kept']} were there" if figures["kept"] else ""
+    speed = f"{figures['new_tokens']} tokens in {figures['seconds']:.1f} s, {figures['tokens_per_s']:,.0f} tokens/s"
+    return f"{figures['out']}: {figures['replies']} replies written{kept}; {speed}"
 
 
 def _read_prompt() -> str:

@@ -7,8 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
+
 from muomni.errors import PromptError
 from muomni.infer.engine import Engine
+from muomni.infer.generate import STOP_NEEDS_TEXT, room
+from muomni.infer.request import Request
 from muomni.infer.sampling import SamplingParams
 from muomni.infer.stream import Reply, TextStream
 
@@ -64,6 +69,37 @@ def reply_to_all(
             stream.close()
 
 
+def continue_ids(engine: Engine, ids: Tensor, params: SamplingParams, end_ids: Sequence[int]) -> Tensor:
+    """Continues B rows of token ids; see `generate`, which it agrees with.
+
+    Args:
+        engine: whose slots hold the rows with what follows them.
+        ids: (B, T) int64.
+        params: for all rows.
+        end_ids: tokens that end a row, unless the settings say otherwise.
+
+    Returns:
+        (B, N) int64 on the model's device.
+    """
+    if params.stops:
+        raise PromptError(STOP_NEEDS_TEXT)
+    limit = room(engine.model, ids.shape, params)
+    ends = frozenset() if params.ignore_eos else frozenset(end_ids)
+    rows = [
+        Request(prompt=prompt, params=params, limit=limit, ends=ends, row=row)
+        for row, prompt in enumerate(ids.tolist())
+    ]
+    try:
+        for request in rows:
+            engine.submit(request)
+        longest = max(len(engine.finish(request).tokens) for request in rows)
+    finally:
+        for request in rows:
+            engine.cancel(request)
+    filled = [request.tokens + list(end_ids[:1]) * (longest - len(request.tokens)) for request in rows]
+    return torch.tensor(filled, device=engine.model.device)
+
+
 def progress_bar(replies: Iterator[Reply], total: int, wanted: bool | None) -> Iterator[Reply]:
     """Passes replies on and shows how many there have been."""
     if wanted is False or (wanted is None and not sys.stderr.isatty()):
@@ -80,7 +116,7 @@ def progress_bar(replies: Iterator[Reply], total: int, wanted: bool | None) -> I
         TextColumn("{task.fields[speed]}"),
     )
     started, tokens, shown = time.perf_counter(), 0, False
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=not wanted) as bar:
         task = bar.add_task("", total=total, speed="", visible=bool(wanted))
         for done, reply in enumerate(replies, 1):
             tokens += reply.timing.new_tokens

@@ -61,13 +61,13 @@ class Batcher:
 
     Attributes:
         runner: computes now.
-        declined: why there is no faster one, where one was tried and failed.
+        declined: why there is no faster one, or empty.
         steps: how many there have been.
     """
 
     def __init__(self, model: OmniModel, cache: SlotCache, runners: Runners, scheduler: Scheduler) -> None:
         self.runner: Runner = runners.now
-        self.declined: str | None = None
+        self.declined = runners.note
         self.scheduler = scheduler
         self.steps = 0
         self._model = model
@@ -138,7 +138,7 @@ class Batcher:
         later, self._later = self._later, None
         error = later.exception()
         if error is not None:
-            self.declined = f"the faster runner failed: {error}"
+            self.declined = str(error)
             return
         runner = later.result()
         if runner is not None:

@@ -80,7 +80,7 @@ class Engine:
     def note(self) -> str:
         cache = self.cache
         size = f"{cache.slots} slots of {cache.capacity} tokens in {str(cache.dtype).removeprefix('torch.')}"
-        declined = f"; {self._batcher.declined}" if self._batcher.declined else ""
+        declined = f" ({self._batcher.declined})" if self._batcher.declined else ""
         return f"KV cache: {size}, {cache.nbytes / 2**30:.3g} GiB; steps by {type(self.runner).__name__}{declined}"
 
     @property

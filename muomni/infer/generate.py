@@ -13,6 +13,8 @@ from muomni.errors import PromptError
 from muomni.infer.sampling import Sampler, SamplingParams, draw_uniform, make_random, on_device
 from muomni.model import KVCache, OmniModel
 
+STOP_NEEDS_TEXT = "stop: token ids hold no text to stop at; use chat, complete or stream"
+
 
 def generate(
     model: OmniModel,
@@ -39,7 +41,7 @@ def generate(
         PromptError: there is nothing to continue, or no room for it.
     """
     if params.stops:
-        raise PromptError("stop: token ids hold no text to stop at; use chat, complete or stream")
+        raise PromptError(STOP_NEEDS_TEXT)
     ends = [] if params.ignore_eos else list(model.config.eos_token_ids if end_ids is None else end_ids)
     B, N = ids.shape[0], room(model, ids.shape, params)
     out = torch.empty(B, N, dtype=torch.int64, device=ids.device)

@@ -11,6 +11,8 @@ from muomni.model import OmniModel
 # Requests that a kept engine has room for at least: a few conversations side by side.
 _FEWEST_SLOTS = 4
 _SHORTEST = 256
+# Who waits is in the caller's own lists: no bound is needed.
+_MOST = 1 << 30
 
 
 class Session:
@@ -55,7 +57,7 @@ class Session:
             self._slots = max(slots, _FEWEST_SLOTS)
             whole = max(_SHORTEST, 1 << (capacity - 1).bit_length())
             room = min(whole, max(capacity, model.config.thinker.max_position_embeddings))
-            self._engine = make_engine(model, slots=self._slots, capacity=room, dtype=dtype)
+            self._engine = make_engine(model, slots=self._slots, capacity=room, dtype=dtype, most_waiting=_MOST)
             self._weights = weights
             return self._engine
 

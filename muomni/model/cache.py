@@ -7,8 +7,7 @@ Legend: L layers, B batch, K key/value heads, H query heads, S capacity in token
 N tokens of a flattened batch.
 """
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -175,8 +174,10 @@ def slot_bytes(config: ThinkerConfig, capacity: int, dtype: torch.dtype) -> int:
     return heads * (config.head_dim * dtype.itemsize + (4 if dtype == torch.int8 else 0))
 
 
-@dataclass(frozen=True)
-class Span:
+_FEW = 64
+
+
+class Span(NamedTuple):
     """Consecutive tokens of one slot inside a flattened batch.
 
     Attributes:
@@ -265,6 +266,15 @@ def find_spans(slots: Tensor, positions: Tensor) -> list[Span]:
     Args:
         slots, positions: (N,) int64 on the CPU: reading them waits for nothing.
     """
+    if len(slots) <= _FEW:  # a decode step: numbers are handled faster than tensors
+        spans: list[Span] = []
+        for place, (slot, position) in enumerate(zip(slots.tolist(), positions.tolist(), strict=True)):
+            last = spans[-1] if spans else None
+            if last is not None and last.slot == slot and last.length == position:
+                spans[-1] = Span(slot, last.begin, place + 1, last.position)
+            else:
+                spans.append(Span(slot, place, place + 1, position))
+        return spans
     breaks = (slots.diff() != 0) | (positions.diff() != 1)
     begins = [0, *(breaks.nonzero().flatten() + 1).tolist()]
     ends = [*begins[1:], len(slots)]

@@ -1,0 +1,233 @@
+"""`muomni generate --batch`: a file of prompts to a file of replies, of any length, to be gone on with after a kill.
+
+Only complete lines count: a reply is one write of a whole line, so what a kill leaves is whole replies and at
+most one torn line, which the next run cuts off. A reply names the line it answers and a hash of it, so that
+replies to other prompts are not taken for these.
+"""
+
+import hashlib
+import json
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+
+from muomni.errors import PromptError, UserError
+
+if TYPE_CHECKING:
+    from muomni.api import MuOmni
+    from muomni.infer import Reply, SamplingParams
+
+_BEGINNING = b'{"line": '
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is asked for.
+
+    Attributes:
+        prompts, replies: the files.
+        sampling: settings for all prompts; those of a line go before them.
+        raw: continue texts as they stand.
+        system: what the system message says, for prompts that are texts.
+        batch_size: prompts side by side.
+        deterministic: see `MuOmni.chat_batch`.
+    """
+
+    prompts: Path
+    replies: Path
+    sampling: dict[str, Any]
+    raw: bool
+    system: str | None
+    batch_size: int
+    deterministic: bool
+
+
+class Figures(TypedDict):
+    """What was done: replies written and those that were there, tokens, and the seconds of answering."""
+
+    out: str
+    replies: int
+    kept: int
+    prompt_tokens: int
+    new_tokens: int
+    seconds: float
+    tokens_per_s: float
+
+
+class _Line(NamedTuple):
+    number: int
+    digest: str
+    id: Any
+    prompt: Any
+    sampling: dict[str, Any]
+
+
+def answer_file(run: str, device: str, job: Job) -> Figures:
+    """Answers all lines that have no reply yet.
+
+    Raises:
+        UserError: a file cannot be read or written, or a line is wrong; says which. Lines are checked before
+            any is answered.
+    """
+    kept = _kept(job)
+    from muomni.api import MuOmni
+    from muomni.infer.batch import progress_bar, reply_to_all
+
+    for line in _lines(job):  # mistakes in the file are told before the model is read
+        _params(job, line)
+    model = MuOmni.from_pretrained(run, device=device)
+    left, longest = 0, 1
+    for line in _lines(job, kept):
+        ids, params = _encode(model, job, line)
+        left += 1
+        longest = max(longest, min(len(ids) + params.max_new_tokens, model.config.thinker.max_position_embeddings))
+    figures: Figures = {
+        "out": str(job.replies),
+        "replies": 0,
+        "kept": kept,
+        "prompt_tokens": 0,
+        "new_tokens": 0,
+        "seconds": 0.0,
+        "tokens_per_s": 0.0,
+    }
+    if not left:
+        return figures
+    assert model.tokenizer is not None
+    engine = model.engine(min(job.batch_size, left), longest)
+    asked: deque[_Line] = deque()
+
+    def pairs() -> Iterator[tuple[list[int], "SamplingParams"]]:
+        for line in _lines(job, kept):
+            pair = _encode(model, job, line)
+            asked.append(line)
+            yield pair
+
+    started = time.perf_counter()
+    replies = reply_to_all(engine, model.tokenizer, pairs(), end_ids=model.end_ids(), deterministic=job.deterministic)
+    with job.replies.open("ab", buffering=0) as out:
+        for reply in progress_bar(replies, left, None):
+            out.write(_written(asked.popleft(), reply))
+            figures["replies"] += 1
+            figures["prompt_tokens"] += reply.timing.prompt_tokens
+            figures["new_tokens"] += reply.timing.new_tokens
+    figures["seconds"] = time.perf_counter() - started
+    figures["tokens_per_s"] = figures["new_tokens"] / figures["seconds"]
+    return figures
+
+
+def _written(line: _Line, reply: "Reply") -> bytes:
+    values = {
+        "line": line.number,
+        **({} if line.id is None else {"id": line.id}),
+        "text": reply.text,
+        "finish_reason": reply.finish_reason,
+        "prompt_tokens": reply.timing.prompt_tokens,
+        "new_tokens": reply.timing.new_tokens,
+        "prompt_sha256": line.digest,
+    }
+    return (json.dumps(values, ensure_ascii=False) + "\n").encode()
+
+
+def _lines(job: Job, skip: int = 0) -> Iterator[_Line]:
+    """The lines that hold something, without the first `skip` of them."""
+    try:
+        with job.prompts.open("rb") as file:
+            for number, content in enumerate(file, 1):
+                if not content.strip():
+                    continue
+                if skip > 0:
+                    skip -= 1
+                    continue
+                yield _parse(job, number, content.strip())
+    except OSError as error:
+        raise UserError(f"{job.prompts}: cannot be read: {error.strerror}") from None
+
+
+def _parse(job: Job, number: int, content: bytes) -> _Line:
+    where = f"{job.prompts}, line {number}"
+    try:
+        value = json.loads(content)
+    except UnicodeDecodeError as error:
+        raise PromptError(f"{where}: is not UTF-8 text (byte {error.start})") from None
+    except ValueError as error:
+        raise PromptError(f"{where}: is not JSON: {error}") from None
+    entry = {"prompt": value} if isinstance(value, str) else value
+    if not isinstance(entry, dict):
+        raise PromptError(f'{where}: must be a text or an object with "prompt" or "messages", not {value!r:.40}')
+    entry = dict(entry)
+    if ("prompt" in entry) == ("messages" in entry):
+        raise PromptError(f'{where}: must hold either "prompt" or "messages"')
+    name = entry.pop("id", None)
+    prompt = entry.pop("prompt", None)
+    if prompt is None:
+        prompt = entry.pop("messages")
+        if not isinstance(prompt, list):
+            raise PromptError(f'{where}: "messages" must be a list')
+    elif job.system is not None:
+        prompt = [{"role": "system", "content": job.system}, {"role": "user", "content": prompt}]
+    return _Line(number, hashlib.sha256(content).hexdigest()[:16], name, prompt, entry)
+
+
+def _params(job: Job, line: _Line) -> "SamplingParams":
+    from muomni.infer import SamplingParams
+
+    try:
+        return SamplingParams.of(**{**job.sampling, **line.sampling})
+    except PromptError as error:
+        raise PromptError(f"{job.prompts}, line {line.number}: {error}") from None
+
+
+def _encode(model: "MuOmni", job: Job, line: _Line) -> tuple[list[int], "SamplingParams"]:
+    from muomni.infer.generate import room
+
+    params = _params(job, line)
+    try:
+        ids = model.encode(line.prompt, raw=job.raw)
+        room(model, (1, len(ids)), params)
+    except PromptError as error:
+        raise PromptError(f"{job.prompts}, line {line.number}: {error}") from None
+    return ids, params
+
+
+def _kept(job: Job) -> int:
+    """How many replies are there; cuts a torn last line off.
+
+    Raises:
+        UserError: the file holds something else than replies to the first of these prompts.
+    """
+    if not job.prompts.is_file():
+        raise UserError(f"{job.prompts}: there is no such file of prompts")
+    if not job.replies.exists():
+        if not job.replies.absolute().parent.is_dir():
+            raise UserError(f"{job.replies}: its folder does not exist")
+        return 0
+    if not job.replies.is_file() or job.replies.samefile(job.prompts):
+        raise UserError(f"{job.replies}: replies cannot go there: give the name of a new file")
+    kept = whole = 0
+    lines = _lines(job)
+    with job.replies.open("rb+") as file:
+        for content in file:
+            if not content.endswith(b"\n") and _BEGINNING.startswith(content[: len(_BEGINNING)]):
+                break
+            _check_reply(job, kept + 1, content, next(lines, None))
+            kept += 1
+            whole += len(content)
+        file.truncate(whole)
+    return kept
+
+
+def _check_reply(job: Job, number: int, content: bytes, line: _Line | None) -> None:
+    try:
+        reply = json.loads(content)
+        answers = reply["line"], reply["prompt_sha256"]
+    except (ValueError, KeyError, TypeError):
+        answers = None
+    if line is None or answers != (line.number, line.digest):
+        raise UserError(
+            f"{job.replies}, line {number}: is not a reply to {job.prompts}"
+            + (f", line {line.number}" if line is not None else ", which has fewer lines")
+            + ": give the name of a new file, or remove this one"
+        )
