@@ -30,8 +30,8 @@ class Dtype(StrEnum):
     q8_0 = "q8_0"
 
 
-# What a GGUF file calls them; llama.cpp's own int8 comes only there, bf16 only in a folder.
-_GGUF = {Dtype.float32: "f32", Dtype.float16: "f16", Dtype.q8_0: "q8_0"}
+# What a GGUF file calls them; llama.cpp's own int8 comes only there.
+_GGUF = {Dtype.float32: "f32", Dtype.bfloat16: "bf16", Dtype.float16: "f16", Dtype.q8_0: "q8_0"}
 
 
 def command(
@@ -42,7 +42,7 @@ def command(
     ] = Format.hf,
     dtype: Annotated[
         Dtype | None,
-        typer.Option(help="Of the weights; the run's own when not given. q8_0 is for gguf, bfloat16 for hf."),
+        typer.Option(help="Of the weights; the run's own when not given. q8_0, int8 in blocks of 32, is for gguf."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a model that is already there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object about what was written.")] = False,
@@ -54,8 +54,6 @@ def command(
     from muomni.errors import UserError
 
     if format is Format.gguf:
-        if dtype is not None and dtype not in _GGUF:
-            raise UserError(f"--dtype {dtype.value}: a GGUF file takes {', '.join(_GGUF)}")
         if out.is_dir():
             raise UserError(f"{out} is a folder: --format gguf writes a file, for example {out / 'model.gguf'}")
         if out.exists() and not force:
@@ -76,8 +74,7 @@ def command(
         size, stored = sum(path.stat().st_size for path in out.iterdir()), str(model.dtype)[6:]
     else:
         model = MuOmni.from_pretrained(run, device="cpu")
-        # What a file cannot keep as it is, bf16, goes into f32, which holds it exactly.
-        taken = dtype or (Dtype.float16 if model.dtype == torch.float16 else Dtype.float32)
+        taken = dtype or Dtype(str(model.dtype)[6:])
         _write_gguf(model, out, _GGUF[taken])
         size, stored = out.stat().st_size, taken.value
     if as_json:

@@ -23,7 +23,7 @@ from muomni.model.quantized import Int8Weight
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-GgufDtype = Literal["f32", "f16", "q8_0"]
+GgufDtype = Literal["f32", "f16", "bf16", "q8_0"]
 TokenKind = Literal["normal", "control", "user_defined", "unused"]
 
 _TOP = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"}
@@ -97,14 +97,13 @@ def write_gguf(
     import gguf
     import numpy as np
 
-    kinds = {"f32": gguf.GGMLQuantizationType.F32, "f16": gguf.GGMLQuantizationType.F16}
-    matrix = {**kinds, "q8_0": gguf.GGMLQuantizationType.Q8_0}[dtype]
+    kinds = {name: gguf.GGMLQuantizationType[name.upper()] for name in get_args(GgufDtype)}
+    matrix = kinds[dtype]
     tensors = list(_tensors(model))
     _check_fits(tensors, dtype)
     writer = gguf.GGUFWriter(path, "qwen3")
     _add_sizes(writer, model, name)
-    types = {"f32": gguf.LlamaFileType.ALL_F32, "f16": gguf.LlamaFileType.MOSTLY_F16}
-    writer.add_file_type({**types, "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0}[dtype])
+    writer.add_file_type(gguf.LlamaFileType[("ALL_" if dtype == "f32" else "MOSTLY_") + dtype.upper()])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _add_vocabulary(writer, vocabulary)
     for full, shape, _ in tensors:

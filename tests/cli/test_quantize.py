@@ -137,6 +137,10 @@ def test_gguf(muomni: Any, nano_folder: Path, tmp_path: Path) -> None:
     assert code == 2 and "--force" in err
     assert muomni("export", nano_folder, "--format", "gguf", "--out", file, "--force")[0] == 0
     assert gguf.GGUFReader(file).fields["general.file_type"].contents() == gguf.LlamaFileType.ALL_F32
+    # Without --dtype a bf16 model stays one.
+    MuOmni.from_pretrained(nano_folder, device="cpu", dtype=torch.bfloat16).save_pretrained(tmp_path / "low")
+    muomni("export", tmp_path / "low", "--format", "gguf", "--out", file, "--force")
+    assert gguf.GGUFReader(file).fields["general.file_type"].contents() == gguf.LlamaFileType.MOSTLY_BF16
 
 
 def test_export_mistakes(muomni: Any, nano_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +148,6 @@ def test_export_mistakes(muomni: Any, nano_folder: Path, tmp_path: Path, monkeyp
         code, out, err = muomni("export", nano_folder, *args)
         assert (code, out) == (2, "") and message in err, err
 
-    refused("a GGUF file takes float32, float16, q8_0", "--format", "gguf", "--dtype", "bfloat16", "--out", "x.gguf")
     refused("q8_0 is for --format gguf", "--dtype", "q8_0", "--out", tmp_path / "x")
     refused("writes a file", "--format", "gguf", "--out", tmp_path)
     monkeypatch.setattr("muomni.model.gguf.find_spec", lambda name: None)

@@ -54,7 +54,7 @@ def fields(path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("dtype", ["f32", "f16", "q8_0"])
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "q8_0"])
 def test_tensors_come_back(tmp_path: Path, tied: bool, dtype: GgufDtype) -> None:
     model = make(tie_word_embeddings=tied)
     write_gguf(model, tmp_path / "m.gguf", dtype)
@@ -69,8 +69,9 @@ def test_tensors_come_back(tmp_path: Path, tied: bool, dtype: GgufDtype) -> None
         got = found[gguf_name(name)].view(tensor.shape)
         if tensor.ndim == 1 or dtype == "f32":
             assert types[gguf_name(name)] == "F32" and torch.equal(got, tensor)
-        elif dtype == "f16":
-            assert types[gguf_name(name)] == "F16" and torch.equal(got, tensor.half().float())
+        elif dtype != "q8_0":
+            low = torch.float16 if dtype == "f16" else torch.bfloat16
+            assert types[gguf_name(name)] == dtype.upper() and torch.equal(got, tensor.to(low).float())
         else:
             assert types[gguf_name(name)] == "Q8_0"
             step = tensor.view(len(tensor), -1, 32).abs().amax(-1, keepdim=True) / 127
@@ -186,7 +187,7 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(tmp_path: Path) -> None
         model.thinker.layers[1].mlp.up_proj.weight[0, 0] = 1e6
     with pytest.raises(UserError, match=r"blk\.1\.ffn_up\.weight has a weight beyond f16's range"):
         model.export_gguf(tmp_path / "m.gguf", "f16")
-    with pytest.raises(ConfigError, match="GGUF dtype 'q4': there are f32, f16, q8_0"):
+    with pytest.raises(ConfigError, match="GGUF dtype 'q4': there are f32, f16, bf16, q8_0"):
         model.export_gguf(tmp_path / "m.gguf", "q4")  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("")
