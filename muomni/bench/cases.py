@@ -51,6 +51,7 @@ SHAPES: dict[str, ThinkerConfig] = {
 }
 
 SKETCH_SIZE = 256
+_PART = 2**18
 _WARM_UP_STEPS = 2
 
 
@@ -290,12 +291,14 @@ def fingerprint(tensors: Iterable[Tensor | None]) -> dict[str, Any]:
     for tensor in tensors:
         if tensor is None:
             continue
-        values = tensor.detach().float().cpu().flatten()
-        digest.update(values.numpy().tobytes())
-        # Every element is added to one of the sketch's entries, with a random sign.
-        places = torch.randint(SKETCH_SIZE, values.shape, generator=signs)
-        sign = torch.randint(2, values.shape, generator=signs, dtype=torch.int8) * 2 - 1
-        sketch.index_add_(0, places, values.double() * sign)
+        # In parts: blocks as large as the weights would count as the case's memory ever after.
+        for part in tensor.detach().flatten().split(_PART):
+            values = part.float().cpu()
+            digest.update(values.numpy().tobytes())
+            # Every element is added to one of the sketch's entries, with a random sign.
+            places = torch.randint(SKETCH_SIZE, values.shape, generator=signs)
+            sign = torch.randint(2, values.shape, generator=signs, dtype=torch.int8) * 2 - 1
+            sketch.index_add_(0, places, values.double() * sign)
     return {"sha256": digest.hexdigest(), "sketch": sketch.tolist()}
 
 
