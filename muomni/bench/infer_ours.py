@@ -15,11 +15,9 @@ from muomni.accel import attention
 from muomni.api import MuOmni
 from muomni.bench.infer_cases import Decoded, InferCase, Task
 from muomni.errors import ConfigError
-from muomni.infer import EagerRunner, Runner, SamplingParams, make_runner
+from muomni.infer import Runner, SamplingParams, make_runner
 from muomni.infer.generate import next_tokens
-from muomni.infer.native import make_native_runner
 from muomni.model import SlotCache
-from muomni.ops.native import Unavailable
 
 
 class Ours:
@@ -118,13 +116,6 @@ class Ours:
 
 
 def _make_runner(case: InferCase, model: MuOmni, cache: SlotCache) -> Runner:
-    if case.runner == "eager":
-        return EagerRunner(model, cache)
-    if case.runner == "native":
-        native = make_native_runner(model, cache, case.threads)
-        if isinstance(native, Unavailable):
-            raise ConfigError(f"the native runner is not to be had here: {native.reason}")
-        return native
-    runners = make_runner(model, cache)
+    runners = make_runner(model, cache, case.runner)
     later = None if runners.later is None else runners.later.result()
     return runners.now if later is None else later

@@ -172,7 +172,7 @@ def write_form(folder: Path, target: Path, form: str) -> None:
     elif program == "hf":
         model.export_hf(target)
     else:
-        from muomni.bench.peers_gguf import write_gguf
+        from muomni.model.gguf import write_gguf
 
         write_gguf(model, target, cast(Any, kind))
 

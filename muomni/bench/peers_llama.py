@@ -1,6 +1,5 @@
 """llama.cpp as a peer, through the C API that `llama-cpp-python` carries: no Python of theirs in the loop."""
 
-import ctypes
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -34,8 +33,6 @@ class LlamaCpp:
         except ImportError:
             raise ConfigError(f"llama-cpp-python {NOT_INSTALLED}") from None
         self._api = llama_cpp
-        self._quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
-        llama_cpp.llama_log_set(self._quiet, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         self._rows = case.batch
         self._model = llama_cpp.llama_model_load_from_file(case.model.encode(), llama_cpp.llama_model_default_params())
