@@ -203,10 +203,14 @@ def _measure(weights: list[Tensor], scale: Tensor, dtype: torch.dtype) -> dict[s
     times: dict[str, dict[str, float]] = {}
     for rows in _ROWS:
         x = torch.randn(rows, K, generator=draw).to(scale.device, dtype)
-        steps: dict[str, list[Callable[[], Tensor]]] = {_FLOAT: [partial(F.linear, x, w) for w in floats]}
+        # More rows compute more for each weight that is read: fewer weights then do.
+        few = weights[: max(1, len(weights) * 4 // (rows + 3))]
+        steps: dict[str, list[Callable[[], Tensor]]] = {
+            _FLOAT: [partial(F.linear, x, weight) for weight in floats[: len(few)]]
+        }
         for kernel in _CANDIDATES:
             if why_not(kernel, scale.device, N, K) is None:
-                steps[kernel] = [partial(int8_linear, x, w, scale, kernel=kernel) for w in weights]
+                steps[kernel] = [partial(int8_linear, x, weight, scale, kernel=kernel) for weight in few]
         times[str(rows)] = {name: _seconds(calls, scale.device) * N / cut for name, calls in steps.items()}
     return times
 
