@@ -14,7 +14,7 @@ from muomni.accel.device import pick_device
 from muomni.accel.quantize import QuantizationReport, quantize, tune
 from muomni.config import OmniConfig, preset
 from muomni.config.model import PresetName
-from muomni.data.chat import encode_chat
+from muomni.data.chat import as_messages, encode_chat
 from muomni.data.tokenizer import Tokenizer
 from muomni.errors import ConfigError, PromptError, UserError
 from muomni.files import atomic_folder, write_json
@@ -203,7 +203,7 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
 
         Args:
             out: the file; one that is there is replaced.
-            dtype: of the matrices: `f32`, `f16` or `q8_0` (int8 in blocks of 32).
+            dtype: of the matrices: `f32`, `f16`, `bf16` or `q8_0` (int8 in blocks of 32).
             each: called with the name of each tensor before its turn.
 
         Raises:
@@ -217,25 +217,35 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
         tokenizer = None if self.tokenizer is None else self._tokenizer()
         save_gguf(self, tokenizer, self.end_ids(), Path(out).expanduser().resolve(), dtype, each)
 
-    def chat(self, prompt: Prompt, *, deterministic: bool = False, **sampling: Any) -> Reply:
+    def chat(self, prompt: Prompt, *, deterministic: bool = False, speculate: bool = False, **sampling: Any) -> Reply:
         """Answers a prompt, or the last message of a conversation.
 
         Args:
             prompt: what the user says, as a text or a list of parts, or messages such as
                 `[{"role": "user", "content": "Hello"}]`.
             deterministic: see `chat_batch`.
+            speculate: where the reply is greedy, guess tokens from the text so far as long as that pays; the reply
+                is the same. For replies that repeat much of the prompt.
             sampling: fields of `SamplingParams`.
 
         Raises:
             PromptError: an empty or too long prompt, or a setting that is not allowed.
         """
-        return self.stream(prompt, deterministic=deterministic, **sampling).finish()
+        return self.stream(prompt, deterministic=deterministic, speculate=speculate, **sampling).finish()
 
-    def complete(self, text: str, *, deterministic: bool = False, **sampling: Any) -> Reply:
+    def complete(self, text: str, *, deterministic: bool = False, speculate: bool = False, **sampling: Any) -> Reply:
         """Continues a text as it stands, without the turns of a chat; otherwise as `chat`."""
-        return self.stream(text, raw=True, deterministic=deterministic, **sampling).finish()
+        return self.stream(text, raw=True, deterministic=deterministic, speculate=speculate, **sampling).finish()
 
-    def stream(self, prompt: Prompt, *, raw: bool = False, deterministic: bool = False, **sampling: Any) -> TextStream:
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        raw: bool = False,
+        deterministic: bool = False,
+        speculate: bool = False,
+        **sampling: Any,
+    ) -> TextStream:
         """As `chat`, or with `raw` as `complete`, but gives the pieces of the reply as they come.
 
         Returns:
@@ -245,7 +255,8 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
         tokenizer = self._tokenizer()
         ids = self.encode(prompt, raw=raw)
         engine = self.engine(1, len(ids) + room(self, (1, len(ids)), params))
-        return TextStream(engine, tokenizer, ids, params, self.end_ids(), deterministic=deterministic)
+        how = {"deterministic": deterministic, "speculate": speculate}
+        return TextStream(engine, tokenizer, ids, params, self.end_ids(), **how)
 
     def chat_batch(
         self,
@@ -254,6 +265,7 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
         sampling: Sequence[Mapping[str, Any]] | None = None,
         raw: bool = False,
         deterministic: bool = False,
+        speculate: bool = False,
         batch_size: int = _SIDE_BY_SIDE,
         progress: bool | None = None,
         **settings: Any,
@@ -271,6 +283,7 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
             deterministic: compute so that no bit of a reply depends on the other prompts. Prompts are then cut
                 at fixed places and not begun from one another's, and where the runner's result depends on the
                 batch each is computed alone.
+            speculate: see `chat`.
             batch_size: at most this many side by side; fewer where memory asks for it.
             progress: show a bar on standard error; None shows it in a terminal, once it has taken a second.
             settings: fields of `SamplingParams` for all prompts. The same seed gives each prompt the reply that
@@ -288,7 +301,8 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
             raise PromptError(f"batch_size = {batch_size}: must be at least 1")
         longest = max(len(ids) + room(self, (1, len(ids)), params) for ids, params in asked)
         engine = self.engine(min(batch_size, len(asked)), longest)
-        replies = reply_to_all(engine, tokenizer, asked, end_ids=self.end_ids(), deterministic=deterministic)
+        how = {"deterministic": deterministic, "speculate": speculate}
+        replies = reply_to_all(engine, tokenizer, asked, end_ids=self.end_ids(), **how)
         return list(progress_bar(replies, len(asked), progress))
 
     def engine(self, slots: int, capacity: int) -> Engine:
@@ -340,7 +354,7 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
             if not prompt:
                 raise PromptError("the prompt is empty: there is nothing to continue")
             return tokenizer.encode(prompt)
-        return encode_chat(tokenizer, _as_messages(prompt), add_generation_prompt=True).ids
+        return encode_chat(tokenizer, as_messages(prompt), add_generation_prompt=True).ids
 
     def quantize(self, method: str = "int8") -> QuantizationReport:
         """Gives the model int8 weights, in place: a quarter of the memory, faster decoding, no more training.
@@ -393,45 +407,6 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
                 f"{self.config.thinker.vocab_size}: it belongs to another model"
             )
         return self.tokenizer
-
-
-def _as_messages(prompt: Prompt) -> Sequence[Message]:
-    """A text or parts as one user message; messages as they are. What there is to answer must not be blank."""
-    content = prompt if isinstance(prompt, str) else _as_parts(prompt)
-    messages = cast(Sequence[Message], prompt) if content is None else [{"role": "user", "content": content}]
-    last = messages[-1].get("content") if messages and isinstance(messages[-1], Mapping) else None
-    if isinstance(last, str) and not last.strip():
-        raise PromptError("the prompt is empty: there is nothing to answer")
-    return messages
-
-
-def _as_parts(prompt: Any) -> list[Any] | None:
-    """OpenAI's form of a list of parts; None where the list holds messages, or is none."""
-    if not isinstance(prompt, list | tuple) or not prompt:
-        return None
-    if any(isinstance(part, Mapping) and "role" in part for part in prompt):
-        return None
-    if not any(
-        isinstance(part, str) or _kind_of(part) or (isinstance(part, Mapping) and "type" in part) for part in prompt
-    ):
-        return None
-    return [
-        {"type": "text", "text": part}
-        if isinstance(part, str)
-        else {"type": kind}
-        if (kind := _kind_of(part))
-        else part
-        for part in prompt
-    ]
-
-
-def _kind_of(part: Any) -> str | None:
-    """What kind of input an object is, by what it is made of."""
-    if isinstance(part, Mapping):
-        return None
-    if type(part).__module__.partition(".")[0] == "PIL" or isinstance(part, bytes | Path):
-        return "image"
-    return "audio" if isinstance(part, tuple | Tensor) else None
 
 
 def _each(

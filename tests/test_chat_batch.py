@@ -36,6 +36,7 @@ def said(replies: list[Reply]) -> list[tuple[str, tuple[int, ...], str]]:
     [
         {"temperature": 0, "max_new_tokens": 20},
         {"temperature": 0, "max_new_tokens": 30, "stop": ["e", "th"], "repetition_penalty": 1.2},
+        {"temperature": 0, "max_new_tokens": 60, "ignore_eos": True, "speculate": True},
         {"seed": 5, "max_new_tokens": 12, "top_p": 0.9},
         {"seed": 5, "max_new_tokens": 12, "top_k": 0, "min_p": 0.01, "ignore_eos": True},
     ],

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from muomni.errors import DataError, PromptError, UserError
@@ -53,6 +54,47 @@ class Message(TypedDict):
 
     role: str
     content: str
+
+
+def as_messages(prompt: Any) -> Any:
+    """A text, or the parts of one message, as one user message; messages as they are.
+
+    Raises:
+        PromptError: there is nothing to answer: the last message is blank.
+    """
+    content = prompt if isinstance(prompt, str) else _as_parts(prompt)
+    messages = prompt if content is None else [{"role": "user", "content": content}]
+    last = messages[-1].get("content") if messages and isinstance(messages[-1], Mapping) else None
+    if isinstance(last, str) and not last.strip():
+        raise PromptError("the prompt is empty: there is nothing to answer")
+    return messages
+
+
+def _as_parts(prompt: Any) -> list[Any] | None:
+    """OpenAI's form of a list of parts; None where the list holds messages, or is none."""
+    if not isinstance(prompt, list | tuple):
+        return None
+    kinds = [_kind_of_part(part) for part in prompt]
+    if not any(kinds) or any(isinstance(part, Mapping) and "role" in part for part in prompt):
+        return None
+    parts: list[Any] = []
+    for part, kind in zip(prompt, kinds, strict=True):
+        if isinstance(part, str):
+            parts.append({"type": "text", "text": part})
+        else:
+            parts.append(part if kind is None or isinstance(part, Mapping) else {"type": kind})
+    return parts
+
+
+def _kind_of_part(part: object) -> str | None:
+    """What kind of input a part is, by what it is made of; None for what is no part."""
+    if isinstance(part, str):
+        return "text"
+    if isinstance(part, Mapping):
+        return str(part["type"]) if "type" in part else None
+    if type(part).__module__.partition(".")[0] == "PIL" or isinstance(part, bytes | Path):
+        return "image"
+    return "audio" if isinstance(part, tuple) else None
 
 
 def check_messages(messages: object, where: str = "messages", error: type[UserError] = PromptError) -> list[Message]:

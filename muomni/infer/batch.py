@@ -32,6 +32,7 @@ def reply_to_all(
     *,
     end_ids: Sequence[int] | None = None,
     deterministic: bool = False,
+    speculate: bool = False,
 ) -> Iterator[Reply]:
     """Answers prompts of any lengths; takes the next ones in only when there is room for them.
 
@@ -39,7 +40,7 @@ def reply_to_all(
         engine: whose slots hold the longest of them with its reply.
         tokenizer: turns ids into text.
         prompts: ids and settings of each.
-        end_ids, deterministic: see `TextStream`.
+        end_ids, deterministic, speculate: see `TextStream`.
 
     Yields:
         the replies in the order of the prompts.
@@ -47,12 +48,13 @@ def reply_to_all(
     Raises:
         PromptError: a prompt that is empty or does not fit; replies to those before it have been given.
     """
+    how = {"deterministic": deterministic, "speculate": speculate}
     running: deque[TextStream] = deque()
     try:
         wrong = None
         for ids, params in prompts:
             try:
-                running.append(TextStream(engine, tokenizer, ids, params, end_ids, deterministic=deterministic))
+                running.append(TextStream(engine, tokenizer, ids, params, end_ids, **how))
             except PromptError as error:
                 wrong = error
                 break

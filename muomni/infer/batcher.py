@@ -18,6 +18,7 @@ from muomni.infer.request import FinishReason, Request
 from muomni.infer.runner import Runner, Runners
 from muomni.infer.sampling import Sampler, on_device
 from muomni.infer.scheduler import Scheduler
+from muomni.infer.speculate import Lookup, verified
 from muomni.model import OmniModel, SlotCache
 
 # Several greedy steps are one call of the runner where it can do that, but not for longer than this: new
@@ -28,12 +29,12 @@ _MOST_STEPS = 8
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What one request has in a step: its `tokens` from `position` on; the logits of the last are `wanted`."""
+    """What one request has in a step: its `tokens` from `position` on; the logits of the last `wanted` are wanted."""
 
     request: Request
     tokens: Sequence[int]
     position: int
-    wanted: bool
+    wanted: int
 
 
 @dataclass(slots=True)
@@ -48,6 +49,7 @@ class _Rows:
     sampler: Sampler
     simple: bool
     alone: bool
+    guess: bool
 
 
 class Batcher:
@@ -147,12 +149,12 @@ class Batcher:
 
     def _mixed_step(self, started: float) -> None:
         scheduler = self.scheduler
-        parts = [_Part(r, r.tokens[-1:], r.position, True) for r in scheduler.running]
+        parts = [_Part(r, r.tokens[-1:], r.position, 1) for r in scheduler.running]
         chunks = scheduler.chunks()
         for request, count in chunks:
             end = request.stored + count
             parts.append(
-                _Part(request, request.prompt[request.stored : end], request.stored, end == len(request.prompt))
+                _Part(request, request.prompt[request.stored : end], request.stored, int(end == len(request.prompt)))
             )
         self._rows = None
         parts, logits = self._forward(parts)
@@ -166,6 +168,10 @@ class Batcher:
 
     def _decode_step(self, started: float) -> None:
         rows = self._rows or self._make_rows()
+        if rows.guess and self._step_s < 1.0:
+            drafts = [self._draft(request) for request in rows.requests]
+            if any(drafts):
+                return self._verify_step(rows.requests, drafts, started)
         steps = self._steps_at_once(rows)
         if steps > 1:
             try:
@@ -192,12 +198,44 @@ class Batcher:
     def _decode_apart(self, started: float) -> None:
         """A decode step that isolates whom it fails for."""
         self._rows = None
-        parts, logits = self._forward([_Part(r, r.tokens[-1:], r.position, True) for r in self.scheduler.running])
+        parts, logits = self._forward([_Part(r, r.tokens[-1:], r.position, 1) for r in self.scheduler.running])
         if parts:
             self._sample_and_deliver([part.request for part in parts], logits, started)
 
+    def _draft(self, request: Request) -> list[int]:
+        if not request.speculate:
+            return []
+        if request.lookup is None:
+            request.lookup = Lookup(request.prompt)
+        most = request.limit - len(request.tokens) - 1  # the step gives one more than is accepted
+        return request.lookup.draft(request.tokens, len(request.prompt), most)
+
+    def _verify_step(self, requests: list[Request], drafts: list[list[int]], started: float) -> None:
+        """A greedy step in which rows may have drafts."""
+        self._rows = None
+        asked = [
+            _Part(r, [r.tokens[-1], *draft], r.position, len(draft) + 1)
+            for r, draft in zip(requests, drafts, strict=True)
+        ]
+        parts, logits = self._forward(asked)
+        likely = logits.argmax(dim=-1).tolist() if parts else []
+        took = time.perf_counter() - started
+        drafted = sum(len(part.tokens) - 1 for part in parts)
+        costs = max(0.0, took - self._step_s) / max(1, drafted)
+        new: list[list[int]] = []
+        for part in parts:
+            draft = part.tokens[1:]
+            new.append(verified(draft, likely[: len(part.tokens)]))
+            likely = likely[len(part.tokens) :]
+            if draft and part.request.lookup is not None:
+                accepted = len(new[-1]) - 1
+                part.request.lookup.learn(len(draft), accepted, self._step_s / len(parts), costs)
+        self._deliver([part.request for part in parts], new, started)
+
     def _make_rows(self) -> _Rows:
         requests = list(self.scheduler.running)
+        simple = all(r.simple for r in requests)
+        apart = any(r.deterministic for r in requests) and not self.runner.batch_invariant
         self._rows = _Rows(
             requests=requests,
             tokens=torch.tensor([r.tokens[-1] for r in requests]),
@@ -205,8 +243,9 @@ class Batcher:
             positions=torch.tensor([r.position for r in requests]),
             wanted=torch.arange(len(requests)),
             sampler=Sampler([r.params for r in requests], self._cache.device),
-            simple=all(r.simple for r in requests),
-            alone=len(requests) > 1 and any(r.deterministic for r in requests) and not self.runner.batch_invariant,
+            simple=simple,
+            alone=apart and len(requests) > 1,
+            guess=simple and not apart and any(r.speculate for r in requests),
         )
         return self._rows
 
@@ -261,8 +300,7 @@ class Batcher:
             tokens += part.tokens
             slots += [part.request.slot] * len(part.tokens)
             positions += range(part.position, part.position + len(part.tokens))
-            if part.wanted:
-                wanted.append(len(tokens) - 1)
+            wanted += range(len(tokens) - part.wanted, len(tokens))
         asked = torch.tensor(wanted or [len(tokens) - 1])
         logits = self.runner.forward(torch.tensor(tokens), torch.tensor(slots), torch.tensor(positions), asked)
         return logits[: len(wanted)]

@@ -11,6 +11,7 @@ from threading import Event
 from typing import Literal
 
 from muomni.infer.sampling import SamplingParams, draw_uniform, make_random
+from muomni.infer.speculate import Lookup
 
 FinishReason = Literal["stop", "length"]
 
@@ -25,6 +26,7 @@ class Request:
         limit: at most this many new tokens; `max_new_tokens`, less where the context ends.
         ends: tokens that end the reply and are kept as its last.
         deterministic: compute alone, so that not one bit depends on the other requests.
+        speculate: guess tokens from the text so far where that pays; greedy requests only. See `speculate`.
         row: tells rows of one seed apart.
         watch: told each new token that is not an end, in order, by the thread that computes; True ends the
             reply with that token. What it raises ends this request alone.
@@ -40,6 +42,7 @@ class Request:
         stored: tokens of the prompt whose keys and values are there.
         reused: tokens of the prompt that were found computed.
         hashes: chained hashes of the prompt's blocks; see `prefix`.
+        lookup: its drafts.
         began, first, last: the engine's clock at its start, its first and its newest token.
         event: set after new tokens and at the end, where a model thread computes.
     """
@@ -49,6 +52,7 @@ class Request:
     limit: int
     ends: frozenset[int] = frozenset()
     deterministic: bool = False
+    speculate: bool = False
     row: int = 0
     watch: Callable[[int], bool] | None = None
     notify: Callable[[], None] | None = None
@@ -67,6 +71,7 @@ class Request:
     first: float = 0.0
     last: float = 0.0
     event: Event | None = None
+    lookup: Lookup | None = None
     _source: Random | None = None
     _number: tuple[int, float] = (-1, 0.0)
 

@@ -121,7 +121,7 @@ class TextStream(Iterator[Piece]):
         params: the settings.
         end_ids: tokens that end the reply; their text is not part of it. None takes the configuration's,
             else the tokenizer's.
-        deterministic: see `Request`.
+        deterministic, speculate: see `Request`.
 
     Raises:
         PromptError: there is no prompt, or no room in the context; raised here, before the first piece.
@@ -136,6 +136,7 @@ class TextStream(Iterator[Piece]):
         end_ids: Sequence[int] | None = None,
         *,
         deterministic: bool = False,
+        speculate: bool = False,
     ) -> None:
         self._engine = engine
         self._text = _Text(tokenizer, params.stops)
@@ -150,6 +151,7 @@ class TextStream(Iterator[Piece]):
             limit=room(engine.model, (1, len(prompt)), params),
             ends=frozenset() if params.ignore_eos else frozenset(end_ids),
             deterministic=deterministic,
+            speculate=speculate,
             # Text is needed while tokens are computed only where it may end them; else the reader makes it.
             watch=self._text.push if params.stops else None,
         )
