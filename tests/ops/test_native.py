@@ -102,14 +102,19 @@ def round_activations(x: Tensor) -> Tensor:
 
 
 class Reference:
-    """One slot at a time, one sequence at a time, over its whole past. Holds each slot's tokens' keys and values."""
+    """The whole of a sequence at once, in plain torch."""
 
-    def __init__(self, weights: DecoderWeights, shape: Shape, cache: torch.dtype, int8_activations: bool) -> None:
-        self.weights, self.shape, self.dtype, self.int8_activations = weights, shape, cache, int8_activations
+    def __init__(
+        self, weights: DecoderWeights, shape: Shape, cache: torch.dtype, *, int8: bool = False, bf16: bool = False
+    ) -> None:
+        self.weights, self.shape, self.dtype = weights, shape, cache
+        self.int8, self.bf16 = int8, bf16  # activations as these where weights are
 
     def product(self, x: Tensor, matrix: Matrix) -> Tensor:
-        if matrix.scale is not None and self.int8_activations:
+        if matrix.scale is not None and self.int8:
             x = round_activations(x)
+        if matrix.data.dtype == torch.bfloat16 and self.bf16:
+            x = x.bfloat16().float()
         return x @ dequantised(matrix).T
 
     def logits(self, tokens: Tensor) -> Tensor:
@@ -170,11 +175,26 @@ def test_matches_reference(
     weights = make_weights(shape, kind, seed)
     decoder = make_decoder(library, weights, shape, cache, int8_activations=not floats)
     tokens = draw_tokens(shape, count, seed)
-    expected = Reference(weights, shape, cache, not floats).logits(tokens)
+    halves = "bf16" in library.instructions
+    expected = Reference(weights, shape, cache, int8=not floats, bf16=halves).logits(tokens)
     got = whole(decoder, tokens)
     # A value on the edge between two integers (or two bf16s) may fall to the other side.
-    edges = (kind == "int8" and not floats) or cache == torch.bfloat16
-    assert (got - expected).abs().max() <= (2e-2 if edges else 2e-4) * max(1.0, expected.abs().max())
+    edges = cache == torch.bfloat16 or (kind == "int8" and not floats) or (kind == "bfloat16" and halves)
+    assert (got - expected).norm() <= (5e-2 if edges else 1e-5) * expected.norm()
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "int8"])
+def test_rounding_of_activations_is_as_described(library: Library, kind: str) -> None:
+    """Cases where no value fell to the other side of an edge, which are most, agree to fp32's rounding."""
+    errors = []
+    for seed in range(9):
+        shape = Shape(hidden=(64, 72, 130)[seed % 3], intermediate=(100, 64, 130)[seed // 3], layers=1)
+        weights = make_weights(shape, kind, seed)
+        tokens = draw_tokens(shape, 2, seed)
+        reference = Reference(weights, shape, torch.float32, int8=True, bf16="bf16" in library.instructions)
+        expected = reference.logits(tokens)
+        errors.append((whole(make_decoder(library, weights, shape), tokens) - expected).norm() / expected.norm())
+    assert torch.stack(errors).median() < 2e-6
 
 
 @few

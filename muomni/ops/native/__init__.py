@@ -5,7 +5,7 @@ and kept in the user's cache folder (`build`). `decoder` hands them tensors, who
 place. Where no compiler is, `build.load` says so and the eager model serves.
 
 The files, from the ground up: `vec.h` vectors of floats, `pool.h` threads and barriers, `acts.h`
-activations as floats or int8, `gemm_float.h` and `gemm_int8.h` matrix products, `attention.h`,
+activations in their forms, `gemm_float.h`, `gemm_bf16.h` and `gemm_int8.h` matrix products, `attention.h`,
 `decoder.h/.cpp` the step, `exports.h` what Python calls.
 """
 

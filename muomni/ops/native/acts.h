@@ -1,5 +1,5 @@
-// What a matrix multiplication reads: rows of floats, and the same rows as int8 in groups of 64 with a
-// scale each. A row's values depend on that row alone, never on how many rows there are.
+// What a matrix multiplication reads: rows of floats, and the same rows as bfloat16, or as int8 in groups
+// of 64 with a scale each. A row's values depend on that row alone, never on how many rows there are.
 #pragma once
 
 #include <cstdlib>
@@ -39,13 +39,14 @@ class Buffer {
 
 // Which forms of the activations the next matrices ask for.
 struct Forms {
-    bool floats, int8;
+    bool halves, int8;
 };
 
 class Acts {
   public:
     void reserve(int64_t rows, int64_t width) {
         floats_.reserve(rows * round_up(width, GROUP));
+        halves_.reserve(rows * round_up(width, GROUP));
         q_.reserve(rows * round_up(width, GROUP));
         scale_.reserve(rows * (round_up(width, GROUP) / GROUP));
         sum_.reserve(rows * (round_up(width, GROUP) / GROUP));
@@ -58,9 +59,17 @@ class Acts {
     }
 
     float* floats(int64_t row) const { return floats_.get() + row * padded; }
+    const bf16* halves(int64_t row) const { return halves_.get() + row * padded; }
     const int8_t* q(int64_t row) const { return q_.get() + row * padded; }
     const float* scale(int64_t row) const { return scale_.get() + row * groups; }
     const int32_t* sum128(int64_t row) const { return sum_.get() + row * groups; }
+
+    // Makes halves(row) of floats(row).
+    void halve(int64_t row) {
+        const float* x = floats(row);
+        bf16* out = halves_.get() + row * padded;
+        for (int64_t i = 0; i < padded; i++) put(out + i, x[i]);
+    }
 
     // Quantises floats(row): value ≈ q · scale with scale = largest magnitude of the group / 127.
     void quantise(int64_t row) {
@@ -89,6 +98,7 @@ class Acts {
 
   private:
     Buffer<float> floats_;
+    Buffer<bf16> halves_;
     Buffer<int8_t> q_;
     Buffer<float> scale_;
     Buffer<int32_t> sum_;  // -128 · sum of a group's q, see gemm_int8.h

@@ -32,7 +32,7 @@ class Library:
     Attributes:
         functions: the library; calls through it release the interpreter lock.
         path: where it lies.
-        instructions: which code was compiled: "avx512-vnni", "avx2" or "portable".
+        instructions: which code was compiled: "avx512-vnni-bf16", "avx512-vnni", "avx2" or "portable".
         note: something the user may want to know, for example that it could not be kept; or empty.
     """
 

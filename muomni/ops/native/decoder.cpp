@@ -40,7 +40,12 @@ int64_t Decoder::check(const Batch& batch) const {
 
 Forms Decoder::forms(std::initializer_list<const Weight*> weights) const {
     Forms forms = {false, false};
-    for (const Weight* w : weights) (w->kind == INT8 && model_.int8_acts ? forms.int8 : forms.floats) = true;
+    for (const Weight* w : weights) {
+#if defined(MUOMNI_BF16)
+        forms.halves |= w->kind == BFLOAT16;
+#endif
+        forms.int8 |= w->kind == INT8 && model_.int8_acts;
+    }
     return forms;
 }
 
@@ -73,6 +78,7 @@ const Acts& Decoder::prepare(int thread, int64_t count, int64_t width, Forms for
         float* out = acts.floats(row);
         source(row, out);
         std::fill(out + width, out + acts.padded, 0.0f);
+        if (forms.halves) acts.halve(row);
         if (forms.int8) acts.quantise(row);
     }
     if (!alone) pool_.barrier.wait();
@@ -99,7 +105,7 @@ void Decoder::block(int thread, const Weight& w, int64_t width, const Rows& rows
     if (w.kind == BFLOAT16) {
         const bf16* pointers[ROWS];
         row_pointers(w.data, width, rows, pointers);
-        float_block(WeightRows<bf16>{pointers, width, ahead}, acts, tokens, plain);
+        bf16_block(WeightRows<bf16>{pointers, width, ahead}, acts, tokens, plain);
         return;
     }
     float scale[ROWS];
@@ -121,7 +127,9 @@ void Decoder::attention_in(int thread, const Batch& batch, int64_t layer, C* key
     const Layer& l = layers_[layer];
     const int64_t Dh = m.head_dim, group = m.heads / m.kv_heads, row = (m.heads + 2 * m.kv_heads) * Dh;
     const float scaling = 1.0f / std::sqrt(float(Dh)), eps = float(m.eps);
-    auto cached = [&](int64_t slot, int64_t head) { return ((layer * m.slots + slot) * m.kv_heads + head) * m.capacity * Dh; };
+    auto cached = [&](int64_t slot, int64_t head) {
+        return ((layer * m.slots + slot) * m.kv_heads + head) * m.capacity * Dh;
+    };
     // Both for one token and one key/value head with its query heads.
     auto write = [&](int64_t t, int64_t head) {
         const int64_t position = batch.positions[t];

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "attention.h"
+#include "gemm_bf16.h"
 #include "gemm_float.h"
 #include "gemm_int8.h"
 #include "pool.h"
@@ -65,7 +66,15 @@ struct Rows {
     }
 };
 
-enum Status : int64_t { DONE = 0, BAD_TOKEN = 1, BAD_SLOT = 2, BAD_POSITION = 3, BAD_WANTED = 4, NO_MEMORY = 5, FORKED = 6 };
+enum Status : int64_t {
+    DONE = 0,
+    BAD_TOKEN = 1,
+    BAD_SLOT = 2,
+    BAD_POSITION = 3,
+    BAD_WANTED = 4,
+    NO_MEMORY = 5,
+    FORKED = 6
+};
 
 class Decoder {
   public:
@@ -100,7 +109,8 @@ class Decoder {
     template <class Source>
     const Acts& prepare(int thread, int64_t count, int64_t width, Forms forms, Source&& source);
     template <class Sink>
-    void block(int thread, const Weight& w, int64_t width, const Rows& rows, const Acts& acts, int64_t tokens, Sink&& sink);
+    void block(int thread, const Weight& w, int64_t width, const Rows& rows, const Acts& acts, int64_t tokens,
+               Sink&& sink);
     template <class Work>
     void split(int thread, int64_t out, int64_t tokens, Work&& work) const;
     Forms forms(std::initializer_list<const Weight*> weights) const;

@@ -35,9 +35,11 @@ int64_t guarded(Handle* handle, Call&& call) {
 
 extern "C" {
 
-// Which code this is: "avx512-vnni", "avx2" or "portable".
+// Which code this is: "avx512-vnni-bf16", "avx512-vnni", "avx2" or "portable".
 const char* muomni_instructions() {
-#if defined(MUOMNI_AVX512)
+#if defined(MUOMNI_BF16)
+    return "avx512-vnni-bf16";
+#elif defined(MUOMNI_AVX512)
     return "avx512-vnni";
 #elif defined(MUOMNI_AVX2)
     return "avx2";

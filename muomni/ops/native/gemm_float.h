@@ -18,7 +18,8 @@ struct WeightRows {
 
 // R rows times T tokens: sums[t * ROWS + r]. Meanwhile the next block's first `fetch` of the R rows are fetched.
 template <int R, int T, class W>
-MUOMNI_INLINE void dot_tile(const WeightRows<W>& weights, int first, const float* x, int64_t padded, int fetch, vec* sums) {
+MUOMNI_INLINE void dot_tile(const WeightRows<W>& weights, int first, const float* x, int64_t padded, int fetch,
+                            vec* sums) {
     const W* const* rows = weights.rows + first;
     vec acc[T][R];
     for (int t = 0; t < T; t++)
@@ -27,13 +28,14 @@ MUOMNI_INLINE void dot_tile(const WeightRows<W>& weights, int first, const float
     vec w[R];
     auto add = [&](int64_t k) {
         for (int t = 0; t < T; t++) {
-            const vec v = load(x + t * padded + k);
+            vec v = load(x + t * padded + k);
+            keep(v);
             for (int r = 0; r < R; r++) acc[t][r] += w[r] * v;
         }
     };
     for (int64_t k = 0; k < whole; k += LANES) {
         for (int r = 0; r < R; r++) w[r] = load(rows[r] + k);
-        for (int r = 0; r < fetch; r++) __builtin_prefetch(rows[r] + weights.ahead + k, 0, 2);
+        for (int r = 0; r < fetch; r++) prefetch(rows[r] + weights.ahead + k);
         add(k);
     }
     if (whole < width) {
@@ -44,6 +46,7 @@ MUOMNI_INLINE void dot_tile(const WeightRows<W>& weights, int first, const float
         for (int r = 0; r < R; r++) sums[t * ROWS + r] = acc[t][r];
 }
 
+// The 16 rows with T tokens, R rows at a time.
 template <int R, int T, class W>
 void float_tile(const WeightRows<W>& weights, const float* x, int64_t padded, int fetch, float (*out)[ROWS]) {
     vec sums[T * ROWS];

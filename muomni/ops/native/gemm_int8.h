@@ -113,8 +113,8 @@ MUOMNI_INLINE void dot4(__m512i& sums, __m512i w, const int8_t* inputs) {
 // T tokens against a panel: lanes are rows, so nothing is added across lanes. Meanwhile `lines` cache lines
 // per group are fetched from each of `next`, the rows of the block to come: memory works while we compute.
 template <int T>
-void int8_tile(const uint8_t* panel, const Acts& acts, int64_t token, const int8_t* const* next, int64_t ahead, int lines,
-               float (*out)[ROWS]) {
+void int8_tile(const uint8_t* panel, const Acts& acts, int64_t token, const int8_t* const* next, int64_t ahead,
+               int lines, float (*out)[ROWS]) {
     const int8_t* q = acts.q(token);
     const float* scale = acts.scale(token);
     const int32_t* sum128 = acts.sum128(token);
@@ -124,7 +124,7 @@ void int8_tile(const uint8_t* panel, const Acts& acts, int64_t token, const int8
     for (int64_t g = 0; g < groups; g++) {
         __m512i dots[T];
         for (int t = 0; t < T; t++) dots[t] = _mm512_set1_epi32(sum128[t * groups + g]);
-        for (int r = 0; r < lines; r++) __builtin_prefetch(next[r] + ahead + g * GROUP, 0, 2);
+        for (int r = 0; r < lines; r++) prefetch(next[r] + ahead + g * GROUP);
 #pragma GCC unroll 16
         for (int k = 0; k < 16; k++) {
             const __m512i w = _mm512_load_si512(panel + (g * 16 + k) * 64);

@@ -44,18 +44,15 @@ class Barrier {
 class Pool {
   public:
     explicit Pool(int threads) : barrier(threads), threads_(threads) {
-        for (int i = 1; i < threads; i++) workers_.emplace_back([this, i] { serve(i); });
+        try {
+            for (int i = 1; i < threads; i++) workers_.emplace_back([this, i] { serve(i); });
+        } catch (...) {  // the system gives no more threads: those that run must end before the error goes on
+            stop();
+            throw;
+        }
     }
 
-    ~Pool() {
-        {
-            std::lock_guard<std::mutex> lock(mutex_);
-            stop_ = true;
-            job_number_.fetch_add(1, std::memory_order_release);
-        }
-        wake_.notify_all();
-        for (auto& worker : workers_) worker.join();
-    }
+    ~Pool() { stop(); }
 
     // Runs job(thread) on every thread and returns when all are done.
     void run(const std::function<void(int)>& job) {
@@ -76,10 +73,21 @@ class Pool {
     Barrier barrier;
 
   private:
+    void stop() {
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            stop_ = true;
+            job_number_.fetch_add(1, std::memory_order_release);
+        }
+        wake_.notify_all();
+        for (auto& worker : workers_) worker.join();
+    }
+
     void serve(int thread) {
         unsigned done = 0;
         while (true) {
-            for (int spins = 0; spins < 2000 && job_number_.load(std::memory_order_acquire) == done; spins++) cpu_relax();
+            for (int spins = 0; spins < 2000 && job_number_.load(std::memory_order_acquire) == done; spins++)
+                cpu_relax();
             if (job_number_.load(std::memory_order_acquire) == done) {
                 std::unique_lock<std::mutex> lock(mutex_);
                 sleepers_++;
