@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from muomni.config import OmniConfig, ThinkerConfig
-from muomni.infer import EagerRunner, Engine, Request, Runners, SamplingParams, generate
+from muomni.errors import ConfigError
+from muomni.infer import EagerRunner, Engine, Request, Runners, SamplingParams, generate, make_runner
 from muomni.model import OmniModel, SlotCache
 
 CONTEXT = 96
@@ -328,3 +329,56 @@ def test_an_int8_cache_is_close_and_a_quarter_of_the_size() -> None:
     divergence = (full.log_softmax(-1).exp() * (full.log_softmax(-1) - small.log_softmax(-1))).sum(-1)
     assert 0 < divergence.mean() < 1e-3
     assert (full.argmax(-1) == small.argmax(-1)).float().mean() > 0.9
+
+
+def test_the_native_runner_takes_over_between_two_steps_and_changes_no_token() -> None:
+    from concurrent.futures import Future
+
+    from muomni.infer.native import make_native_runner
+    from muomni.ops.native import Unavailable
+
+    model = make_model(num_hidden_layers=3)
+    cache = SlotCache(model.config.thinker, 4, CONTEXT)
+    native = make_native_runner(model, cache, threads=1)
+    if isinstance(native, Unavailable):
+        pytest.skip(native.reason)
+    for steps in (0, 1, 7):
+        later: Future[Any] = Future()
+        engine = Engine(model, cache, Runners(EagerRunner(model, cache), later), chunk=8, chunk_alone=8)
+        asked = [(ids_of(i, 5 + 7 * i), SamplingParams(temperature=i % 2, seed=i, max_new_tokens=20)) for i in range(6)]
+        requests = [engine.submit(request(*pair)) for pair in asked]
+        for _ in range(steps):
+            engine.step()
+        later.set_result(native)
+        for one, pair in zip(requests, asked, strict=True):
+            assert engine.finish(one).tokens == alone(model, *pair)
+        assert engine.runner is native
+
+
+def test_a_runner_that_is_named_is_taken_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model()
+    cache = SlotCache(model.config.thinker, 1, 8, torch.int8)
+    assert isinstance(make_runner(model, cache, "eager").now, EagerRunner)
+    with pytest.raises(ConfigError, match="runner = 'fast': there are auto, eager, native"):
+        make_runner(model, cache, "fast")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="the native runner cannot be had: a cache of torch.int8"):
+        make_runner(model, cache, "native")
+    auto = make_runner(model, cache, "auto")
+    assert isinstance(auto.now, EagerRunner) and auto.later is None and "torch.int8" in auto.note
+    monkeypatch.setenv("MUOMNI_RUNNER", "native")
+    with pytest.raises(ConfigError, match="cannot be had"):
+        make_runner(model, cache)
+
+
+def test_without_a_compiler_the_eager_runner_serves_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    from muomni.ops.native import Unavailable
+
+    monkeypatch.setattr("muomni.ops.native.load", lambda: Unavailable("no C++ compiler is on the path"))
+    model = make_model()
+    cache = SlotCache(model.config.thinker, 1, CONTEXT)
+    engine = Engine(model, cache, make_runner(model, cache, "auto"))
+    params = SamplingParams(temperature=0, max_new_tokens=3)
+    assert engine.finish(engine.submit(request([1], params))).tokens == alone(model, [1], params)
+    assert "EagerRunner" in engine.note and "no C++ compiler" in engine.note
+    with pytest.raises(ConfigError, match="no C\\+\\+ compiler"):
+        make_runner(model, cache, "native")
