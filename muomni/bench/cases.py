@@ -292,7 +292,7 @@ def fingerprint(tensors: Iterable[Tensor | None]) -> dict[str, Any]:
         if tensor is None:
             continue
         # In parts: blocks as large as the weights would count as the case's memory ever after.
-        for part in tensor.detach().flatten().split(_PART):
+        for part in torch.split(tensor.detach().flatten(), _PART):
             values = part.float().cpu()
             digest.update(values.numpy().tobytes())
             # Every element is added to one of the sketch's entries, with a random sign.

@@ -56,7 +56,8 @@ def blocked_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Ten
         grad_q[start:end] = _apart(torch.bmm(grad_scores, keys[:, :end]), end - start)
         grad_k[:, :end] += torch.bmm(grad_scores.mT, rows)
     scale = D**-0.5
-    return grad_q.mul_(scale), *(x.transpose(0, 1).to(k.dtype) for x in (grad_k.mul_(scale), grad_v))
+    grad_k.mul_(scale)
+    return grad_q.mul_(scale), grad_k.transpose(0, 1).to(k.dtype), grad_v.transpose(0, 1).to(v.dtype)
 
 
 def _blocks(q: Tensor) -> Iterator[tuple[int, int, Tensor]]:
@@ -72,17 +73,17 @@ def _blocks(q: Tensor) -> Iterator[tuple[int, int, Tensor]]:
 def _below_each_other(x: Tensor, groups: int) -> Tensor:
     """(rows, H, D) as (K, G · rows, D)."""
     D = x.shape[2]
-    return x.unflatten(1, (groups, -1)).permute(1, 2, 0, 3).reshape(groups, -1, D)
+    return x.reshape(x.shape[0], groups, -1, D).permute(1, 2, 0, 3).reshape(groups, -1, D)
 
 
 def _apart(x: Tensor, rows: int) -> Tensor:
     """(K, G · rows, D) as (rows, H, D)."""
-    return x.unflatten(1, (-1, rows)).permute(2, 0, 1, 3).flatten(1, 2)
+    return x.view(x.shape[0], -1, rows, x.shape[2]).permute(2, 0, 1, 3).flatten(1, 2)
 
 
 def _probabilities(rows: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
     """(K, R, S) softmax of the scaled scores; the last keys are the block's own tokens, where `mask` is added."""
     scores = torch.baddbmm(rows.new_empty(()), rows, keys.mT, beta=0, alpha=rows.shape[-1] ** -0.5)
     size = mask.shape[0]
-    scores.unflatten(1, (-1, size))[..., keys.shape[1] - size :].add_(mask)
+    scores.view(scores.shape[0], -1, size, scores.shape[2])[..., keys.shape[1] - size :].add_(mask)
     return scores.softmax(-1)

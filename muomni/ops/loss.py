@@ -128,5 +128,5 @@ def _add_product(total: Tensor, p: Tensor, rows: Tensor) -> None:
     if total.dtype == p.dtype:
         total.addmm_(p.T, rows)
         return
-    for part, columns in zip(total.split(_SLICE), p.split(_SLICE, dim=1), strict=True):
+    for part, columns in zip(torch.split(total, _SLICE), torch.split(p, _SLICE, dim=1), strict=True):
         part += columns.T @ rows

@@ -82,7 +82,9 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> tuple[Tensor
         if q.dtype in LOW:
             out[span.start : span.end] = blocked_forward(span.rows(q), span.rows(k), span.rows(v))[:length]
         else:
-            part, lse = flash_forward(*_heads_first(span.rows(q), span.rows(k), span.rows(v)), causal=True)
+            part, lse = flash_forward(
+                _heads_first(span.rows(q)), _heads_first(span.rows(k)), _heads_first(span.rows(v)), causal=True
+            )
             out[span.start : span.end] = part[0].transpose(0, 1)
             log_sum_exp[span.start : span.end] = lse[0].transpose(0, 1)
     return out, log_sum_exp
@@ -105,9 +107,11 @@ def _varlen_backward(
             # No gradient comes in behind the document.
             parts = blocked_backward(span.rows(grad, behind=0.0), *inputs)
         else:
-            whole = _heads_first(span.rows(grad), *inputs, span.rows(out))
+            inputs = (_heads_first(inputs[0]), _heads_first(inputs[1]), _heads_first(inputs[2]))
+            ends = (_heads_first(span.rows(grad)), _heads_first(span.rows(out)))
             lse = log_sum_exp[span.start : span.end].transpose(0, 1)[None]
-            parts = _tokens_first(*flash_backward(*whole, lse, causal=True))
+            found = flash_backward(ends[0], *inputs, ends[1], lse, causal=True)
+            parts = (found[0][0].transpose(0, 1), found[1][0].transpose(0, 1), found[2][0].transpose(0, 1))
         for total, part in zip(grads, parts, strict=True):
             total[span.start : span.end] = part[: span.end - span.start]
     return grads[0], grads[1], grads[2]
@@ -120,13 +124,9 @@ def _varlen_backward_fake(
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
-def _heads_first(*tensors: Tensor) -> tuple[Tensor, ...]:
+def _heads_first(x: Tensor) -> Tensor:
     """(T, heads, D) as (1, heads, T, D), the layout of torch's kernel."""
-    return tuple(x.transpose(0, 1).unsqueeze(0) for x in tensors)
-
-
-def _tokens_first(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(x[0].transpose(0, 1) for x in tensors)
+    return x.transpose(0, 1).unsqueeze(0)
 
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]

@@ -28,11 +28,17 @@ inline void rotate(float* x, const float* cos, const float* sin, int64_t half) {
     }
 }
 
-// scores[p] = q · keys[p] for p < count; LANES keys at a time so that adding across lanes is shared.
+// scores[p] = q · keys[p] for p < count; LANES keys at a time so that adding across lanes is shared. Meanwhile
+// `ahead`, count vectors that are needed next, comes from memory; null when it is there already.
 template <class C>
-void attention_scores(const float* q, const C* keys, int64_t count, int64_t head_dim, float* scores) {
+void attention_scores(const float* q, const C* keys, const C* ahead, int64_t count, int64_t head_dim, float* scores) {
     const int64_t whole = head_dim / LANES * LANES;
+    constexpr int64_t line = 64 / sizeof(C);
     for (int64_t p = 0; p < count; p += LANES) {
+#ifdef AP
+        if (ahead)
+            for (int64_t i = 0; i < LANES * head_dim; i += line) prefetch(ahead + p * head_dim + i);
+#endif
         vec acc[LANES];
         const C* rows[LANES];
         for (int j = 0; j < LANES; j++) {
@@ -94,9 +100,9 @@ void attention_values(const float* weights, const C* values, int64_t count, int6
 
 // One query head over the first `count` positions. `scores` is scratch of count + LANES floats.
 template <class C>
-void attend(const float* q, const C* keys, const C* values, int64_t count, int64_t head_dim, float* scores,
+void attend(const float* q, const C* keys, const C* values, bool first, int64_t count, int64_t head_dim, float* scores,
             float* out) {
-    attention_scores(q, keys, count, head_dim, scores);
+    attention_scores(q, keys, first ? values : nullptr, count, head_dim, scores);
     softmax(scores, count);
     attention_values(scores, values, count, head_dim, out);
 }
