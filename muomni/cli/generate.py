@@ -3,13 +3,14 @@
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from muomni.cli import _options as options
 
 if TYPE_CHECKING:
+    from muomni.api import Prompt
     from muomni.cli._batch import Figures
 
 
@@ -89,17 +90,23 @@ def command(
         return
     assert prompt is not None
     text = _read_prompt() if prompt == "-" else prompt
+    asked: Prompt = text
+    if system is not None:
+        asked = [{"role": "system", "content": system}, {"role": "user", "content": text}]
+    _answer(run, device, asked, sampling, as_json, {"raw": raw, "deterministic": deterministic})
 
-    from muomni.api import MuOmni, Prompt
+
+def _answer(
+    run: str, device: str, prompt: "Prompt", sampling: dict[str, Any], as_json: bool, how: dict[str, bool]
+) -> None:
+    """Prints one reply as it comes, or as JSON once it is whole."""
+    from muomni.api import MuOmni
     from muomni.cli._terminal import say, speed
     from muomni.infer import SamplingParams
 
     SamplingParams.of(**sampling)  # a wrong setting is told before the model is read
     model = MuOmni.from_pretrained(run, device=device)
-    asked: Prompt = text
-    if system is not None:
-        asked = [{"role": "system", "content": system}, {"role": "user", "content": text}]
-    stream = model.stream(asked, raw=raw, deterministic=deterministic, **sampling)
+    stream = model.stream(prompt, **how, **sampling)
     if as_json:
         reply = stream.finish()
         timing = vars(reply.timing) | {"tokens_per_s": reply.timing.tokens_per_s}
