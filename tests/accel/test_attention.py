@@ -7,6 +7,7 @@ from torch import Tensor
 from muomni import MuOmni
 from muomni.accel import attention as choosing
 from muomni.accel.attention import Choice, pick_attention
+from muomni.accel.parallel import alone
 from muomni.accel.plan import make_plan
 from muomni.config import Recipe, parse
 from muomni.errors import ConfigError
@@ -190,7 +191,7 @@ def test_the_plan_says_which_attention_it_took_and_sets_it():
     plan = make_plan(make_recipe(attention="reference"))
     assert "attention reference: as asked" in plan.lines
     model = make_model()
-    plan.apply(model)
+    plan.apply(model, alone())
     assert {block.self_attn.attend for block in model.thinker.layers} == {attention_reference}
     assert any(line.startswith("attention sdpa: ") for line in make_plan(make_recipe()).lines)
     with pytest.raises(ConfigError, match='attention = "varlen"'):
