@@ -35,10 +35,8 @@ void attention_scores(const float* q, const C* keys, const C* ahead, int64_t cou
     const int64_t whole = head_dim / LANES * LANES;
     constexpr int64_t line = 64 / sizeof(C);
     for (int64_t p = 0; p < count; p += LANES) {
-#ifdef AP
         if (ahead)
             for (int64_t i = 0; i < LANES * head_dim; i += line) prefetch(ahead + p * head_dim + i);
-#endif
         vec acc[LANES];
         const C* rows[LANES];
         for (int j = 0; j < LANES; j++) {
@@ -98,10 +96,11 @@ void attention_values(const float* weights, const C* values, int64_t count, int6
     }
 }
 
-// One query head over the first `count` positions. `scores` is scratch of count + LANES floats.
+// One query head over the first `count` positions; `first`: of those that share these keys and values.
+// `scores` is scratch of count + LANES floats.
 template <class C>
-void attend(const float* q, const C* keys, const C* values, bool first, int64_t count, int64_t head_dim, float* scores,
-            float* out) {
+void attend(const float* q, const C* keys, const C* values, bool first, int64_t count, int64_t head_dim,
+            float* scores, float* out) {
     attention_scores(q, keys, first ? values : nullptr, count, head_dim, scores);
     softmax(scores, count);
     attention_values(scores, values, count, head_dim, out);

@@ -1,10 +1,4 @@
 #include "decoder.h"
-#ifndef WARM
-#define WARM 0
-#endif
-#ifndef WARM_O
-#define WARM_O WARM
-#endif
 
 namespace muomni {
 
@@ -61,25 +55,15 @@ Forms Decoder::forms(std::initializer_list<const Weight*> weights) const {
 // (33 against 22 GB/s for rows of 768 bytes).
 template <class Work>
 void Decoder::split(int thread, int64_t out, int64_t tokens, Work&& work) const {
-    const Rows share = first_rows(thread, out, tokens);
-    const int64_t blocks = (share.end - share.first + ROWS - 1) / ROWS, step = share.stride == 1 ? ROWS : 1;
-    for (int64_t i = 0; i < blocks; i++) work(Rows{share.first + i * step, share.stride, share.end});
-}
-
-Rows Decoder::first_rows(int thread, int64_t out, int64_t tokens) const {
-    const int64_t blocks = (out + ROWS - 1) / ROWS, first = blocks * thread / threads_ * ROWS;
+    const int64_t blocks = (out + ROWS - 1) / ROWS;
+    const int64_t first = blocks * thread / threads_ * ROWS;
     const int64_t end = std::min(out, blocks * (thread + 1) / threads_ * ROWS);
-    return {first, tokens <= 2 ? std::max<int64_t>((end - first + ROWS - 1) / ROWS, 1) : 1, end};
-}
-
-// Has the beginning of this thread's streams of a matrix fetched while it does or waits for something else.
-void Decoder::warm(int thread, const Weight& w, int64_t out, int64_t width, int64_t tokens, int lines) const {
-    if (tokens > 2) return;
-    const Rows rows = first_rows(thread, out, tokens);
-    const int64_t bytes = width * (w.kind == FLOAT32 ? 4 : w.kind == BFLOAT16 ? 2 : 1);
-    if (rows.first >= rows.end) return;
-    for (int r = 0; r < ROWS; r++)
-        for (int i = 0; i < lines; i++) prefetch(static_cast<const char*>(w.data) + rows.valid(r) * bytes + 64 * i);
+    if (tokens <= 2) {
+        const int64_t stride = (end - first + ROWS - 1) / ROWS;
+        for (int64_t i = 0; i < stride; i++) work(Rows{first + i, stride, end});
+    } else {
+        for (int64_t i = first; i < end; i += ROWS) work(Rows{i, 1, end});
+    }
 }
 
 // source(row, out) writes the floats of a row. Afterwards every thread may read all rows.
@@ -225,7 +209,6 @@ void Decoder::layers(int thread, const Batch& batch) {
                     rows.each([&](int64_t out, int r) { p.target[t * row + out] = v[r]; });
                 });
             });
-        warm(thread, l.o, D, queries, N, WARM_O);
         pool_.barrier.wait();
         attention(thread, batch, i);
         pool_.barrier.wait();
@@ -233,7 +216,6 @@ void Decoder::layers(int thread, const Batch& batch) {
             std::copy(attended + t * queries, attended + (t + 1) * queries, out);
         });
         split(thread, D, N, [&](const Rows& rows) { block(thread, l.o, queries, rows, *acts, N, add_to_x); });
-        warm(thread, l.gate, F, D, N, WARM);
         pool_.barrier.wait();
         acts = &prepare(thread, N, D, forms({&l.gate, &l.up}), [&](int64_t t, float* out) {
             rms_norm(x + t * D, l.post_norm, D, eps, out);
@@ -250,14 +232,11 @@ void Decoder::layers(int thread, const Batch& batch) {
                 rows.each([&](int64_t row, int r) { mlp[t * F + row] = v[r] * gate[t * ROWS + r]; });
             });
         });
-        warm(thread, l.down, D, F, N, WARM);
         pool_.barrier.wait();
         acts = &prepare(thread, N, F, forms({&l.down}), [&](int64_t t, float* out) {
             std::copy(mlp + t * F, mlp + (t + 1) * F, out);
         });
         split(thread, D, N, [&](const Rows& rows) { block(thread, l.down, F, rows, *acts, N, add_to_x); });
-        if (i + 1 < m.layers) warm(thread, layers_[i + 1].q, queries, D, N, WARM);
-        else warm(thread, m.head, m.vocab, D, N, WARM);
         pool_.barrier.wait();
     }
 }

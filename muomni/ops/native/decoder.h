@@ -111,8 +111,6 @@ class Decoder {
     template <class Sink>
     void block(int thread, const Weight& w, int64_t width, const Rows& rows, const Acts& acts, int64_t tokens,
                Sink&& sink);
-    Rows first_rows(int thread, int64_t out, int64_t tokens) const;
-    void warm(int thread, const Weight& w, int64_t out, int64_t width, int64_t tokens, int lines) const;
     template <class Work>
     void split(int thread, int64_t out, int64_t tokens, Work&& work) const;
     Forms forms(std::initializer_list<const Weight*> weights) const;
