@@ -24,7 +24,7 @@ from muomni.model import OmniModel, SlotCache
 # Several greedy steps are one call of the runner where it can do that, but not for longer than this: new
 # requests and cancellations wait for the call to end.
 _LONGEST_CALL_S = 0.02
-_MOST_STEPS = 8
+_MOST_STEPS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,8 +172,10 @@ class Batcher:
             drafts = [self._draft(request) for request in rows.requests]
             if any(drafts):
                 return self._verify_step(rows.requests, drafts, started)
-        steps = self._steps_at_once(rows)
-        if steps > 1:
+        if rows.simple and self.runner.can_greedy and not rows.alone:
+            # Also for one step: taking the largest of all logits with torch wakes its threads, which then spin
+            # for a while on the cores that the runner's threads need.
+            steps = self._steps_at_once(rows)
             try:
                 new = self.runner.greedy(rows.tokens, rows.slots, rows.positions, steps)
             except Exception:  # noqa: BLE001 - the step below tells whose fault it is
@@ -250,8 +252,6 @@ class Batcher:
         return self._rows
 
     def _steps_at_once(self, rows: _Rows) -> int:
-        if not (rows.simple and self.runner.can_greedy) or rows.alone:
-            return 1
         left = min(r.limit - len(r.tokens) for r in rows.requests)
         return max(1, min(left, _MOST_STEPS, int(_LONGEST_CALL_S / self._step_s)))
 

@@ -39,8 +39,8 @@ class Barrier {
     alignas(64) std::atomic<unsigned> phase_{0};
 };
 
-// `threads - 1` threads of its own; the caller is number 0. Idle threads spin for about 50 µs, the
-// time between two calls of a busy decode loop, and then sleep.
+// `threads - 1` threads of its own; the caller is number 0. Idle threads spin for some 200 µs, longer than the
+// time between two calls of a busy decode loop, and then sleep: waking one takes as long as a step.
 class Pool {
   public:
     explicit Pool(int threads) : barrier(threads), threads_(threads) {
@@ -86,7 +86,7 @@ class Pool {
     void serve(int thread) {
         unsigned done = 0;
         while (true) {
-            for (int spins = 0; spins < 2000 && job_number_.load(std::memory_order_acquire) == done; spins++)
+            for (int spins = 0; spins < 8000 && job_number_.load(std::memory_order_acquire) == done; spins++)
                 cpu_relax();
             if (job_number_.load(std::memory_order_acquire) == done) {
                 std::unique_lock<std::mutex> lock(mutex_);
