@@ -7,7 +7,7 @@ it alone) ends that request and no other.
 
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from muomni.infer.generate import evaluating
 from muomni.infer.request import FinishReason, Request
-from muomni.infer.runner import Runner, Runners
+from muomni.infer.runner import Runner, Runners, torch_on_one_thread
 from muomni.infer.sampling import Sampler, on_device
 from muomni.infer.scheduler import Scheduler
 from muomni.infer.speculate import Lookup, verified
@@ -113,6 +113,8 @@ class Batcher:
             return
         self.scheduler.remove(request)
         self._rows = None
+        if request.lookup is not None:
+            request.lookup.close()
         request.reason, request.error = reason, error
         request.finished = True
         if request.event is not None:
@@ -170,6 +172,8 @@ class Batcher:
         rows = self._rows or self._make_rows()
         if rows.guess and self._step_s < 1.0:
             drafts = [self._draft(request) for request in rows.requests]
+            if self._rows is None:  # a guess has failed and its request has ended: the others go on with the next step
+                return None
             if any(drafts):
                 return self._verify_step(rows.requests, drafts, started)
         if rows.simple and self.runner.can_greedy and not rows.alone:
@@ -207,10 +211,15 @@ class Batcher:
     def _draft(self, request: Request) -> list[int]:
         if not request.speculate:
             return []
-        if request.lookup is None:
-            request.lookup = Lookup(request.prompt)
         most = request.limit - len(request.tokens) - 1  # the step gives one more than is accepted
-        return request.lookup.draft(request.tokens, len(request.prompt), most)
+        try:
+            if request.lookup is None:
+                guesser = request.speculate
+                request.lookup = Lookup(request.prompt) if guesser is True else guesser.begin(request.prompt)
+            return request.lookup.draft(request.tokens, len(request.prompt), most)
+        except Exception as error:  # noqa: BLE001 - told to the request whose guess failed
+            self.end(request, error=error)
+            return []
 
     def _verify_step(self, requests: list[Request], drafts: list[list[int]], started: float) -> None:
         """A greedy step in which rows may have drafts."""
@@ -221,7 +230,8 @@ class Batcher:
         ]
         parts, logits = self._forward(asked)
         likely = logits.argmax(dim=-1).tolist() if parts else []
-        took = time.perf_counter() - started
+        once = sum(r.lookup.once_s for r, draft in zip(requests, drafts, strict=True) if draft and r.lookup is not None)
+        took = time.perf_counter() - started - once
         drafted = sum(len(part.tokens) - 1 for part in parts)
         costs = max(0.0, took - self._step_s) / max(1, drafted)
         new: list[list[int]] = []
@@ -324,6 +334,10 @@ class Batcher:
 
     def _sample(self, requests: list[Request], logits: Tensor, sampler: Sampler) -> Tensor:
         """The next token of each request, on the CPU: the one wait for the device in a step."""
+        with torch_on_one_thread() if self.runner.own_threads else nullcontext():
+            return self._draw(requests, logits, sampler)
+
+    def _draw(self, requests: list[Request], logits: Tensor, sampler: Sampler) -> Tensor:
         if sampler.greedy:
             return logits.argmax(dim=-1).cpu()
         uniform = on_device([request.number() for request in requests], torch.float32, logits.device)

@@ -32,6 +32,7 @@ class NativeRunner:
     """
 
     can_greedy = True
+    own_threads = True
     batch_invariant = True
 
     def __init__(

@@ -9,8 +9,9 @@ Legend: N tokens of a batch, M of them whose logits are wanted, V vocabulary, B 
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol, cast, get_args
 
@@ -27,10 +28,13 @@ class Runner(Protocol):
 
     Attributes:
         can_greedy: whether `greedy` is faster than as many calls of `forward`.
+        own_threads: whether it computes on threads of its own, which torch's threads, spinning for a while after
+            each operation, would keep from their cores.
         batch_invariant: logits of a token do not depend, bit by bit, on the other tokens of the batch.
     """
 
     can_greedy: bool
+    own_threads: bool
     batch_invariant: bool
 
     def forward(self, tokens: Tensor, slots: Tensor, positions: Tensor, wanted: Tensor) -> Tensor:
@@ -65,6 +69,7 @@ class EagerRunner:
     """
 
     can_greedy = False
+    own_threads = False
     batch_invariant = False
 
     def __init__(self, model: OmniModel, cache: SlotCache) -> None:
@@ -155,6 +160,17 @@ def make_runner(model: OmniModel, cache: SlotCache, name: RunnerName | None = No
         return Runners(eager, note=str(error))
     except TimeoutError:
         return Runners(eager, later)
+
+
+@contextmanager
+def torch_on_one_thread() -> Iterator[None]:
+    """Operations of torch inside compute on the calling thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _in_background(make: Callable[[], Runner]) -> "Future[Runner | None]":

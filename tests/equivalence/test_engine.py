@@ -229,7 +229,7 @@ def test_several_steps_in_one_call_give_the_same_tokens(
     engine = Engine(model, cache, Runners(Several(model, cache)))
     requests = []
     for prompt, count, end in asked:
-        params = SamplingParams(temperature=0, max_new_tokens=count)
+        params = SamplingParams(temperature=0, max_new_tokens=min(count, CONTEXT - len(prompt)))
         requests.append(engine.submit(request(prompt, params, ends=frozenset({end}))))
     for one, (prompt, _, end) in zip(requests, asked, strict=True):
         whole = alone(model, prompt, one.params)
@@ -244,9 +244,10 @@ def test_several_steps_are_taken_where_a_runner_can(monkeypatch: pytest.MonkeyPa
     cache = SlotCache(model.config.thinker, 3, CONTEXT)
     Several.calls = 0
     engine = Engine(model, cache, Runners(Several(model, cache)))
+    monkeypatch.setattr("muomni.infer.batcher._MOST_STEPS", 8)
     params = SamplingParams(temperature=0, max_new_tokens=34)
     assert engine.finish(engine.submit(request([1, 2], params))).tokens == alone(model, [1, 2], params)
-    assert Several.calls == 4 and engine.steps == 6  # the prompt with the first token, four times eight, and one
+    assert Several.calls == 5 and engine.steps == 6  # the prompt with the first token, four times eight, and one
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

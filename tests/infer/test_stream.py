@@ -22,6 +22,7 @@ class Scripted:
     """A runner that says the given tokens, whatever the prompt, and then the first of them for ever."""
 
     can_greedy = False
+    own_threads = False
     batch_invariant = True
 
     def __init__(self, vocabulary: int, script: Sequence[int], prompt: int) -> None:
