@@ -20,6 +20,7 @@ from muomni.errors import ConfigError, PromptError, UserError
 from muomni.files import atomic_folder, write_json
 from muomni.infer import Engine, Reply, SamplingParams, TextStream, generate
 from muomni.infer.batch import continue_ids, progress_bar, reply_to_all
+from muomni.infer.draft import Drafter, check_same_tokens
 from muomni.infer.generate import room
 from muomni.infer.session import Session
 from muomni.model import OmniModel
@@ -217,23 +218,29 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
         tokenizer = None if self.tokenizer is None else self._tokenizer()
         save_gguf(self, tokenizer, self.end_ids(), Path(out).expanduser().resolve(), dtype, each)
 
-    def chat(self, prompt: Prompt, *, deterministic: bool = False, speculate: bool = False, **sampling: Any) -> Reply:
+    def chat(
+        self, prompt: Prompt, *, deterministic: bool = False, speculate: "bool | MuOmni" = False, **sampling: Any
+    ) -> Reply:
         """Answers a prompt, or the last message of a conversation.
 
         Args:
             prompt: what the user says, as a text or a list of parts, or messages such as
                 `[{"role": "user", "content": "Hello"}]`.
             deterministic: see `chat_batch`.
-            speculate: where the reply is greedy, guess tokens from the text so far as long as that pays; the reply
-                is the same. For replies that repeat much of the prompt.
+            speculate: where the reply is greedy (`temperature=0`, no penalty), guess tokens as long as that pays; the
+                reply is the same. True guesses from the text so far, for replies that repeat much of the prompt;
+                a smaller model of the same tokenizer guesses any text that it would write alike.
             sampling: fields of `SamplingParams`.
 
         Raises:
             PromptError: an empty or too long prompt, or a setting that is not allowed.
+            UserError: the smaller model has other tokens.
         """
         return self.stream(prompt, deterministic=deterministic, speculate=speculate, **sampling).finish()
 
-    def complete(self, text: str, *, deterministic: bool = False, speculate: bool = False, **sampling: Any) -> Reply:
+    def complete(
+        self, text: str, *, deterministic: bool = False, speculate: "bool | MuOmni" = False, **sampling: Any
+    ) -> Reply:
         """Continues a text as it stands, without the turns of a chat; otherwise as `chat`."""
         return self.stream(text, raw=True, deterministic=deterministic, speculate=speculate, **sampling).finish()
 
@@ -243,7 +250,7 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
         *,
         raw: bool = False,
         deterministic: bool = False,
-        speculate: bool = False,
+        speculate: "bool | MuOmni" = False,
         **sampling: Any,
     ) -> TextStream:
         """As `chat`, or with `raw` as `complete`, but gives the pieces of the reply as they come.
@@ -255,7 +262,8 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
         tokenizer = self._tokenizer()
         ids = self.encode(prompt, raw=raw)
         engine = self.engine(1, len(ids) + room(self, (1, len(ids)), params))
-        how = {"deterministic": deterministic, "speculate": speculate}
+        guesser = self.guesser(speculate, engine)
+        how: dict[str, Any] = {"deterministic": deterministic, "speculate": guesser}
         return TextStream(engine, tokenizer, ids, params, self.end_ids(), **how)
 
     def chat_batch(
@@ -265,7 +273,7 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
         sampling: Sequence[Mapping[str, Any]] | None = None,
         raw: bool = False,
         deterministic: bool = False,
-        speculate: bool = False,
+        speculate: "bool | MuOmni" = False,
         batch_size: int = _SIDE_BY_SIDE,
         progress: bool | None = None,
         **settings: Any,
@@ -301,7 +309,7 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
             raise PromptError(f"batch_size = {batch_size}: must be at least 1")
         longest = max(len(ids) + room(self, (1, len(ids)), params) for ids, params in asked)
         engine = self.engine(min(batch_size, len(asked)), longest)
-        how = {"deterministic": deterministic, "speculate": speculate}
+        how: dict[str, Any] = {"deterministic": deterministic, "speculate": self.guesser(speculate, engine)}
         replies = reply_to_all(engine, tokenizer, asked, end_ids=self.end_ids(), **how)
         return list(progress_bar(replies, len(asked), progress))
 
@@ -316,6 +324,20 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
             EngineError: the memory does not hold one slot.
         """
         return self._session.engine(self, slots, capacity)
+
+    def guesser(self, speculate: "bool | MuOmni", engine: Engine) -> "bool | Drafter":
+        """What `speculate` means to the requests of `engine`: a smaller model's cache is made, and kept by it.
+
+        Raises:
+            UserError: the smaller model has other tokens.
+            EngineError: the memory does not hold its cache.
+        """
+        if isinstance(speculate, bool):
+            return speculate
+        if not isinstance(speculate, MuOmni):
+            raise UserError(f"speculate = {speculate!r}: must be True, False or a smaller model (MuOmni)")
+        check_same_tokens((self, speculate), (self.tokenizer, speculate.tokenizer))
+        return speculate._session.drafter(speculate, engine.cache.slots, engine.cache.capacity)
 
     def generate(self, ids: Tensor, *, use_cache: bool = True, **sampling: Any) -> Tensor:
         """Continues token ids.

@@ -282,6 +282,14 @@ class Tokenizer:
         content = self.backend.to_str() + "\0" + self.chat_template.source
         return hashlib.sha256(content.encode()).hexdigest()
 
+    def same_tokens(self, other: "Tokenizer") -> bool:
+        """Whether every id means the same to both; their chat templates may differ."""
+        return self is other or self._vocabulary == other._vocabulary
+
+    @cached_property
+    def _vocabulary(self) -> str:
+        return hashlib.sha256(repr(sorted(self.backend.get_vocab().items())).encode()).hexdigest()
+
     @cached_property
     def _added(self) -> dict[int, AddedToken]:
         return self.backend.get_added_tokens_decoder()

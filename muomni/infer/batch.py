@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from muomni.infer.engine import Engine
 from muomni.infer.generate import STOP_NEEDS_TEXT, room
 from muomni.infer.request import Request
 from muomni.infer.sampling import SamplingParams
+from muomni.infer.speculate import Guesser
 from muomni.infer.stream import Reply, TextStream
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def reply_to_all(
     *,
     end_ids: Sequence[int] | None = None,
     deterministic: bool = False,
-    speculate: bool = False,
+    speculate: bool | Guesser = False,
 ) -> Iterator[Reply]:
     """Answers prompts of any lengths; takes the next ones in only when there is room for them.
 
@@ -48,7 +49,7 @@ def reply_to_all(
     Raises:
         PromptError: a prompt that is empty or does not fit; replies to those before it have been given.
     """
-    how = {"deterministic": deterministic, "speculate": speculate}
+    how: dict[str, Any] = {"deterministic": deterministic, "speculate": speculate}
     running: deque[TextStream] = deque()
     try:
         wrong = None

@@ -215,7 +215,8 @@ class Batcher:
         try:
             if request.lookup is None:
                 guesser = request.speculate
-                request.lookup = Lookup(request.prompt) if guesser is True else guesser.begin(request.prompt)
+                prompt = request.prompt
+                request.lookup = Lookup(prompt) if isinstance(guesser, bool) else guesser.begin(prompt)
             return request.lookup.draft(request.tokens, len(request.prompt), most)
         except Exception as error:  # noqa: BLE001 - told to the request whose guess failed
             self.end(request, error=error)

@@ -11,7 +11,7 @@ from threading import Event
 from typing import Literal
 
 from muomni.infer.sampling import SamplingParams, draw_uniform, make_random
-from muomni.infer.speculate import Lookup
+from muomni.infer.speculate import Guesser, Guesses
 
 FinishReason = Literal["stop", "length"]
 
@@ -26,7 +26,8 @@ class Request:
         limit: at most this many new tokens; `max_new_tokens`, less where the context ends.
         ends: tokens that end the reply and are kept as its last.
         deterministic: compute alone, so that not one bit depends on the other requests.
-        speculate: guess tokens from the text so far where that pays; greedy requests only. See `speculate`.
+        speculate: guess tokens where that pays, from the text so far (True) or by a smaller model (a `Guesser`);
+            greedy requests only. See `speculate`.
         row: tells rows of one seed apart.
         watch: told each new token that is not an end, in order, by the thread that computes; True ends the
             reply with that token. What it raises ends this request alone.
@@ -52,7 +53,7 @@ class Request:
     limit: int
     ends: frozenset[int] = frozenset()
     deterministic: bool = False
-    speculate: bool = False
+    speculate: bool | Guesser = False
     row: int = 0
     watch: Callable[[int], bool] | None = None
     notify: Callable[[], None] | None = None
@@ -71,7 +72,7 @@ class Request:
     first: float = 0.0
     last: float = 0.0
     event: Event | None = None
-    lookup: Lookup | None = None
+    lookup: Guesses | None = None
     _source: Random | None = None
     _number: tuple[int, float] = (-1, 0.0)
 

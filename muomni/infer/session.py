@@ -1,10 +1,11 @@
-"""The engine that a model keeps between calls, so that a conversation's beginning is read once."""
+"""What a model keeps between calls: its engine, so that a conversation's beginning is read once, and its drafter."""
 
 import threading
 from typing import Any
 
 import torch
 
+from muomni.infer.draft import Drafter, make_drafter
 from muomni.infer.engine import Engine, make_engine
 from muomni.model import OmniModel
 
@@ -16,7 +17,7 @@ _MOST = 1 << 30
 
 
 class Session:
-    """Makes an engine when one is asked for, and keeps it while the weights and what is asked stay the same.
+    """Makes an engine or a drafter when one is asked for; keeps it while the weights and what is asked stay the same.
 
     Copies and pickles of a session are new ones: they belong to another model.
     """
@@ -26,6 +27,8 @@ class Session:
         self._engine: Engine | None = None
         self._weights: tuple[Any, ...] = ()
         self._slots = 0
+        self._drafter: Drafter | None = None
+        self._drafter_for: tuple[Any, ...] = ()
 
     def __deepcopy__(self, _: dict[int, Any]) -> "Session":
         return Session()
@@ -60,6 +63,25 @@ class Session:
             self._engine = make_engine(model, slots=self._slots, capacity=room, dtype=dtype, most_waiting=_MOST)
             self._weights = weights
             return self._engine
+
+    def drafter(self, model: OmniModel, slots: int, capacity: int) -> Drafter:
+        """A drafter for an engine of this size; requests that have begun keep the one they began with.
+
+        Args:
+            model: the smaller one, whose weights may have changed since.
+            slots, capacity: see `make_drafter`.
+
+        Raises:
+            EngineError: the memory does not hold one slot.
+        """
+        with self._lock:
+            wanted = (slots, capacity, model.dtype, model.device, *fingerprint(model))
+            kept = self._drafter
+            if kept is None or wanted != self._drafter_for:
+                self._drafter = kept = None
+                self._drafter = kept = make_drafter(model, slots, capacity)
+                self._drafter_for = wanted
+            return kept
 
 
 def fingerprint(model: OmniModel) -> tuple[tuple[int, int], ...]:

@@ -1,16 +1,21 @@
-"""Speculative decoding by prompt lookup: the text so far says what may come next, one step tells whether it does.
+"""Speculative decoding: a guess says what may come next, one step tells whether it does.
 
-Where the last tokens have occurred before, in the prompt or in the reply, what followed them there is a guess (a
-draft) at what follows now (Saxena, "Prompt Lookup Decoding", 2023). The newest token and the draft are computed
-in one step. The most likely token behind each of them is right up to and including the first that contradicts
-the draft, so a greedy reply stays what it was; a step gives 1 + (accepted tokens) instead of 1. What was stored
-of the others is written over.
+The newest token and the guess (a draft) are computed in one step. The most likely token behind each of them is
+right up to and including the first that contradicts the draft, so a greedy reply stays what it was; a step gives
+1 + (accepted tokens) instead of 1. What was stored of the others is written over.
 
-It pays where text is copied and where a step of k + 1 tokens costs little more than one of 1. Both are measured:
-a request whose drafts have not paid pauses, each time for longer.
+Here the text so far is what guesses: where the last tokens have occurred before, in the prompt or in the reply,
+what followed them there may follow now (Saxena, "Prompt Lookup Decoding", 2023). `draft` has a smaller model
+guess.
+
+It pays where text is copied, or the smaller model agrees, and where a step of k + 1 tokens, and the guess, cost
+little more than one of 1. All of it is measured: a request whose drafts have not paid pauses, each time for
+longer.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Protocol
 
 _LONGEST, _SHORTEST = 3, 2  # tokens that must have occurred before
 _FIRST_DRAFT, _MOST_DRAFT, _LEAST_DRAFT = 4, 16, 2
@@ -20,22 +25,24 @@ _MARGIN = 1.1
 _FORGET = 0.7
 
 
-class Lookup:
-    """The drafts of one request.
+class Guesses(ABC):
+    """The drafts of one request, and whether they pay.
 
     Args:
         tokens: its prompt.
 
     Attributes:
         drafted, accepted: tokens so far.
+        once_s: seconds that the last call of `draft` spent on what no other draft will have to do again, so that
+            it says nothing about what drafts cost.
     """
+
+    once_s = 0.0
 
     def __init__(self, tokens: Sequence[int]) -> None:
         self.drafted = 0
         self.accepted = 0
         self._tokens = list(tokens)
-        self._after: dict[tuple[int, ...], int] = {}
-        self._indexed = 0
         self._length = _FIRST_DRAFT
         self._trials = 0
         self._yield = 1.0  # accepted tokens per draft, and drafted ones: running averages
@@ -53,28 +60,16 @@ class Lookup:
         """
         tokens = self._tokens
         tokens += new[len(tokens) - prompt :]
-        self._index()
         if len(tokens) < self._resume_at or most < 1:
             return []
-        for length in range(_LONGEST, _SHORTEST - 1, -1):
-            place = self._after.get(tuple(tokens[-length:]))
-            if place is not None:
-                return self._copied(place, min(self._length, most))
-        return []
+        return self._guess(min(self._length, most))
 
-    def _index(self) -> None:
-        """Notes what followed each group of tokens, the last time it occurred; not yet the end's own groups."""
-        tokens, after = self._tokens, self._after
-        for place in range(max(self._indexed, _SHORTEST), len(tokens)):
-            for length in range(_SHORTEST, min(_LONGEST, place) + 1):
-                after[tuple(tokens[place - length : place])] = place
-        self._indexed = len(tokens)
+    @abstractmethod
+    def _guess(self, count: int) -> list[int]:
+        """`count` tokens that may follow, or fewer."""
 
-    def _copied(self, place: int, count: int) -> list[int]:
-        """`count` tokens from `place` on; behind the end the draft goes on from itself."""
-        known = self._tokens[place : place + count]
-        period = len(self._tokens) - place
-        return [known[i % period] for i in range(count)]
+    def close(self) -> None:  # noqa: B027 - most have nothing to give back
+        """The request has ended: gives back what was held for it. May be called again."""
 
     def learn(self, drafted: int, accepted: int, saves: float, costs: float) -> None:
         """Notes how a draft fared, and pauses where drafts do not pay.
@@ -102,6 +97,44 @@ class Lookup:
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
             self._length = _FIRST_DRAFT
             self._trials = _TRIALS - 1  # one more failure is enough
+
+
+class Lookup(Guesses):
+    """Drafts from the text so far."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        super().__init__(tokens)
+        self._after: dict[tuple[int, ...], int] = {}
+        self._indexed = 0
+
+    def _guess(self, count: int) -> list[int]:
+        self._index()
+        for length in range(_LONGEST, _SHORTEST - 1, -1):
+            place = self._after.get(tuple(self._tokens[-length:]))
+            if place is not None:
+                return self._copied(place, count)
+        return []
+
+    def _index(self) -> None:
+        """Notes what followed each group of tokens, the last time it occurred; not yet the end's own groups."""
+        tokens, after = self._tokens, self._after
+        for place in range(max(self._indexed, _SHORTEST), len(tokens)):
+            for length in range(_SHORTEST, min(_LONGEST, place) + 1):
+                after[tuple(tokens[place - length : place])] = place
+        self._indexed = len(tokens)
+
+    def _copied(self, place: int, count: int) -> list[int]:
+        """`count` tokens from `place` on; behind the end the draft goes on from itself."""
+        known = self._tokens[place : place + count]
+        period = len(self._tokens) - place
+        return [known[i % period] for i in range(count)]
+
+
+class Guesser(Protocol):
+    """Whoever guesses for many requests."""
+
+    def begin(self, tokens: Sequence[int]) -> Guesses:
+        """The drafts of a request with this prompt."""
 
 
 def verified(draft: Sequence[int], likely: Sequence[int]) -> list[int]:

@@ -12,6 +12,7 @@ from muomni.infer.engine import Engine
 from muomni.infer.generate import room
 from muomni.infer.request import FinishReason, Request
 from muomni.infer.sampling import SamplingParams
+from muomni.infer.speculate import Guesser
 
 if TYPE_CHECKING:
     from muomni.data.tokenizer import Tokenizer
@@ -136,7 +137,7 @@ class TextStream(Iterator[Piece]):
         end_ids: Sequence[int] | None = None,
         *,
         deterministic: bool = False,
-        speculate: bool = False,
+        speculate: bool | Guesser = False,
     ) -> None:
         self._engine = engine
         self._text = _Text(tokenizer, params.stops)
