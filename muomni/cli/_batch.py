@@ -7,6 +7,7 @@ replies to other prompts are not taken for these.
 
 import hashlib
 import json
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
+from muomni.cli._speculation import Speculation, greedy
 from muomni.errors import PromptError, UserError
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ class Job:
         system: what the system message says, for prompts that are texts.
         batch_size: prompts side by side.
         deterministic: see `MuOmni.chat_batch`.
+        guessing: who guesses tokens.
     """
 
     prompts: Path
@@ -43,6 +46,7 @@ class Job:
     system: str | None
     batch_size: int
     deterministic: bool
+    guessing: Speculation
 
 
 class Figures(TypedDict):
@@ -76,8 +80,7 @@ def answer_file(run: str, device: str, job: Job) -> Figures:
     from muomni.api import MuOmni
     from muomni.infer.batch import progress_bar, reply_to_all
 
-    for line in _lines(job):  # mistakes in the file are told before the model is read
-        _params(job, line)
+    _check_settings(job)  # mistakes in the file are told before the model is read
     model = MuOmni.from_pretrained(run, device=device)
     left, longest = 0, 1
     for line in _lines(job, kept):
@@ -105,8 +108,10 @@ def answer_file(run: str, device: str, job: Job) -> Figures:
             asked.append(line)
             yield pair
 
+    guesser = model.guesser(job.guessing.guesser(model, device), engine)
     started = time.perf_counter()
-    replies = reply_to_all(engine, model.tokenizer, pairs(), end_ids=model.end_ids(), deterministic=job.deterministic)
+    how: dict[str, Any] = {"deterministic": job.deterministic, "speculate": guesser}
+    replies = reply_to_all(engine, model.tokenizer, pairs(), end_ids=model.end_ids(), **how)
     with job.replies.open("ab", buffering=0) as out:
         for reply in progress_bar(replies, left, None):
             out.write(_written(asked.popleft(), reply))
@@ -116,6 +121,24 @@ def answer_file(run: str, device: str, job: Job) -> Figures:
     figures["seconds"] = time.perf_counter() - started
     figures["tokens_per_s"] = figures["new_tokens"] / figures["seconds"]
     return figures
+
+
+def _check_settings(job: Job) -> None:
+    """Refuses a line with a wrong setting, and guessing where no line is greedy; says where not all are."""
+    guessed = count = 0
+    for line in _lines(job):
+        guessed += greedy(_params(job, line))
+        count += 1
+    if not job.guessing.wanted or guessed == count:
+        return
+    needs = "--temperature 0 without --repetition-penalty"
+    if not guessed:
+        raise UserError(f"{job.guessing.option} guesses the most likely tokens; none of the prompts has {needs}")
+    print(
+        f"{count - guessed} of {count} prompts do not have {needs}: "
+        f"while one of them is answered, {job.guessing.option} does nothing",
+        file=sys.stderr,
+    )
 
 
 def _written(line: _Line, reply: "Reply") -> bytes:

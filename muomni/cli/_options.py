@@ -15,6 +15,22 @@ Run = Annotated[
 Device = Annotated[str, typer.Option(help="cuda, mps or cpu; auto takes the first of them that is there.")]
 Raw = Annotated[bool, typer.Option("--raw", help="Continue the text as it stands, without the turns of a chat.")]
 System = Annotated[str | None, typer.Option(metavar="TEXT", help="What the system message says.")]
+Speculate = Annotated[
+    bool,
+    typer.Option(
+        "--speculate",
+        help="Guess tokens from the text so far and check several in one step, while that is faster: for replies that "
+        "repeat much of the prompt. The reply is the same. Needs --temperature 0.",
+    ),
+]
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RUN",
+        help="As --speculate, but a smaller run with the same tokenizer guesses: for replies that it would write "
+        "much alike.",
+    ),
+]
 
 _GROUP = "Sampling"
 MaxNewTokens = Annotated[

@@ -28,6 +28,8 @@ def command(
         str | None, typer.Option("--message", "-m", metavar="TEXT", help="Say this, print the reply and end.")
     ] = None,
     system: options.System = None,
+    speculate: options.Speculate = False,
+    draft: options.Draft = None,
     max_new_tokens: options.MaxNewTokens = None,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
@@ -55,12 +57,14 @@ def command(
         ignore_eos=ignore_eos,
     )
     from muomni.api import MuOmni
+    from muomni.cli._speculation import Speculation
     from muomni.infer import SamplingParams
 
-    SamplingParams.of(**sampling)  # a wrong setting is told before the model is read
+    guessing = Speculation(speculate, draft)
+    guessing.check(SamplingParams.of(**sampling))  # a wrong setting is told before the model is read
     terminal = message is None and sys.stdin.isatty() and sys.stdout.isatty()
     model = MuOmni.from_pretrained(run, device=device)
-    chat = Chat(model, sampling, system, terminal=terminal)
+    chat = Chat(model, sampling, system, terminal=terminal, speculate=guessing.guesser(model, device))
     if message is not None:
         chat.answer(message)
     elif terminal:
@@ -102,13 +106,23 @@ class Chat:
         sampling: settings by name; those not there have their defaults.
         system: what the system message says, or None.
         terminal: somebody is looking: show speed and notes.
+        speculate: see `MuOmni.chat`.
     """
 
-    def __init__(self, model: "MuOmni", sampling: dict[str, Any], system: str | None, *, terminal: bool) -> None:
+    def __init__(
+        self,
+        model: "MuOmni",
+        sampling: dict[str, Any],
+        system: str | None,
+        *,
+        terminal: bool,
+        speculate: "bool | MuOmni" = False,
+    ) -> None:
         self.model = model
         self.sampling = sampling
         self.system = system
         self.terminal = terminal
+        self.speculate = speculate
         self.turns: list[dict[str, str]] = []
         self._told_of_trimming = False
 
@@ -155,7 +169,7 @@ class Chat:
         """
         from muomni.cli._terminal import say, speed
 
-        stream = self.model.stream(self._prompt(message), **self.sampling)
+        stream = self.model.stream(self._prompt(message), speculate=self.speculate, **self.sampling)
         try:
             say(stream)
             ending = speed(stream.reply.timing)
@@ -187,6 +201,7 @@ class Chat:
         return [*first, *self.turns, *new]
 
     def _set(self, text: str) -> None:
+        from muomni.cli._speculation import greedy
         from muomni.errors import PromptError
         from muomni.infer import SamplingParams
 
@@ -194,8 +209,12 @@ class Chat:
         try:
             if equals:
                 changed = self.sampling | {key: _value(value)}
-                SamplingParams.of(**changed)
+                params = SamplingParams.of(**changed)
                 self.sampling = changed
+                if self.speculate is not False and not greedy(params):
+                    self.note(
+                        "Tokens are guessed with temperature=0 and repetition_penalty=1 only, so not from now on."
+                    )
             elif text:
                 self.note("Write it as /set KEY=VALUE, for example /set temperature=0.5")
                 return

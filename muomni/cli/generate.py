@@ -12,6 +12,7 @@ from muomni.cli import _options as options
 if TYPE_CHECKING:
     from muomni.api import Prompt
     from muomni.cli._batch import Figures
+    from muomni.cli._speculation import Speculation
 
 
 def command(
@@ -33,6 +34,8 @@ def command(
         bool,
         typer.Option("--deterministic", help="Let no bit of a reply depend on the prompts beside it; slower."),
     ] = False,
+    speculate: options.Speculate = False,
+    draft: options.Draft = None,
     raw: options.Raw = False,
     system: options.System = None,
     as_json: Annotated[
@@ -62,14 +65,12 @@ def command(
 
     Example: muomni generate runs/demo --batch prompts.jsonl --out replies.jsonl --seed 1
     """
-    from muomni.errors import UserError
+    from muomni.cli._speculation import Speculation
 
-    if (prompt is None) == (batch is None):
-        raise UserError("give one PROMPT, or a file of prompts with --batch and --out")
-    if (batch is None) != (out is None):
-        raise UserError("--batch and --out go together: the file of prompts, and the one of replies")
-    if raw and system is not None:
-        raise UserError("--system says something in a chat; --raw continues a plain text: give one of them")
+    guessing = Speculation(speculate, draft)
+    _check_options(prompt, batch, out, raw and system is not None)
+    if deterministic:
+        guessing.refuse("--deterministic, which lets nothing change the size of a step")
     sampling = options.given(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -84,7 +85,7 @@ def command(
     if batch is not None and out is not None:
         from muomni.cli._batch import Job, answer_file
 
-        job = Job(batch, out, sampling, raw=raw, system=system, batch_size=batch_size, deterministic=deterministic)
+        job = Job(batch, out, sampling, raw, system, batch_size, deterministic, guessing)
         figures = answer_file(run, device, job)
         print(json.dumps(figures) if as_json else _in_words(figures))
         return
@@ -93,20 +94,38 @@ def command(
     asked: Prompt = text
     if system is not None:
         asked = [{"role": "system", "content": system}, {"role": "user", "content": text}]
-    _answer(run, device, asked, sampling, as_json, {"raw": raw, "deterministic": deterministic})
+    _answer(run, device, asked, sampling, as_json, {"raw": raw, "deterministic": deterministic}, guessing)
+
+
+def _check_options(prompt: str | None, batch: Path | None, out: Path | None, raw_system: bool) -> None:
+    """Refuses options that do not go together."""
+    from muomni.errors import UserError
+
+    if (prompt is None) == (batch is None):
+        raise UserError("give one PROMPT, or a file of prompts with --batch and --out")
+    if (batch is None) != (out is None):
+        raise UserError("--batch and --out go together: the file of prompts, and the one of replies")
+    if raw_system:
+        raise UserError("--system says something in a chat; --raw continues a plain text: give one of them")
 
 
 def _answer(
-    run: str, device: str, prompt: "Prompt", sampling: dict[str, Any], as_json: bool, how: dict[str, bool]
+    run: str,
+    device: str,
+    prompt: "Prompt",
+    sampling: dict[str, Any],
+    as_json: bool,
+    how: dict[str, bool],
+    guessing: "Speculation",
 ) -> None:
     """Prints one reply as it comes, or as JSON once it is whole."""
     from muomni.api import MuOmni
     from muomni.cli._terminal import say, speed
     from muomni.infer import SamplingParams
 
-    SamplingParams.of(**sampling)  # a wrong setting is told before the model is read
+    guessing.check(SamplingParams.of(**sampling))  # a wrong setting is told before the model is read
     model = MuOmni.from_pretrained(run, device=device)
-    stream = model.stream(prompt, **how, **sampling)
+    stream = model.stream(prompt, speculate=guessing.guesser(model, device), **how, **sampling)
     if as_json:
         reply = stream.finish()
         timing = vars(reply.timing) | {"tokens_per_s": reply.timing.tokens_per_s}

@@ -41,6 +41,9 @@ class Drafter:
         model: in evaluation mode while it guesses for anybody, then as it was before.
         cache: on the model's device; its slots are the drafter's alone.
         runners: None takes what `make_runner` makes.
+
+    Attributes:
+        declined: why there is no faster runner, or empty.
     """
 
     def __init__(self, model: OmniModel, cache: SlotCache, runners: Runners | None = None) -> None:
@@ -48,6 +51,7 @@ class Drafter:
         self.cache = cache
         runners = make_runner(model, cache) if runners is None else runners
         self._runner: Runner = runners.now
+        self.declined = runners.note
         self._later = runners.later
         self._free = list(range(cache.slots))
         self._mode: AbstractContextManager[None] | None = None
@@ -105,8 +109,11 @@ class Drafter:
         """The runner, the faster one once it is made; where it cannot be made, the plain one goes on."""
         if self._later is not None and self._later.done():
             later, self._later = self._later, None
-            faster = None if later.exception() is not None else later.result()
-            self._runner = faster or self._runner
+            error = later.exception()
+            if error is not None:
+                self.declined = str(error)
+            else:
+                self._runner = later.result() or self._runner
         return self._runner
 
 
