@@ -145,7 +145,6 @@ def _print_techniques(title: str, rows: "list[OnOff]") -> None:
         table.add_column(column, justify="left" if column in ("technique", "verdict") else "right")
     for row in rows:
         if row.off is None or row.on is None:
-            table.add_row(row.technique.name, "not", "measured:", *[""] * 4, row.not_measured)
             continue
         table.add_row(
             row.technique.name,
@@ -157,7 +156,11 @@ def _print_techniques(title: str, rows: "list[OnOff]") -> None:
             f"{row.off.first_step_s:.1f} → {row.on.first_step_s:.1f}",
             row.on.verdict,
         )
-    _wide().print(table)
+    console = _wide()
+    console.print(table)
+    for row in rows:
+        if row.not_measured:
+            console.print(f"{row.technique.name}: not measured, {row.not_measured}", highlight=False, markup=False)
 
 
 def _equivalence(claim: str, on: "Measured") -> str:
