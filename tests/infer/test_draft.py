@@ -149,10 +149,10 @@ def test_slots_are_given_back_and_the_mode_too() -> None:
     requests = [engine.submit(ask([1, 2, i], 100, speculate=drafter)) for i in range(3)]
     for _ in range(8):
         engine.step()
-    assert drafter.free == 0 and not draft.training
+    assert (drafter.free, draft.training) == (0, False)
     for request in requests:
         engine.cancel(request)
-    assert drafter.free == 2 and draft.training
+    assert (drafter.free, draft.training) == (2, True)
     engine.finish(engine.submit(ask([1, 2], 30, speculate=drafter)))
     assert drafter.free == 2
 
