@@ -108,7 +108,8 @@ def next_tokens(model: OmniModel, ids: Tensor, params: SamplingParams, *, use_ca
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside the block; afterwards every module is as it was."""
     training = [module for module in model.modules() if module.training]
-    model.eval()
+    if training:  # going through a model takes as long as a step of a small one
+        model.eval()
     try:
         yield
     finally:
