@@ -152,7 +152,7 @@ def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
         ("a.txt", b"", "is empty"),
         ("a.csv", b"a,b", 'its format is not known from the name; give "format"'),
         ("a.parquet.gz", b"a,b", "its format is not known"),
-        ("a.txt.gz", gzip.compress(b"hello " * 1000)[:-10], "is not a whole gzip file"),
+        ("a.txt.gz", gzip.compress(b"hello " * 1000, mtime=0)[:-10], "is not a whole gzip file"),
         ("a.jsonl.gz", b"hello", "is not a whole gzip file"),
         ("a.parquet", b"PAR1 and no more", "cannot be read as Parquet"),
     ],
@@ -186,7 +186,7 @@ def test_folders_are_read_in_order_and_gz_is_unpacked(tmp_path: Path) -> None:
     (tmp_path / "b" / "1.md").write_text("third")
     (tmp_path / "a.TXT").write_text("first")
     write_jsonl(tmp_path / "b" / "2.jsonl", [{"text": "fourth"}])
-    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"second"))
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"second", mtime=0))
     for ignored in (".hidden/c.txt", ".d.txt", "e.csv"):
         (tmp_path / ignored).write_text("not this")
     (tmp_path / "empty.txt").write_text("")
@@ -199,7 +199,7 @@ def test_folders_are_read_in_order_and_gz_is_unpacked(tmp_path: Path) -> None:
 
 def test_all_bytes_are_reported(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("word " * 100_000)
-    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 1000))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 1000, mtime=0))
     _write_parquet(tmp_path / "c.parquet", {"text": ["a", "b"] * 500})
     sources = [SourceSpec(path=str(tmp_path))]
     counts: list[int] = []
