@@ -82,7 +82,9 @@ def apply(model: nn.Module, choice: Choice) -> None:
             module.attend = choice.attend
 
 
-_WHAT_SDPA_IS = {"cpu": "document by document; blocks of matrix products in bf16, torch's flash kernel for CPUs in fp32"}
+_WHAT_SDPA_IS = {
+    "cpu": "document by document; blocks of matrix products in bf16, torch's flash kernel for CPUs in fp32"
+}
 _SIMPLE: dict[Backend, AttentionFunction] = {
     "sdpa": sdpa.attention,
     "varlen": varlen.attention,

@@ -369,8 +369,13 @@ def test_loading_never_holds_float_weights(tmp_path: Path, how: str) -> None:
     small.mkdir()
     save_model(quantized() if how == "int8" else make(), small)
     command = [sys.executable, "-c", _PEAK, str(tmp_path), how, str(small)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    rise, stored = map(int, done.stdout.split())
-    assert stored < 0.27 * float32
+    rises = []
+    # Gaps in the heap come and go between processes, by a tenth of the whole, and only ever add: the least of three
+    # counts. Float weights, were they held, would be in each.
+    while len(rises) < 3 and (not rises or min(rises) >= 0.35 * float32):
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        rise, stored = map(int, done.stdout.split())
+        assert stored < 0.27 * float32
+        rises.append(rise)
     # One matrix as float beside the int8 ones is a hundredth of the whole here.
-    assert rise < 0.35 * float32, f"{rise / 1e6:.0f} MB for {float32 / 1e6:.0f} MB of float32"
+    assert min(rises) < 0.35 * float32, f"{[round(r / 1e6) for r in rises]} MB for {float32 / 1e6:.0f} MB of float32"
