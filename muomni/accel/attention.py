@@ -170,7 +170,7 @@ def _fails(attend: AttentionFunction, device: torch.device, dtype: torch.dtype, 
     segments = Segments(torch.tensor([0, 5, 6, 136], dtype=torch.int32, device=device), 130).rounded(136)
     try:
         found = _results(attend, low, segments)
-    except (ImportError, OSError, RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         return f"a small case fails: {_first_line(error)}"
     exact = _results(attention_reference, [x.double() for x in low], segments)
     plain = _results(attention_reference, low, segments)

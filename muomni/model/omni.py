@@ -37,7 +37,7 @@ class OmniOutput:
 
 
 class OmniModel(nn.Module):
-    """Text in, text out for now; plain `nn.Linear`s throughout.
+    """Text in, text out for now; plain `nn.Linear`s throughout until it is quantised.
 
     Args:
         config: sizes. Weights are drawn on construction unless the model is built on `meta`.

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from muomni.ops.attention import sdpa
-from muomni.ops.attention.seam import Segments, as_autocast_would, check_half, check_packed
+from muomni.ops.attention.seam import Segments, packed_by
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None) -> Tensor:
@@ -16,17 +16,4 @@ def attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None)
         return sdpa.attention(q, k, v)
     from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found, unused-ignore]
 
-    check_packed(q, k)
-    q, k, v = as_autocast_would(q, k, v)
-    check_half(q, "flash_attn")
-    out: Tensor = flash_attn_varlen_func(
-        q.flatten(0, 1),
-        k.flatten(0, 1),
-        v.flatten(0, 1),
-        segments.cu_seqlens,
-        segments.cu_seqlens,
-        segments.max_seqlen,
-        segments.max_seqlen,
-        causal=True,
-    )
-    return out.view(q.shape)
+    return packed_by(flash_attn_varlen_func, "flash_attn", q, k, v, segments, causal=True)

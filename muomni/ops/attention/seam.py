@@ -1,5 +1,6 @@
 """What every backend shares: its signature, and how documents of packed rows are described."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -79,6 +80,30 @@ def check_half(q: Tensor, backend: str) -> None:
             f"{backend} attention computes in bf16 or fp16 but was given {q.dtype}: "
             "run the model under autocast, or give it another backend"
         )
+
+
+def packed_by(
+    kernel: Callable[..., object], name: str, q: Tensor, k: Tensor, v: Tensor, segments: Segments, **options: object
+) -> Tensor:
+    """Packed rows through a varlen kernel of flash-attention's signature.
+
+    Args:
+        kernel: takes (N, heads, D) queries, keys and values, both lists of bounds and both longest lengths.
+        name: of the backend, for errors.
+        q, k, v, segments: as in `sdpa.attention`.
+        options: the kernel's own.
+
+    Raises:
+        ValueError: rows with a cache, or another dtype than bf16 or fp16.
+    """
+    check_packed(q, k)
+    q, k, v = as_autocast_would(q, k, v)
+    check_half(q, name)
+    bounds, longest = segments.cu_seqlens, segments.max_seqlen
+    flat = (x.flatten(0, 1) for x in (q, k, v))
+    out = kernel(*flat, bounds, bounds, longest, longest, **options)
+    assert isinstance(out, Tensor)  # a pair only where more was asked for
+    return out.view(q.shape)
 
 
 def as_autocast_would(*tensors: Tensor) -> tuple[Tensor, ...]:

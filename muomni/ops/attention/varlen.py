@@ -7,7 +7,7 @@ torch's registry (`torch.nn.attention.activate_flash_attention_impl`), this is t
 from torch import Tensor
 
 from muomni.ops.attention import sdpa
-from muomni.ops.attention.seam import Segments, as_autocast_would, check_half, check_packed
+from muomni.ops.attention.seam import Segments, packed_by
 
 # A window of everything before and nothing after: torch's way to say causal.
 _CAUSAL = (-1, 0)
@@ -23,19 +23,5 @@ def attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None)
         return sdpa.attention(q, k, v)
     from torch.nn.attention.varlen import varlen_attn
 
-    check_packed(q, k)
-    q, k, v = as_autocast_would(q, k, v)
-    check_half(q, "varlen")
-    out = varlen_attn(
-        q.flatten(0, 1),
-        k.flatten(0, 1),
-        v.flatten(0, 1),
-        segments.cu_seqlens,
-        segments.cu_seqlens,
-        segments.max_seqlen,
-        segments.max_seqlen,
-        window_size=_CAUSAL,
-        enable_gqa=q.shape[2] != k.shape[2],
-    )
-    assert isinstance(out, Tensor)  # a pair only where more was asked for
-    return out.view(q.shape)
+    grouped = q.shape[2] != k.shape[2]
+    return packed_by(varlen_attn, "varlen", q, k, v, segments, window_size=_CAUSAL, enable_gqa=grouped)
