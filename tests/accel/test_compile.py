@@ -40,7 +40,7 @@ def random_rows(seed: int) -> tuple[torch.Tensor, Segments]:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-@pytest.mark.parametrize("checkpointing", [None, "full"])
+@pytest.mark.parametrize("checkpointing", [None, "full", "selective"])
 def test_compiled_blocks_give_the_same_gradients_and_settle(checkpointing):
     from torch._dynamo.utils import counters
 
@@ -88,3 +88,35 @@ def test_the_whole_model_compiled_gives_the_same_gradients_and_settles():
         for a, b in zip(*results, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
     assert counters["stats"]["unique_graphs"] == 0, "documents of other lengths compiled again"
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize("checkpointing", [None, "full", "selective"])
+def test_compiled_dropout_is_the_same_in_the_backward_pass(checkpointing):
+    """The gradient is the slope of the loss: a block computed again with other random numbers would give another."""
+    shallow = CONFIG.replace(thinker=CONFIG.thinker.replace(dropout=0.3, num_hidden_layers=2))
+    torch._dynamo.reset()
+    model = make_model(shallow).double().train()
+    if checkpointing:
+        recompute.enable(model, checkpointing)
+    compilation.apply(model, compilation.choose("blocks", CPU))
+    ids, segments = random_rows(0)
+
+    def loss() -> torch.Tensor:
+        torch.manual_seed(7)
+        return model(ids, labels=ids, segments=segments).loss
+
+    parameters = list(model.parameters())
+    slopes = torch.autograd.grad(loss(), parameters)
+    draw = torch.Generator().manual_seed(1)
+    direction = [torch.randn(p.shape, generator=draw, dtype=p.dtype) for p in parameters]
+    expected = sum((slope * way).sum() for slope, way in zip(slopes, direction, strict=True))
+    # Gradients stay on: without them a block is compiled anew, and may draw its numbers in another order.
+    ends = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            torch._foreach_add_(parameters, direction, alpha=sign * 1e-6)
+        ends.append(loss().detach())
+        with torch.no_grad():
+            torch._foreach_add_(parameters, direction, alpha=-sign * 1e-6)
+    torch.testing.assert_close((ends[0] - ends[1]) / 2e-6, expected, rtol=1e-5, atol=1e-7)
