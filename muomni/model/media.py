@@ -1,0 +1,112 @@
+"""Pictures and sounds as the encoders take them: ragged inputs one behind the other, without padding.
+
+Legend: N patches of all pictures, P patch size, F frames of all clips, M mel bins.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Images:
+    """Pictures cut into patches.
+
+    Attributes:
+        patches: (N, 3·P·P) float32, values −1 to 1; inside a patch channel, row, column. Patches of one picture
+            stand row by row, those of the next follow.
+        grids: (rows, columns) of each picture, in patches; known on the host.
+    """
+
+    patches: Tensor
+    grids: tuple[tuple[int, int], ...]
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same on a device; to a GPU the copy runs beside the computation."""
+        return replace(self, patches=moved(self.patches, torch.device(device)))
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Sounds as log-mel frames, 100 a second.
+
+    Attributes:
+        mel: (F, M) float32; frames of one clip, then those of the next.
+        frames: of each clip, at least 1; known on the host.
+    """
+
+    mel: Tensor
+    frames: tuple[int, ...]
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same on a device; to a GPU the copy runs beside the computation."""
+        return replace(self, mel=moved(self.mel, torch.device(device)))
+
+
+@dataclass(frozen=True)
+class Transcripts:
+    """What is said in some of the clips of a batch, for the CTC loss.
+
+    Attributes:
+        targets: (S,) int64, UTF-8 bytes plus 1 (0 is CTC's blank), one transcript behind the other.
+        lengths: bytes of each.
+        clips: which clip each belongs to.
+    """
+
+    targets: Tensor
+    lengths: tuple[int, ...]
+    clips: tuple[int, ...]
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same on a device."""
+        return replace(self, targets=moved(self.targets, torch.device(device)))
+
+
+@dataclass(frozen=True)
+class Captions:
+    """What some of the pictures of a batch are called, for the contrastive loss.
+
+    Attributes:
+        ids: (S,) int64 token ids, one caption behind the other.
+        lengths: tokens of each.
+        images: which picture each belongs to.
+        groups: (number of captions,) int64; equal captions have equal numbers, and are no negatives of each other.
+    """
+
+    ids: Tensor
+    lengths: tuple[int, ...]
+    images: tuple[int, ...]
+    groups: Tensor
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same on a device."""
+        place = torch.device(device)
+        return replace(self, ids=moved(self.ids, place), groups=moved(self.groups, place))
+
+
+@dataclass(frozen=True)
+class Media:
+    """All that a batch holds besides its tokens, in the order of their places in it.
+
+    Attributes:
+        images, clips: None where there are none.
+        transcripts, captions: None where there are none.
+    """
+
+    images: Images | None = None
+    clips: Clips | None = None
+    transcripts: Transcripts | None = None
+    captions: Captions | None = None
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same on a device."""
+        fields = (self.images, self.clips, self.transcripts, self.captions)
+        return type(self)(*(None if field is None else field.to(device) for field in fields))
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device; from pinned memory to a GPU, so that nothing waits."""
+    pinned = tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
+    return pinned.to(device, non_blocking=True)
