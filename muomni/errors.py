@@ -21,6 +21,10 @@ class DataError(UserError):
     """Training or evaluation data that is missing, unreadable or empty."""
 
 
+class MediaError(UserError):
+    """A picture, sound or video that is missing, broken, empty or too large; names the file and the reason."""
+
+
 class PromptError(UserError):
     """A prompt or sampling setting that cannot be served, for example one beyond the context."""
 
