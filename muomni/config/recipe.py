@@ -103,6 +103,8 @@ class SourceSpec(Frozen):
         separator: in plain text, what stands between documents; without it a file is one document.
         split: with `datasets`, which split.
         subset: with `datasets`, which configuration of a data set that has several.
+        weight: how many times an epoch reads it, in steps of 0.05; below 1 an epoch reads another part of it
+            each time. For training only.
     """
 
     path: str = Field(min_length=1)
@@ -112,9 +114,12 @@ class SourceSpec(Frozen):
     separator: str | None = Field(default=None, min_length=1)
     split: str = "train"
     subset: str | None = None
+    weight: float = Field(default=1.0, ge=0.05, le=1000)
 
     @model_validator(mode="after")
     def _options_apply(self) -> "SourceSpec":
+        if abs(self.weight * 20 - round(self.weight * 20)) > 1e-6:
+            raise conflict("weight", self.weight, "must be a multiple of 0.05")
         if self.separator is not None and self.format not in ("auto", "text"):
             raise conflict("separator", self.separator, f'is for plain text, but format is "{self.format}"')
         if self.subset is not None and self.format != "datasets":
@@ -144,6 +149,58 @@ Sources = Annotated[
 ]
 
 
+class ImageAugmentSpec(Frozen):
+    """How far pictures are changed at random in training; 0 leaves them as they are.
+
+    Attributes:
+        shift: up to this share of width and height, each way.
+        scale: larger or smaller by up to this share.
+        rotate: degrees, each way.
+        colour: brightness, contrast and saturation each by up to this share.
+        grey: probability that a picture loses its colours.
+        blur: probability of a slight blur.
+    """
+
+    shift: float = Field(default=0.0, ge=0, le=0.5)
+    scale: float = Field(default=0.0, ge=0, lt=1)
+    rotate: float = Field(default=0.0, ge=0, le=180)
+    colour: float = Field(default=0.0, ge=0, lt=1)
+    grey: Fraction = 0.0
+    blur: Fraction = 0.0
+
+
+class AudioAugmentSpec(Frozen):
+    """How far sounds are changed at random in training; 0 leaves them as they are. Loudness does not matter to
+    the features, so it is not changed.
+
+    Attributes:
+        speed: faster or slower by up to this share, the pitch with it.
+        shift: up to this many seconds of silence before the sound.
+        noise: probability of white noise, 10 to 40 dB below the sound.
+        time_masks: stretches of the spectrogram that are blanked, each up to a tenth of its length
+            (SpecAugment, arXiv:1904.08779).
+        frequency_masks: bands of it that are blanked, each up to an eighth of the bins.
+    """
+
+    speed: float = Field(default=0.0, ge=0, le=0.5)
+    shift: float = Field(default=0.0, ge=0, le=5)
+    noise: Fraction = 0.0
+    time_masks: int = Field(default=0, ge=0, le=10)
+    frequency_masks: int = Field(default=0, ge=0, le=10)
+
+
+class AugmentSpec(Frozen):
+    """Random changes of the training media; they depend on seed, epoch and document alone.
+
+    Attributes:
+        image: of pictures.
+        audio: of sounds.
+    """
+
+    image: ImageAugmentSpec = ImageAugmentSpec()
+    audio: AudioAugmentSpec = AudioAugmentSpec()
+
+
 class DataSpec(Frozen):
     """What is learnt from.
 
@@ -154,6 +211,9 @@ class DataSpec(Frozen):
         seq_len: tokens in a row; rows are packed full from whole documents and pieces of long ones.
         shuffle: documents in a new seeded order each epoch.
         cache_dir: where token caches lie; default `~/.cache/muomni/tokens`, or `$MUOMNI_CACHE/tokens`.
+        workers: threads that read and decode coming pictures and sounds; 0 does it between the steps.
+        max_bad: the run stops when more than this share of the documents has media that cannot be read.
+        augment: random changes of the pictures and sounds that are trained on.
     """
 
     train: Annotated[Sources, Hint("say `--set data.train=FILE`, or write it into the recipe")] = Field(min_length=1)
@@ -162,6 +222,16 @@ class DataSpec(Frozen):
     seq_len: int = Field(default=512, ge=8)
     shuffle: bool = True
     cache_dir: str | None = None
+    workers: int = Field(default=2, ge=0, le=256)
+    max_bad: Fraction = 0.01
+    augment: AugmentSpec = AugmentSpec()
+
+    @model_validator(mode="after")
+    def _val_once(self) -> "DataSpec":
+        for number, source in enumerate(self.val):
+            if source.weight != 1:
+                raise conflict(f"val.{number}.weight", source.weight, "remove it: validation reads a source once")
+        return self
 
 
 class OptimizerSpec(Frozen):

@@ -181,7 +181,7 @@ def source_fingerprint(sources: Sequence[SourceSpec], tokenizer: Tokenizer, val_
         folder = Path(spec.path).expanduser()
         if not files and folder.is_dir():  # a folder of the `datasets` library
             files = sorted(path for path in folder.rglob("*") if path.is_file())
-        described.append([spec.model_dump(mode="json"), [_describe_file(path) for path in files]])
+        described.append([spec.model_dump(mode="json", exclude={"weight"}), [_describe_file(path) for path in files]])
     return sha256(json.dumps(described).encode()).hexdigest()[:32]
 
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from muomni.model.media import Media
+
 Ints = NDArray[np.int64]
 IGNORE = -100
 
@@ -58,12 +60,16 @@ class Batch:
         labels: (B, T) int64, the token itself as in Hugging Face's models, which shift inside; −100
             where no loss is taken: outside answers, in padding, and on the first token of a segment,
             which nothing in its segment predicts.
-        positions: (B, T) int64, from 0 in each segment.
+        positions: (B, T) int64, from 0 in each segment; (3, B, T) where there are pictures: time, height, width.
         cu_seqlens: (N + 1,) int32, where segments begin in the flattened B·T tokens, and B·T.
             The end of a row ends a segment.
         max_seqlen: tokens of the longest segment.
         num_targets: labels other than −100.
         id: names the rows and how they were made; equal ids mean equal content.
+        media: the pictures and sounds whose places the tokens hold, in the order of those places; None
+            where there are none.
+        bad: names of the media that could not be read, with the reason. Their documents are padding in
+            these rows and nothing is learnt from them.
     """
 
     input_ids: "Tensor"
@@ -73,6 +79,8 @@ class Batch:
     max_seqlen: int
     num_targets: int
     id: str
+    media: "Media | None" = None
+    bad: tuple[str, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -95,6 +103,7 @@ class Batch:
             labels=moved(self.labels),
             positions=moved(self.positions),
             cu_seqlens=moved(self.cu_seqlens),
+            media=None if self.media is None else self.media.to(device),
         )
 
 
