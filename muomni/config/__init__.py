@@ -2,22 +2,25 @@
 
 from muomni.config.base import parse
 from muomni.config.load import bundled_recipes, load_recipe, read_json
-from muomni.config.model import PRESET_NAMES, OmniConfig, ThinkerConfig, preset
+from muomni.config.model import PRESET_NAMES, AudioConfig, OmniConfig, ThinkerConfig, VisionConfig, preset, towers
 from muomni.config.recipe import DataSpec, Recipe, SourceSpec, TokenizerSpec
 from muomni.config.schema import recipe_schema
 
 __all__ = [
     "PRESET_NAMES",
+    "AudioConfig",
     "DataSpec",
     "OmniConfig",
     "Recipe",
     "SourceSpec",
     "ThinkerConfig",
     "TokenizerSpec",
+    "VisionConfig",
     "bundled_recipes",
     "load_recipe",
     "parse",
     "preset",
     "read_json",
     "recipe_schema",
+    "towers",
 ]

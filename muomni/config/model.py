@@ -65,6 +65,115 @@ class ThinkerConfig(Frozen):
         return embeddings + self.num_hidden_layers * block + self.hidden_size
 
 
+class _Blocks(Frozen):
+    """Sizes of an encoder's transformer blocks, which are the Thinker's without causality."""
+
+    hidden_size: PositiveInt
+    intermediate_size: PositiveInt
+    num_hidden_layers: PositiveInt
+    num_attention_heads: PositiveInt
+    rms_norm_eps: Positive = 1e-6
+    dropout: Probability = 0.0
+    initializer_range: Positive = 0.02
+
+    @property
+    def num_key_value_heads(self) -> int:
+        """As many as query heads: an encoder has no cache that fewer would shrink."""
+        return self.num_attention_heads
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head."""
+        return self.hidden_size // self.num_attention_heads
+
+    def _check_heads(self, multiple: int, reason: str) -> None:
+        if self.hidden_size % self.num_attention_heads:
+            heads = f"must be a multiple of num_attention_heads ({self.num_attention_heads})"
+            raise conflict("hidden_size", self.hidden_size, heads)
+        if self.head_dim % multiple:
+            wanted = f"must make heads whose width is a multiple of {multiple}, not {self.head_dim}: {reason}"
+            raise conflict("num_attention_heads", self.num_attention_heads, wanted)
+
+
+class VisionConfig(_Blocks):
+    """The vision encoder: a transformer over the patches of a picture.
+
+    Attributes:
+        kind: always `"vit"`, what is described here.
+        patch_size: width and height of a patch in pixels, P.
+        merge: m; m × m patches become one token of the Thinker (pixel shuffle).
+        hidden_size: width of the residual stream.
+        intermediate_size: width of the SwiGLU hidden layer.
+        num_hidden_layers: blocks.
+        num_attention_heads: heads; their width is a multiple of 4, since both axes turn pairs.
+        min_tokens: a picture is enlarged until it gives this many tokens.
+        max_tokens: a picture is made smaller until it gives no more tokens than this.
+        rms_norm_eps: added to the mean square in every RMSNorm.
+        rope_theta: base of the rotary frequencies of rows and columns.
+        contrastive_size: width of the space in which pictures and captions are compared, for the contrastive
+            loss; null: no such head.
+        dropout: probability on both residual branches, in training only.
+        initializer_range: standard deviation of the initial weights.
+    """
+
+    kind: Literal["vit"] = "vit"
+    patch_size: PositiveInt = 16
+    merge: PositiveInt = 2
+    min_tokens: PositiveInt = 16
+    max_tokens: PositiveInt = 64
+    rope_theta: Positive = 100.0
+    contrastive_size: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "VisionConfig":
+        self._check_heads(4, "rotary embedding turns pairs, of rows and of columns")
+        if self.min_tokens > self.max_tokens:
+            raise conflict("min_tokens", self.min_tokens, f"must be at most max_tokens ({self.max_tokens})")
+        return self
+
+    @property
+    def output_size(self) -> int:
+        """Width of a token as the encoder gives it: m² patches beside each other."""
+        return self.hidden_size * self.merge**2
+
+
+class AudioConfig(_Blocks):
+    """The audio encoder: log-mel frames at 100 Hz, three convolutions of stride 2, transformer blocks at 12.5 Hz.
+
+    Attributes:
+        kind: always `"conv"`, what is described here.
+        num_mel_bins: bands of the spectrogram.
+        hidden_size: width of the convolutions and of the residual stream.
+        intermediate_size: width of the SwiGLU hidden layer.
+        num_hidden_layers: blocks.
+        num_attention_heads: heads, of even width, since rotary embedding turns pairs.
+        chunk_tokens: tokens that see each other, 12.5 a second; longer clips are cut into such chunks.
+        max_seconds: longest clip; longer ones are refused.
+        rms_norm_eps: added to the mean square in every RMSNorm.
+        rope_theta: base of the rotary frequencies inside a chunk.
+        ctc: with the head that spells what is said in UTF-8 bytes, for the CTC loss.
+        dropout: probability on both residual branches, in training only.
+        initializer_range: standard deviation of the initial weights.
+    """
+
+    kind: Literal["conv"] = "conv"
+    num_mel_bins: PositiveInt = 80
+    chunk_tokens: PositiveInt = 100
+    max_seconds: Positive = 300.0
+    rope_theta: Positive = 10_000.0
+    ctc: bool = False
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "AudioConfig":
+        self._check_heads(2, "rotary embedding turns pairs")
+        return self
+
+    @property
+    def output_size(self) -> int:
+        """Width of a token as the encoder gives it."""
+        return self.hidden_size
+
+
 class OmniConfig(Frozen):
     """A whole model as `config.json` holds it.
 
@@ -72,11 +181,51 @@ class OmniConfig(Frozen):
         model_type: always `"muomni"`; it is how a folder is told from a plain Qwen3 one.
         thinker: the language model.
         eos_token_ids: ids that end a reply.
+        vision: the vision encoder; null: the model sees nothing.
+        audio: the audio encoder; null: the model hears nothing.
+        image_token_id: the token in whose place a token of a picture comes; needed with `vision`.
+        audio_token_id: the token in whose place a token of a clip comes; needed with `audio`.
     """
 
     model_type: Literal["muomni"] = "muomni"
     thinker: ThinkerConfig
     eos_token_ids: tuple[int, ...] = Field(default=(), strict=False)
+    vision: VisionConfig | None = None
+    audio: AudioConfig | None = None
+    image_token_id: int | None = None
+    audio_token_id: int | None = None
+
+    @model_validator(mode="after")
+    def _placeholders_fit(self) -> "OmniConfig":
+        for tower, name in (("vision", "image_token_id"), ("audio", "audio_token_id")):
+            given, token = getattr(self, tower), getattr(self, name)
+            if (given is None) != (token is None):
+                raise conflict(name, token, f"must be given exactly if {tower} is")
+            if token is not None and not 0 <= token < self.thinker.vocab_size:
+                raise conflict(name, token, f"must be an id of the vocabulary of {self.thinker.vocab_size}")
+        if self.image_token_id is not None and self.image_token_id == self.audio_token_id:
+            raise conflict("audio_token_id", self.audio_token_id, "must differ from image_token_id")
+        return self
+
+    def with_towers(
+        self,
+        vision: VisionConfig | None = None,
+        audio: AudioConfig | None = None,
+        image_token_id: int | None = None,
+        audio_token_id: int | None = None,
+    ) -> "OmniConfig":
+        """The same with these encoders, in the place of any that were there.
+
+        Args:
+            vision, audio: None for none.
+            image_token_id, audio_token_id: of the tokenizer; not used for an encoder that is not given.
+        """
+        return self.replace(
+            vision=None if vision is None else vision.model_dump(),
+            audio=None if audio is None else audio.model_dump(),
+            image_token_id=None if vision is None else image_token_id,
+            audio_token_id=None if audio is None else audio_token_id,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for libraries that expect a Hugging Face configuration; PEFT asks for tied embeddings."""
@@ -94,6 +243,32 @@ def preset(name: PresetName) -> OmniConfig:
     return OmniConfig(thinker=_PRESETS[name])
 
 
+def towers(name: PresetName) -> tuple[VisionConfig, AudioConfig]:
+    """Encoders whose sizes go with the named preset.
+
+    Raises:
+        ConfigError: there is no such preset.
+    """
+    if name not in _TOWERS:
+        raise ConfigError(f"no preset {name!r}: there are {', '.join(PRESET_NAMES)}")
+    width, hidden, layers, heads = _TOWERS[name]
+    sizes: dict[str, Any] = {
+        "hidden_size": width,
+        "intermediate_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+    }
+    patch = 8 if name == "nano" else 16
+    return VisionConfig(patch_size=patch, **sizes), AudioConfig(**sizes)
+
+
+# Width, width of the SwiGLU hidden layer, blocks, heads: of both encoders.
+_TOWERS: dict[PresetName, tuple[int, int, int, int]] = {
+    "nano": (32, 64, 2, 2),
+    "tiny": (192, 512, 6, 3),
+    "small": (384, 1024, 12, 6),
+    "base": (768, 2048, 12, 12),
+}
 _PRESETS: dict[PresetName, ThinkerConfig] = {
     "nano": ThinkerConfig(
         hidden_size=64,
