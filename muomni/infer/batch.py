@@ -13,7 +13,7 @@ from torch import Tensor
 from muomni.errors import PromptError
 from muomni.infer.engine import Engine
 from muomni.infer.generate import STOP_NEEDS_TEXT, room
-from muomni.infer.request import Request
+from muomni.infer.request import Prepared, Request
 from muomni.infer.sampling import SamplingParams
 from muomni.infer.speculate import Guesser
 from muomni.infer.stream import Reply, TextStream
@@ -29,19 +29,21 @@ _AHEAD = 8
 def reply_to_all(
     engine: Engine,
     tokenizer: "Tokenizer",
-    prompts: Iterable[tuple[Sequence[int], SamplingParams]],
+    prompts: Iterable[Prepared | tuple[Sequence[int], SamplingParams]],
     *,
     end_ids: Sequence[int] | None = None,
     deterministic: bool = False,
     speculate: bool | Guesser = False,
+    keep_going: bool = False,
 ) -> Iterator[Reply]:
     """Answers prompts of any lengths; takes the next ones in only when there is room for them.
 
     Args:
         engine: whose slots hold the longest of them with its reply.
         tokenizer: turns ids into text.
-        prompts: ids and settings of each.
+        prompts: ids and settings of each; one with an error gets a reply that says it.
         end_ids, deterministic, speculate: see `TextStream`.
+        keep_going: a prompt that is empty or does not fit gets a reply that says it, too.
 
     Yields:
         the replies in the order of the prompts.
@@ -50,26 +52,39 @@ def reply_to_all(
         PromptError: a prompt that is empty or does not fit; replies to those before it have been given.
     """
     how: dict[str, Any] = {"deterministic": deterministic, "speculate": speculate}
-    running: deque[TextStream] = deque()
+    running: deque[TextStream | Reply] = deque()
     try:
         wrong = None
-        for ids, params in prompts:
+        for prompt in prompts:
+            asked = Prepared(*prompt)
             try:
-                running.append(TextStream(engine, tokenizer, ids, params, end_ids, **how))
+                if asked.error is not None:
+                    running.append(Reply.failed(asked.error))
+                else:
+                    media = asked.media
+                    running.append(TextStream(engine, tokenizer, asked.ids, asked.params, end_ids, media=media, **how))
             except PromptError as error:
-                wrong = error
-                break
+                if not keep_going:
+                    wrong = error
+                    break
+                running.append(Reply.failed(str(error)))
             while len(running) >= _AHEAD * engine.cache.slots:
-                with closing(running.popleft()) as stream:
-                    yield stream.finish()
+                yield _finished(running.popleft())
         while running:
-            with closing(running.popleft()) as stream:
-                yield stream.finish()
+            yield _finished(running.popleft())
         if wrong is not None:
             raise wrong
     finally:
         for stream in running:
-            stream.close()
+            if isinstance(stream, TextStream):
+                stream.close()
+
+
+def _finished(stream: TextStream | Reply) -> Reply:
+    if isinstance(stream, Reply):
+        return stream
+    with closing(stream):
+        return stream.finish()
 
 
 def continue_ids(engine: Engine, ids: Tensor, params: SamplingParams, end_ids: Sequence[int]) -> Tensor:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from muomni.infer.generate import evaluating
-from muomni.infer.request import FinishReason, Request
-from muomni.infer.runner import Runner, Runners, torch_on_one_thread
+from muomni.infer.request import FinishReason, MediaChunk, Request
+from muomni.infer.runner import EagerRunner, Runner, Runners, torch_on_one_thread
 from muomni.infer.sampling import Sampler, on_device
 from muomni.infer.scheduler import Scheduler
 from muomni.infer.speculate import Lookup, verified
@@ -35,6 +35,7 @@ class _Part:
     tokens: Sequence[int]
     position: int
     wanted: int
+    media: MediaChunk | None = None
 
 
 @dataclass(slots=True)
@@ -74,6 +75,8 @@ class Batcher:
         self.steps = 0
         self._model = model
         self._cache = cache
+        # Reads what holds pictures and sounds, which other runners cannot; they share the cache.
+        self._reader = EagerRunner(model, cache)
         self._later = runners.later
         self._rows: _Rows | None = None
         self._seen: Tensor | None = None
@@ -154,10 +157,9 @@ class Batcher:
         parts = [_Part(r, r.tokens[-1:], r.position, 1) for r in scheduler.running]
         chunks = scheduler.chunks()
         for request, count in chunks:
-            end = request.stored + count
-            parts.append(
-                _Part(request, request.prompt[request.stored : end], request.stored, int(end == len(request.prompt)))
-            )
+            begin, end = request.stored, request.stored + count
+            media = None if request.media is None else request.media.chunk(begin, end)
+            parts.append(_Part(request, request.prompt[begin:end], begin, int(end == len(request.prompt)), media))
         self._rows = None
         parts, logits = self._forward(parts)
         lost = {id(request) for request, _ in chunks} - {id(part.request) for part in parts}
@@ -276,12 +278,15 @@ class Batcher:
     def _forward(self, parts: list[_Part]) -> tuple[list[_Part], Tensor]:
         """Computes a flattened batch; gives the parts that did not fail and the logits wanted, in their order."""
         apart = not self.runner.batch_invariant
-        groups: list[list[_Part]] = [[]]
+        # One pass for all where the same runner does text and media; else one for each.
+        text: list[_Part] = []
+        media: list[_Part] = text if type(self.runner) is EagerRunner else []
+        groups = [text] if media is text else [text, media]
         for part in parts:
-            if apart and part.request.deterministic:
+            if part.request.deterministic and (apart or part.media is not None):
                 groups.append([part])
             else:
-                groups[0].append(part)
+                (text if part.media is None else media).append(part)
         done: list[_Part] = []
         logits: list[Tensor] = []
         for group in groups:
@@ -313,7 +318,11 @@ class Batcher:
             positions += range(part.position, part.position + len(part.tokens))
             wanted += range(len(tokens) - part.wanted, len(tokens))
         asked = torch.tensor(wanted or [len(tokens) - 1])
-        logits = self.runner.forward(torch.tensor(tokens), torch.tensor(slots), torch.tensor(positions), asked)
+        batch = torch.tensor(tokens), torch.tensor(slots), torch.tensor(positions), asked
+        if any(part.media is not None for part in parts):
+            logits = self._reader.forward(*batch, _joined(parts, batch[2]))
+        else:
+            logits = self.runner.forward(*batch)
         return logits[: len(wanted)]
 
     # -- from logits to replies -----------------------------------------------------------------------------
@@ -382,6 +391,21 @@ class Batcher:
                 self.end(request, error=error)
                 continue
             self.end(request, reason)
+
+
+def _joined(parts: Sequence[_Part], positions: Tensor) -> MediaChunk:
+    """The media of a flattened batch of (N,) positions."""
+    axes = positions.repeat(3, 1)
+    features, places = [], []
+    begin = 0
+    for part in parts:
+        end = begin + len(part.tokens)
+        if part.media is not None:
+            axes[:, begin:end] = part.media.positions
+            features.append(part.media.features)
+            places.append(part.media.places + begin)
+        begin = end
+    return MediaChunk(torch.cat(features), torch.cat(places), axes)
 
 
 def _append(request: Request, new: Sequence[int]) -> FinishReason | None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from muomni.errors import PromptError
+from muomni.infer.request import PromptMedia
 from muomni.infer.sampling import Sampler, SamplingParams, draw_uniform, make_random, on_device
 from muomni.model import KVCache, OmniModel
 
@@ -23,6 +24,7 @@ def generate(
     *,
     end_ids: Sequence[int] | None = None,
     use_cache: bool = True,
+    media: PromptMedia | None = None,
 ) -> Tensor:
     """Continues B prompts of equal length together.
 
@@ -32,6 +34,7 @@ def generate(
         params: for all rows. Stop texts need a tokenizer: `TextStream` does them.
         end_ids: tokens that end a row, kept in the result; None takes the configuration's.
         use_cache: False computes every step from the first token on, to compare with.
+        media: pictures and sounds of the one prompt there is then.
 
     Returns:
         (B, N) int64 new tokens on the model's device. A row that ended is filled with the first of
@@ -48,7 +51,7 @@ def generate(
     ended = torch.zeros(B, dtype=torch.bool, device=ids.device)
     # Only made where there are ends: copying it to the device waits.
     end_set = torch.tensor(ends, dtype=torch.int64, device=ids.device) if ends else None
-    with closing(next_tokens(model, ids, params, use_cache=use_cache)) as steps:
+    with closing(next_tokens(model, ids, params, use_cache=use_cache, media=media)) as steps:
         for step, token in enumerate(steps):
             if end_set is None:
                 out[:, step] = token
@@ -76,7 +79,14 @@ def room(model: OmniModel, shape: Sequence[int], params: SamplingParams) -> int:
 
 
 @torch.inference_mode()
-def next_tokens(model: OmniModel, ids: Tensor, params: SamplingParams, *, use_cache: bool = True) -> Generator[Tensor]:
+def next_tokens(
+    model: OmniModel,
+    ids: Tensor,
+    params: SamplingParams,
+    *,
+    use_cache: bool = True,
+    media: PromptMedia | None = None,
+) -> Generator[Tensor]:
     """The loop itself: yields the next (B,) tokens, as often as `room` allows, without waiting for the device.
 
     It knows nothing of ends: whoever reads it stops when it has enough.
@@ -94,14 +104,33 @@ def next_tokens(model: OmniModel, ids: Tensor, params: SamplingParams, *, use_ca
     whole[:, :T] = ids
     with evaluating(model):
         for end in range(T, total):
-            new = whole[:, cache.length : end] if cache is not None else whole[:, :end]
-            logits = model(new, cache=cache, last=1).logits
+            begin = cache.length if cache is not None else 0
+            if media is None or begin >= T:
+                logits = model(whole[:, begin:end], cache=cache, last=1).logits
+            else:
+                logits = _logits_with_media(model, whole[:, begin:end], begin, media, cache)
             uniform = on_device([draw_uniform(source) for source in sources], torch.float32, ids.device)
             token = sampler(logits[:, -1], uniform, seen)
             if seen is not None:
                 seen.scatter_(1, token[:, None], True)
             whole[:, end] = token
             yield token
+
+
+def _logits_with_media(model: OmniModel, ids: Tensor, begin: int, media: PromptMedia, cache: KVCache | None) -> Tensor:
+    """Logits (1, 1, V) behind tokens (1, T) that stand at `begin` of a prompt with media and what follows it."""
+    if ids.shape[0] != 1:
+        raise ValueError(f"media belong to one prompt, not to {ids.shape[0]} rows")
+    end = begin + ids.shape[1]
+    x = model.thinker.embed_tokens(ids)
+    positions = torch.arange(begin, end).repeat(3, 1)
+    chunk = media.chunk(begin, end)
+    if chunk is not None:
+        x[0, chunk.places.to(x.device)] = chunk.features.to(x.dtype)
+        positions[:, : chunk.positions.shape[1]] = chunk.positions
+    hidden = model.thinker(inputs_embeds=x, positions=positions[:, None].to(x.device), cache=cache)
+    logits: Tensor = model.thinker.lm_head(hidden[:, -1:])
+    return logits
 
 
 @contextmanager

@@ -3,6 +3,9 @@
 Tokens are cut into blocks; the hash of a block takes in the hash of the block before it, so one look-up says
 whether everything up to the block's end is the same. A match is compared token by token before it is used, and
 goes on behind its last whole block as far as the tokens agree.
+
+In a prompt with pictures or sounds their tokens, which all have the same id, are numbers made from the content
+here (`PromptMedia.keys`).
 """
 
 from collections.abc import Sequence

@@ -8,12 +8,70 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from threading import Event
-from typing import Literal
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
 
 from muomni.infer.sampling import SamplingParams, draw_uniform, make_random
 from muomni.infer.speculate import Guesser, Guesses
 
 FinishReason = Literal["stop", "length"]
+
+
+class MediaChunk(NamedTuple):
+    """The media of some consecutive tokens of a prompt.
+
+    Attributes:
+        features: (K, D) what the encoders made, in the place of K token embeddings.
+        places: (K,) int64 on the CPU, which tokens those are, counted from the first of the chunk.
+        positions: (3, T) int64 on the CPU, of all tokens of the chunk.
+    """
+
+    features: Tensor
+    places: Tensor
+    positions: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class PromptMedia:
+    """What a prompt of T tokens holds besides text: N tokens are embeddings of pictures and sounds.
+
+    Attributes:
+        features: (N, D) on the model's device, in the order of their places.
+        places: (N,) int64 on the CPU, rising.
+        positions: (3, T) int64 on the CPU: time, height and width. Outside of pictures all three are the index.
+        keys: T numbers that tell prompts apart where token ids do not: the token ids, but for tokens of media
+            negative numbers made from their content.
+    """
+
+    features: Tensor
+    places: Tensor
+    positions: Tensor
+    keys: list[int]
+
+    def chunk(self, begin: int, end: int) -> MediaChunk | None:
+        """The part of tokens `begin` to `end` (which may cut a picture); None where they are text."""
+        first, last = torch.searchsorted(self.places, torch.tensor([begin, end])).tolist()
+        if first == last:
+            return None
+        return MediaChunk(self.features[first:last], self.places[first:last] - begin, self.positions[:, begin:end])
+
+
+class Prepared(NamedTuple):
+    """A prompt as the engine takes it.
+
+    Attributes:
+        ids: of its tokens.
+        params: the settings.
+        media: its pictures and sounds, or None.
+        error: why it cannot be answered; then nothing is computed for it.
+    """
+
+    ids: Sequence[int]
+    params: SamplingParams
+    media: PromptMedia | None = None
+    error: str | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -29,6 +87,7 @@ class Request:
         speculate: guess tokens where that pays, from the text so far (True) or by a smaller model (a `Guesser`);
             greedy requests only. See `speculate`.
         row: tells rows of one seed apart.
+        media: pictures and sounds of the prompt, or None.
         watch: told each new token that is not an end, in order, by the thread that computes; True ends the
             reply with that token. What it raises ends this request alone.
         notify: called by the same thread after new tokens and at the end; must not block.
@@ -55,6 +114,7 @@ class Request:
     deterministic: bool = False
     speculate: bool | Guesser = False
     row: int = 0
+    media: PromptMedia | None = None
     watch: Callable[[int], bool] | None = None
     notify: Callable[[], None] | None = None
 
@@ -75,6 +135,11 @@ class Request:
     lookup: Guesses | None = None
     _source: Random | None = None
     _number: tuple[int, float] = (-1, 0.0)
+
+    @property
+    def keys(self) -> Sequence[int]:
+        """What the prompt is compared by with other prompts; as long as it."""
+        return self.prompt if self.media is None else self.media.keys
 
     @property
     def position(self) -> int:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from muomni.errors import ConfigError, EngineError
 from muomni.infer.generate import evaluating
+from muomni.infer.request import MediaChunk
 from muomni.model import OmniModel, SlotBatch, SlotCache
 
 
@@ -76,10 +77,19 @@ class EagerRunner:
         self._model = model
         self._cache = cache
 
-    def forward(self, tokens: Tensor, slots: Tensor, positions: Tensor, wanted: Tensor) -> Tensor:
+    def forward(
+        self, tokens: Tensor, slots: Tensor, positions: Tensor, wanted: Tensor, media: MediaChunk | None = None
+    ) -> Tensor:
+        """See `Runner`; with `media`, some of the tokens are embeddings of pictures and sounds."""
         thinker, device = self._model.thinker, self._cache.device
         batch = SlotBatch(self._cache, slots, positions)
-        hidden = thinker(tokens.to(device)[None], positions.to(device)[None], cache=batch)[0]
+        if media is None:
+            hidden = thinker(tokens.to(device)[None], positions.to(device)[None], cache=batch)[0]
+        else:
+            x = thinker.embed_tokens(tokens.to(device))
+            x = x.index_copy(0, media.places.to(device), media.features.to(x.dtype))
+            axes = media.positions.to(device)[:, None]
+            hidden = thinker(inputs_embeds=x[None], positions=axes, cache=batch)[0]
         if len(wanted) != len(tokens):
             hidden = hidden[wanted.to(device)]
         logits: Tensor = thinker.lm_head(hidden)

@@ -56,7 +56,7 @@ class Scheduler:
         """Lets a request wait for a slot."""
         if self._reuse and not request.deterministic:
             # The last token is always computed: its logits are needed.
-            request.hashes = chain(request.prompt[:-1])
+            request.hashes = chain(request.keys[:-1])
         self.waiting.append(request)
 
     def admit(self) -> list[Request]:
@@ -64,7 +64,7 @@ class Scheduler:
         admitted = []
         while self.waiting and self._free:
             request = self.waiting[0]
-            source, length = self.prefix.match(request.prompt[:-1], request.hashes)
+            source, length = self.prefix.match(request.keys[:-1], request.hashes)
             if self._is_being_read(request, length):
                 break  # in a step or two it can be copied
             self.waiting.popleft()
@@ -72,7 +72,7 @@ class Scheduler:
             if length and source != request.slot:
                 self._copy(source, request.slot, length)
             request.stored = request.reused = length
-            self.prefix.hold(request.slot, list(request.prompt[:length]))
+            self.prefix.hold(request.slot, list(request.keys[:length]))
             self.filling.append(request)
             admitted.append(request)
         return admitted
@@ -115,7 +115,7 @@ class Scheduler:
         request.stored += count
         done = request.stored == len(request.prompt)
         if self._reuse and not request.deterministic:
-            self.prefix.hold(request.slot, list(request.prompt[: request.stored]))
+            self.prefix.hold(request.slot, list(request.keys[: request.stored]))
         if done:
             self.filling.remove(request)
             self.running.append(request)
@@ -131,4 +131,4 @@ class Scheduler:
         slot, request.slot = request.slot, -1
         self._free[slot] = None
         if self._reuse and not request.deterministic:
-            self.prefix.hold(slot, [*request.prompt[: request.stored], *request.tokens[:-1]])
+            self.prefix.hold(slot, [*request.keys[: request.stored], *request.tokens[:-1]])

@@ -3,14 +3,14 @@
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
 from muomni.errors import EngineError
 from muomni.infer.engine import Engine
 from muomni.infer.generate import room
-from muomni.infer.request import FinishReason, Request
+from muomni.infer.request import FinishReason, PromptMedia, Request
 from muomni.infer.sampling import SamplingParams
 from muomni.infer.speculate import Guesser
 
@@ -60,18 +60,26 @@ class Reply:
     Attributes:
         text: without end token, cut before a stop text.
         tokens: every id generated, the end token included.
-        finish_reason: "stop" at an end token or a stop text, "length" at `max_new_tokens` or the end of the context.
+        finish_reason: "stop" at an end token or a stop text, "length" at `max_new_tokens` or the end of the context,
+            "error" where the prompt could not be answered.
         timing: see `Timing`.
         audio: (samples,) float32 mono, or None.
         sample_rate: of `audio`, in hertz.
+        error: what is wrong with the prompt, where it could not be answered; else None.
     """
 
     text: str
     tokens: tuple[int, ...]
-    finish_reason: FinishReason
+    finish_reason: FinishReason | Literal["error"]
     timing: Timing
     audio: Tensor | None = None
     sample_rate: int | None = None
+    error: str | None = None
+
+    @classmethod
+    def failed(cls, error: str) -> "Reply":
+        """What stands in the place of the answer to a prompt that has none."""
+        return cls("", (), "error", Timing(0, 0, 0.0, 0.0), error=error)
 
     def __str__(self) -> str:
         return self.text
@@ -122,7 +130,7 @@ class TextStream(Iterator[Piece]):
         params: the settings.
         end_ids: tokens that end the reply; their text is not part of it. None takes the configuration's,
             else the tokenizer's.
-        deterministic, speculate: see `Request`.
+        deterministic, speculate, media: see `Request`.
 
     Raises:
         PromptError: there is no prompt, or no room in the context; raised here, before the first piece.
@@ -138,6 +146,7 @@ class TextStream(Iterator[Piece]):
         *,
         deterministic: bool = False,
         speculate: bool | Guesser = False,
+        media: PromptMedia | None = None,
     ) -> None:
         self._engine = engine
         self._text = _Text(tokenizer, params.stops)
@@ -153,6 +162,7 @@ class TextStream(Iterator[Piece]):
             ends=frozenset() if params.ignore_eos else frozenset(end_ids),
             deterministic=deterministic,
             speculate=speculate,
+            media=media,
             # Text is needed while tokens are computed only where it may end them; else the reader makes it.
             watch=self._text.push if params.stops else None,
         )
