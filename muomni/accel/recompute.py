@@ -93,6 +93,7 @@ _EXPENSIVE = frozenset(
         "aten::_scaled_dot_product_cudnn_attention",
         "aten::_scaled_dot_product_flash_attention_for_cpu",
         "muomni::varlen_cpu",
+        "muomni::bidirectional_cpu",
         "torch_attn::_varlen_attn",
         "flash_attn::_flash_attn_varlen_forward",
     }

@@ -1,19 +1,39 @@
-"""The blocks of the Thinker. Module names are Qwen3's, so that weights and LoRA targets carry over.
+"""The blocks of the Thinker and of the encoders. Module names are Qwen3's, so that weights and LoRA targets carry over.
 
 Legend: B batch, T tokens, D hidden_size, H query heads, K key/value heads, Dh head_dim.
 """
+
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from muomni.config import ThinkerConfig
 from muomni.model.cache import Cache
 from muomni.ops.attention import AttentionFunction, Segments, attention
 from muomni.ops.norm import rms_norm
 from muomni.ops.rope import apply_rope
 
 Rotation = tuple[Tensor, Tensor]
+
+
+class BlockConfig(Protocol):
+    """What a block asks of a configuration: the Thinker's and the encoders' have it."""
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def intermediate_size(self) -> int: ...
+    @property
+    def num_attention_heads(self) -> int: ...
+    @property
+    def num_key_value_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def rms_norm_eps(self) -> float: ...
+    @property
+    def dropout(self) -> float: ...
 
 
 class RMSNorm(nn.Module):
@@ -31,12 +51,14 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Grouped-query self-attention with RMSNorm on queries and keys, then rotary positions.
 
-    `attend` is the backend; `accel.attention` sets another from outside.
+    `attend` is the backend; `accel.attention` sets another from outside. In an encoder (`causal` is False) every
+    token sees all of its document.
     """
 
-    def __init__(self, config: ThinkerConfig, layer: int) -> None:
+    def __init__(self, config: BlockConfig, layer: int, causal: bool = True) -> None:
         super().__init__()
         self.layer = layer
+        self.causal = causal
         self.attend: AttentionFunction = attention
         self.head_dim = config.head_dim
         queries = config.num_attention_heads * config.head_dim
@@ -54,7 +76,10 @@ class Attention(nn.Module):
         k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim))
         v = self.v_proj(x).view(B, T, -1, self.head_dim)
         q, k = apply_rope(q, *rotation), apply_rope(k, *rotation)
-        heads = self.attend(q, k, v, segments) if cache is None else cache.attend(self.layer, q, k, v, self.attend)
+        if cache is None:
+            heads = self.attend(q, k, v, segments, causal=self.causal)
+        else:
+            heads = cache.attend(self.layer, q, k, v, self.attend)
         out: Tensor = self.o_proj(heads.flatten(2))
         return out
 
@@ -62,7 +87,7 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """SwiGLU (Shazeer, arXiv:2002.05202): silu(gate(x)) · up(x), then down."""
 
-    def __init__(self, config: ThinkerConfig) -> None:
+    def __init__(self, config: BlockConfig) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
@@ -76,15 +101,15 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, config: ThinkerConfig, layer: int) -> None:
+    def __init__(self, config: BlockConfig, layer: int, causal: bool = True) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config, layer)
+        self.self_attn = Attention(config, layer, causal)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, rotation: Rotation, segments: Segments | None, cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation, segments: Segments | None, cache: Cache | None = None) -> Tensor:
         x = x + self.dropout(self.self_attn(self.input_layernorm(x), rotation, segments, cache))
         x = x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
         return x

@@ -159,9 +159,9 @@ def test_the_function_is_set_from_outside_on_one_model_only():
     one, other = make_model(), make_model()
     called: list[int] = []
 
-    def counting(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None) -> Tensor:
+    def counting(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None, *, causal: bool = True) -> Tensor:
         called.append(q.shape[1])
-        return attention_reference(q, k, v, segments)
+        return attention_reference(q, k, v, segments, causal=causal)
 
     names = list(one.state_dict())
     choosing.apply(one, Choice("reference", "test", counting))

@@ -23,22 +23,23 @@ if TYPE_CHECKING:
 _BLOCK = 128
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None, *, causal: bool = True) -> Tensor:
     """See `sdpa.attention`, which also takes the rows that are not packed."""
     if segments is None:
-        return sdpa.attention(q, k, v)
+        return sdpa.attention(q, k, v, causal=causal)
     check_packed(q, k)
     q, k, v = (x.transpose(1, 2) for x in as_autocast_would(q, k, v))
-    mask = block_mask(segments.documents(q.shape[0], q.shape[2]))
+    mask = block_mask(segments.documents(q.shape[0], q.shape[2]), causal)
     out: Tensor = _kernel()(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
     return out.transpose(1, 2)
 
 
-def block_mask(document: Tensor) -> "BlockMask":
+def block_mask(document: Tensor, causal: bool = True) -> "BlockMask":
     """Which blocks of scores are seen in part and which wholly, without a dense mask.
 
     Args:
         document: (B, T) integers that do not fall along a row.
+        causal: a query sees no key behind it.
     """
     from torch.nn.attention.flex_attention import BlockMask
 
@@ -46,15 +47,23 @@ def block_mask(document: Tensor) -> "BlockMask":
     starts = torch.arange(0, T, _BLOCK, device=document.device)
     first = document[:, starts]
     last = document[:, (starts + _BLOCK - 1).clamp(max=T - 1)]
-    # Of query block i (rows) and key block j ≤ i (columns): a document in common, or nothing but one document.
-    shared = (starts[:, None] >= starts) & (last[:, None, :] >= first[:, :, None])
-    inside = (starts[:, None] > starts) & (first[:, None, :] == last[:, :, None]) & (starts[:, None] + _BLOCK <= T)
+    # Of query block i (rows) and key block j (columns): a document in common, or nothing but one document.
+    shared = (last[:, None, :] >= first[:, :, None]) & (first[:, None, :] <= last[:, :, None])
+    whole = starts + _BLOCK <= T
+    one = torch.minimum(first[:, :, None], first[:, None, :]) == torch.maximum(last[:, :, None], last[:, None, :])
+    inside = one & whole[:, None] & whole
+    if causal:
+        shared, inside = shared & (starts[:, None] >= starts), inside & (starts[:, None] > starts)
+
+    def together(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return document[b, query] == document[b, key]
 
     def visible(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (key <= query) & (document[b, query] == document[b, key])
+        return (key <= query) & together(b, h, query, key)
 
+    mask = visible if causal else together
     return BlockMask.from_kv_blocks(
-        *_listed(shared & ~inside), *_listed(inside), BLOCK_SIZE=_BLOCK, mask_mod=visible, seq_lengths=(T, T)
+        *_listed(shared & ~inside), *_listed(inside), BLOCK_SIZE=_BLOCK, mask_mod=mask, seq_lengths=(T, T)
     )
 
 

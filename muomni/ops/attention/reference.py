@@ -6,13 +6,16 @@ from torch import Tensor
 from muomni.ops.attention.seam import Segments, check_packed
 
 
-def attention_reference(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None) -> Tensor:
+def attention_reference(
+    q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None, *, causal: bool = True
+) -> Tensor:
     """See `sdpa.attention`; every step in the dtype of `q`."""
     B, T, H, D = q.shape
     S, K = k.shape[1], k.shape[2]
     k = k.repeat_interleave(H // K, dim=2)
     v = v.repeat_interleave(H // K, dim=2)
-    visible = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T).expand(B, T, S)
+    visible = torch.ones(T, S, dtype=torch.bool, device=q.device)
+    visible = (visible.tril(S - T) if causal else visible).expand(B, T, S)
     if segments is not None:
         check_packed(q, k)
         document = segments.documents(B, T).to(q.device)

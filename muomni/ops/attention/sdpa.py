@@ -6,6 +6,7 @@ from torch import Tensor
 
 from muomni.ops.attention.cached_cpu import cached_attention_cpu
 from muomni.ops.attention.seam import Segments, as_autocast_would, check_packed
+from muomni.ops.bidirectional_cpu import bidirectional_attention_cpu
 from muomni.ops.flash_cpu import LOW, expand_groups
 from muomni.ops.varlen_cpu import varlen_attention_cpu
 
@@ -13,29 +14,30 @@ from muomni.ops.varlen_cpu import varlen_attention_cpu
 _SMALL_MASK = 2**18
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None) -> Tensor:
-    """Scaled dot-product attention, causal, grouped heads (Ainslie et al., arXiv:2305.13245).
+def attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None, *, causal: bool = True) -> Tensor:
+    """Scaled dot-product attention, grouped heads (Ainslie et al., arXiv:2305.13245).
 
     Args:
         q: (B, T, H, D).
         k, v: (B, S, K, D), S ≥ T; with `segments` S = T.
         segments: documents of packed rows; None where a row is one document.
+        causal: a query sees no key behind it; False, as in an encoder: it sees all keys of its document.
 
     Returns:
         (B, T, H, D) in the dtype of `q`, under autocast in autocast's.
     """
     if segments is None:
-        return _rows(q, k, v)
+        return _rows(q, k, v, causal)
     check_packed(q, k)
     if q.device.type == "cpu":
         q, k, v = as_autocast_would(q, k, v)
-        flat = varlen_attention_cpu(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), segments.cu_seqlens)
-        return flat.view_as(q)
-    out: Tensor = per_document(q, k, v, segments)
+        kernel = varlen_attention_cpu if causal else bidirectional_attention_cpu
+        return kernel(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), segments.cu_seqlens).view_as(q)
+    out: Tensor = per_document(q, k, v, segments, causal=causal)
     return out
 
 
-def per_document(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
+def per_document(q: Tensor, k: Tensor, v: Tensor, segments: Segments, *, causal: bool = True) -> Tensor:
     """Packed rows by one SDPA call a document: for devices and dtypes without a kernel for many documents.
 
     Arguments and result are those of `attention`. The lengths become numbers here, so a graph that
@@ -43,11 +45,12 @@ def per_document(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
     loads the whole compiler when this file is imported.)
     """
     parts = (torch.split(x.flatten(0, 1), segments.lengths) for x in (q, k, v))
-    out = [_rows(*(x[None] for x in document)) for document in zip(*parts, strict=True) if document[0].shape[0]]
+    documents = [document for document in zip(*parts, strict=True) if document[0].shape[0]]
+    out = [_rows(*(x[None] for x in document), causal) for document in documents]
     return torch.cat(out, dim=1).view(q.shape)
 
 
-def _rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _rows(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
     """Each row one document, the queries at its end."""
     queries, keys = q.shape[1], k.shape[1]
     grouped = q.shape[2] != k.shape[2]
@@ -56,7 +59,7 @@ def _rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         # As in `flash_backward`, which SDPA does not go through.
         k, v = (expand_groups(x, q.shape[1]) for x in (k, v))
         grouped = False
-    if queries == 1:
+    if queries == 1 or not causal:
         out = F.scaled_dot_product_attention(q, k, v, enable_gqa=grouped)
     elif queries == keys:
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)

@@ -53,9 +53,11 @@ class Segments:
 
 
 class AttentionFunction(Protocol):
-    """Scaled dot-product attention, causal, grouped heads (Ainslie et al., arXiv:2305.13245)."""
+    """Scaled dot-product attention, grouped heads (Ainslie et al., arXiv:2305.13245); causal unless told otherwise."""
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None, /) -> Tensor:
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None, /, *, causal: bool = True
+    ) -> Tensor:
         """See `sdpa.attention`."""
 
 

@@ -9,19 +9,20 @@ from torch import Tensor
 from muomni.ops.attention import sdpa
 from muomni.ops.attention.seam import Segments, packed_by
 
-# A window of everything before and nothing after: torch's way to say causal.
-_CAUSAL = (-1, 0)
+# Windows of everything before and nothing after, torch's way to say causal, and of everything.
+_CAUSAL, _ALL = (-1, 0), (-1, -1)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None, *, causal: bool = True) -> Tensor:
     """See `sdpa.attention`, which also takes the rows that are not packed.
 
     Raises:
         ValueError: packed rows in another dtype than bf16 or fp16.
     """
     if segments is None:
-        return sdpa.attention(q, k, v)
+        return sdpa.attention(q, k, v, causal=causal)
     from torch.nn.attention.varlen import varlen_attn
 
     grouped = q.shape[2] != k.shape[2]
-    return packed_by(varlen_attn, "varlen", q, k, v, segments, window_size=_CAUSAL, enable_gqa=grouped)
+    window = _CAUSAL if causal else _ALL
+    return packed_by(varlen_attn, "varlen", q, k, v, segments, window_size=window, enable_gqa=grouped)
