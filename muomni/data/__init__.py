@@ -1,8 +1,9 @@
 """Data for training: tokenizer, conversations, sources, the token cache and packed rows."""
 
 from muomni.data.cache import TokenCache, build_token_cache, default_cache_dir
-from muomni.data.chat import ChatTemplate, EncodedChat, Message, check_messages, encode_chat
+from muomni.data.chat import ChatTemplate, EncodedChat, Message, check_messages, encode_chat, expand
 from muomni.data.packing import Batch, PackedRows, Row
+from muomni.data.parts import MediaPart
 from muomni.data.prepare import Prepared, prepare, prepare_tokenizer
 from muomni.data.readers import Document
 from muomni.data.sources import iter_documents, iter_texts
@@ -15,6 +16,7 @@ __all__ = [
     "Detokenizer",
     "Document",
     "EncodedChat",
+    "MediaPart",
     "Message",
     "PackedRows",
     "Prepared",
@@ -26,6 +28,7 @@ __all__ = [
     "check_messages",
     "default_cache_dir",
     "encode_chat",
+    "expand",
     "iter_documents",
     "iter_texts",
     "prepare",

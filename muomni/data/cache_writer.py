@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muomni.config import SourceSpec
-from muomni.data.chat import encode_chats
+from muomni.data.chat import encode_chats, has_media, text_of
+from muomni.data.media import MediaRef
 from muomni.data.readers import Document
 from muomni.data.sources import iter_documents, total_bytes
 from muomni.data.tokenizer import Tokenizer
@@ -56,13 +57,22 @@ class Split:
 
     def part_of(self, document: Document) -> Part:
         """The part of a document, or of a piece that may be shared out by itself."""
-        content = document.text if document.text is not None else json.dumps(document.messages)
+        content = document.text if document.text is not None else json.dumps(document.messages, default=_identity)
         value = int.from_bytes(blake2b(content.encode(), digest_size=8).digest(), "big")
         if value < self.least:
             self.least, self.second = value, self.least
         elif self.least < value < self.second:
             self.second = value
         return "val" if value < self._below or value == self._held_out else "train"
+
+
+def _identity(source: object) -> list[str]:
+    """What names a medium without its folder, so that moving a data set moves none of its documents."""
+    if isinstance(source, MediaRef):
+        return [Path(source.path).name, source.member or ""]
+    if isinstance(source, bytes):
+        return [blake2b(source, digest_size=16).hexdigest()]
+    raise TypeError(f"a manifest cannot hold {type(source).__name__}")
 
 
 def write_parts(
@@ -105,7 +115,7 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
 
 
 def _size(document: Document) -> int:
-    return sum(len(message["content"]) for message in document.messages or ())
+    return sum(len(text_of(message)) for message in document.messages or ())
 
 
 def _encode(batch: Sequence[Document], tokenizer: Tokenizer) -> Iterator[tuple[list[int], list[bool] | None]]:
@@ -113,6 +123,9 @@ def _encode(batch: Sequence[Document], tokenizer: Tokenizer) -> Iterator[tuple[l
 
     The end token behind a conversation is not learnt: a reply ends with `<|im_end|>`.
     """
+    for document in batch:
+        if has_media(document.messages or ()):
+            raise DataError(f"{document.origin}: holds pictures or sounds, but the model has no input for them")
     texts = iter(tokenizer.encode_batch([document.text for document in batch if document.text is not None]))
     chats = iter(encode_chats(tokenizer, [document.messages for document in batch if document.messages is not None]))
     for document in batch:

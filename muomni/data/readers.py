@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from muomni.config import SourceSpec
-from muomni.data.chat import Message, check_messages
+from muomni.data.chat import Message, check_messages, text_of
 from muomni.errors import DataError
 
 READ_BYTES = 1 << 20
@@ -119,7 +119,7 @@ def read_jsonl_file(path: Path, spec: SourceSpec, report: Report, keep: Keep) ->
                     f"{origin}: must be a JSON object such as {{{json.dumps(spec.text_field)}: ...}}, "
                     f"not {_json_kind(row)}{_hint(line)}"
                 )
-            yield from row_documents(row, spec, origin)
+            yield from row_documents(row, spec, origin, path.parent)
 
 
 def read_parquet_file(path: Path, spec: SourceSpec, report: Report, keep: Keep) -> Iterator[Document]:
@@ -133,12 +133,16 @@ def read_parquet_file(path: Path, spec: SourceSpec, report: Report, keep: Keep) 
             columns = [name for name in (spec.text_field, spec.messages_field) if name in names]
             if not columns:
                 raise _no_field(str(path), spec, names, "columns")
+            if spec.messages_field in columns:
+                columns += [name for name in _MEDIA_COLUMNS if name in names and name not in columns]
             number = 0
             share = path.stat().st_size / max(1, file.metadata.num_rows)
-            for batch in file.iter_batches(batch_size=256, columns=columns, use_threads=False):
+            # Pictures and sounds can make a row large.
+            rows = 256 if share < 1 << 16 else 16
+            for batch in file.iter_batches(batch_size=rows, columns=columns, use_threads=False):
                 for row in batch.to_pylist():
                     if keep(number):
-                        yield from row_documents(row, spec, f"{path}: row {number}")
+                        yield from row_documents(row, spec, f"{path}: row {number}", path.parent)
                     number += 1
                 report(round(share * len(batch)))
     except pa.ArrowInvalid as error:
@@ -183,16 +187,23 @@ def is_saved_dataset(folder: Path) -> bool:
     return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 
-def row_documents(row: Mapping[str, Any], spec: SourceSpec, origin: str) -> Iterator[Document]:
-    """The document in a row: its conversation if it has one, else its text, long ones in pieces."""
+def row_documents(
+    row: Mapping[str, Any], spec: SourceSpec, origin: str, root: Path | None = None
+) -> Iterator[Document]:
+    """The document in a row: its conversation if it has one, else its text, long ones in pieces.
+
+    Args:
+        root: what paths of pictures and sounds are relative to.
+    """
     if row.get(spec.messages_field) is not None:
-        messages = check_messages(row[spec.messages_field], origin, DataError)
+        given = _with_columns(row[spec.messages_field], row, origin)
+        messages = check_messages(given, origin, DataError, inputs=("image", "audio"), root=root)
         if all(message["role"] != "assistant" for message in messages):
             raise DataError(
                 f"{origin}: the conversation holds no answer of the assistant, so nothing is learnt from it"
             )
         for message in messages:
-            _refuse_surrogates(message["content"], origin)
+            _refuse_surrogates(text_of(message), origin)
         yield Document(None, messages, origin)
         return
     if spec.text_field not in row:
@@ -202,6 +213,41 @@ def row_documents(row: Mapping[str, Any], spec: SourceSpec, origin: str) -> Iter
         raise DataError(f"{origin}: field {spec.text_field!r} must be a string, not {_json_kind(text)}")
     _refuse_surrogates(text, origin)
     yield from _pieces(text, origin, continues=False, limit=PIECE_CHARS)
+
+
+# Beside a conversation whose parts name only their type, where the media are, as Hugging Face's data sets have it.
+_MEDIA_COLUMNS = {"image": "image", "images": "image", "audio": "audio", "audios": "audio"}
+
+
+def _with_columns(messages: Any, row: Mapping[str, Any], origin: str) -> Any:
+    """The conversation; parts without a source take the next one from the row's media columns.
+
+    Keys without a value are dropped, since a Parquet file gives every part the keys of all.
+    """
+    waiting: dict[str, list[Any]] = {"image": [], "audio": []}
+    for column, kind in _MEDIA_COLUMNS.items():
+        found = row.get(column)
+        waiting[kind] += found if isinstance(found, list) else [] if found is None else [found]
+
+    def filled(part: Any) -> Any:
+        if not isinstance(part, Mapping):
+            return part
+        part = {key: value for key, value in part.items() if value is not None}
+        kind = part.get("type")
+        if kind in waiting and set(part) <= {"type", "text", "caption", "transcript"}:
+            if not waiting[kind]:
+                raise DataError(f"{origin}: a part is {kind}, but names none, and the row's columns hold no more")
+            part = {**part, kind: waiting[kind].pop(0)}
+        return part
+
+    if not isinstance(messages, list):
+        return messages
+    return [
+        {**message, "content": [filled(part) for part in message["content"]]}
+        if isinstance(message, Mapping) and isinstance(message.get("content"), list)
+        else message
+        for message in messages
+    ]
 
 
 def _pieces(text: str, origin: str, continues: bool, limit: int, divisible: bool = False) -> Iterator[Document]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from muomni.config import SourceSpec
+from muomni.data.chat import text_of
 from muomni.data.readers import (
     Document,
     Keep,
@@ -139,7 +140,7 @@ def iter_texts(sources: Sequence[SourceSpec], max_bytes: int) -> Iterator[str]:
         size += sum(file.size * _EXPANSION.get(file.path.suffix, 1.0) for file in source_files(spec) or ())
     left = max_bytes
     for document in iter_documents(sources, share=min(1.0, max_bytes / size) if size else 1.0):
-        texts = [document.text] if document.text is not None else [m["content"] for m in document.messages or ()]
+        texts = [document.text] if document.text is not None else [text_of(m) for m in document.messages or ()]
         for text in texts:
             left -= len(text.encode())
             yield text

@@ -68,6 +68,8 @@ class SpecialTokens:
 
 
 SPECIAL = SpecialTokens()
+# SHA-256 of templates that were ours before it had places for media; the text of what they could write is the same.
+_EARLIER_CHATML = frozenset({"707b018c1c04ef9cc7d255371b2200cca49c470c0d1d95c479b773f5bd6d3760"})
 _NEEDED = (SPECIAL.end_of_text, SPECIAL.im_start, SPECIAL.im_end)
 
 
@@ -377,7 +379,9 @@ def _template_source(folder: Path, config: Mapping[str, Any]) -> str:
     found = config.get("chat_template")
     if isinstance(found, list):  # several named ones
         found = {entry["name"]: entry["template"] for entry in found}.get("default")
-    return found if isinstance(found, str) else CHATML
+    if not isinstance(found, str) or hashlib.sha256(found.encode()).hexdigest() in _EARLIER_CHATML:
+        return CHATML
+    return found
 
 
 def _template(source: str, config: Mapping[str, Any]) -> ChatTemplate:
