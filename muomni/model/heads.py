@@ -59,12 +59,12 @@ class CtcHead(nn.Module):
         lengths = [counts[clip] for clip in transcripts.clips]
         rows = _padded_places(counts, transcripts.clips, tokens.device)
         # The loss wants (steps, C, classes), padded to the longest; other clips are not computed.
-        logits = _wide(self.spell(tokens[rows])).unflatten(-1, (STEPS, CLASSES)).flatten(1, 2)
+        logits = _wide(self.spell(tokens[rows])).view(len(lengths), -1, CLASSES)
         losses = F.ctc_loss(
             logits.log_softmax(-1).transpose(0, 1),
             transcripts.targets,
-            tuple(STEPS * length for length in lengths),
-            transcripts.lengths,
+            torch.tensor(lengths) * STEPS,
+            torch.tensor(transcripts.lengths),
             reduction="none",
             zero_infinity=True,
         )
@@ -74,7 +74,7 @@ class CtcHead(nn.Module):
     def decode(self, tokens: Tensor, counts: Sequence[int]) -> list[str]:
         """What each clip says by the likeliest class of each step; bytes that are no UTF-8 become U+FFFD."""
         _check_counts(tokens, counts)
-        best = self.spell(tokens).unflatten(-1, (STEPS, CLASSES)).argmax(-1).flatten().cpu()
+        best = self.spell(tokens).view(-1, CLASSES).argmax(-1).cpu()
         texts = []
         for steps in torch.split(best, [STEPS * count for count in counts]):
             said = torch.unique_consecutive(steps)

@@ -127,6 +127,7 @@ def test_contrastive_loss_by_its_definition():
     torch.testing.assert_close(loss, total)
 
 
+@torch.no_grad()
 def test_one_caption_or_one_meaning_costs_nothing():
     head = make_contrastive()
     tokens, embeddings = draw(4, 8), draw(4, 6)
