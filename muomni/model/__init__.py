@@ -1,6 +1,6 @@
-"""The model. Read `omni` first, then `thinker` and `layers`; `folder` reads and writes it."""
+"""The model. Read `omni` first, then `thinker`, `layers`, `vision` and `audio`; `folder` reads and writes it."""
 
 from muomni.model.cache import Cache, KVCache, SlotBatch, SlotCache
-from muomni.model.omni import OmniModel, OmniOutput
+from muomni.model.omni import Features, OmniModel, OmniOutput
 
-__all__ = ["Cache", "KVCache", "OmniModel", "OmniOutput", "SlotBatch", "SlotCache"]
+__all__ = ["Cache", "Features", "KVCache", "OmniModel", "OmniOutput", "SlotBatch", "SlotCache"]

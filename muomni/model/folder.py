@@ -108,8 +108,8 @@ def load_model(
     types = dict.fromkeys(scales, torch.int8) | dict.fromkeys(scales.values(), torch.float32)
     expected = {name: tensor for name, tensor in model.state_dict().items() if name not in _tied(config)}
     state: dict[str, Tensor] = {}
-    for path in _weight_files(folder):
-        for stored, tensor in _read_tensors(path, device):
+    for path in weight_files(folder):
+        for stored, tensor in read_tensors(path, device):
             name = from_qwen3_name(stored) if is_qwen3 else stored
             if name in _tied(config):
                 continue
@@ -124,7 +124,7 @@ def load_model(
                 # A copy, which lets go of the file, and at an address that kernels can rely on: torch's own crash
                 # on some that a file gives.
                 state[name] = kept.clone() if types and kept is tensor else kept
-    _check_tensors(folder, {n: t.shape for n, t in expected.items()}, {n: t.shape for n, t in state.items()})
+    check_tensors(folder, {n: t.shape for n, t in expected.items()}, {n: t.shape for n, t in state.items()})
     model.load_state_dict(state, strict=False, assign=True)
     for _, layer in _int8_layers(model):
         layer.dtype = model.thinker.norm.weight.dtype
@@ -141,7 +141,7 @@ def _int8_layers(model: OmniModel) -> list[tuple[str, Int8Weight]]:
     return [(name, module) for name, module in model.named_modules() if isinstance(module, Int8Weight)]
 
 
-def _read_tensors(path: Path, device: torch.device | str) -> Iterator[tuple[str, Tensor]]:
+def read_tensors(path: Path, device: torch.device | str) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a file, one at a time: what a caller drops no longer takes memory.
 
     On a CPU a tensor is the file itself, mapped into memory; opening it anew for each tensor lets go of the others.
@@ -165,7 +165,7 @@ def _check_type(folder: Path, name: str, tensor: Tensor, wanted: torch.dtype | N
         raise CheckpointError(f"{folder}: {name} is {str(tensor.dtype)[6:]}, and by {CONFIG} it must be {right}")
 
 
-def _check_tensors(folder: Path, expected: dict[str, torch.Size], found: dict[str, torch.Size]) -> None:
+def check_tensors(folder: Path, expected: dict[str, torch.Size], found: dict[str, torch.Size]) -> None:
     problems = [f"{name} is missing" for name in expected.keys() - found.keys()]
     problems += [f"{name} is not part of the model" for name in found.keys() - expected.keys()]
     problems += [
@@ -179,7 +179,7 @@ def _check_tensors(folder: Path, expected: dict[str, torch.Size], found: dict[st
         raise CheckpointError(f"{folder}: weights and {CONFIG} do not fit: {shown}{more}")
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     index = folder / _INDEX
@@ -198,7 +198,8 @@ def save_model(model: OmniModel, folder: Path, *, qwen3: bool = False) -> None:
     Args:
         model: its weights are written in their own dtype, a tied head once.
         folder: usually one from `files.atomic_folder`.
-        qwen3: write it as a Hugging Face Qwen3 folder, int8 weights dequantised to `model.dtype`.
+        qwen3: write the Thinker as a Hugging Face Qwen3 folder, int8 weights dequantised to `model.dtype`; encoders,
+            which Qwen3 does not have, stay behind.
 
     Raises:
         CheckpointError: the disk is full or the folder cannot be written.
@@ -207,7 +208,7 @@ def save_model(model: OmniModel, folder: Path, *, qwen3: bool = False) -> None:
     state = {name: tensor for name, tensor in state.items() if name not in _tied(model.config)}
     values: dict[str, Any] = model.config.model_dump(mode="json")
     if qwen3:
-        state = {to_qwen3_name(name): tensor for name, tensor in state.items()}
+        state = {to_qwen3_name(name): tensor for name, tensor in state.items() if name.startswith("thinker.")}
         values = to_qwen3_config(model.config, str(model.dtype).removeprefix("torch."))
     elif model.is_quantized:
         values[_QUANTIZATION] = {"method": "int8"}

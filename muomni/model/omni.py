@@ -1,9 +1,11 @@
 """The whole model as an `nn.Module`: what training and inference both call. Read this first.
 
-Legend: B batch, T tokens, D hidden_size, V vocabulary.
+Legend: B batch, T tokens, D hidden_size, V vocabulary, N tokens of all pictures or of all clips of a batch.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -11,14 +13,21 @@ from torch import Tensor, nn
 
 from muomni.config import OmniConfig
 from muomni.errors import UserError
+from muomni.model.audio import AudioEncoder, num_tokens
 from muomni.model.cache import Cache
+from muomni.model.heads import ContrastiveHead, CtcHead
+from muomni.model.media import Clips, Images, Media
+from muomni.model.projector import Projector
 from muomni.model.quantized import Int8Embedding, Int8Weight, is_quantized
+from muomni.model.splice import splice
 from muomni.model.thinker import Thinker
+from muomni.model.vision import VisionEncoder
 from muomni.ops.attention import Segments
 from muomni.ops.loss import IGNORE, linear_cross_entropy, shift_labels
 
 # Positions whose logits are in memory at one time where the loss is computed through a quantised head.
 _LOSS_ROWS = 512
+LOSSES = ("text", "ctc", "contrastive")
 
 
 @dataclass
@@ -27,29 +36,84 @@ class OmniOutput:
 
     Attributes:
         logits: (B, T, V), or (B, `last`, V); None when a loss was asked for: the loss needs no logits.
-        loss: scalar, when labels were given.
+        loss: scalar, when labels were given: the weighted sum of `losses`.
         hidden: (B, T, D), the states the logits are made from.
+        losses: by name, each scalar and divided by its own divisor; `text` whenever labels were given.
+        impossible: scalar int64, transcripts with more bytes than fit their clip, which add nothing to the loss; None
+            where there was no CTC loss.
     """
 
     hidden: Tensor
     logits: Tensor | None = None
     loss: Tensor | None = None
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    impossible: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Features:
+    """What stands in the place of placeholders.
+
+    Attributes:
+        image, audio: (N, D) of `embed_images` and `embed_clips`; None where there are none.
+    """
+
+    image: Tensor | None = None
+    audio: Tensor | None = None
 
 
 class OmniModel(nn.Module):
-    """Text in, text out for now; plain `nn.Linear`s throughout until it is quantised.
+    """Text, pictures and sounds in, text out; plain `nn.Linear`s and convolutions until it is quantised.
 
     Args:
         config: sizes. Weights are drawn on construction unless the model is built on `meta`.
-        generator: source of the initial weights; None takes torch's default one.
+        generator: source of the initial weights; None takes torch's default one. The Thinker's are drawn first, so
+            they do not depend on the encoders.
+
+    Attributes:
+        thinker: the language model.
+        vision, vision_projector: the encoder of pictures and what brings its tokens to the Thinker, or None.
+        audio, audio_projector: the same for sounds.
+        vision_head, audio_head: of the contrastive and of the CTC loss, or None.
+        frozen: the parts that do not learn, see `freeze`.
+        run_all: a pass with labels runs every encoder and head, on a blank where the batch has no media for it, with
+            gradients of zero. Processes that share a step need that: they wait for each other's gradients.
     """
 
     def __init__(self, config: OmniConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config
+        self.frozen: frozenset[str] = frozenset()
+        self.run_all = False
         self.thinker = Thinker(config.thinker)
+        self.vision: VisionEncoder | None = None
+        self.vision_projector: Projector | None = None
+        self.vision_head: ContrastiveHead | None = None
+        self.audio: AudioEncoder | None = None
+        self.audio_projector: Projector | None = None
+        self.audio_head: CtcHead | None = None
+        width = config.thinker.hidden_size
+        if config.vision is not None:
+            self.vision = VisionEncoder(config.vision)
+            self.vision_projector = Projector(config.vision.output_size, width)
+            if config.vision.contrastive_size is not None:
+                self.vision_head = ContrastiveHead(config.vision.output_size, width, config.vision.contrastive_size)
+        if config.audio is not None:
+            self.audio = AudioEncoder(config.audio)
+            self.audio_projector = Projector(config.audio.output_size, width)
+            if config.audio.ctc:
+                self.audio_head = CtcHead(config.audio.output_size)
         if self.device.type != "meta":
-            self.thinker.init_weights(generator)
+            self._init_weights(generator)
+
+    def _init_weights(self, generator: torch.Generator | None) -> None:
+        self.thinker.init_weights(generator)
+        for projector in (self.vision_projector, self.audio_projector):
+            if projector is not None:
+                projector.init_weights(self.config.thinker.initializer_range, generator)
+        for module in (self.vision, self.vision_head, self.audio, self.audio_head):
+            if module is not None:
+                module.init_weights(generator)
 
     @property
     def device(self) -> torch.device:
@@ -66,6 +130,46 @@ class OmniModel(nn.Module):
         """Whether the weights are int8; then the model computes and saves as ever, and does not learn."""
         return is_quantized(self)
 
+    @property
+    def parts(self) -> dict[str, tuple[nn.Module, ...]]:
+        """What can be frozen: `thinker`, `vision`, `vision_projector`, `audio`, `audio_projector`, if it is there.
+
+        A head belongs to the encoder that it teaches.
+        """
+        modules = {
+            "thinker": (self.thinker,),
+            "vision": (self.vision, self.vision_head),
+            "vision_projector": (self.vision_projector,),
+            "audio": (self.audio, self.audio_head),
+            "audio_projector": (self.audio_projector,),
+        }
+        present = {name: tuple(m for m in group if m is not None) for name, group in modules.items()}
+        return {name: group for name, group in present.items() if group}
+
+    def freeze(self, parts: Iterable[str]) -> None:
+        """Makes exactly these parts not learn: no gradients, and evaluation mode, also after `train()`.
+
+        Raises:
+            UserError: the model has no such part.
+        """
+        wanted = frozenset(parts)
+        unknown = wanted - self.parts.keys()
+        if unknown:
+            raise UserError(f"cannot freeze {', '.join(sorted(unknown))}: the model has {', '.join(self.parts)}")
+        for name in wanted | self.frozen:
+            for module in self.parts[name]:
+                module.requires_grad_(name not in wanted)
+        self.frozen = wanted
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """As ever, but frozen parts stay in evaluation mode."""
+        super().train(mode)
+        for name in self.frozen:
+            for module in self.parts[name]:
+                module.eval()
+        return self
+
     def forward(
         self,
         input_ids: Tensor,
@@ -76,36 +180,103 @@ class OmniModel(nn.Module):
         num_targets: int | Tensor | None = None,
         cache: Cache | None = None,
         last: int | None = None,
+        media: Media | None = None,
+        features: Features | None = None,
+        divisors: Mapping[str, int | Tensor] | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> OmniOutput:
         """Logits, or the loss.
 
         Args:
-            input_ids: (B, T) int64.
+            input_ids: (B, T) int64, with a placeholder for every token of a picture or clip.
             labels: (B, T) int64, unshifted as in Hugging Face (`labels=input_ids` trains on
                 everything), −100 where there is no loss. With labels no logits are returned.
-            positions: (B, T) int64; None counts from 0, or from the cache's length.
+            positions: (B, T) int64, or (3, B, T) of time, height and width, which pictures need; None counts from 0,
+                or from the cache's length.
             segments: documents of packed rows.
-            num_targets: the loss is the sum over target tokens divided by this; None divides by the
+            num_targets: the text loss is the sum over target tokens divided by this; None divides by the
                 targets of this call. Training gives the number of the whole optimizer step.
             cache: a KV cache to read and extend.
             last: compute logits of this many last positions only.
+            media: pictures and clips, in the order of their placeholders, to be encoded.
+            features: or else what `embed_images` and `embed_clips` gave for them before.
+            divisors: as `num_targets`, by the names of the losses: `ctc` is a sum over bytes of transcripts,
+                `contrastive` over captions, `text` the same as `num_targets`. Those not named divide by this call's.
+            weights: of the losses in the sum. `text` is 1 unless named; others are computed only if they are named
+                with more than 0, and `media` has what they learn from.
 
         Raises:
-            ValueError: an argument that would otherwise be ignored.
+            ValueError: an argument that would otherwise be ignored, or placeholders and features do not fit.
+            UserError: the model has no encoder for the media, or no head for a loss.
         """
-        if labels is None and num_targets is not None:
-            raise ValueError("num_targets divides the loss: give labels too")
+        divisors, weights = self._check_losses(labels, num_targets, divisors, weights)
         if labels is not None and (cache is not None or last is not None):
             raise ValueError("labels ask for a loss over whole rows: give neither cache nor last")
-        hidden = self.thinker(input_ids, positions, segments, cache)
+        if media is not None and features is not None:
+            raise ValueError("features are media that are encoded: give media or features, not both")
+        losses: dict[str, Tensor] = {}
+        impossible = None
+        if media is not None:
+            features, losses, impossible = self._encode(media, divisors, weights)
+        embeds = self._embeds(input_ids, features, positions, cache)
+        if embeds is None:
+            hidden = self.thinker(input_ids, positions, segments, cache)
+        else:
+            hidden = self.thinker(None, positions, segments, cache, inputs_embeds=embeds)
         if labels is None:
             wanted = hidden if last is None else hidden[:, -last:]
             return OmniOutput(hidden, logits=self.thinker.lm_head(wanted))
         targets = shift_labels(labels)
         total = self._total_loss(hidden.flatten(0, 1), targets.flatten())
-        if num_targets is None:
-            num_targets = (targets != -100).sum().clamp(min=1)
-        return OmniOutput(hidden, loss=total / num_targets)
+        divisor = divisors.get("text")
+        if divisor is None:
+            divisor = (targets != IGNORE).sum().clamp(min=1)
+        losses = {"text": total / divisor} | losses
+        loss = _weighted(losses, weights)
+        if self.run_all:
+            loss = loss + self._blanks(media, losses)
+        return OmniOutput(hidden, loss=loss, losses=losses, impossible=impossible)
+
+    def embed_images(self, images: Images) -> Tensor:
+        """(N, D) what stands in the place of the pictures' placeholders; the images on the model's device.
+
+        Raises:
+            UserError: the model has no vision encoder.
+        """
+        if self.vision_projector is None:
+            raise UserError("the model does not see: it has no vision encoder; train one with model.vision")
+        features: Tensor = self.vision_projector(self._see(images))
+        return features
+
+    def embed_clips(self, clips: Clips) -> Tensor:
+        """(N, D) what stands in the place of the clips' placeholders; the clips on the model's device.
+
+        Raises:
+            UserError: the model has no audio encoder.
+        """
+        if self.audio_projector is None:
+            raise UserError("the model does not hear: it has no audio encoder; train one with model.audio")
+        features: Tensor = self.audio_projector(self._hear(clips))
+        return features
+
+    def embed(self, input_ids: Tensor, features: Features) -> Tensor:
+        """(B, T, D) embeddings of the tokens, with the features in the place of placeholders.
+
+        Raises:
+            ValueError: their numbers differ (on a GPU: see `splice`).
+            UserError: features that the model has no placeholder for.
+        """
+        x: Tensor = self.thinker.embed_tokens(input_ids)
+        config = self.config
+        for kind, given, token in (
+            ("picture", features.image, config.image_token_id),
+            ("sound", features.audio, config.audio_token_id),
+        ):
+            if token is None and given is not None:
+                raise UserError(f"the model has no placeholder for a {kind}: it has no encoder for one")
+            if token is not None:
+                x = splice(x, input_ids, token, x.new_empty(0, x.shape[-1]) if given is None else given)
+        return x
 
     def num_parameters(self) -> int:
         """Parameters, a tied head counted once; int8 weights count, their scales do not."""
@@ -123,3 +294,105 @@ class OmniModel(nn.Module):
         pieces = zip(torch.split(hidden, _LOSS_ROWS), torch.split(targets, _LOSS_ROWS), strict=True)
         losses = [F.cross_entropy(head(x).float(), y, ignore_index=IGNORE, reduction="sum") for x, y in pieces]
         return torch.stack(losses).sum()
+
+    def _embeds(
+        self, input_ids: Tensor, features: Features | None, positions: Tensor | None, cache: Cache | None
+    ) -> Tensor | None:
+        """What the Thinker reads instead of tokens; None where there are only tokens."""
+        if features is None or (features.image is None and features.audio is None):
+            # With a cache the caller says what each token is; a generated placeholder is a token like others.
+            missing = cache is None and (self.vision is not None or self.audio is not None)
+            return self.embed(input_ids, Features()) if missing else None
+        if features.image is not None and (positions is None or positions.ndim != 3):
+            raise ValueError("pictures have positions on three axes: give (3, B, T) positions, see `media_positions`")
+        return self.embed(input_ids, features)
+
+    def _see(self, images: Images) -> Tensor:
+        if self.vision is None:
+            raise UserError("the model does not see: it has no vision encoder; train one with model.vision")
+        with torch.set_grad_enabled(torch.is_grad_enabled() and "vision" not in self.frozen):
+            tokens: Tensor = self.vision(images)
+        return tokens
+
+    def _hear(self, clips: Clips) -> Tensor:
+        if self.audio is None:
+            raise UserError("the model does not hear: it has no audio encoder; train one with model.audio")
+        with torch.set_grad_enabled(torch.is_grad_enabled() and "audio" not in self.frozen):
+            tokens: Tensor = self.audio(clips)
+        return tokens
+
+    def _encode(
+        self, media: Media, divisors: Mapping[str, int | Tensor], weights: Mapping[str, float]
+    ) -> tuple[Features, dict[str, Tensor], Tensor | None]:
+        """Features of the media, and the losses of the encoders' own heads; their tokens are computed once."""
+        image = audio = impossible = None
+        losses: dict[str, Tensor] = {}
+        if media.images is not None:
+            tokens = self._see(media.images)
+            assert self.vision is not None and self.vision_projector is not None
+            image = self.vision_projector(tokens)
+            if weights.get("contrastive", 0) > 0 and media.captions is not None:
+                assert self.vision_head is not None
+                words = self.thinker.embed_tokens(media.captions.ids)
+                total = self.vision_head(tokens, self.vision.counts(media.images), words, media.captions)
+                losses["contrastive"] = total / divisors.get("contrastive", len(media.captions.lengths))
+        if media.clips is not None:
+            tokens = self._hear(media.clips)
+            assert self.audio_projector is not None
+            audio = self.audio_projector(tokens)
+            if weights.get("ctc", 0) > 0 and media.transcripts is not None:
+                assert self.audio_head is not None
+                counts = [num_tokens(frames) for frames in media.clips.frames]
+                found = self.audio_head(tokens, counts, media.transcripts)
+                losses["ctc"] = found.total / divisors.get("ctc", sum(media.transcripts.lengths))
+                impossible = found.impossible
+        return Features(image, audio), losses, impossible
+
+    def _blanks(self, media: Media | None, losses: Mapping[str, Tensor]) -> Tensor:
+        """Zero, and zero gradients for what this batch did not use; see `run_all`."""
+        zero = torch.zeros((), device=self.device)
+        if self.config.vision is not None and (media is None or media.images is None):
+            m, patch = self.config.vision.merge, self.config.vision.patch_size
+            picture = Images(torch.zeros(m * m, 3 * patch**2, device=self.device), ((m, m),))
+            zero = zero + 0 * self.embed_images(picture).sum()
+        if self.config.audio is not None and (media is None or media.clips is None):
+            clip = Clips(torch.zeros(8, self.config.audio.num_mel_bins, device=self.device), (8,))
+            zero = zero + 0 * self.embed_clips(clip).sum()
+        for name, head in (("contrastive", self.vision_head), ("ctc", self.audio_head)):
+            if head is not None and name not in losses:
+                zero = zero + 0 * torch.stack([parameter.sum() for parameter in head.parameters()]).sum()
+        return zero
+
+    def _check_losses(
+        self,
+        labels: Tensor | None,
+        num_targets: int | Tensor | None,
+        divisors: Mapping[str, int | Tensor] | None,
+        weights: Mapping[str, float] | None,
+    ) -> tuple[dict[str, int | Tensor], dict[str, float]]:
+        """Divisors, with `num_targets` as that of the text, and weights."""
+        if labels is None and (num_targets is not None or divisors is not None or weights is not None):
+            raise ValueError("num_targets, divisors and weights are for the loss: give labels too")
+        unknown = {*(divisors or ()), *(weights or ())} - set(LOSSES)
+        if unknown:
+            raise ValueError(f"no loss is called {', '.join(sorted(unknown))}: there are {', '.join(LOSSES)}")
+        for name, head in (("contrastive", self.vision_head), ("ctc", self.audio_head)):
+            if (weights or {}).get(name, 0) > 0 and head is None:
+                option = "vision.contrastive_size" if name == "contrastive" else "audio.ctc"
+                raise UserError(f"the model has no head for the {name} loss: its {option} is not set")
+        given = dict(divisors or {})
+        if num_targets is not None:
+            if "text" in given:
+                raise ValueError('num_targets is divisors["text"]: give one of them')
+            given["text"] = num_targets
+        return given, {"text": 1.0} | dict(weights or {})
+
+
+def _weighted(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """The sum of the losses by their weights."""
+    total: Tensor | None = None
+    for name, loss in losses.items():
+        part = loss if weights[name] == 1 else loss * weights[name]
+        total = part if total is None else total + part
+    assert total is not None
+    return total

@@ -66,32 +66,39 @@ class Thinker(nn.Module):
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         positions: Tensor | None = None,
         segments: Segments | None = None,
         cache: Cache | None = None,
+        *,
+        inputs_embeds: Tensor | None = None,
     ) -> Tensor:
         """Runs the decoder.
 
         Args:
-            input_ids: (B, T) int64.
-            positions: (B, T) int64; None counts on from the cache's length, or from 0.
+            input_ids: (B, T) int64; or else `inputs_embeds`.
+            positions: (B, T) int64, or (3, B, T) of time, height and width where there are pictures; None counts on
+                from the cache's length, or from 0.
             segments: documents of packed rows; not together with a cache.
             cache: holds the tokens before these and takes these in.
+            inputs_embeds: (B, T, D) what stands for the tokens instead of their embeddings.
 
         Returns:
             (B, T, D) hidden states after the last norm.
         """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("the Thinker reads tokens or embeddings: give exactly one of input_ids and inputs_embeds")
         if cache is not None and segments is not None:
             raise ValueError("packed rows cannot be cached: give segments or a cache, not both")
+        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        length = x.shape[1]
         if positions is None:
             start = cache.length if cache is not None else 0
-            positions = torch.arange(start, start + input_ids.shape[1], device=input_ids.device)[None]
-        x = self.embed_tokens(input_ids)
+            positions = torch.arange(start, start + length, device=x.device)[None]
         rotation = rope_tables(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
         for block in self.layers:
             x = block(x, rotation, segments, cache)
         if cache is not None:
-            cache.advance(input_ids.shape[1])
+            cache.advance(length)
         hidden: Tensor = self.norm(x)
         return hidden

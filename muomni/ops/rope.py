@@ -1,6 +1,10 @@
 """Rotary position embedding (Su et al., arXiv:2104.09864), in the half-split layout of Llama and Qwen.
 
-Legend: B batch, T tokens, H heads, D head_dim.
+A token has one position, or one on each of several axes: time, height and width in the Thinker, row and column
+in the vision encoder. The frequencies are dealt to the axes in turn, so that each axis has fast and slow ones
+(Qwen3-VL, arXiv:2511.21631); with equal positions on all axes nothing differs from one axis.
+
+Legend: A axes, B batch, T tokens, H heads, D head_dim.
 """
 
 import torch
@@ -11,7 +15,7 @@ def rope_tables(positions: Tensor, head_dim: int, theta: float, dtype: torch.dty
     """Cosines and sines of the rotation angles.
 
     Args:
-        positions: (B, T) or (1, T) integers.
+        positions: (B, T) or (1, T) integers, or (A, B, T): frequency i turns by the position on axis i % A.
         head_dim: D, even.
         theta: base of the frequencies, `theta ** (-2i / D)`.
         dtype: of the tables; the angles themselves are computed in fp32, in fp64 when `dtype` is.
@@ -21,7 +25,12 @@ def rope_tables(positions: Tensor, head_dim: int, theta: float, dtype: torch.dty
     """
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=wide) / head_dim
-    angles = positions.to(wide)[..., None] * theta**-exponents
+    if positions.ndim == 2:
+        places = positions.to(wide)[..., None]
+    else:
+        axes = torch.arange(head_dim // 2, device=positions.device) % positions.shape[0]
+        places = positions.to(wide).movedim(0, -1)[..., axes]
+    angles = places * theta**-exponents
     angles = angles[:, :, None, :]
     return angles.cos().to(dtype), angles.sin().to(dtype)
 

@@ -1,0 +1,320 @@
+"""The whole model with pictures and sounds: what it computes, what learns, what is refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from muomni.errors import CheckpointError, UserError
+from muomni.model import Features, KVCache, OmniModel
+from muomni.model.folder import load_model, save_model
+from muomni.model.media import Captions, Media, Transcripts
+from muomni.model.positions import media_positions
+from muomni.ops.attention import Segments
+from muomni.ops.rope import rope_tables
+from tests.model.media import AUDIO, IMAGE, make_clips, make_config, make_images, make_model
+
+# Ten tokens, a picture of 2 × 3 tokens, a clip of 2 tokens, three tokens.
+IDS = torch.tensor([[5, 6, *[IMAGE] * 6, 7, *[AUDIO] * 2, 8, 9, 10]])
+GRID, FRAMES = (4, 6), (13,)
+POSITIONS = torch.from_numpy(media_positions(14, [(2, 2, 3)]))[:, None]
+
+
+def make_media(seed: int = 0) -> Media:
+    return Media(make_images(GRID, seed=seed), make_clips(*FRAMES, seed=seed))
+
+
+def text(model: OmniModel, ids: torch.Tensor, **more: object) -> torch.Tensor:
+    return model(ids, **more).logits
+
+
+def test_positions_of_text_pictures_and_video():
+    plain = media_positions(5, [])
+    assert plain.tolist() == [[0, 1, 2, 3, 4]] * 3
+    picture = media_positions(8, [(1, 2, 3)])
+    assert picture.tolist() == [[0, 1, 1, 1, 1, 1, 1, 7], [0, 1, 1, 1, 2, 2, 2, 7], [0, 1, 2, 3, 1, 2, 3, 7]]
+    video = media_positions(7, [], [[(1, 1, 2), (4, 1, 2)]])
+    assert video.tolist() == [[0, 1, 1, 3, 2, 2, 6], [0, 1, 1, 3, 1, 1, 6], [0, 1, 2, 3, 1, 2, 6]]
+    for place in ((3, 2, 2), (-1, 1, 1), (0, 0, 2)):
+        with pytest.raises(ValueError, match="does not fit"):
+            media_positions(6, [place])
+
+
+@given(st.integers(1, 40), st.sampled_from([2, 8, 16, 64]), st.sampled_from([torch.float32, torch.float64]))
+def test_equal_axes_are_bit_equal_to_one(length, size, dtype):
+    positions = torch.arange(length)[None]
+    three = rope_tables(positions.expand(3, 1, -1), size, 10_000.0, dtype)
+    assert all(torch.equal(a, b) for a, b in zip(three, rope_tables(positions, size, 10_000.0, dtype), strict=True))
+
+
+def test_the_axes_take_the_frequencies_in_turn():
+    positions = torch.tensor([[[3]], [[5]], [[11]]])
+    cos, _ = rope_tables(positions, 16, 10_000.0, torch.float64)
+    each = [rope_tables(p, 16, 10_000.0, torch.float64)[0].flatten() for p in positions]
+    assert cos.flatten().tolist() == [each[i % 3][i].item() for i in range(8)]
+
+
+def test_text_is_bit_equal_with_and_without_encoders():
+    plain, omni = (make_model(make_config(*both), dtype=torch.float32) for both in ((False, False), (True, True)))
+    for (name, a), (other, b) in zip(plain.thinker.named_parameters(), omni.thinker.named_parameters(), strict=True):
+        a.data.copy_(b.data)
+        assert name == other
+    ids = IDS.clone().clamp(min=5)
+    wanted = text(plain, ids)
+    assert torch.equal(text(omni, ids), wanted)
+    assert torch.equal(text(omni, ids, positions=torch.arange(14).expand(3, 1, -1)), wanted)
+    assert torch.equal(omni(ids, labels=ids).loss, plain(ids, labels=ids).loss)
+    # The first weights do not depend on the encoders either.
+    drawn = [OmniModel(make_config(both, both), torch.Generator().manual_seed(3)).thinker for both in (True, False)]
+    assert torch.equal(drawn[0].layers[1].mlp.up_proj.weight, drawn[1].layers[1].mlp.up_proj.weight)
+
+
+def test_a_picture_and_a_clip_change_what_comes_behind_them_and_nothing_before():
+    model = make_model()
+    before = text(model, IDS, positions=POSITIONS, media=make_media())
+    other = Media(make_images(GRID, seed=5), make_media().clips)
+    seen = text(model, IDS, positions=POSITIONS, media=other)
+    assert torch.equal(seen[:, :2], before[:, :2]) and not (seen == before)[:, 2:].any()
+    heard = text(model, IDS, positions=POSITIONS, media=Media(make_media().images, make_clips(*FRAMES, seed=5)))
+    assert torch.equal(heard[:, :9], before[:, :9]) and not (heard == before)[:, 9:].any()
+
+
+def test_the_model_written_out():
+    """Embeddings, features in the place of placeholders, then the Thinker."""
+    model, media = make_model(), make_media()
+    x = model.thinker.embed_tokens(IDS).clone()
+    x[0, 2:8] = model.vision_projector(model.vision(media.images))
+    x[0, 9:11] = model.audio_projector(model.audio(media.clips))
+    hidden = model.thinker(None, POSITIONS, inputs_embeds=x)
+    found = model(IDS, positions=POSITIONS, media=media)
+    torch.testing.assert_close(found.hidden, hidden, rtol=0, atol=0)
+    features = Features(model.embed_images(media.images), model.embed_clips(media.clips))
+    assert torch.equal(model(IDS, positions=POSITIONS, features=features).logits, found.logits)
+
+
+@given(st.lists(st.sampled_from(["text", "image", "audio", "both"]), min_size=1, max_size=4), st.integers(0, 99))
+@settings(max_examples=15, deadline=None)
+def test_packed_documents_with_media_are_what_they_are_alone(kinds, seed):
+    model = make_model()
+    draw = torch.Generator().manual_seed(seed)
+    ids, positions, grids, frames, alone = [], [], [], [], []
+    for kind in kinds:
+        rows, columns, length = (int(torch.randint(1, 4, (), generator=draw)) for _ in range(3))
+        image = rows * columns if kind in ("image", "both") else 0
+        audio = length if kind in ("audio", "both") else 0
+        ids.append(torch.tensor([5, *[IMAGE] * image, 6, *[AUDIO] * audio, 7]))
+        places = media_positions(len(ids[-1]), [(1, rows, columns)] if image else [])
+        positions.append(torch.from_numpy(places))
+        grids += [(2 * rows, 2 * columns)] if image else []
+        frames += [8 * length - 3] if audio else []
+    media = Media(make_images(*grids, seed=seed) if grids else None, make_clips(*frames, seed=seed) if frames else None)
+    patch = frame = 0
+    grids, frames = iter(grids), iter(frames)
+    for kind, own, places in zip(kinds, ids, positions, strict=True):
+        image = audio = None
+        if kind in ("image", "both"):
+            grid = next(grids)
+            image = type(media.images)(media.images.patches[patch : patch + grid[0] * grid[1]], (grid,))
+            patch += grid[0] * grid[1]
+        if kind in ("audio", "both"):
+            count = next(frames)
+            audio = type(media.clips)(media.clips.mel[frame : frame + count], (count,))
+            frame += count
+        alone.append(model(own[None], positions=places[:, None], media=Media(image, audio)).logits)
+    bounds = torch.tensor([0, *(len(own) for own in ids)]).cumsum(0).int()
+    packed = model(
+        torch.cat(ids)[None],
+        positions=torch.cat(positions, 1)[:, None],
+        segments=Segments(bounds, int(bounds.diff().max())),
+        media=media,
+    )
+    torch.testing.assert_close(packed.logits, torch.cat(alone, 1), rtol=0, atol=1e-9)
+
+
+def test_a_cache_holds_media_like_text():
+    model, media = make_model(), make_media()
+    wanted = text(model, IDS, positions=POSITIONS, media=media)
+    features = Features(model.embed_images(media.images), model.embed_clips(media.clips))
+    cache = KVCache(model.config.thinker, 1, 14, torch.float64)
+    parts = []
+    for begin, end in ((0, 4), (4, 12), (12, 14)):
+        ids = IDS[:, begin:end]
+        own = Features(
+            features.image[:2] if begin == 0 else features.image[2:] if begin == 4 else None,
+            features.audio if begin == 4 else None,
+        )
+        # Behind the pictures positions count on as in text.
+        places = POSITIONS[..., begin:end] if begin < 12 else None
+        parts.append(text(model, ids, positions=places, features=own, cache=cache))
+    torch.testing.assert_close(torch.cat(parts, 1), wanted, rtol=0, atol=1e-10)
+
+
+def head_media() -> Media:
+    transcripts = Transcripts(torch.tensor([105, 106]), (2,), (0,))
+    captions = Captions(torch.tensor([5, 6, 7]), (1, 2), (0, 1), torch.tensor([0, 1]))
+    return Media(make_images(GRID, (2, 2)), make_clips(*FRAMES), transcripts, captions)
+
+
+def head_batch() -> dict[str, torch.Tensor]:
+    ids = torch.cat((IDS, torch.tensor([[IMAGE]])), 1)
+    positions = torch.from_numpy(media_positions(15, [(2, 2, 3), (14, 1, 1)]))[:, None]
+    return {"input_ids": ids, "labels": ids.masked_fill(ids < 5, -100), "positions": positions}
+
+
+HEADS = {"vision_": {"contrastive_size": 8}, "audio_": {"ctc": True}}
+
+
+def test_losses_have_their_own_divisors_and_weights():
+    model, media = make_model(make_config(**HEADS)), head_media()
+    weights = {"ctc": 0.3, "contrastive": 0.5}
+    plain = model(**head_batch(), media=media)
+    assert set(plain.losses) == {"text"} and torch.equal(plain.loss, plain.losses["text"])
+    own = model(**head_batch(), media=media, weights=weights)
+    assert list(own.losses) == ["text", "contrastive", "ctc"] and own.impossible.item() == 0
+    assert torch.equal(own.losses["text"], plain.loss)
+    total = own.losses["text"] + 0.3 * own.losses["ctc"] + 0.5 * own.losses["contrastive"]
+    torch.testing.assert_close(own.loss, total)
+    # 2 bytes, 2 captions: what they are divided by unless told otherwise.
+    step = model(**head_batch(), media=media, weights=weights, divisors={"ctc": 8, "contrastive": 4}, num_targets=100)
+    torch.testing.assert_close(step.losses["ctc"], own.losses["ctc"] / 4)
+    torch.testing.assert_close(step.losses["contrastive"], own.losses["contrastive"] / 2)
+    targets = (head_batch()["labels"][:, 1:] != -100).sum()
+    torch.testing.assert_close(step.losses["text"], own.losses["text"] * targets / 100)
+    again = model(**head_batch(), media=media, divisors={"text": 100})
+    assert torch.equal(again.loss, step.losses["text"])
+    named = model(**head_batch(), media=media, weights={"text": 0.5, "ctc": 0.0})
+    assert set(named.losses) == {"text"} and torch.equal(named.loss, plain.loss * 0.5)
+
+
+def test_every_weight_learns_from_the_loss():
+    model = make_model(make_config(**HEADS)).train()
+    model(**head_batch(), media=head_media(), weights={"ctc": 1.0, "contrastive": 1.0}).loss.backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == []
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "words"),
+    [
+        ({"weights": {"ctc": 1.0}}, UserError, "no head for the ctc loss"),
+        ({"weights": {"contrastive": 1.0}}, UserError, "no head for the contrastive loss"),
+        ({"weights": {"talk": 1.0}}, ValueError, "no loss is called talk"),
+        ({"weights": {"text": 1.0}, "labels": None}, ValueError, "give labels too"),
+        ({"divisors": {"text": 1}, "num_targets": 2}, ValueError, "give one of them"),
+        ({"features": Features()}, ValueError, "media or features"),
+        ({"positions": torch.arange(15)[None]}, ValueError, "three axes"),
+        ({"positions": None}, ValueError, "three axes"),
+    ],
+)
+def test_arguments_that_would_be_ignored_are_refused(more, error, words):
+    with pytest.raises(error, match=words):
+        make_model()(**{**head_batch(), "media": head_media(), **more})
+
+
+def test_placeholders_and_features_that_do_not_fit_are_an_error():
+    model = make_model()
+    for media in (Media(make_images((4, 4)), make_clips(13)), Media(make_images(GRID), make_clips(33))):
+        with pytest.raises(ValueError, match="places"):
+            model(IDS, positions=POSITIONS, media=media)
+    for media in (None, Media(make_images(GRID)), Media(clips=make_clips(13))):
+        with pytest.raises(ValueError, match="places"):
+            model(IDS, positions=POSITIONS, media=media)
+    deaf = make_model(make_config(audio=False))
+    with pytest.raises(UserError, match="does not hear"):
+        deaf(IDS, positions=POSITIONS, media=make_media())
+    with pytest.raises(UserError, match="does not hear"):
+        deaf.embed_clips(make_clips(13))
+    with pytest.raises(UserError, match="no placeholder for a sound"):
+        deaf(IDS, positions=POSITIONS, features=Features(audio=torch.zeros(2, 64)))
+    with pytest.raises(UserError, match="does not see"):
+        make_model(make_config(vision=False)).embed_images(make_images(GRID))
+
+
+@pytest.mark.parametrize("frozen", [("vision",), ("audio", "vision"), ("thinker",), ("vision_projector", "thinker")])
+def test_frozen_parts_get_no_gradient_and_stay_in_evaluation_mode(frozen):
+    model = make_model(make_config(**HEADS))
+    model.freeze(frozen)
+    model.train()
+    for name, modules in model.parts.items():
+        for module in modules:
+            assert all(m.training == (name not in frozen) for m in module.modules())
+    model(**head_batch(), media=head_media(), weights={"ctc": 1.0, "contrastive": 1.0}).loss.backward()
+    for name, modules in model.parts.items():
+        for module in modules:
+            assert all((p.grad is None) == (name in frozen) for p in module.parameters())
+    model.freeze(())
+    assert model.train().vision.training and all(p.requires_grad for p in model.parameters())
+    with pytest.raises(UserError, match="cannot freeze ears: the model has thinker, vision, "):
+        model.freeze(["ears"])
+
+
+def test_a_frozen_encoder_keeps_nothing_for_a_backward_pass():
+    model, saved = make_model().train(), []
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x)
+    with hooks:
+        assert model._see(make_images(GRID)).requires_grad and saved
+        saved.clear()
+        model.freeze(["vision", "audio"])
+        seen, heard = model._see(make_images(GRID)), model._hear(make_clips(13))
+    assert not saved and seen.grad_fn is None and heard.grad_fn is None
+
+
+def test_text_alone_on_a_model_that_sees_and_hears():
+    model = make_model().train()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    model(ids, labels=ids).loss.backward()
+    assert all(p.grad is None for p in model.vision.parameters())
+    assert all(p.grad is not None for p in model.thinker.parameters())
+
+
+@pytest.mark.parametrize("both", [(True, True), (True, False), (False, True)])
+def test_a_folder_keeps_the_encoders(both, tmp_path: Path):
+    model = make_model(make_config(*both, **HEADS), dtype=torch.float32)
+    save_model(model, tmp_path)
+    loaded = load_model(tmp_path)
+    assert loaded.config == model.config and not loaded.frozen
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
+    half = load_model(tmp_path, dtype=torch.bfloat16)
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    if both[0]:
+        images = make_images(GRID)
+        assert torch.equal(loaded.embed_images(images), model.embed_images(images))
+        assert half.embed_images(images).dtype == torch.bfloat16
+    if both[1]:
+        clips = make_clips(13)
+        assert torch.equal(loaded.embed_clips(clips), model.embed_clips(clips))
+        assert half.embed_clips(clips).dtype == torch.bfloat16
+
+
+def test_an_exported_qwen3_folder_is_the_thinker(tmp_path: Path):
+    model = make_model(make_config(**HEADS), dtype=torch.float32)
+    save_model(model, tmp_path, qwen3=True)
+    loaded = load_model(tmp_path)
+    assert loaded.vision is None and loaded.audio is None
+    ids = torch.tensor([[5, 6, 7, 8]])
+    assert torch.equal(text(loaded, ids), text(model, ids))
+
+
+def test_a_folder_without_the_encoders_it_names_is_refused(tmp_path: Path):
+    save_model(make_model(make_config(audio=False), dtype=torch.float32), tmp_path)
+    whole = (tmp_path / "config.json").read_text()
+    save_model(make_model(make_config(False, False), dtype=torch.float32), tmp_path)
+    (tmp_path / "config.json").write_text(whole)
+    with pytest.raises(CheckpointError, match=r"vision\..* is missing"):
+        load_model(tmp_path)
+
+
+def test_processes_that_share_a_step_run_every_part():
+    model = make_model(make_config(**HEADS)).train()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    alone = model(ids, labels=ids).loss
+    model.run_all = True
+    together = model(ids, labels=ids).loss
+    assert torch.equal(alone, together)
+    together.backward()
+    unused = [p for name in model.parts if name != "thinker" for m in model.parts[name] for p in m.parameters()]
+    assert unused and all(p.grad is not None and not p.grad.any() for p in unused)
+    assert model(**head_batch(), media=head_media()).loss == model(**head_batch(), media=head_media()).losses["text"]
