@@ -5,76 +5,14 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from muomni.config.base import Frozen, conflict
-from muomni.config.model import (
-    OmniConfig,
-    Positive,
-    PositiveInt,
-    PresetName,
-    Probability,
-    ThinkerConfig,
-    preset,
-)
+from muomni.config.base import Frozen, PositiveInt, Probability, conflict
+from muomni.config.model_spec import ModelSpec
 from muomni.config.words import Hint
 
 NonNegativeInt = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-class ThinkerOverrides(Frozen):
-    """Fields of `ThinkerConfig` that a recipe changes from the preset; see there for their meaning."""
-
-    vocab_size: PositiveInt | None = None
-    hidden_size: PositiveInt | None = None
-    intermediate_size: PositiveInt | None = None
-    num_hidden_layers: PositiveInt | None = None
-    num_attention_heads: PositiveInt | None = None
-    num_key_value_heads: PositiveInt | None = None
-    head_dim: PositiveInt | None = None
-    max_position_embeddings: PositiveInt | None = None
-    rope_theta: Positive | None = None
-    rms_norm_eps: Positive | None = None
-    tie_word_embeddings: bool | None = None
-    dropout: Probability | None = None
-    initializer_range: Positive | None = None
-
-    @classmethod
-    def field_docs(cls) -> dict[str, str]:
-        """Those of `ThinkerConfig`."""
-        return ThinkerConfig.field_docs()
-
-
-class ModelSpec(Frozen):
-    """Which model to train: a preset with changes, or the weights of an earlier run.
-
-    Attributes:
-        preset: where the sizes come from.
-        init_from: a run or checkpoint folder whose weights, sizes and tokenizer are taken instead.
-        thinker: changes to the preset; with `init_from` only `dropout` may be changed.
-    """
-
-    preset: PresetName | None = None
-    init_from: str | None = None
-    thinker: ThinkerOverrides = ThinkerOverrides()
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> "ModelSpec":
-        if (self.preset is None) == (self.init_from is None):
-            raise conflict("preset", self.preset, 'give exactly one of "preset" and "init_from"')
-        if self.init_from is not None:
-            for name, value in self.thinker.model_dump(exclude_none=True, exclude={"dropout"}).items():
-                raise conflict(f"thinker.{name}", value, 'remove it: "init_from" fixes the sizes')
-        if self.preset is not None:
-            self.build()
-        return self
-
-    def build(self, **more: object) -> OmniConfig:
-        """The preset with the recipe's changes, then `more`. Only for `preset`, not `init_from`."""
-        if self.preset is None:
-            raise ValueError("a model taken from a folder has its own configuration")
-        base = preset(self.preset)
-        thinker = base.thinker.model_dump() | self.thinker.model_dump(exclude_none=True) | more
-        return base.replace(thinker=thinker)
+NonNegative = Annotated[float, Field(ge=0)]
+Part = Literal["thinker", "vision", "vision_projector", "audio", "audio_projector"]
 
 
 class TokenizerSpec(Frozen):
@@ -234,6 +172,20 @@ class DataSpec(Frozen):
         return self
 
 
+class LossSpec(Frozen):
+    """Losses besides that of the text, each the weight of its mean in the sum; 0 leaves it out.
+
+    Attributes:
+        ctc: of the audio encoder alone, spelling the transcript of each clip that has one (Graves et al., ICML
+            2006); per byte. Needs `model.audio.ctc`.
+        contrastive: of the vision encoder alone, telling the caption of each picture from the others in the
+            micro-batch (SigLIP, arXiv:2303.15343); per caption. Needs `model.vision.contrastive_size`.
+    """
+
+    ctc: NonNegative = 0.0
+    contrastive: NonNegative = 0.0
+
+
 class OptimizerSpec(Frozen):
     """AdamW (Loshchilov and Hutter, arXiv:1711.05101) or Muon. No decay on norms and embeddings.
 
@@ -311,6 +263,9 @@ class Recipe(Frozen):
         model: which model to train.
         tokenizer: trained on the training data, or taken from a folder.
         data: what is learnt from.
+        freeze: parts that do not learn: they stay as they are, in evaluation mode, and cost no gradient. `vision`
+            and `audio` are the encoders with their heads.
+        losses: weights of the losses besides that of the text.
         batch_size: rows in one micro-batch.
         gradient_accumulation_steps: micro-batches in one optimizer step; the effective batch is
             `batch_size` × this, however many processes share it.
@@ -354,6 +309,8 @@ class Recipe(Frozen):
     model: ModelSpec = ModelSpec(preset="tiny")
     tokenizer: TokenizerSpec = TokenizerSpec()
     data: DataSpec
+    freeze: tuple[Part, ...] = Field(default=(), strict=False)
+    losses: LossSpec = LossSpec()
     batch_size: PositiveInt = 8
     gradient_accumulation_steps: PositiveInt = 1
     max_steps: PositiveInt | None = None
@@ -386,4 +343,38 @@ class Recipe(Frozen):
             if self.data.seq_len > context:
                 allowed = f"must be at most the model's context, max_position_embeddings ({context})"
                 raise conflict("data.seq_len", self.data.seq_len, allowed)
+            vision, audio = self.model.vision, self.model.audio
+            found = self.misfit(
+                vision is not None,
+                vision is not None and vision.contrastive_size is not None,
+                audio is not None,
+                audio is not None and audio.ctc is True,
+            )
+            if found is not None:
+                raise conflict(*found)
         return self
+
+    def misfit(self, vision: bool, contrastive: bool, audio: bool, ctc: bool) -> tuple[str, object, str] | None:
+        """What in the recipe does not go with a model that has these parts: key, value and what is allowed.
+
+        Args:
+            vision, audio: whether the model has the encoder.
+            contrastive, ctc: whether it has the head.
+        """
+        has = {"vision": vision, "audio": audio}
+        parts = ["thinker", *(part for tower in has if has[tower] for part in (tower, f"{tower}_projector"))]
+        for part in self.freeze:
+            if part not in parts:
+                return "freeze", part, f"the model has no such part: it has {', '.join(parts)}"
+        if set(self.freeze) == set(parts):
+            return "freeze", ", ".join(self.freeze), "leave out a part: nothing would learn"
+        heads = (
+            ("contrastive", self.losses.contrastive, contrastive, "vision", '"contrastive_size": 256'),
+            ("ctc", self.losses.ctc, ctc, "audio", '"ctc": true'),
+        )
+        for name, weight, there, tower, option in heads:
+            if weight and not there:
+                return f"losses.{name}", weight, f'needs its head: "model": {{"{tower}": {{{option}}}}}'
+            if weight and tower in self.freeze:
+                return f"losses.{name}", weight, f'make it 0: "{tower}" is frozen, so this loss teaches nothing'
+        return None
