@@ -5,6 +5,7 @@ from muomni.config.load import bundled_recipes, load_recipe, read_json
 from muomni.config.model import PRESET_NAMES, AudioConfig, OmniConfig, ThinkerConfig, VisionConfig, preset, towers
 from muomni.config.recipe import DataSpec, Recipe, SourceSpec, TokenizerSpec
 from muomni.config.schema import recipe_schema
+from muomni.config.towers import SiglipConfig, WhisperConfig
 
 __all__ = [
     "PRESET_NAMES",
@@ -12,10 +13,12 @@ __all__ = [
     "DataSpec",
     "OmniConfig",
     "Recipe",
+    "SiglipConfig",
     "SourceSpec",
     "ThinkerConfig",
     "TokenizerSpec",
     "VisionConfig",
+    "WhisperConfig",
     "bundled_recipes",
     "load_recipe",
     "parse",

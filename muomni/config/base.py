@@ -2,9 +2,9 @@
 
 import inspect
 import re
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, ValidationError
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
@@ -12,6 +12,9 @@ from muomni.config.words import Layer, in_words
 from muomni.errors import ConfigError
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
+PositiveInt = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Frozen(BaseModel):

@@ -2,14 +2,12 @@
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from muomni.config.base import Frozen, conflict
+from muomni.config.base import Frozen, Positive, PositiveInt, Probability, conflict
+from muomni.config.towers import SiglipConfig, WhisperConfig
 from muomni.errors import ConfigError
 
-PositiveInt = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-Probability = Annotated[float, Field(ge=0, lt=1)]
 PresetName = Literal["nano", "tiny", "small", "base"]
 PRESET_NAMES: tuple[PresetName, ...] = get_args(PresetName)
 
@@ -174,6 +172,19 @@ class AudioConfig(_Blocks):
         return self.hidden_size
 
 
+def _kind(default: str) -> Discriminator:
+    """Tells the encoders of a field apart by `kind`; `default` where it is left out."""
+
+    def of(value: Any) -> Any:
+        return value.get("kind", default) if isinstance(value, dict) else getattr(value, "kind", None)
+
+    return Discriminator(of)
+
+
+VisionTower = VisionConfig | SiglipConfig
+AudioTower = AudioConfig | WhisperConfig
+
+
 class OmniConfig(Frozen):
     """A whole model as `config.json` holds it.
 
@@ -190,8 +201,12 @@ class OmniConfig(Frozen):
     model_type: Literal["muomni"] = "muomni"
     thinker: ThinkerConfig
     eos_token_ids: tuple[int, ...] = Field(default=(), strict=False)
-    vision: VisionConfig | None = None
-    audio: AudioConfig | None = None
+    vision: (
+        Annotated[Annotated[VisionConfig, Tag("vit")] | Annotated[SiglipConfig, Tag("siglip")], _kind("vit")] | None
+    ) = None
+    audio: (
+        Annotated[Annotated[AudioConfig, Tag("conv")] | Annotated[WhisperConfig, Tag("whisper")], _kind("conv")] | None
+    ) = None
     image_token_id: int | None = None
     audio_token_id: int | None = None
 
@@ -209,8 +224,8 @@ class OmniConfig(Frozen):
 
     def with_towers(
         self,
-        vision: VisionConfig | None = None,
-        audio: AudioConfig | None = None,
+        vision: VisionTower | None = None,
+        audio: AudioTower | None = None,
         image_token_id: int | None = None,
         audio_token_id: int | None = None,
     ) -> "OmniConfig":

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Tag, ValidationError
 from pydantic_core import ErrorDetails
 
 Location = tuple[int | str, ...]
@@ -44,6 +44,7 @@ _ALLOWED = {
     "too_long": "must hold at most {max_length}",
     "string_too_short": "must not be empty",
     "string_pattern_mismatch": "must match the pattern {pattern}",
+    "union_tag_invalid": "must be {expected_tags}",
     "conflict": "{message}",
 }
 
@@ -62,10 +63,13 @@ def _line(problem: ErrorDetails, model: type[BaseModel], origin: str, layers: tu
     context = {key: f"{part:g}" if isinstance(part, float) else part for key, part in problem.get("ctx", {}).items()}
     if problem["type"] == "missing":
         missing, hint = _first_required(model, at)
+        missing = _walk(model, missing)[1]
         return f"{_origin(missing, origin, layers)}: {_dotted(missing)} is missing{hint}"
     value = problem.get("input")
     if problem["type"] == "conflict":
         at, value = (*at, *str(context["key"]).split(".")), context["value"]
+    if problem["type"] == "union_tag_invalid":
+        at, value = (*at, "kind"), context["tag"]
     if problem["type"] == "extra_forbidden":
         message = _unknown(model, at)
     elif problem["type"] in _ALLOWED:
@@ -74,6 +78,7 @@ def _line(problem: ErrorDetails, model: type[BaseModel], origin: str, layers: tu
         message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "literal_error" and (near := _nearest(value, _options(context["expected"]))):
         message += f"; did you mean {near!r}?"
+    at = _walk(model, at)[1]
     key = f"{_dotted(at)} = " if at else ""
     return f"{_origin(at, origin, layers)}: {key}{_short(value)}: {message}"
 
@@ -81,11 +86,11 @@ def _line(problem: ErrorDetails, model: type[BaseModel], origin: str, layers: tu
 def _unknown(model: type[BaseModel], at: Location) -> str:
     """What to write instead of the unknown key at `at`: one spelt alike, one elsewhere, or what there is."""
     key = str(at[-1])
-    here = _model_at(model, at[:-1])
+    here, above = _walk(model, at[:-1])
     known = _names(here) if here else []
     if near := _nearest(key, known):
         return f"unknown key; did you mean {near}?"
-    elsewhere = [_dotted(path) for path in _all_paths(model) if path[-1] == key]
+    elsewhere = [_dotted(path) for path in _all_paths(model) if path[-1] == key and path != (*above, key)]
     if elsewhere:
         return f"unknown key here; did you mean {' or '.join(elsewhere)}?"
     return f"unknown key; known here: {', '.join(sorted(known))}"
@@ -93,7 +98,7 @@ def _unknown(model: type[BaseModel], at: Location) -> str:
 
 def _first_required(model: type[BaseModel], at: Location) -> tuple[Location, str]:
     """The key to ask for when `at` is missing: within a missing object, its first required key."""
-    parent = _model_at(model, at[:-1])
+    parent = _walk(model, at[:-1])[0]
     field = parent.model_fields.get(str(at[-1])) if parent else None
     if field is None:
         return at, ""
@@ -155,15 +160,33 @@ def _all_paths(model: type[BaseModel], above: Location = ()) -> Iterator[Locatio
             yield from _all_paths(below, (*above, name))
 
 
-def _model_at(model: type[BaseModel], at: Location) -> type[BaseModel] | None:
-    """The configuration class of the object at `at`; None when `at` leads elsewhere."""
+def _walk(model: type[BaseModel], at: Location) -> tuple[type[BaseModel] | None, Location]:
+    """The configuration class of the object at `at`, None when `at` leads elsewhere; and `at` as in a file.
+
+    pydantic puts the tag of what was chosen among several classes behind the field's name.
+    """
     current: type[BaseModel] | None = model
+    annotation: Any = None
+    path: list[int | str] = []
     for part in at:
-        if isinstance(part, int):
-            continue  # an item of a list: its class was found in the list's annotation
-        field = current.model_fields.get(part) if current else None
-        current = _model_in(field.annotation) if field else None
-    return current
+        if not isinstance(part, int):  # the class of a list's item was found in the list's annotation
+            chosen = _tagged(annotation, part)
+            if chosen is not None:
+                current, annotation = chosen, None
+                continue
+            field = current.model_fields.get(part) if current else None
+            annotation = field.annotation if field else None
+            current = _model_in(annotation)
+        path.append(part)
+    return current, tuple(path)
+
+
+def _tagged(annotation: Any, tag: str) -> type[BaseModel] | None:
+    """The class that has this tag in a union."""
+    arguments = get_args(annotation)
+    if any(isinstance(mark, Tag) and mark.tag == tag for mark in arguments):
+        return _model_in(arguments[0])
+    return next((found for argument in arguments if (found := _tagged(argument, tag))), None)
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

@@ -66,6 +66,10 @@ class AudioEncoder(nn.Module):
                 ends_branch = name.endswith(("o_proj.weight", "down_proj.weight"))
                 parameter.normal_(0.0, branch if ends_branch else std, generator=generator)
 
+    def counts(self, clips: Clips) -> list[int]:
+        """How many tokens each clip becomes."""
+        return [num_tokens(frames) for frames in clips.frames]
+
     def forward(self, clips: Clips) -> Tensor:
         """Runs the encoder.
 
@@ -78,12 +82,7 @@ class AudioEncoder(nn.Module):
         Raises:
             ValueError: the frames are not of `num_mel_bins`, or not as many as the clips have.
         """
-        mel = clips.mel
-        if mel.shape != (sum(clips.frames), self.config.num_mel_bins) or 0 in clips.frames:
-            raise ValueError(
-                f"clips of {clips.frames} frames need ({sum(clips.frames)}, {self.config.num_mel_bins}) mel values, "
-                f"each clip at least one frame, and there are {tuple(mel.shape)}"
-            )
+        mel = checked_mel(clips, self.config.num_mel_bins)
         row = lay_out(clips.frames, self.config.chunk_tokens).to(mel.device)
         x = self._convolved(mel, row)[None]
         rotation = rope_tables(row.positions[None], self.config.head_dim, self.config.rope_theta, x.dtype)
@@ -94,16 +93,31 @@ class AudioEncoder(nn.Module):
 
     def _convolved(self, mel: Tensor, row: "Row") -> Tensor:
         """(N, D) tokens as the blocks take them."""
-        conv: nn.Module = self.convs[0]
         nothing = mel.new_zeros(1, mel.shape[1])
-        x = torch.cat((mel, nothing))[row.frames].to(next(conv.parameters()).dtype)
+        x = torch.cat((mel, nothing))[row.frames].to(self.norm.weight.dtype)
         outside = row.frames == mel.shape[0]
         x = x.T[None]
         for conv in self.convs:
             outside = outside[::2]
             # A convolution puts its bias, and what is left of a chunk's end, where there is no sound.
             x = F.gelu(conv(x)).masked_fill(outside, 0)
-        return x[0].T[row.tokens]
+        # Under autocast convolutions are in low precision; the residual stream is not, as in the Thinker.
+        return x[0].T[row.tokens].to(self.norm.weight.dtype)
+
+
+def checked_mel(clips: Clips, bins: int) -> Tensor:
+    """The frames of all clips.
+
+    Raises:
+        ValueError: they are not of `bins`, or not as many as the clips have.
+    """
+    wanted = (sum(clips.frames), bins)
+    if clips.mel.shape != wanted or not clips.frames or 0 in clips.frames:
+        raise ValueError(
+            f"clips of {clips.frames} frames need {wanted} mel values, each clip at least one frame, "
+            f"and there are {tuple(clips.mel.shape)}"
+        )
+    return clips.mel
 
 
 @dataclass(frozen=True)
