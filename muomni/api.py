@@ -1,9 +1,9 @@
 """`MuOmni`, the whole public interface: the model, its tokenizer, and what one does with them."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, cast, get_args
+from typing import Any, Literal, Self, cast, get_args
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -12,9 +12,9 @@ from torch import Tensor
 from muomni.accel import recompute
 from muomni.accel.device import pick_device
 from muomni.accel.quantize import QuantizationReport, quantize, tune
-from muomni.config import OmniConfig, preset
+from muomni.config import AudioConfig, OmniConfig, VisionConfig
 from muomni.config.model import PresetName
-from muomni.data.chat import as_messages, encode_chat
+from muomni.data.chat import expand
 from muomni.data.tokenizer import Tokenizer
 from muomni.errors import ConfigError, PromptError, UserError
 from muomni.files import atomic_folder, write_json
@@ -22,6 +22,9 @@ from muomni.infer import Engine, Reply, SamplingParams, TextStream, generate
 from muomni.infer.batch import continue_ids, progress_bar, reply_to_all
 from muomni.infer.draft import Drafter, check_same_tokens
 from muomni.infer.generate import room
+from muomni.infer.media import MediaMemory
+from muomni.infer.prepare import new_config, prepare, read_prompt, settings_of
+from muomni.infer.request import Prepared
 from muomni.infer.session import Session
 from muomni.model import OmniModel
 from muomni.model.folder import CONFIG, load_model, resolve_folder, save_model
@@ -32,7 +35,8 @@ from muomni.model.qwen3 import to_qwen3_config
 _SIDE_BY_SIDE = 32
 
 Message = Mapping[str, Any]
-# A text, the parts of one message (texts, and OpenAI's {"type": ..., ...}), or the messages of a conversation.
+# A text, the parts of one message, or the messages of a conversation. A part is a text, a picture (PIL, path, bytes),
+# a sound (path, bytes, (samples, rate)) or {"type": ..., ...}, ours or OpenAI's; a video is a list of pictures there.
 Prompt = str | Sequence[Message] | Sequence[Any]
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -82,12 +86,15 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
         super().__init__(config, generator)
         self.tokenizer = tokenizer
         self._session = Session()
+        self._media = MediaMemory()
 
     @classmethod
     def from_config(
         cls,
         config: str | OmniConfig,
         *,
+        vision: bool | VisionConfig = False,
+        audio: bool | AudioConfig = False,
         tokenizer: Tokenizer | None = None,
         device: str = "auto",
         seed: int | None = None,
@@ -96,6 +103,7 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
 
         Args:
             config: a preset's name (`nano`, `tiny`, `small`, `base`) or a whole configuration.
+            vision, audio: with a preset: make it see and hear. True takes the encoder that goes with the preset.
             tokenizer: may also be set later, as `model.tokenizer`.
             device: `auto`, `cuda`, `mps` or `cpu`.
             seed: of the weights; None draws new ones each time.
@@ -106,7 +114,9 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
         if isinstance(config, str):
             if config not in get_args(PresetName):
                 raise ConfigError(f"no preset {config!r}: there are {', '.join(get_args(PresetName))}")
-            config = preset(cast(PresetName, config))
+            config = new_config(cast(PresetName, config), vision, audio, tokenizer)
+        elif vision or audio:
+            raise ConfigError("vision and audio go with a preset's name; a whole configuration says it by itself")
         generator = torch.Generator()
         if seed is None:
             generator.seed()
@@ -224,8 +234,8 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
         """Answers a prompt, or the last message of a conversation.
 
         Args:
-            prompt: what the user says, as a text or a list of parts, or messages such as
-                `[{"role": "user", "content": "Hello"}]`.
+            prompt: what the user says, as a text or a list of parts, such as `["What is this?", Image.open(path)]`, or
+                messages such as `[{"role": "user", "content": "Hello"}]`, whose content may be a list of parts.
             deterministic: see `chat_batch`.
             speculate: where the reply is greedy (`temperature=0`, no penalty), guess tokens as long as that pays; the
                 reply is the same. True guesses from the text so far, for replies that repeat much of the prompt;
@@ -234,6 +244,7 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
 
         Raises:
             PromptError: an empty or too long prompt, or a setting that is not allowed.
+            MediaError: a picture or sound that cannot be read.
             UserError: the smaller model has other tokens.
         """
         return self.stream(prompt, deterministic=deterministic, speculate=speculate, **sampling).finish()
@@ -260,11 +271,11 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
         """
         params = SamplingParams.of(**sampling)
         tokenizer = self._tokenizer()
-        ids = self.encode(prompt, raw=raw)
-        engine = self.engine(1, len(ids) + room(self, (1, len(ids)), params))
+        asked = self.prepare([(prompt, params)], [""], raw=raw, alone=deterministic)[0]
+        engine = self.engine(1, len(asked.ids) + room(self, (1, len(asked.ids)), params))
         guesser = self.guesser(speculate, engine)
-        how: dict[str, Any] = {"deterministic": deterministic, "speculate": guesser}
-        return TextStream(engine, tokenizer, ids, params, self.end_ids(), **how)
+        how: dict[str, Any] = {"deterministic": deterministic, "speculate": guesser, "media": asked.media}
+        return TextStream(engine, tokenizer, asked.ids, params, self.end_ids(), **how)
 
     def chat_batch(
         self,
@@ -276,9 +287,10 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
         speculate: "bool | MuOmni" = False,
         batch_size: int = _SIDE_BY_SIDE,
         progress: bool | None = None,
+        on_error: Literal["raise", "reply"] = "raise",
         **settings: Any,
     ) -> list[Reply]:
-        """Answers many prompts side by side.
+        """Answers many prompts side by side; what they show or play is encoded once, all of it together.
 
         In fp32 the replies are those of `chat`, token by token. In lower precision a reply can differ from that
         of `chat` after a while, as matrix products of other sizes round otherwise; `deterministic` rules that
@@ -294,6 +306,8 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
             speculate: see `chat`.
             batch_size: at most this many side by side; fewer where memory asks for it.
             progress: show a bar on standard error; None shows it in a terminal, once it has taken a second.
+            on_error: what becomes of a prompt that is wrong, for example with a broken picture: `raise` answers none,
+                `reply` answers the others and gives this one a reply with `finish_reason` "error" and its `error`.
             settings: fields of `SamplingParams` for all prompts. The same seed gives each prompt the reply that
                 `chat` gives it with that seed.
 
@@ -301,13 +315,22 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
             a reply to each prompt, in their order.
 
         Raises:
-            PromptError: naming the prompt that is wrong; nothing has been computed then.
+            PromptError, MediaError: naming the prompt that is wrong; nothing has been answered then. A setting that is
+                wrong is always raised.
         """
         tokenizer = self._tokenizer()
-        asked = list(_each(self, prompts, sampling, settings, raw))
+        params = settings_of(prompts, sampling, settings)
         if batch_size < 1:
             raise PromptError(f"batch_size = {batch_size}: must be at least 1")
-        longest = max(len(ids) + room(self, (1, len(ids)), params) for ids, params in asked)
+        if on_error not in ("raise", "reply"):
+            raise PromptError(f"on_error = {on_error!r}: must be 'raise' or 'reply'")
+        names = [f"prompt {number} of {len(prompts)}" for number in range(1, len(prompts) + 1)]
+        pairs = list(zip(prompts, params, strict=True))
+        asked = self.prepare(pairs, names, raw=raw, alone=deterministic, keep_going=on_error == "reply")
+        lengths = [len(one.ids) + room(self, (1, len(one.ids)), one.params) for one in asked if one.error is None]
+        if not lengths:
+            return [Reply.failed(str(one.error)) for one in asked]
+        longest = max(lengths)
         engine = self.engine(min(batch_size, len(asked)), longest)
         how: dict[str, Any] = {"deterministic": deterministic, "speculate": self.guesser(speculate, engine)}
         replies = reply_to_all(engine, tokenizer, asked, end_ids=self.end_ids(), **how)
@@ -324,6 +347,12 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
             EngineError: the memory does not hold one slot.
         """
         return self._session.engine(self, slots, capacity)
+
+    def prepare(
+        self, asked: Sequence[tuple[Prompt, SamplingParams]], names: Sequence[str], **how: Any
+    ) -> list[Prepared]:
+        """Prompts as the engine takes them, with their media encoded; see `infer.prepare`."""
+        return prepare(self, self._tokenizer(), self._media, asked, names, **how)
 
     def guesser(self, speculate: "bool | MuOmni", engine: Engine) -> "bool | Drafter":
         """What `speculate` means to the requests of `engine`: a smaller model's cache is made, and kept by it.
@@ -366,17 +395,14 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
     def encode(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
         """The token ids the model reads for a prompt: in the chat's turns, or with `raw` the text itself.
 
+        A picture or sound has a placeholder for each of its tokens.
+
         Raises:
-            PromptError: the prompt is empty, not in the form of messages, or holds more than text.
+            PromptError: the prompt is empty, not in the form of messages, or holds what the model does not take.
+            MediaError: a picture or sound that cannot be read.
         """
-        tokenizer = self._tokenizer()
-        if raw:
-            if not isinstance(prompt, str):
-                raise PromptError("a plain continuation needs a text, not messages")
-            if not prompt:
-                raise PromptError("the prompt is empty: there is nothing to continue")
-            return tokenizer.encode(prompt)
-        return encode_chat(tokenizer, as_messages(prompt), add_generation_prompt=True).ids
+        chat = read_prompt(self, self._tokenizer(), prompt, raw=raw)
+        return expand(chat, self._media.counts(self, chat.media)).ids
 
     def quantize(self, method: str = "int8") -> QuantizationReport:
         """Gives the model int8 weights, in place: a quarter of the memory, faster decoding, no more training.
@@ -429,30 +455,6 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
                 f"{self.config.thinker.vocab_size}: it belongs to another model"
             )
         return self.tokenizer
-
-
-def _each(
-    model: MuOmni,
-    prompts: Sequence[Prompt],
-    sampling: Sequence[Mapping[str, Any]] | None,
-    settings: Mapping[str, Any],
-    raw: bool,
-) -> Iterator[tuple[list[int], SamplingParams]]:
-    """Ids and settings of every prompt, all of them checked."""
-    if isinstance(prompts, str | bytes | Mapping) or not isinstance(prompts, Sequence):
-        raise PromptError(f"prompts must be a list, not {type(prompts).__name__}; chat answers a single one")
-    if not prompts:
-        raise PromptError("the list of prompts is empty: there is nothing to answer")
-    if sampling is not None and len(sampling) != len(prompts):
-        raise PromptError(f"sampling has {len(sampling)} entries for {len(prompts)} prompts: give one for each")
-    for number, prompt in enumerate(prompts):
-        try:
-            params = SamplingParams.of(**{**settings, **(sampling[number] if sampling is not None else {})})
-            ids = model.encode(prompt, raw=raw)
-            room(model, (1, len(ids)), params)
-        except PromptError as error:
-            raise PromptError(f"prompt {number + 1} of {len(prompts)}: {error}") from None
-        yield ids, params
 
 
 def check_replaceable(target: Path) -> None:

@@ -59,7 +59,7 @@ def reply_to_all(
             asked = Prepared(*prompt)
             try:
                 if asked.error is not None:
-                    running.append(Reply.failed(asked.error))
+                    running.append(Reply.failed(str(asked.error)))
                 else:
                     media = asked.media
                     running.append(TextStream(engine, tokenizer, asked.ids, asked.params, end_ids, media=media, **how))

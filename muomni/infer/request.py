@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from muomni.errors import UserError
 from muomni.infer.sampling import SamplingParams, draw_uniform, make_random
 from muomni.infer.speculate import Guesser, Guesses
 
@@ -65,13 +66,13 @@ class Prepared(NamedTuple):
         ids: of its tokens.
         params: the settings.
         media: its pictures and sounds, or None.
-        error: why it cannot be answered; then nothing is computed for it.
+        error: what is wrong with it; then nothing is computed for it.
     """
 
     ids: Sequence[int]
     params: SamplingParams
     media: PromptMedia | None = None
-    error: str | None = None
+    error: UserError | None = None
 
 
 @dataclass(eq=False, slots=True)
