@@ -38,7 +38,7 @@ class SiglipConfig(_Published):
     """SigLIP's vision encoder (Zhai et al., arXiv:2303.15343), without the head that pools.
 
     Attributes:
-        kind: always `"siglip"`.
+        kind: always `"siglip"`; required, since it tells this from our own encoder.
         patch_size: width and height of a patch in pixels, P.
         grid: rows and columns of the learnt table of positions; it is interpolated to the grid of a picture.
         merge: m; m × m patches become one token of the Thinker (pixel shuffle).
@@ -56,7 +56,7 @@ class SiglipConfig(_Published):
         initializer_range: standard deviation of the initial weights, where none are loaded.
     """
 
-    kind: Literal["siglip"] = "siglip"
+    kind: Literal["siglip"]
     patch_size: PositiveInt = 16
     grid: PositiveInt = 14
     merge: PositiveInt = 2
@@ -81,7 +81,7 @@ class WhisperConfig(_Published):
     """Whisper's encoder (Radford et al., arXiv:2212.04356): windows of 30 s, 50 states a second.
 
     Attributes:
-        kind: always `"whisper"`.
+        kind: always `"whisper"`; required, since it tells this from our own encoder.
         num_mel_bins: bands of the spectrogram, 80 or 128 in the published models.
         hidden_size: width of the convolutions and of the residual stream.
         intermediate_size: width of the hidden layer of the MLP.
@@ -95,7 +95,7 @@ class WhisperConfig(_Published):
         initializer_range: standard deviation of the initial weights, where none are loaded.
     """
 
-    kind: Literal["whisper"] = "whisper"
+    kind: Literal["whisper"]
     num_mel_bins: PositiveInt = 80
     layer_norm_eps: Positive = 1e-5
     max_seconds: Positive = 300.0

@@ -68,6 +68,7 @@ def read_siglip(folder: Path, **changes: Any) -> SiglipConfig:
         raise ConfigError(f"{origin}: num_channels = {values['num_channels']!r}: pictures have 3, red, green and blue")
     _check_pixels(folder)
     taken = {
+        "kind": "siglip",
         "patch_size": values["patch_size"],
         "grid": values["image_size"] // values["patch_size"],
         "hidden_size": values["hidden_size"],
@@ -99,6 +100,7 @@ def read_whisper(folder: Path, **changes: Any) -> WhisperConfig:
             f"{origin}: max_source_positions = {given!r}: Whisper's windows are 30 s, {FRAMES // 2} positions"
         )
     taken = {
+        "kind": "whisper",
         "num_mel_bins": values["num_mel_bins"],
         "hidden_size": values["d_model"],
         "intermediate_size": values["encoder_ffn_dim"],

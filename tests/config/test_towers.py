@@ -16,9 +16,9 @@ SIZES: dict[str, Any] = {
 }
 TOWERS = [
     (VisionConfig(**SIZES), AudioConfig(**SIZES)),
-    (SiglipConfig(**SIZES), WhisperConfig(**SIZES)),
-    (SiglipConfig(**SIZES, merge=3, contrastive_size=8), None),
-    (None, WhisperConfig(**SIZES, num_mel_bins=128, ctc=True)),
+    (SiglipConfig(kind="siglip", **SIZES), WhisperConfig(kind="whisper", **SIZES)),
+    (SiglipConfig(kind="siglip", **SIZES, merge=3, contrastive_size=8), None),
+    (None, WhisperConfig(kind="whisper", **SIZES, num_mel_bins=128, ctc=True)),
 ]
 
 
@@ -27,7 +27,9 @@ def test_towers_go_through_a_file(vision, audio):
     config = preset("nano").with_towers(vision, audio, image_token_id=1, audio_token_id=2)
     values = json.loads(json.dumps(config.model_dump(mode="json")))
     assert parse(OmniConfig, values, "config.json") == config
-    assert config.replace(eos_token_ids=(3,)).vision == vision
+    tokens = {"image_token_id": config.image_token_id, "audio_token_id": config.audio_token_id}
+    changed = OmniConfig(thinker=config.thinker, vision=vision, audio=audio, **tokens).replace(eos_token_ids=(3,))
+    assert (changed.vision, changed.audio) == (vision, audio)
 
 
 def test_without_a_kind_it_is_our_own():
@@ -64,5 +66,5 @@ def test_what_is_wrong_is_named(key, value, words):
 
 
 def test_widths_that_projectors_get():
-    assert SiglipConfig(**SIZES, merge=3).output_size == 9 * 32
-    assert WhisperConfig(**SIZES).output_size == 4 * 32
+    assert SiglipConfig(kind="siglip", **SIZES, merge=3).output_size == 9 * 32
+    assert WhisperConfig(kind="whisper", **SIZES).output_size == 4 * 32
