@@ -97,6 +97,8 @@ def _fault(module: nn.Module) -> str | None:
         return f"the native decoder does not know a {type(module).__name__}"
     if module._forward_hooks or module._forward_pre_hooks:
         return "it has hooks, which only the eager model calls"
+    if "forward" in module.__dict__:
+        return "its forward was replaced, which only the eager model calls"
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):
         return None

@@ -7,6 +7,7 @@ import torch
 
 from muomni.infer.draft import Drafter, make_drafter
 from muomni.infer.engine import Engine, make_engine
+from muomni.infer.generate import all_modules
 from muomni.model import OmniModel
 
 # Requests that a kept engine has room for at least: a few conversations side by side.
@@ -84,7 +85,19 @@ class Session:
             return kept
 
 
-def fingerprint(model: OmniModel) -> tuple[tuple[int, int], ...]:
-    """Changes when a weight is replaced or written to in place (but for writes through `.data`, which torch hides)."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
+def fingerprint(model: OmniModel) -> tuple[object, ...]:
+    """Changes when a weight is replaced or written to in place, or a module is: what an engine was made for is gone.
+
+    Not seen are writes through `.data`, which torch hides.
+    """
+    found: list[object] = []
+    for module in all_modules(model):
+        own = module.__dict__
+        # Hooks and a `forward` of its own are what some runners do not call.
+        hooked = bool(own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own)
+        found += (type(module), hooked)
+        for tensors in (own["_parameters"], own["_buffers"]):
+            for x in tensors.values():
+                if x is not None:
+                    found += (x.data_ptr(), 0 if x.is_inference() else x._version)
+    return tuple(found)

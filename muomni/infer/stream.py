@@ -153,6 +153,7 @@ class TextStream(Iterator[Piece]):
         self._pieces = self._run()
         self._said: list[str] = []
         self._reply: Reply | None = None
+        self._whole = False
         if end_ids is None:
             end_ids = engine.model.config.eos_token_ids or tokenizer.end_ids
         self._request = Request(
@@ -194,6 +195,10 @@ class TextStream(Iterator[Piece]):
 
     def finish(self) -> Reply:
         """Reads what is left and returns the reply."""
+        request = self._request
+        while not request.finished:  # text that nobody waits for is made at once when all tokens are there
+            self._engine.wait(request, len(request.tokens))
+        self._whole = request.watch is None
         for _ in self:
             pass
         if self._request.cancelled:
@@ -216,6 +221,12 @@ class TextStream(Iterator[Piece]):
         while True:
             self._engine.wait(request, seen)
             finished, tokens = request.finished, request.tokens  # in this order: nothing follows once it is set
+            if self._whole and request.reason is not None and seen < len(tokens):
+                said = text.all_of([token for token in tokens[seen:] if token not in request.ends])
+                self._reply = self._made(said)
+                self._said.append(said)
+                yield Piece(said, tuple(tokens[shown:]))
+                return
             for token in islice(tokens, seen, None):
                 seen += 1
                 last = finished and seen == len(tokens) and request.reason is not None
@@ -269,6 +280,10 @@ class _Text:
     def take(self, count: int) -> str:
         """What the last of `count` tokens made known; nothing for an end token, which is never pushed."""
         return self._made[count - 1] if count <= len(self._made) else ""
+
+    def all_of(self, tokens: Sequence[int]) -> str:
+        """The text of the last tokens, where none has to be told apart; nothing may follow."""
+        return self._stop.push(self._decoder.push(tokens)) + self.rest()
 
     def rest(self) -> str:
         """What was held back until the end."""

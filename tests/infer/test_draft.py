@@ -1,6 +1,6 @@
 """A smaller model that guesses: what is accepted, what it may cost, and its slots."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from muomni.errors import EngineError, UserError
 from muomni.infer import EagerRunner, Engine, Request, Runners, SamplingParams
 from muomni.infer import draft as draft_module
 from muomni.infer.draft import Drafter, ModelGuesses
+from muomni.infer.speculate import Guesses
 from muomni.model import OmniModel, SlotCache
 from tests.infer.test_speculate import CONTEXT, alone, ask, make_model
 
@@ -208,10 +209,10 @@ def test_a_draft_model_of_other_tokens_is_refused(model: MuOmni) -> None:
     thinker = model.config.thinker
     other = MuOmni(model.config.replace(thinker=thinker.replace(vocab_size=thinker.vocab_size + 1)))
     with pytest.raises(UserError, match=f"its vocabulary has {thinker.vocab_size + 1} tokens and this model's has"):
-        model.chat("Hello", speculate=other)
+        model.chat("Hello", speculate=other, temperature=0)
     same_size = MuOmni(model.config, tokenizer=_shuffled(model))
     with pytest.raises(UserError, match="its tokenizer gives the ids to other tokens"):
-        model.chat_batch(["Hello"], speculate=same_size)
+        model.chat_batch(["Hello"], speculate=same_size, temperature=0)
     wrong: Any = "runs/small"
     with pytest.raises(UserError, match="speculate = 'runs/small': must be True, False or a smaller model"):
         model.chat("Hello", speculate=wrong)
@@ -249,3 +250,68 @@ def test_sampled_requests_take_no_slot() -> None:
         engine.step()
     assert drafter.free == 3
     assert len(engine.finish(one).tokens) == 20
+
+
+class Scripted(Guesses):
+    """Guesses 1s; takes `dear` seconds for what is done once, and fails at its guess number `fail_at`."""
+
+    def __init__(self, tokens: Sequence[int], clock: list[float], dear: float, fail_at: int) -> None:
+        super().__init__(tokens)
+        self.clock, self.dear, self.fail_at = clock, dear, fail_at
+        self.costs: list[float] = []
+        self.known = -1
+
+    def _guess(self, count: int) -> list[int]:
+        self.fail_at -= 1
+        if self.fail_at == 0:
+            self.known = len(self._tokens)
+            raise RuntimeError("broken")
+        self.clock[0] += self.dear
+        self.once_s = self.dear
+        return [1] * count
+
+    def learn(self, drafted: int, accepted: int, saves: float, costs: float) -> None:
+        super().learn(drafted, accepted, saves, costs)
+        self.costs.append(costs)
+
+
+class Script:
+    """Begins `Scripted` guesses and keeps the last of them."""
+
+    def __init__(self, clock: list[float], dear: float = 0.0, fail_at: int = -1) -> None:
+        self.how = clock, dear, fail_at
+        self.last: Scripted | None = None
+
+    def begin(self, tokens: Sequence[int]) -> Scripted:
+        self.last = Scripted(tokens, *self.how)
+        return self.last
+
+
+def test_what_is_done_once_is_not_counted_as_the_cost_of_a_draft(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, model = [0.0], make_model(0)
+    monkeypatch.setattr("muomni.infer.batcher.time.perf_counter", lambda: clock[0])
+    cache = SlotCache(model.config.thinker, 1, CONTEXT)
+    script = Script(clock, dear=5.0)
+    engine = Engine(model, cache, Runners(Timed(model, cache, clock, 1e-3)))
+    engine.finish(engine.submit(ask([1, 2, 3], 40, speculate=script)))
+    assert script.last is not None and script.last.costs
+    # A token more in a step takes a twentieth of 1 ms, whatever the guess took once.
+    assert all(cost == pytest.approx(5e-5, rel=0.5) for cost in script.last.costs)
+
+
+@pytest.mark.parametrize("fail_at", [1, 2, 3])
+def test_nothing_is_computed_for_a_request_whose_guess_has_failed(fail_at: int) -> None:
+    model, told = make_model(0), []
+    engine = engine_of(model)
+    script = Script([0.0], fail_at=fail_at)
+    one = ask([1, 2], 30, speculate=script, watch=lambda token: bool(told.append((token, one.finished))))
+    engine.submit(one)
+    others = [engine.submit(ask([3, 4], 30)), engine.submit(ask([5], 30, speculate=True))]
+    with pytest.raises(RuntimeError, match="broken"):
+        engine.finish(one)
+    for other in others:
+        assert engine.finish(other).tokens == alone(model, list(other.prompt), 30)
+    assert script.last is not None
+    assert len(one.prompt) + len(one.tokens) == script.last.known
+    assert [token for token, _ in told] == one.tokens
+    assert not any(finished for _, finished in told)
