@@ -2,9 +2,12 @@
 
 from muomni.data.cache import TokenCache, build_token_cache, default_cache_dir
 from muomni.data.chat import ChatTemplate, EncodedChat, Message, check_messages, encode_chat, expand
+from muomni.data.media_index import MediaIndex, build_media_index
+from muomni.data.media_rows import MediaRows
 from muomni.data.packing import Batch, PackedRows, Row
 from muomni.data.parts import MediaPart
-from muomni.data.prepare import Prepared, prepare, prepare_tokenizer
+from muomni.data.prefetch import Prefetched, Rows
+from muomni.data.prepare import Prepared, PreparedRows, prepare, prepare_rows, prepare_tokenizer
 from muomni.data.readers import Document
 from muomni.data.sources import iter_documents, iter_texts
 from muomni.data.tokenizer import SPECIAL, Detokenizer, SpecialTokens, Tokenizer
@@ -16,14 +19,20 @@ __all__ = [
     "Detokenizer",
     "Document",
     "EncodedChat",
+    "MediaIndex",
     "MediaPart",
+    "MediaRows",
     "Message",
     "PackedRows",
+    "Prefetched",
     "Prepared",
+    "PreparedRows",
     "Row",
+    "Rows",
     "SpecialTokens",
     "TokenCache",
     "Tokenizer",
+    "build_media_index",
     "build_token_cache",
     "check_messages",
     "default_cache_dir",
@@ -32,5 +41,6 @@ __all__ = [
     "iter_documents",
     "iter_texts",
     "prepare",
+    "prepare_rows",
     "prepare_tokenizer",
 ]

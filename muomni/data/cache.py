@@ -20,7 +20,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
@@ -165,11 +165,11 @@ def build_token_cache(
     fingerprint = source_fingerprint(sources, tokenizer, val_fraction)
     target = root / fingerprint
     if _read_meta(target) is None:
-        with _partial_folder(root) as partial:
+        with partial_folder(root) as partial:
             _build(partial, sources, tokenizer, fingerprint, val_fraction, progress)
             if source_fingerprint(sources, tokenizer, val_fraction) != fingerprint:
                 raise DataError("the training data changed while it was read; start again when it is complete")
-            _publish(partial, target, root)
+            publish(partial, target, root, _is_whole)
     return TokenCache(target / part)
 
 
@@ -253,7 +253,7 @@ def _build(
 
 
 @contextmanager
-def _partial_folder(root: Path) -> Iterator[Path]:
+def partial_folder(root: Path) -> Iterator[Path]:
     """A temporary folder in `root`, gone afterwards; what killed builds left there is removed first."""
     host = socket.gethostname()
     try:
@@ -289,8 +289,16 @@ def _remove_stale(root: Path, host: str) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _publish(partial: Path, target: Path, root: Path) -> None:
-    """Gives a finished build its name, unless another process was quicker."""
+def _is_whole(folder: Path) -> bool:
+    return _read_meta(folder) is not None
+
+
+def publish(partial: Path, target: Path, root: Path, is_whole: Callable[[Path], bool]) -> None:
+    """Gives a finished build its name, unless another process was quicker.
+
+    Args:
+        is_whole: whether a folder holds a finished build.
+    """
     for path in partial.rglob("*"):
         flush(path)
     flush(partial)
@@ -298,7 +306,7 @@ def _publish(partial: Path, target: Path, root: Path) -> None:
         try:
             partial.rename(target)
         except OSError:
-            if _read_meta(target) is not None:
+            if is_whole(target):
                 return
             # What has the name is damaged. Renaming first means nobody sees it half removed.
             if target.exists():

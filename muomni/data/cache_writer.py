@@ -86,12 +86,12 @@ def write_parts(
     """One pass over the sources; returns the counts of each part."""
     byte_lengths = tokenizer.byte_lengths().numpy()
     with ExitStack() as stack:
-        advance = stack.enter_context(_progress_bar(total_bytes(sources), progress))
+        advance = stack.enter_context(progress_bar(total_bytes(sources), progress))
         writers: dict[Part, _PartWriter] = {}
         for name in parts:
             writers[name] = stack.enter_context(_PartWriter(folder / name, token_dtype(tokenizer), byte_lengths))
         current: Part | None = None  # where the document that is being read goes; None between documents
-        for batch in _batches(iter_documents(sources, advance)):
+        for batch in batches(iter_documents(sources, advance)):
             for document, (ids, mask) in zip(batch, _encode(batch, tokenizer), strict=True):
                 part = current
                 if part is None or (document.divisible and document.text):
@@ -101,7 +101,8 @@ def write_parts(
     return {name: writer.meta() for name, writer in writers.items()}
 
 
-def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
+def batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
+    """Documents that are encoded together, of bounded size."""
     batch: list[Document] = []
     size = 0
     for document in documents:
@@ -115,7 +116,13 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
 
 
 def _size(document: Document) -> int:
-    return sum(len(text_of(message)) for message in document.messages or ())
+    size = 0
+    for message in document.messages or ():
+        size += len(text_of(message))
+        if not isinstance(message["content"], str):
+            sources = (part[part["type"]] for part in message["content"])
+            size += sum(len(source) // 16 for source in sources if isinstance(source, bytes))
+    return size
 
 
 def _encode(batch: Sequence[Document], tokenizer: Tokenizer) -> Iterator[tuple[list[int], list[bool] | None]]:
@@ -206,7 +213,7 @@ def token_dtype(tokenizer: Tokenizer) -> np.dtype[Any]:
 
 
 @contextmanager
-def _progress_bar(total: int, wanted: bool) -> Iterator[Callable[[int], None]]:
+def progress_bar(total: int, wanted: bool) -> Iterator[Callable[[int], None]]:
     """A bar over the bytes read, on a terminal only; yields what advances it."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn

@@ -412,8 +412,8 @@ def _parts(
     previous = ""
     pieces = re.split(f"({pattern.pattern})", rendered)
     if [PLACEHOLDERS[piece] for piece in pieces if piece in PLACEHOLDERS] != kinds:
-        names = " and ".join(sorted(set(kinds)))
-        raise PromptError(f"the tokenizer's chat template does not write the places of {names} input")
+        wanted = " and ".join(sorted(set(kinds)))
+        raise PromptError(f"the tokenizer's chat template does not write the places of {wanted} input")
     for piece in pieces:
         if pattern.fullmatch(piece):
             yield _Part(piece, tokenizer.id_of(piece), answer and piece not in _MEDIA_MARKS)

@@ -196,10 +196,10 @@ class PackedRows:
         whole = total // self._block
         # The short block at the end of the cache keeps its place, so that all others fill theirs.
         moved = blocks < whole
-        blocks[moved] = permuted(blocks[moved], whole, _key(self.seed, epoch, 0))
+        blocks[moved] = permuted(blocks[moved], whole, mixed_key(self.seed, epoch, 0))
         begins = blocks * self._block
         read = self._read([(int(begin), min(int(begin) + self._block, total)) for begin in begins])
-        return read.shuffled(self.seq_len, _key(self.seed, epoch, 1 + number))
+        return read.shuffled(self.seq_len, mixed_key(self.seed, epoch, 1 + number))
 
     def _read(self, ranges: list[tuple[int, int]]) -> "_Shard":
         """The tokens of some ranges of the cache one behind the other, unshuffled."""
@@ -287,7 +287,7 @@ def permuted(index: Ints, n: int, key: int) -> Ints:
     while out.any():
         left, right = result[out] >> np.uint64(half), result[out] & low
         for turn in range(6):
-            left, right = right, left ^ (_mixed(right, key + turn + 2) & low)
+            left, right = right, left ^ (mixed(right, key + turn + 2) & low)
         result[out] = left << np.uint64(half) | right
         out = result >= n
     return result.astype(np.int64)
@@ -295,10 +295,10 @@ def permuted(index: Ints, n: int, key: int) -> Ints:
 
 def random_order(n: int, key: int) -> Ints:
     """A permutation of 0..n−1 that depends on `key` alone, not on a library's random generator."""
-    return np.argsort(_mixed(np.arange(n, dtype=np.uint64), key), kind="stable")
+    return np.argsort(mixed(np.arange(n, dtype=np.uint64), key), kind="stable")
 
 
-def _mixed(values: NDArray[np.uint64], key: int) -> NDArray[np.uint64]:
+def mixed(values: NDArray[np.uint64], key: int) -> NDArray[np.uint64]:
     """A bijective scramble of 64-bit values (the finaliser of SplitMix64, Steele et al., 2014)."""
     x = values + np.uint64(key * 0x9E3779B97F4A7C15 & (1 << 64) - 1)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -306,7 +306,7 @@ def _mixed(values: NDArray[np.uint64], key: int) -> NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
-def _key(*parts: int) -> int:
+def mixed_key(*parts: int) -> int:
     """One 64-bit key out of several numbers."""
     content = ",".join(map(str, parts)).encode()
     return int.from_bytes(blake2b(content, digest_size=8).digest(), "big")

@@ -241,7 +241,7 @@ def test_permutations_look_random() -> None:
 def test_keys_give_every_order_alike(n: int) -> None:
     """What the first two indices become, over many keys: each pair about as often."""
     keys = 600
-    found = np.array([permuted(np.arange(2), n, packing._key(7, epoch, 0)) for epoch in range(keys)])
+    found = np.array([permuted(np.arange(2), n, packing.mixed_key(7, epoch, 0)) for epoch in range(keys)])
     for values, outcomes in ((found[:, 0], n), ((found[:, 1] - found[:, 0]) % n - 1, n - 1)):
         counts = np.bincount(values, minlength=outcomes)
         expected = keys / outcomes
