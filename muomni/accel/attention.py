@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from muomni.errors import ConfigError
-from muomni.model.layers import Attention
+from muomni.model.published import ATTENTIONS
 from muomni.ops.attention import AttentionFunction, Segments, attention_reference, flash_attn, flex, sdpa, varlen
 
 Backend = Literal["sdpa", "varlen", "flash_attn", "flex", "reference"]
@@ -40,7 +40,9 @@ class Choice:
     registered: str | None = None
 
 
-def pick_attention(name: BackendName, device: torch.device, dtype: torch.dtype, head_dim: int) -> Choice:
+def pick_attention(
+    name: BackendName, device: torch.device, dtype: torch.dtype, head_dim: int, *encoders: int
+) -> Choice:
     """`auto` takes torch's varlen kernel on a GPU where it works, else SDPA.
 
     flash-attn and FlexAttention are taken only when named: neither has been measured to be faster here.
@@ -49,7 +51,8 @@ def pick_attention(name: BackendName, device: torch.device, dtype: torch.dtype, 
         name: a backend, or `auto`.
         device: where the model trains.
         dtype: in which attention computes, autocast's.
-        head_dim: of the model.
+        head_dim: of the Thinker.
+        encoders: of each encoder, whose attention is not causal; the backend has to serve them too.
 
     Raises:
         ConfigError: the named backend is missing or cannot train with this device, dtype and head size.
@@ -57,17 +60,19 @@ def pick_attention(name: BackendName, device: torch.device, dtype: torch.dtype, 
     if name == "auto":
         if device.type != "cuda":
             return Choice("sdpa", _WHAT_SDPA_IS.get(device.type, f"what torch has for {device.type}"), sdpa.attention)
-        declined = _why_not("varlen", device, dtype, head_dim) or _fails(varlen.attention, device, dtype, head_dim)
+        declined = _why_not_any("varlen", device, dtype, head_dim, *encoders)
+        declined = declined or _fails_any(varlen.attention, device, dtype, head_dim, *encoders)
         if declined is None:
             return Choice("varlen", "torch's flash kernel for packed documents works here", varlen.attention)
         return Choice("sdpa", f"varlen is out, {declined}", sdpa.attention)
-    declined = _why_not(name, device, dtype, head_dim)
+    declined = _why_not_any(name, device, dtype, head_dim, *encoders)
     if declined is None:
         choice = _named(name, device)
-        declined = _tried(choice, device, dtype, head_dim)
+        declined = _tried(choice, device, dtype, head_dim, *encoders)
         if declined is None:
             return choice
-    here = [other for other in get_args(Backend) if other != name and not _why_not(other, device, dtype, head_dim)]
+    sizes = (head_dim, *encoders)
+    here = [other for other in get_args(Backend) if other != name and not _why_not_any(other, device, dtype, *sizes)]
     raise ConfigError(f'attention = "{name}": {declined}; here: {", ".join(here)}, or "auto"')
 
 
@@ -78,7 +83,7 @@ def apply(model: nn.Module, choice: Choice) -> None:
 
         activate_flash_attention_impl(choice.registered)
     for module in model.modules():
-        if isinstance(module, Attention):
+        if isinstance(module, ATTENTIONS):
             module.attend = choice.attend
 
 
@@ -124,6 +129,12 @@ def _why_not(name: Backend, device: torch.device, dtype: torch.dtype, head_dim: 
     return None
 
 
+def _why_not_any(name: Backend, device: torch.device, dtype: torch.dtype, *head_dims: int) -> str | None:
+    """`_why_not` of the first head size for which there is a reason."""
+    found = (_why_not(name, device, dtype, head_dim) for head_dim in head_dims)
+    return next((reason for reason in found if reason is not None), None)
+
+
 def _installed_flash(device: torch.device) -> Literal["FA2", "FA3", "FA4"] | None:
     """The newest flash-attention that is installed, made for this GPU and known to torch, without importing it."""
     import torch.nn.attention
@@ -142,11 +153,11 @@ def _installed_flash(device: torch.device) -> Literal["FA2", "FA3", "FA4"] | Non
     return None
 
 
-def _tried(choice: Choice, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+def _tried(choice: Choice, device: torch.device, dtype: torch.dtype, *head_dims: int) -> str | None:
     if choice.backend in ("sdpa", "reference"):
         return None
     if choice.registered is None:
-        return _fails(choice.attend, device, dtype, head_dim)
+        return _fails_any(choice.attend, device, dtype, *head_dims)
     from torch.nn.attention import activate_flash_attention_impl, restore_flash_attention_impl
 
     try:
@@ -154,12 +165,22 @@ def _tried(choice: Choice, device: torch.device, dtype: torch.dtype, head_dim: i
     except (ImportError, OSError, RuntimeError) as error:
         return f"{choice.registered} does not load: {_first_line(error)}"
     try:
-        return _fails(choice.attend, device, dtype, head_dim)
+        return _fails_any(choice.attend, device, dtype, *head_dims)
     finally:
         restore_flash_attention_impl()
 
 
-def _fails(attend: AttentionFunction, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+def _fails_any(
+    attend: AttentionFunction, device: torch.device, dtype: torch.dtype, head_dim: int, *encoders: int
+) -> str | None:
+    """`_fails` of the Thinker's attention, then of the encoders'."""
+    found = (_fails(attend, device, dtype, size, False) for size in dict.fromkeys(encoders))
+    return _fails(attend, device, dtype, head_dim) or next((reason for reason in found if reason is not None), None)
+
+
+def _fails(
+    attend: AttentionFunction, device: torch.device, dtype: torch.dtype, head_dim: int, causal: bool = True
+) -> str | None:
     """Computes documents of 5, 1 and 130 tokens with grouped heads, forward and backward; None when right.
 
     Right is an error of at most twice that of the definition in the same dtype, and one rounding.
@@ -169,11 +190,11 @@ def _fails(attend: AttentionFunction, device: torch.device, dtype: torch.dtype, 
     low = [torch.randn(shape, generator=draw).to(device, dtype) for shape in shapes]
     segments = Segments(torch.tensor([0, 5, 6, 136], dtype=torch.int32, device=device), 130).rounded(136)
     try:
-        found = _results(attend, low, segments)
+        found = _results(attend, low, segments, causal)
     except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         return f"a small case fails: {_first_line(error)}"
-    exact = _results(attention_reference, [x.double() for x in low], segments)
-    plain = _results(attention_reference, low, segments)
+    exact = _results(attention_reference, [x.double() for x in low], segments, causal)
+    plain = _results(attention_reference, low, segments, causal)
     for got, rough, right in zip(found, plain, exact, strict=True):
         allowed = 2 * (rough - right).abs().max() + right.abs().max() * torch.finfo(dtype).eps
         # Written so that a result that is not a number fails.
@@ -182,11 +203,13 @@ def _fails(attend: AttentionFunction, device: torch.device, dtype: torch.dtype, 
     return None
 
 
-def _results(attend: Callable[..., Tensor], inputs: list[Tensor], segments: Segments) -> list[Tensor]:
+def _results(
+    attend: Callable[..., Tensor], inputs: list[Tensor], segments: Segments, causal: bool = True
+) -> list[Tensor]:
     """The output and the gradients of q, k, v; the last input is the gradient that comes in."""
     leaves = [x.detach().requires_grad_() for x in inputs[:3]]
     with torch.enable_grad():
-        out = attend(*leaves, segments)
+        out = attend(*leaves, segments, causal=causal)
         return [out.detach(), *torch.autograd.grad(out, leaves, inputs[3])]
 
 

@@ -22,6 +22,7 @@ from muomni.accel.device import pick_device
 from muomni.accel.precision import Precision, pick_precision
 from muomni.config.recipe import Recipe
 from muomni.model.folder import read_config, resolve_folder
+from muomni.model.towers import read_siglip, read_whisper
 
 
 @dataclass(frozen=True)
@@ -86,15 +87,23 @@ def make_plan(recipe: Recipe) -> Plan:
         device,
         allocator.choose(recipe.allocator, device),
         precision,
-        attention.pick_attention(recipe.attention, device, precision.dtype, _head_dim(recipe)),
+        attention.pick_attention(recipe.attention, device, precision.dtype, *_head_dims(recipe)),
         checkpointing,
         compilation.choose(recipe.compile, device, several.size),
         several,
     )
 
 
-def _head_dim(recipe: Recipe) -> int:
-    if recipe.model.init_from is None:
-        return recipe.model.build().thinker.head_dim
-    config, _ = read_config(resolve_folder(Path(recipe.model.init_from)))
-    return config.thinker.head_dim
+def _head_dims(recipe: Recipe) -> tuple[int, ...]:
+    """The Thinker's head size, then that of each encoder."""
+    spec = recipe.model
+    if spec.init_from is None:
+        config = spec.build()
+    else:
+        config, _ = read_config(resolve_folder(Path(spec.init_from)))
+    vision, audio = config.vision or spec.new_vision(), config.audio or spec.new_audio()
+    if vision is None and spec.vision is not None and spec.vision.from_ is not None:
+        vision = read_siglip(Path(spec.vision.from_))
+    if audio is None and spec.audio is not None and spec.audio.from_ is not None:
+        audio = read_whisper(Path(spec.audio.from_))
+    return config.thinker.head_dim, *(encoder.head_dim for encoder in (vision, audio) if encoder is not None)

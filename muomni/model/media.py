@@ -102,8 +102,12 @@ class Media:
 
     def to(self, device: torch.device | str) -> Self:
         """The same on a device."""
-        fields = (self.images, self.clips, self.transcripts, self.captions)
-        return type(self)(*(None if field is None else field.to(device) for field in fields))
+        return type(self)(
+            None if self.images is None else self.images.to(device),
+            None if self.clips is None else self.clips.to(device),
+            None if self.transcripts is None else self.transcripts.to(device),
+            None if self.captions is None else self.captions.to(device),
+        )
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:

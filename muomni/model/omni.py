@@ -11,17 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from muomni.config import OmniConfig
+from muomni.config import AudioConfig, OmniConfig, VisionConfig
 from muomni.errors import UserError
-from muomni.model.audio import AudioEncoder, num_tokens
+from muomni.model.audio import AudioEncoder
 from muomni.model.cache import Cache
 from muomni.model.heads import ContrastiveHead, CtcHead
 from muomni.model.media import Clips, Images, Media
 from muomni.model.projector import Projector
 from muomni.model.quantized import Int8Embedding, Int8Weight, is_quantized
+from muomni.model.siglip import SiglipEncoder
 from muomni.model.splice import splice
 from muomni.model.thinker import Thinker
 from muomni.model.vision import VisionEncoder
+from muomni.model.whisper import WhisperEncoder
 from muomni.ops.attention import Segments
 from muomni.ops.loss import IGNORE, linear_cross_entropy, shift_labels
 
@@ -86,20 +88,22 @@ class OmniModel(nn.Module):
         self.frozen: frozenset[str] = frozenset()
         self.run_all = False
         self.thinker = Thinker(config.thinker)
-        self.vision: VisionEncoder | None = None
+        self.vision: VisionEncoder | SiglipEncoder | None = None
         self.vision_projector: Projector | None = None
         self.vision_head: ContrastiveHead | None = None
-        self.audio: AudioEncoder | None = None
+        self.audio: AudioEncoder | WhisperEncoder | None = None
         self.audio_projector: Projector | None = None
         self.audio_head: CtcHead | None = None
         width = config.thinker.hidden_size
         if config.vision is not None:
-            self.vision = VisionEncoder(config.vision)
+            seen = config.vision
+            self.vision = VisionEncoder(seen) if isinstance(seen, VisionConfig) else SiglipEncoder(seen)
             self.vision_projector = Projector(config.vision.output_size, width)
             if config.vision.contrastive_size is not None:
                 self.vision_head = ContrastiveHead(config.vision.output_size, width, config.vision.contrastive_size)
         if config.audio is not None:
-            self.audio = AudioEncoder(config.audio)
+            heard = config.audio
+            self.audio = AudioEncoder(heard) if isinstance(heard, AudioConfig) else WhisperEncoder(heard)
             self.audio_projector = Projector(config.audio.output_size, width)
             if config.audio.ctc:
                 self.audio_head = CtcHead(config.audio.output_size)
@@ -266,14 +270,16 @@ class OmniModel(nn.Module):
             ValueError: their numbers differ (on a GPU: see `splice`).
             UserError: features that the model has no placeholder for.
         """
-        x: Tensor = self.thinker.embed_tokens(input_ids)
         config = self.config
-        for kind, given, token in (
-            ("picture", features.image, config.image_token_id),
-            ("sound", features.audio, config.audio_token_id),
-        ):
+        places = {
+            "picture": (features.image, config.image_token_id),
+            "sound": (features.audio, config.audio_token_id),
+        }
+        for kind, (given, token) in places.items():
             if token is None and given is not None:
                 raise UserError(f"the model has no placeholder for a {kind}: it has no encoder for one")
+        x: Tensor = self.thinker.embed_tokens(input_ids)
+        for given, token in places.values():
             if token is not None:
                 x = splice(x, input_ids, token, x.new_empty(0, x.shape[-1]) if given is None else given)
         return x
@@ -338,12 +344,11 @@ class OmniModel(nn.Module):
                 losses["contrastive"] = total / divisors.get("contrastive", len(media.captions.lengths))
         if media.clips is not None:
             tokens = self._hear(media.clips)
-            assert self.audio_projector is not None
+            assert self.audio is not None and self.audio_projector is not None
             audio = self.audio_projector(tokens)
             if weights.get("ctc", 0) > 0 and media.transcripts is not None:
                 assert self.audio_head is not None
-                counts = [num_tokens(frames) for frames in media.clips.frames]
-                found = self.audio_head(tokens, counts, media.transcripts)
+                found = self.audio_head(tokens, self.audio.counts(media.clips), media.transcripts)
                 losses["ctc"] = found.total / divisors.get("ctc", sum(media.transcripts.lengths))
                 impossible = found.impossible
         return Features(image, audio), losses, impossible

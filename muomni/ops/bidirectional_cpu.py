@@ -49,11 +49,11 @@ class _Group:
     def read(self, x: Tensor) -> Tensor:
         """(N, heads, D) as (documents, heads, length, D), at least in fp32."""
         wide = x[self._rows] if x.dtype == torch.float64 else x[self._rows].float()
-        return wide.unflatten(0, self.shape).transpose(1, 2)
+        return wide.view(*self.shape, *x.shape[1:]).transpose(1, 2)
 
     def read_sums(self, x: Tensor) -> Tensor:
         """(N, H) as (documents, H, length)."""
-        return x[self._rows].unflatten(0, self.shape).transpose(1, 2)
+        return x[self._rows].view(*self.shape, x.shape[1]).transpose(1, 2)
 
     def write(self, target: Tensor, x: Tensor) -> None:
         """The inverse of both, into (N, heads, ...)."""
@@ -90,12 +90,12 @@ def _bidirectional_fake(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> 
 def _bidirectional_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sum_exp: Tensor, cu_seqlens: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grads = _bidirectional_backward_fake(grad, q, k, v, out, log_sum_exp, cu_seqlens)
+    grads = tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     for group in _groups(cu_seqlens):
         inputs = (group.read(q), group.read(k), group.read(v), group.read(out), group.read_sums(log_sum_exp))
         for total, part in zip(grads, flash_backward(group.read(grad), *inputs, causal=False), strict=True):
             group.write(total, part)
-    return grads
+    return grads[0], grads[1], grads[2]
 
 
 @_bidirectional_backward.register_fake

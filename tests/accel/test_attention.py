@@ -134,10 +134,10 @@ def test_a_flash_attn_that_does_not_load_is_an_error_that_says_so(monkeypatch):
 
 
 def test_the_small_case_passes_what_is_right_and_fails_what_is_wrong(monkeypatch):
-    def at_the_start(q: Tensor, k: Tensor, v: Tensor, _segments: Segments | None = None) -> Tensor:
+    def at_the_start(q: Tensor, k: Tensor, v: Tensor, _segments: Segments | None = None, *, causal: bool) -> Tensor:
         return attention(q, k, v)
 
-    def without_gradient(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None) -> Tensor:
+    def without_gradient(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None, *, causal: bool) -> Tensor:
         out = attention(q, k, v, segments)
         return out + 0 * q.sum() + (attention(q, k.detach(), v, segments) - out)
 
@@ -199,10 +199,10 @@ def test_the_plan_says_which_attention_it_took_and_sets_it():
 
 
 def test_the_plan_asks_for_the_head_size_of_the_model_that_is_trained(monkeypatch, nano_folder):
-    asked: list[tuple[torch.dtype, int]] = []
+    asked: list[tuple[torch.dtype, *tuple[int, ...]]] = []
 
-    def spy(name: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> Choice:
-        asked.append((dtype, head_dim))
+    def spy(name: str, device: torch.device, dtype: torch.dtype, *head_dims: int) -> Choice:
+        asked.append((dtype, *head_dims))
         return Choice("sdpa", "test", attention)
 
     monkeypatch.setattr(choosing, "pick_attention", spy)
@@ -210,6 +210,34 @@ def test_the_plan_asks_for_the_head_size_of_the_model_that_is_trained(monkeypatc
     make_plan(make_recipe(precision="fp32", model={"init_from": str(nano_folder)}))
     nano = MuOmni.from_pretrained(nano_folder, device="cpu").config.thinker.head_dim
     assert asked == [(torch.float32, 48), (torch.float32, nano)]
+    both = {"preset": "tiny", "vision": {"num_attention_heads": 4}, "audio": True}
+    make_plan(make_recipe(precision="fp32", model=both))
+    assert asked[2:] == [(torch.float32, 64, 48, 64)]
+
+
+def test_a_backend_has_to_serve_the_encoders_too(monkeypatch):
+    a_gpu(monkeypatch, (9, 0))
+    assert pick_attention("auto", CUDA, BF16, 64, 48, 32).backend == "varlen"
+    choice = pick_attention("auto", CUDA, BF16, 64, 48, 36)
+    assert choice.backend == "sdpa" and "head_dim is 36" in choice.reason
+    asked: list[tuple[int, bool]] = []
+
+    def fails(attend, device, dtype, head_dim, causal=True):
+        asked.append((head_dim, causal))
+        return None if causal else "a small case comes out wrong"
+
+    monkeypatch.setattr(choosing, "_fails", fails)
+    choice = pick_attention("auto", CUDA, BF16, 64, 48, 48)
+    assert choice.backend == "sdpa" and "comes out wrong" in choice.reason and asked == [(64, True), (48, False)]
+
+
+def test_the_small_case_is_tried_both_ways():
+    def always_causal(q, k, v, segments, *, causal):
+        return attention_reference(q, k, v, segments)
+
+    assert choosing._fails(always_causal, CPU, torch.float32, 16) is None
+    assert choosing._fails(always_causal, CPU, torch.float32, 16, False) == "a small case comes out wrong"
+    assert choosing._fails(attention, CPU, torch.float32, 16, False) is None
 
 
 # On a GPU, each kernel by itself.

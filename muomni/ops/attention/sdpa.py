@@ -46,7 +46,7 @@ def per_document(q: Tensor, k: Tensor, v: Tensor, segments: Segments, *, causal:
     """
     parts = (torch.split(x.flatten(0, 1), segments.lengths) for x in (q, k, v))
     documents = [document for document in zip(*parts, strict=True) if document[0].shape[0]]
-    out = [_rows(*(x[None] for x in document), causal) for document in documents]
+    out = [_rows(q[None], k[None], v[None], causal) for q, k, v in documents]
     return torch.cat(out, dim=1).view(q.shape)
 
 
