@@ -24,6 +24,7 @@ COMMANDS: dict[str, str] = {
     "chat": "Talk to a model in the terminal.",
     "generate": "Answer one prompt, for scripts.",
     "bench": "Measure training and inference on this machine, beside other libraries where asked.",
+    "data": "Read the pictures and sounds of training data once and say what is wrong.",
     "quantize": "Write a model with int8 weights, a quarter of the size, and say what that changes.",
     "export": "Write a model as a folder that other programs load.",
     "config": "Recipes and presets: JSON Schema, a recipe with every default filled in, sizes.",

@@ -196,7 +196,8 @@ def _blocks(sound: "soundfile.SoundFile", max_seconds: float, name: str) -> Iter
 def _mix(channels: int, usual_order: bool) -> Samples:
     """Weights of the channels, which sum to 1."""
     weights = np.array(_SURROUND.get(channels, (1.0,) * channels) if usual_order else (1.0,) * channels)
-    return (weights / weights.sum()).astype(np.float32)
+    shares: Samples = (weights / weights.sum()).astype(np.float32)
+    return shares
 
 
 def _resampled(blocks: Iterator[Samples], rate: int, name: str) -> Samples:
@@ -218,7 +219,7 @@ def _resampled(blocks: Iterator[Samples], rate: int, name: str) -> Samples:
         parts.append(stream.resample_chunk(np.zeros(0, np.float32), last=True))
     samples: Samples = np.concatenate(parts)
     # Less than one sample at 16 kHz is still one.
-    return samples if len(samples) else first.astype(np.float32)
+    return samples if len(samples) else np.asarray(first, np.float32)
 
 
 def _as_channels(source: tuple[Any, int]) -> tuple[NDArray[Any], int]:
