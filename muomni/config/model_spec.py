@@ -144,11 +144,6 @@ class ModelSpec(Frozen):
             self.build()
             self.new_vision()
             self.new_audio()
-        for name, tower, head in (("vision", self.vision, "contrastive_size"), ("audio", self.audio, "ctc")):
-            if tower is not None and tower.from_ is not None:
-                for key, value in tower.changes.items():
-                    if key != head:
-                        raise conflict(f"{name}.{key}", value, f'remove it: "from" fixes all but {head}')
         return self
 
     def build(self, **more: object) -> OmniConfig:

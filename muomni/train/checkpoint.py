@@ -53,6 +53,7 @@ class Progress:
         tokens: read so far.
         scaler: the state of fp16's loss scaler; empty with other precisions.
         micro_batch: rows in a micro-batch since memory ran out; None while it is the recipe's `batch_size`.
+        bad: media met so far that could not be read, each once with the reason.
         compile: what `"compile": "auto"` became, so that a resumed run computes the same; None before that.
     """
 
@@ -66,6 +67,7 @@ class Progress:
     tokens: int = 0
     scaler: dict[str, Any] = field(default_factory=dict)
     micro_batch: int | None = None
+    bad: list[str] = field(default_factory=list)
     compile: Literal["off", "blocks", "full"] | None = None
 
 

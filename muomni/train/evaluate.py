@@ -1,37 +1,48 @@
 """Validation loss over fixed rows."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from muomni.accel.parallel import Group, alone
-from muomni.data import PackedRows
-from muomni.ops.attention import Segments
+from muomni.data import Batch, Rows
 from muomni.ops.loss import IGNORE, shift_labels
+from muomni.train.step import loss_of, num_targets
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Loss in nats per target token; bits per byte of the targets' text, which compares across tokenizers."""
+    """What validation found.
+
+    Attributes:
+        loss: in nats per target token.
+        bits_per_byte: of the targets' text, which compares across tokenizers.
+        targets: target tokens.
+        others: the other losses by name, each a mean over its own targets; without those that had none.
+        bad: media that could not be read, with the reason; their documents were left out.
+    """
 
     loss: float
     bits_per_byte: float
     targets: int
+    others: Mapping[str, float] = field(default_factory=dict)
+    bad: tuple[str, ...] = ()
 
 
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    rows: PackedRows,
+    rows: Rows,
     max_rows: int,
     batch_size: int,
     byte_lengths: Tensor,
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
     group: Group | None = None,
+    weights: Mapping[str, float] | None = None,
 ) -> Evaluation:
     """Mean loss over the first rows of `rows`, the model in eval mode and put back after.
 
@@ -44,36 +55,51 @@ def evaluate(
         byte_lengths: (V,) int64, UTF-8 bytes of each token's text, 0 for special tokens.
         autocast: makes the context of each forward pass.
         group: the processes that evaluate together; None for this one alone.
+        weights: names the other losses to compute, with more than 0.
     """
     group = alone() if group is None else group
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     count = min(max_rows, rows.num_rows)
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    targets = num_bytes = 0
+    wanted = {name: 1.0 for name, weight in (weights or {}).items() if weight > 0}
+    total = {name: torch.zeros((), dtype=torch.float64, device=device) for name in ("text", *wanted)}
+    counts = dict.fromkeys(total, 0)
+    num_bytes = 0
+    bad: list[str] = []
     # FSDP's processes gather weights together, so each makes as many passes as the first, if need be over rows
     # that do not count.
     for first in range(0, count, batch_size * group.size):
         mine = range(first + group.rank, min(first + batch_size * group.size, count), group.size)
         batch = rows.batch(mine.start if mine else 0, len(mine) or 1, group.size)
-        if not mine:
-            batch = replace(batch, labels=torch.full_like(batch.labels, IGNORE), num_targets=0)
+        batch = batch if mine else _not_counted(batch)
         shifted = shift_labels(batch.labels)
         num_bytes += int(byte_lengths[shifted[shifted != IGNORE]].sum())
-        targets += batch.num_targets
-        batch = batch.to(device)
+        for name, targets in num_targets(batch).items():
+            if name in counts:
+                counts[name] += targets
+        bad += batch.bad
         with autocast():
-            output = model(
-                batch.input_ids,
-                labels=batch.labels,
-                positions=batch.positions,
-                segments=Segments(batch.cu_seqlens, batch.max_seqlen).rounded(batch.input_ids.numel()),
-                num_targets=1,
-            )
-        total += output.loss
+            output = loss_of(model, batch.to(device), dict.fromkeys(total, 1), wanted)
+        for name, loss in (output.losses if wanted else {"text": output.loss}).items():
+            total[name] += loss
     model.train(was_training)
     group.settle(model)
-    shares = group.gather((float(total), targets, num_bytes))
-    nats, targets, num_bytes = (sum(share) for share in zip(*shares, strict=True))
-    return Evaluation(nats / max(1, targets), nats / math.log(2) / max(1, num_bytes), targets)
+    found = torch.stack(list(total.values())).tolist()
+    shares = group.gather((*found, *counts.values(), num_bytes))
+    sums = [sum(share) for share in zip(*shares, strict=True)]
+    nats = dict(zip(total, sums, strict=False))
+    seen = dict(zip(total, sums[len(total) :], strict=False))
+    return Evaluation(
+        loss=nats["text"] / max(1, seen["text"]),
+        bits_per_byte=nats["text"] / math.log(2) / max(1, sums[-1]),
+        targets=seen["text"],
+        others={name: nats[name] / seen[name] for name in wanted if seen[name]},
+        bad=tuple(name for names in group.gather(bad) for name in names),
+    )
+
+
+def _not_counted(batch: Batch) -> Batch:
+    """The same rows without anything to predict."""
+    media = batch.media and replace(batch.media, transcripts=None, captions=None)
+    return replace(batch, labels=torch.full_like(batch.labels, IGNORE), num_targets=0, media=media, bad=())

@@ -17,28 +17,61 @@ import torch
 
 from muomni.accel.memory import MemoryMonitor
 from muomni.config.recipe import Recipe
-from muomni.data import Batch, PackedRows, Tokenizer
-from muomni.errors import TrainingError
+from muomni.data import Batch, MediaRows, Prefetched, Rows, Tokenizer
+from muomni.errors import DataError, TrainingError
 from muomni.model import OmniModel
 from muomni.train.checkpoint import Progress, save_checkpoint
 from muomni.train.evaluate import Evaluation, evaluate
 from muomni.train.metrics import MetricsLog
 from muomni.train.progress import ProgressLine
 from muomni.train.rescue import Rescue, RescuedStep
-from muomni.train.step import StepResult, TrainStep
+from muomni.train.step import StepResult, TrainStep, num_targets
 
 MAX_SKIPPED_IN_A_ROW = 20
+# Names of media that could not be read are given in full in the metrics; a line for a person shows so many.
+_NAMES_SHOWN = 3
 # (model, step) -> texts; the caller brings it, since training knows nothing of inference.
 Sampler = Callable[[OmniModel, int], Sequence[str]]
 
 
 @dataclass(frozen=True)
 class Pending:
-    """A step whose figures are still on the device; `digest` is this process's share of the rows' digest."""
+    """A step whose figures are still on the device.
+
+    Attributes:
+        digest: this process's share of the rows' digest.
+        targets: how many this process's rows hold, of each loss.
+        bad: media of these rows that could not be read.
+    """
 
     step: int
     digest: int
     result: StepResult
+    targets: dict[str, int]
+    bad: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A step's figures on the host, of all processes together.
+
+    Attributes:
+        loss, grad_norm, lr_factor: as in `StepResult`.
+        digest: of its rows.
+        others: the other losses by name; without those that had nothing to learn from.
+        targets: target tokens.
+        impossible: as in `StepResult`.
+        bad: media that could not be read.
+    """
+
+    loss: float
+    grad_norm: float
+    lr_factor: float
+    digest: int
+    others: dict[str, float]
+    targets: int
+    impossible: int
+    bad: tuple[str, ...]
 
 
 class Trainer:
@@ -62,8 +95,8 @@ class Trainer:
         model: OmniModel,
         tokenizer: Tokenizer,
         step: TrainStep,
-        train_rows: PackedRows,
-        val_rows: PackedRows,
+        train_rows: Rows,
+        val_rows: Rows,
         run: Path,
         progress: Progress,
         sampler: Sampler | None = None,
@@ -89,6 +122,7 @@ class Trainer:
         self._since = time.perf_counter()
         self._window_tokens = 0
         self._validated_at = -1
+        self._told_of_validation = False
         self._saved_at = progress.applied if progress.applied else -1
 
     def train(self, log: MetricsLog, line: ProgressLine) -> None:
@@ -96,6 +130,7 @@ class Trainer:
 
         Raises:
             TrainingError: too many steps in a row had non-finite gradients.
+            DataError: more media than `data.max_bad` allows could not be read.
             MemoryShortageError: memory ran out, see `train.rescue`.
             CheckpointError: a checkpoint could not be written.
         """
@@ -138,7 +173,10 @@ class Trainer:
         self.progress.attempts += 1
         # Right unless a step was skipped; `_flush` reads the true count from the device.
         self.progress.applied += 1
-        self._pending.append(Pending(self.progress.applied, self._digest(batches), result))
+        counts = [num_targets(batch) for batch in batches]
+        targets = {name: sum(count[name] for count in counts) for name in ("text", *self.step.weights)}
+        bad = tuple(name for batch in batches for name in batch.bad)
+        self._pending.append(Pending(self.progress.applied, self._digest(batches), result, targets, bad))
         line.update(self.progress.applied)
 
     def _digest(self, batches: Sequence[Batch]) -> int:
@@ -173,12 +211,7 @@ class Trainer:
         """Reads the figures of the steps since the last time, once, and writes them."""
         if not self._pending:
             return
-        figures = torch.stack(
-            [torch.stack([p.result.loss, p.result.grad_norm, p.result.lr_factor]) for p in self._pending]
-        ).tolist()
-        shares = self.group.gather([(loss, p.digest) for (loss, *_), p in zip(figures, self._pending, strict=True)])
-        losses = [sum(loss for loss, _ in of_step) for of_step in zip(*shares, strict=True)]
-        digests = [sum(digest for _, digest in of_step) for of_step in zip(*shares, strict=True)]
+        figures = self._read_pending()
         counters = self.step.counters
         applied, skipped, streak = torch.stack([counters.applied, counters.skipped, counters.streak]).tolist()
         seconds = time.perf_counter() - self._since
@@ -186,12 +219,18 @@ class Trainer:
         newly_skipped = skipped - self.progress.skipped
         self.progress.applied, self.progress.skipped, self.progress.streak = applied, skipped, streak
         step = applied - len(self._pending) + newly_skipped
-        for loss, digest, (_, norm, factor) in zip(losses, digests, figures, strict=True):
+        for found in figures:
+            norm = found.grad_norm
             finite = norm == norm and abs(norm) != float("inf")
             step += finite
-            values = {"loss": _number(loss), "grad_norm": _number(norm), "lr": factor * self.recipe.optimizer.lr}
-            rows = f"{digest % 2**32:08x}"
+            values = {"loss": _number(found.loss), **{name: _number(loss) for name, loss in found.others.items()}}
+            if found.impossible:
+                values["impossible_transcripts"] = found.impossible
+            values |= {"grad_norm": _number(norm), "lr": found.lr_factor * self.recipe.optimizer.lr}
+            values["targets"] = found.targets
+            rows = f"{found.digest % 2**32:08x}"
             log.write("train", step, **values, batch=rows, **({} if finite else {"skipped": True}))
+        self._note_bad([name for found in figures for name in found.bad], applied, log, line)
         memory = self.monitor.read()
         used_by = self.monitor.categories(memory).as_dict()
         speed = self._window_tokens / seconds
@@ -199,9 +238,11 @@ class Trainer:
         rate = {"tokens_per_s": speed, "step_s": step_seconds, "tokens": self.progress.tokens}
         log.write("speed", applied, **rate, **memory.as_dict(), **used_by)
         log.flush()
-        note = f"loss {sum(losses) / len(losses):.3f}  {speed:,.0f} tok/s  {step_seconds:.2f} s/step  {memory}"
+        note = f"{_losses_line(figures)}  {speed:,.0f} tok/s  {step_seconds:.2f} s/step  {memory}"
         if skipped:
             note += f"  {skipped} skipped"
+        if self.progress.bad:
+            note += f"  {len(self.progress.bad)} media unreadable"
         warning = self.monitor.warning(memory)
         if warning is not None:
             note += f"  {warning}"
@@ -209,12 +250,66 @@ class Trainer:
         self._pending.clear()
         self._window_tokens = 0
         self._since = time.perf_counter()
+        self._check_bad(applied, log)
         if streak >= MAX_SKIPPED_IN_A_ROW:
             raise TrainingError(
                 f"{streak} steps in a row had non-finite gradients, at step {applied}; the run stops here and "
                 f"{self.run / 'last'} keeps the last good checkpoint. Lower optimizer.lr, or look at the data of "
                 f"these steps (their batch ids are in {log.path})."
             )
+
+    def _read_pending(self) -> list[Figures]:
+        """What the steps since the last time came to, over all processes; waits for the device once."""
+        names = list(self.step.weights)
+        zero = torch.zeros((), device=self.step.factors.device)
+        rows = [
+            [r.loss, r.grad_norm, r.lr_factor, zero if r.impossible is None else r.impossible]
+            + [r.others[name] for name in names]
+            for r in (pending.result for pending in self._pending)
+        ]
+        read = torch.stack([torch.stack([value.float() for value in row]) for row in rows]).tolist()
+        mine = [(row, p.digest, p.targets, p.bad) for row, p in zip(read, self._pending, strict=True)]
+        together = []
+        for shares in zip(*self.group.gather(mine), strict=True):
+            summed = [sum(values) for values in zip(*(row for row, *_ in shares), strict=True)]
+            targets = {name: sum(share[2][name] for share in shares) for name in ("text", *names)}
+            together.append(
+                Figures(
+                    loss=summed[0],
+                    # Norm and learning rate are the same for all.
+                    grad_norm=shares[0][0][1],
+                    lr_factor=shares[0][0][2],
+                    digest=sum(share[1] for share in shares),
+                    others={name: loss for name, loss in zip(names, summed[4:], strict=True) if targets[name]},
+                    targets=targets["text"],
+                    impossible=int(summed[3]),
+                    bad=tuple(name for share in shares for name in share[3]),
+                )
+            )
+        return together
+
+    def _note_bad(self, names: Sequence[str], step: int, log: MetricsLog, line: ProgressLine) -> None:
+        """Names media that could not be read, each once in a run."""
+        known = set(self.progress.bad)
+        new = [name for name in dict.fromkeys(names) if name not in known]
+        if not new:
+            return
+        self.progress.bad += new
+        log.write("event", step, event="unreadable media", names=new, total=len(self.progress.bad))
+        shown = "; ".join(new[:_NAMES_SHOWN]) + (f"; and {len(new) - _NAMES_SHOWN} more" if new[_NAMES_SHOWN:] else "")
+        line.say(f"step {step}  left out, because their media cannot be read: {shown}")
+
+    def _check_bad(self, step: int, log: MetricsLog) -> None:
+        """Stops the run where too many documents turned out to be unreadable."""
+        bad, documents = len(self.progress.bad), _documents(self.train_rows)
+        if bad <= self.recipe.data.max_bad * documents:
+            return
+        names = "; ".join(self.progress.bad[:_NAMES_SHOWN])
+        raise DataError(
+            f"step {step}: the media of {bad} of {documents} documents cannot be read, more than data.max_bad "
+            f"({self.recipe.data.max_bad:g}) allows; for example {names}. {log.path} names them all, and so does "
+            "`muomni data check`; mend or remove them, or raise data.max_bad"
+        )
 
     def _validate(self, log: MetricsLog, line: ProgressLine) -> None:
         done = self.progress.applied
@@ -227,9 +322,16 @@ class Trainer:
                 self._byte_lengths,
                 self.step.precision.autocast,
                 self.group,
+                self.step.weights,
             )
         self._validated_at = done
-        log.write("val", done, loss=found.loss, bits_per_byte=found.bits_per_byte, targets=found.targets)
+        if found.bad and not self._told_of_validation:
+            self._told_of_validation = True
+            log.write("event", done, event="unreadable media in validation", names=found.bad)
+            line.say(f"validation leaves out {len(found.bad)} media that cannot be read: {found.bad[0]}")
+        log.write(
+            "val", done, loss=found.loss, **found.others, bits_per_byte=found.bits_per_byte, targets=found.targets
+        )
         log.flush()
         is_best = self.progress.best_loss is None or found.loss < self.progress.best_loss
         line.say(_validation_line(done, found, is_best))
@@ -287,7 +389,23 @@ class Trainer:
 
 def _validation_line(step: int, found: Evaluation, is_best: bool) -> str:
     best = "  best so far" if is_best else ""
-    return f"step {step}  validation loss {found.loss:.4f}  {found.bits_per_byte:.4f} bits/byte{best}"
+    others = "".join(f"  {name} {loss:.4f}" for name, loss in found.others.items())
+    return f"step {step}  validation loss {found.loss:.4f}  {found.bits_per_byte:.4f} bits/byte{others}{best}"
+
+
+def _documents(rows: Rows) -> int:
+    """How many documents with media there are to read; text alone cannot turn out to be unreadable."""
+    inner = rows.rows if isinstance(rows, Prefetched) else rows
+    return inner.index.num_documents if isinstance(inner, MediaRows) else 0
+
+
+def _losses_line(figures: Sequence[Figures]) -> str:
+    """Each loss, its mean over steps that had it."""
+    parts = [f"loss {sum(found.loss for found in figures) / len(figures):.3f}"]
+    for name in dict.fromkeys(name for found in figures for name in found.others):
+        values = [found.others[name] for found in figures if name in found.others]
+        parts.append(f"{name} {sum(values) / len(values):.3f}")
+    return "  ".join(parts)
 
 
 def _number(value: float) -> float | None:

@@ -34,7 +34,8 @@ def check_optimizer(spec: OptimizerSpec, precision: Precision) -> None:
 def build_optimizers(model: nn.Module, spec: OptimizerSpec, precision: Precision) -> list[Optimizer]:
     """The optimizers of a run: AdamW for all, or Muon for the hidden matrices and AdamW for the rest.
 
-    8-bit AdamW takes what `adam8bit.fits`, and AdamW the rest.
+    Muon is for matrices: kernels of convolutions go to AdamW. 8-bit AdamW takes what `adam8bit.fits`, and AdamW the
+    rest.
 
     The learning rate of every group is a tensor on the device that `train.step` fills in place, and
     `base_lr` in the group is what the schedule's factor multiplies.
@@ -52,9 +53,10 @@ def build_optimizers(model: nn.Module, spec: OptimizerSpec, precision: Precision
         eight_bit = [g for g in (group(large[0], spec.weight_decay), group(large[1], 0.0)) if g["params"]]
         if eight_bit:
             optimizers.append(AdamW8bit(eight_bit, betas=spec.betas, eps=spec.eps))
-    muon = [group(matrices, spec.weight_decay)] if spec.name == "muon" and matrices else []
-    adam = [] if muon else [group(matrices, spec.weight_decay)]
-    adam = [g for g in (*adam, group(rest, 0.0)) if g["params"]]
+    for_muon = [item for item in matrices if spec.name == "muon" and item[1].ndim == 2]
+    others = [item for item in matrices if spec.name != "muon" or item[1].ndim != 2]
+    muon = [group(for_muon, spec.weight_decay)] if for_muon else []
+    adam = [g for g in (group(others, spec.weight_decay), group(rest, 0.0)) if g["params"]]
     if muon:
         # fp16's range is too small for the iterations, so only bf16 replaces fp32.
         dtype = torch.bfloat16 if precision.name == "bf16" else torch.float32

@@ -3,7 +3,9 @@
 `"on_oom": "rescue"`. The step has changed nothing yet but gradients and random states when its forward or
 backward pass fails: the gradients are dropped, the random states put back, and the same rows are cut into
 micro-batches of half as many. Rows, their order and the divisor of the loss stay those of the step, so a
-run that needed rescue at its first step ends bit by bit where a run begun with that micro-batch ends.
+run that needed rescue at its first step ends bit by bit where a run begun with that micro-batch ends. (The
+contrastive loss is the exception to the divisor: it compares the captions of a micro-batch, so smaller ones make
+it easier.)
 The smaller micro-batch is kept for the rest of the run, and in checkpoints.
 
 An optimizer that runs out of memory may have changed weights already, and a smaller micro-batch would not
@@ -26,7 +28,7 @@ from muomni.accel.memory import MIB, MemoryMonitor
 from muomni.accel.oom import Phase, Shortage, Workload, explain, find_shortage, remedies, write_snapshot
 from muomni.accel.precision import pick_precision
 from muomni.config.recipe import Recipe
-from muomni.data import Batch, PackedRows
+from muomni.data import Batch, Rows
 from muomni.errors import ConfigError, MemoryShortageError
 from muomni.model import OmniModel
 from muomni.train.optimizer import decay_groups
@@ -80,7 +82,7 @@ class RescuedStep:
         recipe: Recipe,
         model: OmniModel,
         step: TrainStep,
-        rows: PackedRows,
+        rows: Rows,
         monitor: MemoryMonitor,
         run: Path,
         micro_batch: int,

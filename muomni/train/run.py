@@ -3,8 +3,10 @@
 import json
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,12 +16,13 @@ from muomni.accel.memory import MemoryReport
 from muomni.accel.parallel import Group, connect
 from muomni.accel.plan import Plan, make_plan
 from muomni.config import OmniConfig, Recipe, parse, read_json
-from muomni.data import PackedRows, Prepared, Tokenizer, prepare, prepare_tokenizer
+from muomni.data import Prefetched, PreparedRows, Rows, Tokenizer, prepare_rows, prepare_tokenizer
 from muomni.errors import ConfigError, UserError
 from muomni.files import write_atomic
 from muomni.model import OmniModel
-from muomni.model.folder import load_model, read_quantization, resolve_folder
+from muomni.model.folder import resolve_folder
 from muomni.train.checkpoint import Progress, load_checkpoint
+from muomni.train.initial import check_model, initial_config, initial_model
 from muomni.train.loop import Sampler, Trainer
 from muomni.train.metrics import MetricsLog, plot_losses, tensorboard_installed
 from muomni.train.optimizer import build_optimizers, check_optimizer
@@ -76,6 +79,7 @@ def train(
         MemoryShortageError: memory ran out; see the recipe's `on_oom`.
     """
     start = _starting_point(recipe, run, resume, resume_from)
+    check_model(recipe)
     plan = make_plan(recipe)
     check_optimizer(recipe.optimizer, plan.precision)
     plan.begin()
@@ -92,18 +96,37 @@ def _train(
     make_sampler: Callable[[Tokenizer, Recipe], Sampler] | None,
 ) -> TrainResult:
     tokenizer = group.from_main(lambda: _tokenizer(recipe, start))
-    data = _data(recipe, tokenizer, group)
-    train_rows = PackedRows(data.train, recipe.data.seq_len, recipe.seed, shuffle=recipe.data.shuffle)
-    val_rows = PackedRows(data.val, recipe.data.seq_len, recipe.seed, shuffle=False)
-    total_steps = _total_steps(recipe, train_rows)
+    config = initial_config(recipe, tokenizer)
+    data = _data(recipe, tokenizer, config, group)
+    with ExitStack() as threads:
+        if isinstance(data.train, Prefetched):
+            threads.enter_context(data.train)
+        return _train_on(data, config, tokenizer, recipe, run, start, plan, group, make_sampler)
+
+
+def _train_on(
+    data: PreparedRows,
+    config: OmniConfig,
+    tokenizer: Tokenizer,
+    recipe: Recipe,
+    run: Path,
+    start: Path | None,
+    plan: Plan,
+    group: Group,
+    make_sampler: Callable[[Tokenizer, Recipe], Sampler] | None,
+) -> TrainResult:
+    total_steps = _total_steps(recipe, data.train)
     torch.manual_seed((recipe.seed + group.rank * _RANK_SEEDS) % 2**63)
-    model = _model(recipe, tokenizer)
+    model = initial_model(recipe, config)
+    model.freeze(recipe.freeze)
     if group.kind != "fsdp":
         model = model.to(plan.device)
     called = plan.apply(model, group)
     optimizers = build_optimizers(model, recipe.optimizer, plan.precision)
     factors = lr_factors(recipe.schedule, total_steps)
-    step = TrainStep(called, optimizers, factors, recipe.max_grad_norm, plan.precision, group)
+    step = TrainStep(
+        called, optimizers, factors, recipe.max_grad_norm, plan.precision, group, recipe.losses.model_dump()
+    )
     progress = Progress()
     if start is not None:
         progress = load_checkpoint(start, model, optimizers, group)
@@ -123,12 +146,12 @@ def _train(
         MetricsLog(run, progress.applied, tensorboard_installed(), silent) as log,
         ProgressLine(total_steps, progress.applied, silent) as line,
     ):
-        line.say(_opening(recipe, model, train_rows, total_steps, plan.device, start))
-        for text in plan.lines:
+        line.say(_opening(recipe, model, data.train, total_steps, plan.device, start))
+        for text in (*plan.lines, *data.notes):
             line.say(text)
         if progress.micro_batch is not None:
             line.say(f"micro-batches of {progress.micro_batch} rows, because memory ran out with more")
-        trainer = Trainer(recipe, total_steps, model, tokenizer, step, train_rows, val_rows, run, progress, sampler)
+        trainer = Trainer(recipe, total_steps, model, tokenizer, step, data.train, data.val, run, progress, sampler)
         _settle_compilation(plan, trainer, log, line)
         trainer.train(log, line)
     memory = trainer.monitor.report()
@@ -155,13 +178,13 @@ def _settle_compilation(plan: Plan, trainer: Trainer, log: MetricsLog, line: Pro
     progress.compile = choice.mode
 
 
-def _data(recipe: Recipe, tokenizer: Tokenizer, group: Group) -> Prepared:
-    """The token caches, built by one process of each machine and then opened by the others."""
+def _data(recipe: Recipe, tokenizer: Tokenizer, config: OmniConfig, group: Group) -> PreparedRows:
+    """The rows; their caches are built by one process of each machine and then opened by the others."""
     if group.local_rank == 0:
-        data = prepare(recipe.data, tokenizer, progress=group.is_main)
+        data = prepare_rows(recipe.data, tokenizer, config, recipe.seed, progress=group.is_main)
     group.wait()
     if group.local_rank != 0:
-        data = prepare(recipe.data, tokenizer, progress=False)
+        data = prepare_rows(recipe.data, tokenizer, config, recipe.seed, progress=False)
     return data
 
 
@@ -181,7 +204,7 @@ def _starting_point(recipe: Recipe, run: Path, resume: bool, resume_from: Path |
 
 
 def _check_same(recipe: Recipe, earlier: Recipe, run: Path) -> None:
-    now, before = recipe.model_dump(mode="json"), earlier.model_dump(mode="json")
+    now, before = _plain(recipe), _plain(earlier)
     changed = [
         f"{key}: {before[key]!r} became {now[key]!r}"
         for key in now
@@ -194,6 +217,12 @@ def _check_same(recipe: Recipe, earlier: Recipe, run: Path) -> None:
         )
 
 
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    """Plain values, but for how many threads read the data and when bad data ends the run."""
+    values = recipe.model_dump(mode="json")
+    return values | {"data": {k: v for k, v in values["data"].items() if k not in ("workers", "max_bad")}}
+
+
 def _tokenizer(recipe: Recipe, start: Path | None) -> Tokenizer:
     if start is not None:
         return Tokenizer.load(start)
@@ -202,38 +231,7 @@ def _tokenizer(recipe: Recipe, start: Path | None) -> Tokenizer:
     return prepare_tokenizer(recipe.tokenizer, recipe.data)
 
 
-def _model(recipe: Recipe, tokenizer: Tokenizer) -> OmniModel:
-    """The model with its initial weights, drawn from the recipe's seed."""
-    if recipe.model.init_from is not None:
-        folder = resolve_folder(Path(recipe.model.init_from))
-        if read_quantization(folder) is not None:
-            raise ConfigError(
-                f"model.init_from: {folder} holds int8 weights, which cannot be trained: name a float model"
-            )
-        model = load_model(folder)
-        context = model.config.thinker.max_position_embeddings
-        if recipe.data.seq_len > context:
-            raise ConfigError(f"data.seq_len ({recipe.data.seq_len}) exceeds the context of {folder} ({context})")
-        return _with_dropout(model, recipe.model.thinker.dropout)
-    asked = recipe.model.thinker.vocab_size
-    if asked is not None and asked < tokenizer.vocab_size:
-        raise ConfigError(f"model.thinker.vocab_size ({asked}) is below the tokenizer's {tokenizer.vocab_size} entries")
-    # A multiple of 64 keeps the head's matrix product on its fast kernels.
-    size = asked if asked is not None else math.ceil(tokenizer.vocab_size / 64) * 64
-    config = recipe.model.build(vocab_size=size).replace(eos_token_ids=tokenizer.end_ids)
-    return OmniModel(config, torch.Generator().manual_seed(recipe.seed))
-
-
-def _with_dropout(model: OmniModel, dropout: float | None) -> OmniModel:
-    if dropout is None or dropout == model.config.thinker.dropout:
-        return model
-    config: OmniConfig = model.config.replace(thinker=model.config.thinker.replace(dropout=dropout))
-    changed = OmniModel(config)
-    changed.load_state_dict(model.state_dict())
-    return changed
-
-
-def _total_steps(recipe: Recipe, rows: PackedRows) -> int:
+def _total_steps(recipe: Recipe, rows: Rows) -> int:
     if recipe.max_steps is not None:
         return recipe.max_steps
     assert recipe.epochs is not None  # the recipe checks that one of the two is there
@@ -242,12 +240,16 @@ def _total_steps(recipe: Recipe, rows: PackedRows) -> int:
 
 
 def _opening(
-    recipe: Recipe, model: OmniModel, rows: PackedRows, total_steps: int, device: torch.device, start: Path | None
+    recipe: Recipe, model: OmniModel, rows: Rows, total_steps: int, device: torch.device, start: Path | None
 ) -> str:
     per_step = recipe.batch_size * recipe.gradient_accumulation_steps
     epochs = total_steps * per_step / rows.num_rows
     going_on = f"; going on from {start.name}" if start is not None else ""
+    sizes = {name: sum(p.numel() for m in group for p in m.parameters()) for name, group in model.parts.items()}
+    parts = "" if len(sizes) == 1 else " (" + ", ".join(f"{n} {size / 1e6:.1f}" for n, size in sizes.items()) + ")"
+    frozen = f", frozen: {', '.join(sorted(model.frozen))}" if model.frozen else ""
     return (
-        f"{model.num_parameters() / 1e6:.1f} M parameters on {device}; {total_steps} steps of {per_step} rows × "
-        f"{recipe.data.seq_len} tokens, {epochs:.2f} epochs of {rows.num_rows} rows{going_on}"
+        f"{model.num_parameters() / 1e6:.1f} M parameters{parts}{frozen} on {device}; "
+        f"{total_steps} steps of {per_step} rows × {recipe.data.seq_len} tokens, {epochs:.2f} epochs of "
+        f"{rows.num_rows} rows{going_on}"
     )

@@ -1,17 +1,20 @@
 """One optimizer step: accumulate, scale, clip, step. The order is the file's subject.
 
 The loss of every micro-batch is its sum over target tokens divided by the target tokens of the
-*whole* step, so that gradients do not depend on how the step is cut into micro-batches.
+*whole* step, so that gradients do not depend on how the step is cut into micro-batches. Each other loss has its
+own divisor in the same way: CTC the bytes of all transcripts of the step, the contrastive loss all captions. That
+one still depends on the cut, since a caption is told from those of its micro-batch only.
 
-Of several processes each takes its share of the step's rows. Their gradients are averaged, so the divisor
+Of several processes each takes its share of the step's rows. Their gradients are averaged, so a divisor
 is the mean number of targets of a process; norm, clipping and what is not finite are then the same for all.
 
 Nothing here waits for the device. Whether a step's gradients are finite, the count of applied and
 skipped steps and the learning rate are tensors; the loop reads them when it writes its log.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,26 +48,83 @@ class Counters:
 
 @dataclass(frozen=True)
 class StepResult:
-    """Scalars on the device: mean loss over the step's target tokens (with several processes this one's share
-    of it: the mean is their sum), 2-norm of the gradients before clipping, and the learning-rate factor used."""
+    """Scalars on the device.
+
+    Attributes:
+        loss: mean over the step's target tokens (with several processes this one's share of it: the mean is their
+            sum).
+        grad_norm: 2-norm of the gradients before clipping.
+        lr_factor: the learning-rate factor used.
+        others: the means of the other losses by name, likewise, without their weights.
+        impossible: transcripts with more bytes than their clips have steps for, which taught nothing.
+    """
 
     loss: Tensor
     grad_norm: Tensor
     lr_factor: Tensor
+    others: Mapping[str, Tensor] = field(default_factory=dict)
+    impossible: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Sums over a step's micro-batches; as in `StepResult`."""
+
+    text: Tensor
+    others: Mapping[str, Tensor]
+    impossible: Tensor | None
+
+
+def num_targets(batch: Batch) -> dict[str, int]:
+    """What the losses of a batch are means over, known on the host: `text` tokens, `ctc` bytes of transcripts,
+    `contrastive` captions."""
+    media = batch.media
+    transcripts = None if media is None else media.transcripts
+    captions = None if media is None else media.captions
+    return {
+        "text": batch.num_targets,
+        "ctc": 0 if transcripts is None else sum(transcripts.lengths),
+        "contrastive": 0 if captions is None else len(captions.lengths),
+    }
+
+
+def loss_of(model: nn.Module, batch: Batch, divisors: Mapping[str, int | Tensor], weights: Mapping[str, float]) -> Any:
+    """The forward pass of training and validation, an `OmniOutput`.
+
+    Args:
+        model: see `TrainStep`.
+        batch: on the model's device.
+        divisors: of each loss.
+        weights: of the losses besides that of the text.
+    """
+    more: dict[str, Any] = {}
+    if weights:
+        more = {"divisors": {name: divisors[name] for name in weights}, "weights": weights}
+    if batch.media is not None:
+        more["media"] = batch.media
+    return model(
+        batch.input_ids,
+        labels=batch.labels,
+        positions=batch.positions,
+        segments=Segments(batch.cu_seqlens, batch.max_seqlen).rounded(batch.input_ids.numel()),
+        num_targets=divisors["text"],
+        **more,
+    )
 
 
 class TrainStep:
     """Takes optimizer steps.
 
     Args:
-        model: called as `model(ids, labels=..., positions=..., segments=..., num_targets=...)`; with several
-            processes as `accel.parallel` gave it.
+        model: called as `model(ids, labels=..., positions=..., segments=..., num_targets=...)`, with media and
+            other losses as `OmniModel` is; with several processes as `accel.parallel` gave it.
         optimizers: their groups carry a tensor `lr` and a float `base_lr`; see `train.optimizer`.
         factors: (steps + 1,) the schedule's table, see `train.schedule`.
         max_grad_norm: 0 turns clipping off.
         precision: of the forward passes. fp16 scales the loss in the order scale, backward,
             unscale, clip, step, update.
         group: the processes that take the step together; None for this one alone.
+        weights: of the losses besides that of the text, by name; those with 0 are left out.
 
     Attributes:
         phase: what it is doing, for the message when memory runs out.
@@ -78,8 +138,10 @@ class TrainStep:
         max_grad_norm: float,
         precision: Precision,
         group: Group | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> None:
         self.model = model
+        self.weights = {name: weight for name, weight in (weights or {}).items() if weight > 0}
         self.group = alone() if group is None else group
         self.optimizers = list(optimizers)
         self.max_grad_norm = max_grad_norm
@@ -93,42 +155,44 @@ class TrainStep:
 
     def __call__(self, batches: Sequence[Batch]) -> StepResult:
         """One optimizer step over micro-batches, already on the model's device."""
-        loss = self.accumulate(batches)
+        losses = self.accumulate(batches)
         self.phase = "optimizer"
         grad_norm, not_finite = self._measure()
         factor = self._set_lr()
         self._step(grad_norm, not_finite)
         self._count(not_finite)
-        return StepResult(loss, grad_norm, factor)
+        return StepResult(losses.text, grad_norm, factor, losses.others, losses.impossible)
 
-    def accumulate(self, batches: Sequence[Batch]) -> Tensor:
-        """Forward and backward of all micro-batches; gradients add up on the parameters. Returns the mean loss."""
-        num_targets = self._divisor(batches)
-        total = torch.zeros((), dtype=torch.float32, device=self.factors.device)
+    def accumulate(self, batches: Sequence[Batch]) -> Losses:
+        """Forward and backward of all micro-batches; gradients add up on the parameters. Returns the mean losses."""
+        divisors = self._divisors(batches)
+        totals = {name: torch.zeros((), device=self.factors.device) for name in ("text", *self.weights)}
+        impossible: Tensor | None = None
         for number, batch in enumerate(batches, 1):
             with self.group.micro_batch(self.model, last=number == len(batches)):
                 self.phase = "forward"
                 with self.precision.autocast():
-                    output = self.model(
-                        batch.input_ids,
-                        labels=batch.labels,
-                        positions=batch.positions,
-                        segments=Segments(batch.cu_seqlens, batch.max_seqlen).rounded(batch.input_ids.numel()),
-                        num_targets=num_targets,
-                    )
+                    output = loss_of(self.model, batch, divisors, self.weights)
                 self.phase = "backward"
                 self.scaler.scale(output.loss).backward()
-            total += output.loss.detach()
-        return total / self.group.size
+            # A model that knows no other loss may leave `losses` out.
+            for name, loss in (output.losses if self.weights else {"text": output.loss}).items():
+                totals[name] += loss.detach()
+            if self.weights and output.impossible is not None:
+                impossible = output.impossible if impossible is None else impossible + output.impossible
+        means = {name: total / self.group.size for name, total in totals.items()}
+        return Losses(means.pop("text"), means, impossible)
 
-    def _divisor(self, batches: Sequence[Batch]) -> int | Tensor:
-        """Target tokens of the whole step, over the processes that share it."""
+    def _divisors(self, batches: Sequence[Batch]) -> dict[str, int | Tensor]:
+        """Targets of the whole step, of each loss, over the processes that share it."""
         # Known on the host: the loader counted its targets.
-        own = sum(batch.num_targets for batch in batches)
+        counts = [num_targets(batch) for batch in batches]
+        own = {name: sum(count[name] for count in counts) for name in ("text", *self.weights)}
         if self.group.size == 1:
-            return max(1, own)
-        everyones = self.group.add(torch.full((), own, dtype=torch.int64, device=self.factors.device))
-        return everyones.clamp(min=1) / self.group.size
+            return {name: max(1, count) for name, count in own.items()}
+        everyones = torch.tensor(list(own.values()), dtype=torch.int64, device=self.factors.device)
+        shared = self.group.add(everyones).clamp(min=1) / self.group.size
+        return dict(zip(own, shared, strict=True))
 
     @torch.no_grad()
     def _measure(self) -> tuple[Tensor, Tensor]:

@@ -56,7 +56,7 @@ def make_rows(rows: int, valid: list[int] | None = None) -> tuple[torch.Tensor, 
 
 def gradients_of(model: OmniModel, batches: list[Batch]) -> tuple[float, dict[str, torch.Tensor]]:
     step = TrainStep(model, [], torch.ones(2), max_grad_norm=0, precision=FP32)
-    loss = step.accumulate(batches)
+    loss = step.accumulate(batches).text
     return float(loss), {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
