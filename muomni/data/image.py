@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from muomni.config import VisionConfig
+from muomni.config.model import VisionTower
 from muomni.data.media import Source, name_of, open_bytes
 from muomni.errors import MediaError
 
@@ -32,7 +32,7 @@ _ORIENTATION = 0x0112
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError, struct.error, zlib.error)
 
 
-def load_image(source: "Source | Image", fit: VisionConfig | None = None) -> "Image":
+def load_image(source: "Source | Image", fit: VisionTower | None = None) -> "Image":
     """The picture as RGB: upright as its EXIF data says, transparency over white, 16-bit grey as 8-bit.
 
     Args:
@@ -76,7 +76,7 @@ def picture_size(source: "Source | Image") -> tuple[int, int]:
         return _turned(image.size, _orientation(image))
 
 
-def token_grid(size: tuple[int, int], config: VisionConfig) -> tuple[int, int]:
+def token_grid(size: tuple[int, int], config: VisionTower) -> tuple[int, int]:
     """Rows and columns of tokens for a picture.
 
     Of all grids with min_tokens to max_tokens tokens the one whose shape is nearest the picture's, and
@@ -102,7 +102,7 @@ def token_grid(size: tuple[int, int], config: VisionConfig) -> tuple[int, int]:
     return best[2], best[3]
 
 
-def to_patches(image: "Image", config: VisionConfig) -> tuple[NDArray[np.float32], tuple[int, int]]:
+def to_patches(image: "Image", config: VisionTower) -> tuple[NDArray[np.float32], tuple[int, int]]:
     """The picture resized to its token grid (bicubic) and cut into patches.
 
     Args:

@@ -33,7 +33,6 @@ from muomni.data.augment import stretched
 from muomni.data.media_index import AUDIO, IMAGE, MediaIndex
 from muomni.data.packing import IGNORE, Batch, Ints, mixed, mixed_key, permuted, random_order
 from muomni.errors import DataError, MediaError
-from muomni.model.positions import media_positions
 
 if TYPE_CHECKING:
     from muomni.data.media_load import Loaded
@@ -291,6 +290,7 @@ class MediaRows:
     ) -> tuple[Ints | None, NDArray[np.bool_], Ints]:
         """Ids, what is learnt and (3, n) positions of a unit; its media go to `row`. Ids are None if one is bad."""
         from muomni.data.media_load import load
+        from muomni.model.positions import media_positions
 
         index = self.index
         document = index.documents[shard.documents[unit]]

@@ -1,6 +1,7 @@
 """Rows with pictures and sounds: whole documents, each once an epoch, the same whoever asks and whenever."""
 
 import io
+import itertools
 import json
 import random
 import wave
@@ -142,7 +143,7 @@ def segments(batch: Batch) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     positions = batch.positions.numpy()
     positions = positions.reshape(3, -1) if positions.ndim == 3 else np.stack([positions.ravel()] * 3)
     bounds = batch.cu_seqlens.tolist()
-    return [(ids[a:b], labels[a:b], positions[:, a:b]) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [(ids[a:b], labels[a:b], positions[:, a:b]) for a, b in itertools.pairwise(bounds)]
 
 
 def same(a: Batch, b: Batch) -> bool:
@@ -167,11 +168,8 @@ def test_every_document_is_whole_and_once_in_an_epoch(
     index: MediaIndex, folder_of_data: Path, tokenizer: Tokenizer, config: OmniConfig, epoch: int
 ) -> None:
     rows = [json.loads(line) for line in (folder_of_data / "m.jsonl").read_text().splitlines()]
-    waiting = (
-        {bytes(doc["ids"]): doc for doc in (naive(row, folder_of_data, tokenizer, config) for row in rows)}
-        if (False)
-        else {doc["ids"].tobytes(): doc for doc in (naive(row, folder_of_data, tokenizer, config) for row in rows)}
-    )
+    documents = [naive(row, folder_of_data, tokenizer, config) for row in rows]
+    waiting = {doc["ids"].tobytes(): doc for doc in documents}
     assert len(waiting) == 60
     source = MediaRows(index, config, T, seed=3)
     for first in range(epoch * source.num_rows, (epoch + 1) * source.num_rows, 3):
@@ -248,9 +246,8 @@ def test_epochs_and_seeds_have_their_own_order(index: MediaIndex, config: OmniCo
     rows = MediaRows(index, config, T, seed=1)
     n = rows.num_rows
     first, second = rows.batch(0, n), rows.batch(n, n)
-    assert Counter(map(bytes, map(np.ndarray.tobytes, (s[0] for s in segments(first))))) == Counter(
-        map(bytes, map(np.ndarray.tobytes, (s[0] for s in segments(second))))
-    )
+    documents = [Counter(ids.tobytes() for ids, _, _ in segments(batch)) for batch in (first, second)]
+    assert documents[0] == documents[1]
     assert not torch.equal(first.input_ids, second.input_ids)
     assert not torch.equal(first.input_ids, MediaRows(index, config, T, seed=2).batch(0, n).input_ids)
     still = MediaRows(index, config, T, seed=1, shuffle=False)
@@ -271,7 +268,7 @@ def test_packing_is_first_fit_decreasing(lengths: list[int]) -> None:
             bins.append(length)
     found = [sum(int(sizes[size]) * count for size, count in inside) for times, inside in packed for _ in range(times)]
     assert found == bins
-    placed = Counter({int(sizes[s]): 0 for s, _ in [(0, 0)]})
+    placed = Counter[int]()
     for times, inside in packed:
         for size, count in inside:
             placed[int(sizes[size])] += times * count
@@ -342,7 +339,7 @@ def test_long_texts_are_cut_and_long_documents_with_media_left_out(
     assert "m.jsonl: line 1" in source.left_out_names(5)[0]
     batch = source.batch(0, source.num_rows)
     text = np.concatenate([index.tokens[: int(index.documents[0]["count"])].astype(np.int64)])
-    pieces = sorted((bytes(text[n : n + 128].tobytes()) for n in range(0, len(text), 128)))
+    pieces = sorted(text[n : n + 128].tobytes() for n in range(0, len(text), 128))
     found = sorted(
         ids.tobytes()
         for ids, _, _ in segments(batch)
