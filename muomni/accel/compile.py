@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from muomni.errors import ConfigError
-from muomni.model.layers import Block
+from muomni.model.published import BLOCKS
 
 Mode = Literal["off", "blocks", "full"]
 
@@ -64,7 +64,7 @@ def apply(model: nn.Module, choice: Choice) -> None:
     """Compiles in place: modules keep their identity and their weights' names. What is to be measured stays eager."""
     if choice.mode == "blocks":
         for module in model.modules():
-            if isinstance(module, Block):
+            if isinstance(module, BLOCKS):
                 module.compile()
     elif choice.mode == "full":
         model.compile()

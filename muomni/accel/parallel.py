@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from muomni.config.recipe import Recipe
 from muomni.errors import ConfigError, TrainingError
 from muomni.model import OmniModel
-from muomni.model.layers import Block
+from muomni.model.published import BLOCKS
 
 Kind = Literal["off", "ddp", "fsdp"]
 T = TypeVar("T")
@@ -221,7 +221,7 @@ class Group:
 
             mesh = init_device_mesh(device.type, (self.size,))
             for module in model.modules():
-                if isinstance(module, Block):
+                if isinstance(module, BLOCKS):
                     fully_shard(module, mesh=mesh)
             fully_shard(model, mesh=mesh)  # embedding, last norm and head
         return model

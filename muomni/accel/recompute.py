@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from muomni.errors import ConfigError
-from muomni.model.layers import Block
+from muomni.model.published import BLOCKS
 
 Mode = Literal["full", "selective"]
 
@@ -24,7 +24,7 @@ _SELF = "forward"
 
 
 def enable(model: nn.Module, mode: Mode = "full") -> None:
-    """Turns checkpointing on for every block of `model`; without gradients nothing changes.
+    """Turns checkpointing on for every block of `model`, encoders' too; without gradients nothing changes.
 
     Raises:
         ConfigError: no such mode.
@@ -49,7 +49,7 @@ def is_enabled(model: nn.Module) -> bool:
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:
-    return [module for module in model.modules() if isinstance(module, Block)]
+    return [module for module in model.modules() if isinstance(module, BLOCKS)]
 
 
 class _Recomputed:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from muomni.model.layers import Attention, Block
 from muomni.ops.attention import AttentionFunction, Segments, attention
 
 
@@ -72,6 +73,11 @@ class PublishedBlock(nn.Module):
         x = x + self.dropout(self.self_attn(self.layer_norm1(x), segments))
         x = x + self.dropout(self.fc2(F.gelu(self.fc1(self.layer_norm2(x)), approximate=self.gelu)))
         return x
+
+
+# What the optimizations of blocks work on: recomputation, compilation and sharding; and choosing attention.
+BLOCKS = (Block, PublishedBlock)
+ATTENTIONS = (Attention, PublishedAttention)
 
 
 @torch.no_grad()

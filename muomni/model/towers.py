@@ -22,7 +22,7 @@ ConfigT = TypeVar("ConfigT", bound=Frozen)
 _PREPROCESSOR = "preprocessor_config.json"
 _ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh"}
 # transformers leaves out what equals its own defaults: these.
-_SIGLIP = {
+_SIGLIP: dict[str, Any] = {
     "hidden_size": 768,
     "intermediate_size": 3072,
     "num_hidden_layers": 12,
@@ -33,7 +33,7 @@ _SIGLIP = {
     "hidden_act": "gelu_pytorch_tanh",
     "layer_norm_eps": 1e-6,
 }
-_WHISPER = {
+_WHISPER: dict[str, Any] = {
     "d_model": 384,
     "encoder_ffn_dim": 1536,
     "encoder_layers": 4,

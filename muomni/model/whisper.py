@@ -67,7 +67,7 @@ class WhisperEncoder(nn.Module):
         x = x + self.positions
         for block in self.layers:
             x = block(x, None)
-        stacked = self.norm(x).reshape(-1, _STACK * x.shape[2])
+        stacked: Tensor = self.norm(x).reshape(-1, _STACK * x.shape[2])
         return stacked[moved(_places(lengths), mel.device)]
 
 
