@@ -26,22 +26,22 @@ from muomni.infer.media import MediaMemory
 from muomni.infer.prepare import new_config, prepare, read_prompt, settings_of
 from muomni.infer.request import Prepared
 from muomni.infer.session import Session
+from muomni.infer.speculate import check_guessable
 from muomni.model import OmniModel
 from muomni.model.folder import CONFIG, load_model, resolve_folder, save_model
 from muomni.model.gguf import GgufDtype
+from muomni.model.hub import download
 from muomni.model.qwen3 import to_qwen3_config
 
 # Rows of one call that are computed together, where nothing else is said.
 _SIDE_BY_SIDE = 32
 
+CacheDtype = Literal["auto", "int8"]
 Message = Mapping[str, Any]
 # A text, the parts of one message, or the messages of a conversation. A part is a text, a picture (PIL, path, bytes),
 # a sound (path, bytes, (samples, rate)) or {"type": ..., ...}, ours or OpenAI's; a video is a list of pictures there.
 Prompt = str | Sequence[Message] | Sequence[Any]
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-# What of a Hub repository is fetched: never pickles, never code.
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja"]
 # Files of a saved model, ours or transformers'; a folder of nothing else may be replaced by a new one.
 _SAVED = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
@@ -86,6 +86,7 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
         super().__init__(config, generator)
         self.tokenizer = tokenizer
         self._session = Session()
+        self._cache_dtype: CacheDtype = "auto"
         self._media = MediaMemory()
 
     @classmethod
@@ -155,7 +156,7 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
         path = Path(name_or_path).expanduser()
         if not path.exists():
             hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-            path = _download(str(name_or_path), hub)
+            path = download(str(name_or_path), hub)
         folder = resolve_folder(path)
         model = cast(Self, load_model(folder, dtype=dtype, device=place, int8=int8, make=cls))
         if model.is_quantized:
@@ -237,9 +238,9 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
             prompt: what the user says, as a text or a list of parts, such as `["What is this?", Image.open(path)]`, or
                 messages such as `[{"role": "user", "content": "Hello"}]`, whose content may be a list of parts.
             deterministic: see `chat_batch`.
-            speculate: where the reply is greedy (`temperature=0`, no penalty), guess tokens as long as that pays; the
-                reply is the same. True guesses from the text so far, for replies that repeat much of the prompt;
-                a smaller model of the same tokenizer guesses any text that it would write alike.
+            speculate: guess tokens as long as that pays; the reply is the same. Only greedy replies can be guessed:
+                `temperature=0`, no penalty. True guesses from the text so far, for replies that repeat much of the
+                prompt; a smaller model of the same tokenizer guesses any text that it would write alike.
             sampling: fields of `SamplingParams`.
 
         Raises:
@@ -270,6 +271,8 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
             An iterator over `Piece`; after the last one its `reply` is the whole `Reply`.
         """
         params = SamplingParams.of(**sampling)
+        if speculate is not False:
+            check_guessable(params)
         tokenizer = self._tokenizer()
         asked = self.prepare([(prompt, params)], [""], raw=raw, alone=deterministic)[0]
         engine = self.engine(1, len(asked.ids) + room(self, (1, len(asked.ids)), params))
@@ -319,7 +322,7 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
                 wrong is always raised.
         """
         tokenizer = self._tokenizer()
-        params = settings_of(prompts, sampling, settings)
+        params = settings_of(prompts, sampling, settings, guessed=speculate is not False)
         if batch_size < 1:
             raise PromptError(f"batch_size = {batch_size}: must be at least 1")
         if on_error not in ("raise", "reply"):
@@ -346,7 +349,25 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
         Raises:
             EngineError: the memory does not hold one slot.
         """
-        return self._session.engine(self, slots, capacity)
+        return self._session.engine(self, slots, capacity, torch.int8 if self._cache_dtype == "int8" else None)
+
+    @property
+    def cache_dtype(self) -> CacheDtype:
+        """Of the KV cache of `chat` and the others: `auto` is the model's, `int8` a third to a quarter of its memory.
+
+        Set it at any time; the next call makes a new cache. The native runner has no int8 cache, so torch's modules
+        compute the steps then. `generate(use_cache=False)` has no cache.
+
+        Raises:
+            ConfigError: when set to anything else.
+        """
+        return self._cache_dtype
+
+    @cache_dtype.setter
+    def cache_dtype(self, value: CacheDtype) -> None:
+        if value not in get_args(CacheDtype):
+            raise ConfigError(f"cache_dtype = {value!r}: there are {', '.join(get_args(CacheDtype))}")
+        self._cache_dtype = value
 
     def prepare(
         self, asked: Sequence[tuple[Prompt, SamplingParams]], names: Sequence[str], **how: Any
@@ -471,25 +492,3 @@ def check_replaceable(target: Path) -> None:
     if others:
         shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
         raise UserError(f"{target} holds other files ({shown}), which saving would remove: give a new folder")
-
-
-def _download(name: str, options: dict[str, Any]) -> Path:
-    """A model of the Hub as a local folder."""
-    looked = f"nothing at {Path(name).expanduser().absolute()}"
-    if not _HUB_NAME.fullmatch(name) or (Path(name).parent.is_dir() and Path(name).parent != Path()):
-        raise UserError(f"no run or model {name!r}: {looked}{_beside(Path(name).expanduser())}")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES, **options))
-    except LocalEntryNotFoundError:
-        why = "the Hugging Face Hub cannot be reached, and the model is not in its local cache"
-    except HfHubHTTPError as error:
-        why = f"the Hugging Face Hub has no such model, or it is not open to you ({str(error).splitlines()[0]})"
-    raise UserError(f"no run or model {name!r}: {looked}, and {why}")
-
-
-def _beside(path: Path) -> str:
-    names = sorted(p.name for p in path.parent.iterdir() if p.is_dir()) if path.parent.is_dir() else []
-    return f"; in {path.parent} there are: {', '.join(names[:10])}" if names else ""

@@ -7,14 +7,14 @@ Legend: N target tokens, V vocabulary, D hidden_size.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from muomni.data import PackedRows
-from muomni.model import OmniModel
+from muomni.model import OmniModel, SlotBatch, SlotCache
 from muomni.ops.attention import Segments
 from muomni.ops.loss import IGNORE, shift_labels
 
@@ -87,6 +87,43 @@ def compare_models(
             each(row + 1)
     if not targets:
         raise ValueError("the rows hold no token to predict")
+    old_loss, new_loss, kl, same = (sums / targets).tolist()
+    return Quality(targets, math.exp(old_loss), math.exp(new_loss), kl, same)
+
+
+@torch.inference_mode()
+def compare_caches(model: OmniModel, texts: Sequence[Sequence[int]], dtype: torch.dtype = torch.int8) -> Quality:
+    """What a KV cache of another dtype changes: every token of `texts` is predicted from what the cache holds.
+
+    Args:
+        model: in evaluation mode; its own dtype is that of the reference's cache.
+        texts: token ids, each within the context; those of one token predict nothing.
+        dtype: of the cache.
+
+    Raises:
+        ValueError: the model is in training mode, or there is nothing to predict.
+    """
+    if model.training:
+        raise ValueError("models are compared in evaluation mode")
+    thinker, device = model.thinker, model.device
+    sums = torch.zeros(4, dtype=torch.float64, device=device)
+    targets = 0
+    for ids in texts:
+        wanted = torch.tensor(ids[1:], device=device)
+        positions = torch.arange(len(wanted))
+        if not len(wanted):
+            continue
+        states = []
+        for kind in (model.dtype, dtype):
+            cache = SlotCache(model.config.thinker, 1, len(wanted), kind, device)
+            batch = SlotBatch(cache, torch.zeros_like(positions), positions)
+            tokens = torch.tensor(ids[:-1], device=device)[None]
+            states.append(thinker(tokens, positions.to(device)[None], cache=batch)[0])
+        targets += len(wanted)
+        for old, new, label in zip(*(torch.split(x, _POSITIONS) for x in (*states, wanted)), strict=True):
+            sums += _sums(thinker.lm_head(old), thinker.lm_head(new), label)
+    if not targets:
+        raise ValueError("the texts hold no token to predict")
     old_loss, new_loss, kl, same = (sums / targets).tolist()
     return Quality(targets, math.exp(old_loss), math.exp(new_loss), kl, same)
 

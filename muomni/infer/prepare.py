@@ -13,6 +13,7 @@ from muomni.infer.generate import room
 from muomni.infer.media import Encoded, MediaMemory, prompt_media, takes, token_count
 from muomni.infer.request import Prepared
 from muomni.infer.sampling import SamplingParams
+from muomni.infer.speculate import check_guessable
 from muomni.model import OmniModel
 
 if TYPE_CHECKING:
@@ -20,12 +21,17 @@ if TYPE_CHECKING:
 
 
 def settings_of(
-    prompts: Sequence[Any], sampling: Sequence[Mapping[str, Any]] | None, settings: Mapping[str, Any]
+    prompts: Sequence[Any],
+    sampling: Sequence[Mapping[str, Any]] | None,
+    settings: Mapping[str, Any],
+    *,
+    guessed: bool = False,
 ) -> list[SamplingParams]:
     """The settings of every prompt: its own before those for all.
 
     Raises:
-        PromptError: `prompts` is no list or an empty one, or a setting is not allowed.
+        PromptError: `prompts` is no list or an empty one, or a setting is not allowed, or with `guessed` leaves
+            nothing to guess.
     """
     if isinstance(prompts, str | bytes | Mapping) or not isinstance(prompts, Sequence):
         raise PromptError(f"prompts must be a list, not {type(prompts).__name__}; chat answers a single one")
@@ -37,6 +43,8 @@ def settings_of(
     for number in range(len(prompts)):
         try:
             params.append(SamplingParams.of(**{**settings, **(sampling[number] if sampling is not None else {})}))
+            if guessed:
+                check_guessable(params[-1])
         except PromptError as error:
             raise PromptError(f"prompt {number + 1} of {len(prompts)}: {error}") from None
     return params
@@ -45,7 +53,7 @@ def settings_of(
 def read_prompt(
     model: OmniModel, tokenizer: "Tokenizer", prompt: Any, *, raw: bool = False, root: Path | None = None
 ) -> EncodedChat:
-    """The ids of a prompt, with one placeholder for each picture and sound; nothing is opened.
+    """The ids of a prompt, with one placeholder for each picture and sound; of all media only video files are opened.
 
     Args:
         model: says what is understood besides text.
@@ -56,6 +64,7 @@ def read_prompt(
 
     Raises:
         PromptError: the prompt is empty, not in the form of messages, or holds what the model does not take.
+        MediaError: a video that cannot be read.
     """
     if raw:
         if not isinstance(prompt, str):
@@ -67,9 +76,35 @@ def read_prompt(
     encoders = {"image": model.config.vision, "audio": model.config.audio}
     inputs = [kind for kind, encoder in encoders.items() if encoder is not None]
     messages = as_messages(prompt)
+    if "image" in inputs:
+        messages = _with_frames(messages, root)
     if root is not None:
         messages = check_messages(messages, inputs=inputs, root=root)
     return encode_chat(tokenizer, messages, add_generation_prompt=True, inputs=inputs)
+
+
+def _with_frames(messages: Any, root: Path | None) -> Any:
+    """The messages with a list of frames in the place of each video file."""
+    if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
+        return messages  # told by who checks messages
+    return [
+        {**message, "content": [_frames_of(part, root) for part in message["content"]]}
+        if isinstance(message, Mapping) and isinstance(message.get("content"), list | tuple)
+        else message
+        for message in messages
+    ]
+
+
+def _frames_of(part: Any, root: Path | None) -> Any:
+    if not isinstance(part, Mapping) or part.get("type") != "video":
+        return part
+    video = part.get("video")
+    if not isinstance(video, str | Path | bytes):
+        return part
+    from muomni.data.video import video_frames
+
+    source = video if isinstance(video, bytes) else (root or Path()) / Path(video).expanduser()
+    return {"type": "video", "video": video_frames(source)}
 
 
 def prepare(

@@ -17,6 +17,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Protocol
 
+from muomni.errors import PromptError
+from muomni.infer.sampling import SamplingParams
+
 _LONGEST, _SHORTEST = 3, 2  # tokens that must have occurred before
 _FIRST_DRAFT, _MOST_DRAFT, _LEAST_DRAFT = 4, 16, 2
 _TRIALS = 3
@@ -128,6 +131,21 @@ class Lookup(Guesses):
         known = self._tokens[place : place + count]
         period = len(self._tokens) - place
         return [known[i % period] for i in range(count)]
+
+
+def check_guessable(params: SamplingParams) -> None:
+    """Refuses settings with which no token is ever guessed.
+
+    Raises:
+        PromptError: naming the setting.
+    """
+    for name, needed in (("temperature", 0), ("repetition_penalty", 1)):
+        value = getattr(params, name)
+        if value != needed:
+            raise PromptError(
+                f"speculate guesses the most likely tokens and has no effect with {name} = {value}: "
+                f"set {name}={needed}, or leave speculate out"
+            )
 
 
 class Guesser(Protocol):

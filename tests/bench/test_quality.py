@@ -10,7 +10,7 @@ from torch import nn
 
 from muomni import MuOmni
 from muomni.bench import quality as quality_module
-from muomni.bench.quality import Quality, compare_models
+from muomni.bench.quality import Quality, compare_caches, compare_models
 from muomni.config import DataSpec
 from muomni.data import PackedRows
 from muomni.data.cache import build_token_cache
@@ -71,3 +71,44 @@ def test_training_mode_is_refused(nano_folder: Any, rows: PackedRows) -> None:
     model = MuOmni.from_pretrained(nano_folder, device="cpu")
     with pytest.raises(ValueError, match="evaluation mode"):
         compare_models(model, copy.deepcopy(model).train(), rows, 1)
+
+
+def _texts(model: MuOmni) -> list[list[int]]:
+    assert model.tokenizer is not None
+    sentences = ["The cat sat on the mat. What is this?", "Hello there! The dog slept, and then the dog ate the bone."]
+    return [model.tokenizer.encode(sentence * 8) for sentence in sentences]
+
+
+def test_an_int8_cache_costs_next_to_nothing(nano_folder: Any) -> None:
+    model = MuOmni.from_pretrained(nano_folder, device="cpu")
+    texts = _texts(model)
+    same = compare_caches(model, texts, torch.float32)
+    assert (same.kl, same.top1, same.perplexity_change) == (0, 1, 0)
+    assert same.targets == sum(len(ids) - 1 for ids in texts)
+    found = compare_caches(model, texts)
+    assert 0 < found.kl < 1e-3
+    assert found.top1 > 0.97
+    assert abs(found.perplexity_change) < 5e-3
+
+
+def test_a_coarser_cache_is_seen(nano_folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The bounds above must be able to fail: with 3 bits instead of 8 they do.
+    model = MuOmni.from_pretrained(nano_folder, device="cpu")
+    round_up = torch.Tensor.round_
+    monkeypatch.setattr(torch.Tensor, "round_", lambda x: round_up(x / 32) * 32)
+    assert compare_caches(model, _texts(model)).kl > 1e-3
+
+
+def test_caches_are_compared_by_what_the_whole_model_says(nano_folder: Any) -> None:
+    model = MuOmni.from_pretrained(nano_folder, device="cpu")
+    ids = torch.tensor(_texts(model)[0])
+    with torch.no_grad():
+        logits = model(ids[None, :-1]).logits[0]
+    loss = torch.nn.functional.cross_entropy(logits, ids[1:])
+    found = compare_caches(model, [ids.tolist(), [1]])
+    assert found.reference_perplexity == pytest.approx(math.exp(loss), rel=1e-4)
+    for wrong in ([], [[1]]):
+        with pytest.raises(ValueError, match="no token to predict"):
+            compare_caches(model, wrong)
+    with pytest.raises(ValueError, match="evaluation mode"):
+        compare_caches(model.train(), [[1, 2]])

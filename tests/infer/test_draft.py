@@ -215,7 +215,7 @@ def test_a_draft_model_of_other_tokens_is_refused(model: MuOmni) -> None:
         model.chat_batch(["Hello"], speculate=same_size, temperature=0)
     wrong: Any = "runs/small"
     with pytest.raises(UserError, match="speculate = 'runs/small': must be True, False or a smaller model"):
-        model.chat("Hello", speculate=wrong)
+        model.chat("Hello", speculate=wrong, temperature=0)
     assert model.chat("Hello", max_new_tokens=3).tokens
 
 
