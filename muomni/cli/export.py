@@ -81,7 +81,9 @@ def command(
         print(json.dumps({"out": str(out), "format": format.value, "dtype": stored, "bytes": size}))
     else:
         what = "Qwen3 folder" if format is Format.hf else "GGUF file"
-        print(f"{out}: {what}, {model.num_parameters():,} parameters in {stored}, {size:,} bytes")
+        print(f"{out}: {what}, {model.num_parameters(model.thinker):,} parameters in {stored}, {size:,} bytes")
+        if model.vision is not None or model.audio is not None:
+            print("It is the Thinker alone: the encoders stay behind, so it neither sees nor hears.")
         if model.tokenizer is None:
             print("It has no tokenizer: the run has none.")
 

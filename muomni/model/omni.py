@@ -284,10 +284,11 @@ class OmniModel(nn.Module):
                 x = splice(x, input_ids, token, x.new_empty(0, x.shape[-1]) if given is None else given)
         return x
 
-    def num_parameters(self) -> int:
-        """Parameters, a tied head counted once; int8 weights count, their scales do not."""
-        int8 = {id(m.weight): m.weight.numel() for m in self.modules() if isinstance(m, Int8Weight)}
-        return sum(parameter.numel() for parameter in self.parameters()) + sum(int8.values())
+    def num_parameters(self, module: nn.Module | None = None) -> int:
+        """Parameters of the model or of a module of it, a tied head counted once; int8 scales do not count."""
+        counted = self if module is None else module
+        int8 = {id(m.weight): m.weight.numel() for m in counted.modules() if isinstance(m, Int8Weight)}
+        return sum(parameter.numel() for parameter in counted.parameters()) + sum(int8.values())
 
     def _total_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """The summed loss of (N, D) states; a head without float weights gives its logits in pieces."""

@@ -145,7 +145,7 @@ def test_the_small_case_passes_what_is_right_and_fails_what_is_wrong(monkeypatch
         assert choosing._fails(attention, CPU, dtype, 16) is None
         assert choosing._fails(at_the_start, CPU, dtype, 16) == "a small case comes out wrong"
         assert choosing._fails(without_gradient, CPU, dtype, 16) == "a small case comes out wrong"
-        nan = choosing._fails(lambda q, *rest: attention(q, *rest) * torch.nan, CPU, dtype, 16)
+        nan = choosing._fails(lambda q, *rest, causal: attention(q, *rest) * torch.nan, CPU, dtype, 16)
         assert nan == "a small case comes out wrong"
     assert choosing._fails(flex.attention, CPU, torch.float32, 16).startswith("a small case fails: FlexAttention does")
     assert choosing._fails(varlen.attention, CPU, torch.float32, 16).startswith("a small case fails: varlen attention")

@@ -294,6 +294,7 @@ def test_an_exported_qwen3_folder_is_the_thinker(tmp_path: Path):
     save_model(model, tmp_path, qwen3=True)
     loaded = load_model(tmp_path)
     assert loaded.vision is None and loaded.audio is None
+    assert loaded.num_parameters() == model.num_parameters(model.thinker) < model.num_parameters()
     ids = torch.tensor([[5, 6, 7, 8]])
     assert torch.equal(text(loaded, ids), text(model, ids))
 
