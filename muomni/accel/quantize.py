@@ -30,7 +30,8 @@ from muomni.ops.int8 import KERNELS, Kernel, dequantize, int8_linear, why_not
 METHODS = ("int8",)
 # Rows of activations that stand for decoding, a batch and a prompt; see `model.quantized.ROWS`.
 _ROWS = (1, 16, 128)
-_CANDIDATES = tuple(kernel for kernel in KERNELS if kernel != "reference")
+# `fused` is for compiled steps, which `infer.compiled` makes.
+_CANDIDATES: tuple[Kernel, ...] = tuple(kernel for kernel in KERNELS if kernel not in ("reference", "fused"))
 _FLOAT = "float"
 # Elements of weights that a timing goes round, so that they come from memory as in a model: of int8 ones, which
 # are there anyway, and of float ones, which are made for it. And its seconds.

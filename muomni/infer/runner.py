@@ -120,7 +120,7 @@ class Runners:
     note: str = ""
 
 
-RunnerName = Literal["auto", "eager", "native"]
+RunnerName = Literal["auto", "eager", "native", "compiled"]
 # A library that was compiled before is found within this time, so that the first step is a fast one already.
 _PATIENCE_S = 0.25
 
@@ -131,9 +131,9 @@ def make_runner(model: OmniModel, cache: SlotCache, name: RunnerName | None = No
     Args:
         model: as it stays: after its weights were replaced (`.to`, `quantize`), make another one.
         cache: on the model's device.
-        name: `auto` takes the native runner where it can run the model, compiled in the background the first
-            time on a machine, and torch's modules until then and elsewhere. None is what the environment variable
-            `MUOMNI_RUNNER` says, or `auto`.
+        name: `auto` takes the native runner on CPUs where it can run the model, compiled in the background the first
+            time on a machine, the compiled one on GPUs, and torch's modules until then and elsewhere. None is what the
+            environment variable `MUOMNI_RUNNER` says, or `auto`.
 
     Raises:
         ConfigError: no such runner, or the named one cannot run this model here.
@@ -144,6 +144,8 @@ def make_runner(model: OmniModel, cache: SlotCache, name: RunnerName | None = No
     eager = EagerRunner(model, cache)
     if name == "eager":
         return Runners(eager, note="as asked")
+    if name == "compiled" or (name == "auto" and cache.device.type != "cpu"):
+        return _compiled(model, cache, eager, named=name == "compiled")
     from muomni.infer import native
     from muomni.ops.native import Unavailable, load
 
@@ -170,6 +172,17 @@ def make_runner(model: OmniModel, cache: SlotCache, name: RunnerName | None = No
         return Runners(eager, note=str(error))
     except TimeoutError:
         return Runners(eager, later)
+
+
+def _compiled(model: OmniModel, cache: SlotCache, eager: EagerRunner, named: bool) -> Runners:
+    from muomni.infer import compiled
+
+    fault = compiled.why_not(cache)
+    if fault is None:
+        return Runners(compiled.CompiledRunner(model, cache))  # it uses torch's modules until a step is compiled
+    if named:
+        raise ConfigError(f"the compiled runner cannot be had: {fault}")
+    return Runners(eager, note=fault)
 
 
 @contextmanager

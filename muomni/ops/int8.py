@@ -8,6 +8,8 @@ and decoding one token reads every weight once, so it is bound by just these byt
 * `cast` multiplies by the bare int8 values and scales the products: the same up to rounding. It converts a
   few rows at a time, so the float values stay in the processor's cache. Compiled for a GPU, the conversion
   becomes part of the product, and no float weight is ever in memory.
+* `fused` is for compiled steps: Inductor makes one loop of the conversion and the product, which reads each int8
+  value once. Eager it would make a float weight, and a copy for each row.
 * `packed` is torch's own weight-only kernel; activations are rounded to bf16 where that is faster.
 * `dynamic` also rounds the activations to int8, each token by its own scale (absmax / 127), and multiplies
   in integers (VNNI on a CPU, tensor cores on a GPU). Several times faster than float where it is there.
@@ -26,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Kernel = Literal["reference", "cast", "packed", "dynamic"]
+Kernel = Literal["reference", "cast", "fused", "packed", "dynamic"]
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
 
 # Elements of a weight that are float at one time while it is quantised, and while `cast` multiplies by it.
@@ -104,6 +106,13 @@ def _cast(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     return torch.cat(parts, dim=1).mul_(scale.to(x.dtype))
 
 
+def _fused(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    # Channels outside, rows inside: a channel's weights are still in the processor's cache for the next row.
+    products = (weight.to(wide)[:, None] * x.to(wide)[None]).sum(-1)
+    return (products * scale.to(wide)[:, None]).t().to(x.dtype)
+
+
 def _packed(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     # In fp32 the kernel is slow beyond use (12 to 30 times slower than in bf16 on the CPUs measured).
     low = x if x.dtype in (torch.bfloat16, torch.float16) else x.bfloat16()
@@ -133,6 +142,7 @@ def _dynamic(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 _FUNCTIONS: dict[Kernel, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "reference": _reference,
     "cast": _cast,
+    "fused": _fused,
     "packed": _packed,
     "dynamic": _dynamic,
 }
@@ -146,7 +156,7 @@ def why_not(kernel: Kernel, device: torch.device, N: int, K: int) -> str | None:
         kernel, device: which, and where.
         N, K: of the weight.
     """
-    if kernel in ("reference", "cast"):
+    if kernel in ("reference", "cast", "fused"):
         return None
     operator = {"packed": "_weight_int8pack_mm", "dynamic": "_int_mm"}[kernel]
     if not hasattr(torch, operator):

@@ -360,7 +360,7 @@ def test_a_runner_that_is_named_is_taken_or_refused(monkeypatch: pytest.MonkeyPa
     model = make_model()
     cache = SlotCache(model.config.thinker, 1, 8, torch.int8)
     assert isinstance(make_runner(model, cache, "eager").now, EagerRunner)
-    with pytest.raises(ConfigError, match="runner = 'fast': there are auto, eager, native"):
+    with pytest.raises(ConfigError, match="runner = 'fast': there are auto, eager, native, compiled"):
         make_runner(model, cache, "fast")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="the native runner cannot be had: a cache of torch.int8"):
         make_runner(model, cache, "native")
