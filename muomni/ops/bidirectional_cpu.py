@@ -1,20 +1,30 @@
-"""Bidirectional attention over packed documents on a CPU: one call for all documents of a length.
+"""Bidirectional attention over packed documents on a CPU: one call for many documents.
 
-An encoder's documents are many and short (pictures of 64 to 256 patches, chunks of sound), and mostly of few
-lengths. Documents of one length are the rows of one batch for torch's flash kernel: a view where they stand one
-behind the other, else a copy. As in `varlen_cpu`, a custom operator makes the loop one node for autograd and for
-`torch.compile`, whatever the documents are.
+An encoder's documents are many and short: pictures of 64 to 256 patches, chunks of 100 tokens of sound. A call for
+each would cost more than it computes, so documents become the rows of one batch. As in `varlen_cpu`, a custom
+operator makes the loop one node for autograd and for `torch.compile`, whatever the documents are.
 
-In bf16 and fp16 this computes in fp32, since torch's kernel is slow in low precision (see `blocked_cpu`), and
-returns to the dtype given.
+* fp32 and fp64: torch's flash kernel, once for each length; a view where the documents stand one behind the other.
+* bf16 and fp16: matrix products, which are several times faster there than the kernel (see `blocked_cpu`). Their
+  code is compiled for every shape they meet and kept, so lengths are padded to a multiple of `_STEP`, with keys that
+  nobody sees, and documents go in batches of a power of two.
+
+Legend: N tokens, H query heads, K key/value heads, D head_dim; n documents of a batch, P their padded length.
 """
 
 import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from muomni.ops.flash_cpu import flash_backward, flash_forward
+from muomni.ops.flash_cpu import LOW, flash_backward, flash_forward
+
+_STEP = 32
+# Scores of a batch that are in memory at once, and rows of scores in one product.
+_SCORES = 1 << 22
+_ROWS = 1024
 
 
 def bidirectional_attention_cpu(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> Tensor:
@@ -47,32 +57,132 @@ class _Group:
             self._rows = (torch.tensor(starts)[:, None] + torch.arange(length)).flatten()
 
     def read(self, x: Tensor) -> Tensor:
-        """(N, heads, D) as (documents, heads, length, D), at least in fp32."""
-        wide = x[self._rows] if x.dtype == torch.float64 else x[self._rows].float()
-        return wide.view(*self.shape, *x.shape[1:]).transpose(1, 2)
-
-    def read_sums(self, x: Tensor) -> Tensor:
-        """(N, H) as (documents, H, length)."""
-        return x[self._rows].view(*self.shape, x.shape[1]).transpose(1, 2)
+        """(N, heads, ...) as (n, heads, length, ...)."""
+        return x[self._rows].view(*self.shape, *x.shape[1:]).transpose(1, 2)
 
     def write(self, target: Tensor, x: Tensor) -> None:
-        """The inverse of both, into (N, heads, ...)."""
-        target[self._rows] = x.transpose(1, 2).flatten(0, 1).to(target.dtype)
+        """The inverse, into (N, heads, ...)."""
+        target[self._rows] = x.transpose(1, 2).flatten(0, 1)
 
 
 def _groups(cu_seqlens: Tensor) -> list[_Group]:
     by_length: dict[int, list[int]] = {}
-    # The bounds live in CPU memory, so reading them waits for nothing.
-    for start, end in itertools.pairwise(cu_seqlens.tolist()):
-        if end > start:
-            by_length.setdefault(end - start, []).append(start)
+    for start, end in _documents(cu_seqlens):
+        by_length.setdefault(end - start, []).append(start)
     return [_Group(length, starts) for length, starts in by_length.items()]
+
+
+def _documents(cu_seqlens: Tensor) -> list[tuple[int, int]]:
+    # The bounds live in CPU memory, so reading them waits for nothing.
+    return [(start, end) for start, end in itertools.pairwise(cu_seqlens.tolist()) if end > start]
+
+
+@dataclass(frozen=True)
+class _Padded:
+    """Documents of about one length.
+
+    Attributes:
+        rows: (n, P) int64, which token stands there; behind the end of a document its first.
+        kept: (n, P) whether it is a token of the document; None where all are.
+    """
+
+    rows: Tensor
+    kept: Tensor | None
+
+    def read(self, x: Tensor, groups: int) -> Tensor:
+        """(N, heads, D) as (n·K, heads / K · P, D)."""
+        n, P = self.rows.shape
+        per_document = x.index_select(0, self.rows.flatten()).view(n, P, groups, -1, x.shape[2])
+        return per_document.permute(0, 2, 3, 1, 4).reshape(n * groups, -1, x.shape[2])
+
+    def write(self, target: Tensor, x: Tensor) -> None:
+        """The inverse, into (N, heads, D); what stands behind the end of a document is dropped."""
+        n, P = self.rows.shape
+        out = x.view(n, -1, P, x.shape[2]).transpose(1, 2).to(target.dtype)
+        rows, found = (self.rows, out) if self.kept is None else (self.rows[self.kept][None], out[self.kept][None])
+        target.index_copy_(0, rows.flatten(), found.flatten(0, 1))
+
+    def nothing_behind(self, x: Tensor, groups: int) -> Tensor:
+        """`read`, with zeros behind the end of a document."""
+        out = self.read(x, groups)
+        if self.kept is None:
+            return out
+        n, P = self.rows.shape
+        return (out.view(n, -1, P, x.shape[2]) * self.kept[:, None, :, None]).view_as(out)
+
+    def hidden(self, groups: int, dtype: torch.dtype) -> Tensor | None:
+        """(n·K, 1, P) what is added to the scores of keys: −∞ behind the end of a document."""
+        if self.kept is None:
+            return None
+        seen = torch.zeros(self.kept.shape, dtype=dtype).masked_fill_(~self.kept, -torch.inf)
+        return seen.repeat_interleave(groups, 0)[:, None]
+
+
+def _batches(cu_seqlens: Tensor, heads: int) -> Iterator[_Padded]:
+    buckets: dict[int, list[tuple[int, int]]] = {}
+    for start, end in _documents(cu_seqlens):
+        buckets.setdefault(-(-(end - start) // _STEP) * _STEP, []).append((start, end))
+    for padded, documents in buckets.items():
+        most = 1 << (max(1, _SCORES // (heads * padded * padded)).bit_length() - 1)
+        inside = torch.arange(padded)
+        done = 0
+        while done < len(documents):
+            count = min(most, 1 << ((len(documents) - done).bit_length() - 1))
+            starts, ends = torch.tensor(documents[done : done + count]).T[..., None]
+            rows = starts + inside
+            kept = rows < ends
+            done += count
+            yield _Padded(torch.where(kept, rows, starts), None if bool(kept.all()) else kept)
+
+
+def _probabilities(q: Tensor, k: Tensor, hidden: Tensor | None) -> Tensor:
+    scale = q.shape[-1] ** -0.5
+    scores = _scaled(q, k.mT, scale) if hidden is None else torch.baddbmm(hidden, q, k.mT, alpha=scale)
+    return scores.softmax(-1)
+
+
+def _scaled(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """The product times `scale`, rounded once."""
+    return torch.baddbmm(a.new_empty(()), a, b, beta=0, alpha=scale)
+
+
+def _padded_forward(batch: _Padded, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+    groups = k.shape[1]
+    queries, keys, values = batch.read(q, groups), batch.read(k, groups), batch.read(v, groups)
+    hidden = batch.hidden(groups, q.dtype)
+    parts = [torch.bmm(_probabilities(rows, keys, hidden), values) for rows in torch.split(queries, _ROWS, 1)]
+    batch.write(out, torch.cat(parts, 1))
+
+
+def _padded_backward(
+    batch: _Padded, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, grads: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    groups = k.shape[1]
+    queries, keys, values = batch.read(q, groups), batch.read(k, groups), batch.read(v, groups)
+    hidden, scale = batch.hidden(groups, q.dtype), q.shape[-1] ** -0.5
+    incoming = batch.nothing_behind(grad, groups)
+    parts: list[Tensor] = []
+    # Several products add to the same keys: in fp32.
+    wide = q.dtype if queries.shape[1] <= _ROWS else torch.float32
+    grad_k, grad_v = (torch.zeros(keys.shape, dtype=wide) for _ in range(2))
+    for rows, upstream in zip(torch.split(queries, _ROWS, 1), torch.split(incoming, _ROWS, 1), strict=True):
+        p = _probabilities(rows, keys, hidden)
+        grad_scores = torch._softmax_backward_data(torch.bmm(upstream, values.mT), p, -1, p.dtype)
+        grad_v += torch.bmm(p.mT, upstream)
+        grad_k += _scaled(grad_scores.mT, rows, scale)
+        parts.append(_scaled(grad_scores, keys, scale))
+    for target, part in zip(grads, (torch.cat(parts, 1), grad_k, grad_v), strict=True):
+        batch.write(target, part)
 
 
 @torch.library.custom_op("muomni::bidirectional_cpu", mutates_args=(), device_types="cpu")
 def _bidirectional(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
-    """The output, and (N, H) the logarithm of each softmax's sum."""
+    """The output, and (N, H) the logarithm of each softmax's sum; empty where the backward pass does without."""
     out, log_sum_exp = _bidirectional_fake(q, k, v, cu_seqlens)
+    if q.dtype in LOW:
+        for batch in _batches(cu_seqlens, q.shape[1]):
+            _padded_forward(batch, q, k, v, out)
+        return out, log_sum_exp
     for group in _groups(cu_seqlens):
         part, sums = flash_forward(group.read(q), group.read(k), group.read(v), causal=False)
         group.write(out, part)
@@ -83,19 +193,23 @@ def _bidirectional(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> tuple
 @_bidirectional.register_fake
 def _bidirectional_fake(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-    return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=wide)
+    return q.new_empty(q.shape), q.new_empty((0, q.shape[1]) if q.dtype in LOW else q.shape[:2], dtype=wide)
 
 
 @torch.library.custom_op("muomni::bidirectional_cpu_backward", mutates_args=(), device_types="cpu")
 def _bidirectional_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sum_exp: Tensor, cu_seqlens: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grads = tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    grads = (q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape))
+    if q.dtype in LOW:
+        for batch in _batches(cu_seqlens, q.shape[1]):
+            _padded_backward(batch, grad, q, k, v, grads)
+        return grads
     for group in _groups(cu_seqlens):
-        inputs = (group.read(q), group.read(k), group.read(v), group.read(out), group.read_sums(log_sum_exp))
+        inputs = (group.read(q), group.read(k), group.read(v), group.read(out), group.read(log_sum_exp))
         for total, part in zip(grads, flash_backward(group.read(grad), *inputs, causal=False), strict=True):
             group.write(total, part)
-    return grads[0], grads[1], grads[2]
+    return grads
 
 
 @_bidirectional_backward.register_fake

@@ -101,6 +101,37 @@ def test_one_call_serves_all_documents_of_a_length(monkeypatch):
     assert sorted(calls) == [(1, 2, 3, 8), (5, 2, 4, 8)]
 
 
+def test_low_precision_meets_few_shapes_and_keeps_few_scores(monkeypatch):
+    """Lengths are padded, documents go in batches of a power of two, long ones in pieces."""
+    shapes: set[tuple[int, ...]] = set()
+    real = torch.bmm
+
+    def noted(a, b):
+        shapes.add((*a.shape, b.shape[-1]))
+        return real(a, b)
+
+    monkeypatch.setattr(torch, "bmm", noted)
+    monkeypatch.setattr(bidirectional_cpu, "_SCORES", 4 * 2 * 64 * 64)
+    lengths = [*range(33, 64), 1]
+    q, k, v = (x.detach().bfloat16() for x in make_inputs(0, 1, sum(lengths), 2, 2))
+    attention(q, k, v, cut(lengths, 1), causal=False)
+    assert shapes == {(2 * n, 64, 64, 8) for n in (1, 2, 4)} | {(2, 32, 32, 8)}
+
+
+@pytest.mark.parametrize("lengths", [[40, 70, 33, 64, 1], [64, 64], [1100]])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_padded_batches_and_long_documents_are_right(lengths, groups):
+    low = make_inputs(3, 2, sum(lengths), 2, groups, torch.bfloat16)
+    segments = cut(lengths, 2)
+    exact = [x.detach().double().requires_grad_() for x in low]
+    found, wanted = attention(*low, segments, causal=False), by_hand(*exact, segments)
+    torch.testing.assert_close(found.double(), wanted, rtol=0.02, atol=0.02)
+    upstream = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(0)).bfloat16()
+    ours = torch.autograd.grad(found, low, upstream)
+    for a, b in zip(ours, torch.autograd.grad(wanted, exact, upstream.double()), strict=True):
+        assert (a - b).abs().max() <= 0.02 * b.abs().max() + 0.01
+
+
 def test_documents_see_themselves_whole_and_nothing_else():
     q, k, v = (x.detach() for x in make_inputs(0, 1, 10, 2, 2))
     segments = cut([4, 6], 1)
