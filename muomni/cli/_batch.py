@@ -2,7 +2,8 @@
 
 Only complete lines count: a reply is one write of a whole line, so what a kill leaves is whole replies and at
 most one torn line, which the next run cuts off. A reply names the line it answers and a hash of it, so that
-replies to other prompts are not taken for these.
+replies to other prompts are not taken for these. A prompt whose picture or sound cannot be read gets a reply that
+says so, which counts as one.
 """
 
 import hashlib
@@ -12,16 +13,20 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
 from muomni.cli._speculation import Speculation, greedy
-from muomni.errors import PromptError, UserError
+from muomni.errors import MediaError, PromptError, UserError
 
 if TYPE_CHECKING:
     from muomni.api import MuOmni
     from muomni.infer import Reply, SamplingParams
+    from muomni.infer.request import Prepared
 
+# What a sound's header says may be wrong by some tokens.
+_SLACK = 4
 _BEGINNING = b'{"line": '
 
 
@@ -37,6 +42,7 @@ class Job:
         batch_size: prompts side by side.
         deterministic: see `MuOmni.chat_batch`.
         guessing: who guesses tokens.
+        cache: what keys and values are stored as.
     """
 
     prompts: Path
@@ -47,14 +53,16 @@ class Job:
     batch_size: int
     deterministic: bool
     guessing: Speculation
+    cache: Literal["auto", "int8"] = "auto"
 
 
 class Figures(TypedDict):
-    """What was done: replies written and those that were there, tokens, and the seconds of answering."""
+    """What was done: replies written and those that were there, errors among all, tokens, seconds of answering."""
 
     out: str
     replies: int
     kept: int
+    errors: int
     prompt_tokens: int
     new_tokens: int
     seconds: float
@@ -74,23 +82,24 @@ def answer_file(run: str, device: str, job: Job) -> Figures:
 
     Raises:
         UserError: a file cannot be read or written, or a line is wrong; says which. Lines are checked before
-            any is answered.
+            any is answered. A picture or sound that cannot be read is no such mistake: its reply tells it.
     """
-    kept = _kept(job)
+    kept, errors = _kept(job)
     from muomni.api import MuOmni
     from muomni.infer.batch import progress_bar, reply_to_all
 
     _check_settings(job)  # mistakes in the file are told before the model is read
     model = MuOmni.from_pretrained(run, device=device)
+    model.cache_dtype = job.cache
     left, longest = 0, 1
     for line in _lines(job, kept):
-        ids, params = _encode(model, job, line)
         left += 1
-        longest = max(longest, min(len(ids) + params.max_new_tokens, model.config.thinker.max_position_embeddings))
+        longest = max(longest, _length(model, job, line))
     figures: Figures = {
         "out": str(job.replies),
         "replies": 0,
         "kept": kept,
+        "errors": errors,
         "prompt_tokens": 0,
         "new_tokens": 0,
         "seconds": 0.0,
@@ -102,20 +111,23 @@ def answer_file(run: str, device: str, job: Job) -> Figures:
     engine = model.engine(min(job.batch_size, left), longest)
     asked: deque[_Line] = deque()
 
-    def pairs() -> Iterator[tuple[list[int], "SamplingParams"]]:
-        for line in _lines(job, kept):
-            pair = _encode(model, job, line)
-            asked.append(line)
-            yield pair
+    def prompts() -> Iterator["Prepared"]:
+        lines = _lines(job, kept)
+        while some := list(islice(lines, job.batch_size)):
+            pairs = [(line.prompt, _params(job, line)) for line in some]
+            how: dict[str, Any] = {"raw": job.raw, "alone": job.deterministic, "root": job.prompts.parent}
+            asked.extend(some)
+            yield from model.prepare(pairs, [""] * len(some), keep_going=True, **how)
 
     guesser = model.guesser(job.guessing.guesser(model, device), engine)
     started = time.perf_counter()
     how: dict[str, Any] = {"deterministic": job.deterministic, "speculate": guesser}
-    replies = reply_to_all(engine, model.tokenizer, pairs(), end_ids=model.end_ids(), **how)
+    replies = reply_to_all(engine, model.tokenizer, prompts(), end_ids=model.end_ids(), keep_going=True, **how)
     with job.replies.open("ab", buffering=0) as out:
         for reply in progress_bar(replies, left, None):
             out.write(_written(asked.popleft(), reply))
             figures["replies"] += 1
+            figures["errors"] += reply.error is not None
             figures["prompt_tokens"] += reply.timing.prompt_tokens
             figures["new_tokens"] += reply.timing.new_tokens
     figures["seconds"] = time.perf_counter() - started
@@ -147,6 +159,7 @@ def _written(line: _Line, reply: "Reply") -> bytes:
         **({} if line.id is None else {"id": line.id}),
         "text": reply.text,
         "finish_reason": reply.finish_reason,
+        **({} if reply.error is None else {"error": reply.error}),
         "prompt_tokens": reply.timing.prompt_tokens,
         "new_tokens": reply.timing.new_tokens,
         "prompt_sha256": line.digest,
@@ -203,20 +216,33 @@ def _params(job: Job, line: _Line) -> "SamplingParams":
         raise PromptError(f"{job.prompts}, line {line.number}: {error}") from None
 
 
-def _encode(model: "MuOmni", job: Job, line: _Line) -> tuple[list[int], "SamplingParams"]:
-    from muomni.infer.generate import room
+def _length(model: "MuOmni", job: Job, line: _Line) -> int:
+    """Tokens of the prompt and its reply; of a picture or sound only the beginning is read.
 
+    Raises:
+        PromptError: the line is wrong.
+    """
+    from muomni.infer.generate import room
+    from muomni.infer.media import token_count
+    from muomni.infer.prepare import read_prompt
+
+    assert model.tokenizer is not None
     params = _params(job, line)
     try:
-        ids = model.encode(line.prompt, raw=job.raw)
-        room(model, (1, len(ids)), params)
+        chat = read_prompt(model, model.tokenizer, line.prompt, raw=job.raw, root=job.prompts.parent)
+        if not chat.media:
+            room(model, (1, len(chat.ids)), params)
     except PromptError as error:
         raise PromptError(f"{job.prompts}, line {line.number}: {error}") from None
-    return ids, params
+    try:
+        inside = sum(token_count(model.config, part, exact=False) + _SLACK for part in chat.media)
+    except MediaError:
+        return 1  # told in its reply
+    return min(len(chat.ids) + inside + params.max_new_tokens, model.config.thinker.max_position_embeddings)
 
 
-def _kept(job: Job) -> int:
-    """How many replies are there; cuts a torn last line off.
+def _kept(job: Job) -> tuple[int, int]:
+    """How many replies are there, and how many of them are errors; cuts a torn last line off.
 
     Raises:
         UserError: the file holds something else than replies to the first of these prompts.
@@ -226,23 +252,24 @@ def _kept(job: Job) -> int:
     if not job.replies.exists():
         if not job.replies.absolute().parent.is_dir():
             raise UserError(f"{job.replies}: its folder does not exist")
-        return 0
+        return 0, 0
     if not job.replies.is_file() or job.replies.samefile(job.prompts):
         raise UserError(f"{job.replies}: replies cannot go there: give the name of a new file")
-    kept = whole = 0
+    kept = whole = errors = 0
     lines = _lines(job)
     with job.replies.open("rb+") as file:
         for content in file:
             if not content.endswith(b"\n") and _BEGINNING.startswith(content[: len(_BEGINNING)]):
                 break
-            _check_reply(job, kept + 1, content, next(lines, None))
+            errors += _is_error(job, kept + 1, content, next(lines, None))
             kept += 1
             whole += len(content)
         file.truncate(whole)
-    return kept
+    return kept, errors
 
 
-def _check_reply(job: Job, number: int, content: bytes, line: _Line | None) -> None:
+def _is_error(job: Job, number: int, content: bytes, line: _Line | None) -> bool:
+    """Whether a reply is an error; refuses one that does not answer the line."""
     try:
         reply = json.loads(content)
         answers = reply["line"], reply["prompt_sha256"]
@@ -254,3 +281,4 @@ def _check_reply(job: Job, number: int, content: bytes, line: _Line | None) -> N
             + (f", line {line.number}" if line is not None else ", which has fewer lines")
             + ": give the name of a new file, or remove this one"
         )
+    return bool(reply.get("finish_reason") == "error")

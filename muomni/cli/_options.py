@@ -1,5 +1,6 @@
 """Options that several commands share. Each sampling option is one field of `SamplingParams`."""
 
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +16,31 @@ Run = Annotated[
 Device = Annotated[str, typer.Option(help="cuda, mps or cpu; auto takes the first of them that is there.")]
 Raw = Annotated[bool, typer.Option("--raw", help="Continue the text as it stands, without the turns of a chat.")]
 System = Annotated[str | None, typer.Option(metavar="TEXT", help="What the system message says.")]
+Image = Annotated[
+    list[str] | None,
+    typer.Option("--image", metavar="FILE", help="Show this picture with the message; may be repeated."),
+]
+Audio = Annotated[
+    list[str] | None,
+    typer.Option("--audio", metavar="FILE", help="Play this sound with the message; may be repeated."),
+]
+
+
+class CacheDtype(StrEnum):
+    """What keys and values are stored as."""
+
+    auto = "auto"
+    int8 = "int8"
+
+
+Cache = Annotated[
+    CacheDtype,
+    typer.Option(
+        "--cache",
+        help="What keys and values are stored as: auto as the model computes, int8 for much longer conversations or "
+        "more prompts side by side in the same memory; slower on a CPU.",
+    ),
+]
 Speculate = Annotated[
     bool,
     typer.Option(
@@ -63,6 +89,12 @@ IgnoreEos = Annotated[
     bool | None,
     typer.Option("--ignore-eos", rich_help_panel=_GROUP, help="Go on to the longest reply whatever the model says."),
 ]
+
+
+def media(image: list[str] | None, audio: list[str] | None) -> list[dict[str, str]]:
+    """The parts of a message that `--image` and `--audio` give, pictures first."""
+    pictures = [{"type": "image", "image": path} for path in image or []]
+    return [*pictures, *({"type": "audio", "audio": path} for path in audio or [])]
 
 
 def given(**options: Any) -> dict[str, Any]:

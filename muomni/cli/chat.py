@@ -3,6 +3,7 @@
 import contextlib
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,6 +19,8 @@ _HELP = """\
 /system TEXT        what the system message says from now on; without TEXT there is none
 /set                the sampling settings
 /set KEY=VALUE      change one, for example /set temperature=0.5
+/image FILE         show a picture with the next message
+/audio FILE         play a sound with the next message; an empty line then sends it alone
 /quit               end; so does Ctrl-D
 Ctrl-C stops a reply. Everything else you type is said to the model."""
 
@@ -27,7 +30,10 @@ def command(
     message: Annotated[
         str | None, typer.Option("--message", "-m", metavar="TEXT", help="Say this, print the reply and end.")
     ] = None,
+    image: options.Image = None,
+    audio: options.Audio = None,
     system: options.System = None,
+    cache: options.Cache = options.CacheDtype.auto,
     speculate: options.Speculate = False,
     draft: options.Draft = None,
     max_new_tokens: options.MaxNewTokens = None,
@@ -43,7 +49,11 @@ def command(
 ) -> None:
     """Talk to a model. Through a pipe, each line is a message and each reply is printed.
 
+    Pictures and sounds go with the first message; an empty line sends them alone.
+
     Example: muomni chat runs/demo --system "Answer in one sentence."
+
+    Example: muomni chat runs/omni --image cat.png -m "What is this?"
     """
     sampling = options.given(
         max_new_tokens=max_new_tokens,
@@ -64,7 +74,10 @@ def command(
     guessing.check(SamplingParams.of(**sampling))  # a wrong setting is told before the model is read
     terminal = message is None and sys.stdin.isatty() and sys.stdout.isatty()
     model = MuOmni.from_pretrained(run, device=device)
+    model.cache_dtype = cache.value
     chat = Chat(model, sampling, system, terminal=terminal, speculate=guessing.guesser(model, device))
+    for part in options.media(image, audio):
+        chat.attach(part)
     if message is not None:
         chat.answer(message)
     elif terminal:
@@ -75,12 +88,13 @@ def command(
     else:
         for line in sys.stdin:
             if not chat.take(line.rstrip("\n")):
-                break
+                return
+        chat.take("")
 
 
 def _talk(chat: "Chat") -> None:
     """Reads lines from the keyboard until the user ends."""
-    from muomni.errors import PromptError
+    from muomni.errors import UserError
 
     with contextlib.suppress(ImportError):  # line editing and history, where the system has them
         import readline  # noqa: F401
@@ -94,7 +108,7 @@ def _talk(chat: "Chat") -> None:
         except KeyboardInterrupt:
             print()
             chat.note("Ctrl-D or /quit ends.")
-        except PromptError as error:
+        except UserError as error:
             chat.note(str(error))
 
 
@@ -123,7 +137,8 @@ class Chat:
         self.system = system
         self.terminal = terminal
         self.speculate = speculate
-        self.turns: list[dict[str, str]] = []
+        self.turns: list[dict[str, Any]] = []
+        self.attached: list[dict[str, Any]] = []
         self._told_of_trimming = False
 
     def note(self, text: str) -> None:
@@ -137,9 +152,11 @@ class Chat:
         """Obeys a command or answers a message; False when the user wants to end.
 
         Raises:
-            PromptError: the message cannot be answered; the conversation is as before.
+            UserError: the message cannot be answered; the conversation is as before.
         """
         if not line.strip():
+            if self.attached:
+                self.answer("")
             return True
         if not line.startswith("/"):
             self.answer(line)
@@ -157,19 +174,53 @@ class Chat:
             self.note(f"System message: {self.system or 'none'}")
         elif name == "/set":
             self._set(rest.strip())
+        elif name in ("/image", "/audio"):
+            kind = name[1:]
+            if rest.strip():
+                self.attach({"type": kind, kind: rest.strip()})
+            else:
+                self.note(f"Write it as {name} FILE.")
         else:
             self.note(f"There is no command {name}. /help lists them.")
         return True
 
+    def attach(self, part: dict[str, Any]) -> None:
+        """Puts a picture or sound beside the next message; it is encoded at once, while the user types.
+
+        Raises:
+            UserError: the model does not take it, or it cannot be read.
+        """
+        from muomni.data.media import open_bytes
+        from muomni.infer import SamplingParams
+
+        kind = part["type"]
+        path = Path(part[kind]).expanduser()
+        alone = [{"role": "user", "content": [part]}]
+        self.model.prepare([(alone, SamplingParams())], [""])
+        # The conversation goes on when the file is gone.
+        self.attached.append({"type": kind, kind: open_bytes(path)})
+        if self.terminal:
+            self.note(f"{path} goes with the next message; an empty line sends it alone.")
+
     def answer(self, message: str) -> None:
         """Prints the reply as it comes. Ctrl-C stops it; what was said until then counts.
 
-        Raises:
-            PromptError: the message cannot be answered; the conversation is as before.
-        """
-        from muomni.cli._terminal import say, speed
+        What is attached goes with the message; where that cannot be answered it is attached no more.
 
-        stream = self.model.stream(self._prompt(message), speculate=self.speculate, **self.sampling)
+        Raises:
+            UserError: the message cannot be answered; the conversation is as before.
+        """
+        from muomni.cli._speculation import greedy
+        from muomni.cli._terminal import say, speed
+        from muomni.infer import SamplingParams
+
+        content: Any = message
+        attached, self.attached = self.attached, []
+        if attached:
+            content = [*attached, *([{"type": "text", "text": message}] if message.strip() else [])]
+        guessed = greedy(SamplingParams.of(**self.sampling))
+        speculate = self.speculate if guessed else False
+        stream = self.model.stream(self._prompt(content), speculate=speculate, **self.sampling)
         try:
             say(stream)
             ending = speed(stream.reply.timing)
@@ -181,14 +232,14 @@ class Chat:
             stream.close()
             print()
             ending = "stopped"
-        self.turns += [{"role": "user", "content": message}, {"role": "assistant", "content": stream.text}]
+        self.turns += [{"role": "user", "content": content}, {"role": "assistant", "content": stream.text}]
         if self.terminal:
             self.note(f"[{ending}]")
 
-    def _prompt(self, message: str) -> list[dict[str, str]]:
-        """The conversation and `message`, without the oldest turns where the context would leave too little room."""
+    def _prompt(self, content: Any) -> list[dict[str, Any]]:
+        """The conversation with the new message, without the oldest turns where there would be too little room."""
         first = [{"role": "system", "content": self.system}] if self.system is not None else []
-        new = [{"role": "user", "content": message}]
+        new = [{"role": "user", "content": content}]
         context = self.model.config.thinker.max_position_embeddings
         longest = self.sampling.get("max_new_tokens", context)
         dropped = 0

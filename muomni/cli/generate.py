@@ -34,6 +34,9 @@ def command(
         bool,
         typer.Option("--deterministic", help="Let no bit of a reply depend on the prompts beside it; slower."),
     ] = False,
+    image: options.Image = None,
+    audio: options.Audio = None,
+    cache: options.Cache = options.CacheDtype.auto,
     speculate: options.Speculate = False,
     draft: options.Draft = None,
     raw: options.Raw = False,
@@ -58,17 +61,23 @@ def command(
     """Answer one prompt, or continue it with --raw. With --batch and --out, answer a file of prompts.
 
     A line of the file is a JSON string, or an object with "prompt" or "messages", and, where wanted, "id" and
-    sampling settings that go before those of the command line. The replies are in the order of the lines; run
+    sampling settings that go before those of the command line. Pictures and sounds are parts of a prompt, such as
+    {"type": "image", "image": "cat.png"}, with paths from the file's folder on; where one is broken, "error" in the
+    reply says it, the other lines are answered and the command fails. The replies are in the order of the lines; run
     the same command again to go on after an interruption.
 
     Example: muomni generate runs/demo "Tell me a story." --temperature 0 --json
 
+    Example: muomni generate runs/omni "What is this?" --image cat.png
+
     Example: muomni generate runs/demo --batch prompts.jsonl --out replies.jsonl --seed 1
     """
     from muomni.cli._speculation import Speculation
+    from muomni.errors import UserError
 
     guessing = Speculation(speculate, draft)
-    _check_options(prompt, batch, out, raw and system is not None)
+    shown = options.media(image, audio)
+    _check_options(prompt, batch, out, raw and system is not None, shown, raw)
     if deterministic:
         guessing.refuse("--deterministic, which lets nothing change the size of a step")
     sampling = options.given(
@@ -85,23 +94,29 @@ def command(
     if batch is not None and out is not None:
         from muomni.cli._batch import Job, answer_file
 
-        job = Job(batch, out, sampling, raw, system, batch_size, deterministic, guessing)
+        job = Job(batch, out, sampling, raw, system, batch_size, deterministic, guessing, cache.value)
         figures = answer_file(run, device, job)
         print(json.dumps(figures) if as_json else _in_words(figures))
+        if figures["errors"]:
+            raise UserError(f'{figures["errors"]} of the prompts could not be answered: see "error" in {out}')
         return
-    assert prompt is not None
-    text = _read_prompt() if prompt == "-" else prompt
-    asked: Prompt = text
+    text = _read_prompt() if prompt == "-" else prompt or ""
+    asked: Prompt = [*shown, *([{"type": "text", "text": text}] if text else [])] if shown else text
     if system is not None:
-        asked = [{"role": "system", "content": system}, {"role": "user", "content": text}]
-    _answer(run, device, asked, sampling, as_json, {"raw": raw, "deterministic": deterministic}, guessing)
+        asked = [{"role": "system", "content": system}, {"role": "user", "content": asked}]
+    _answer(run, device, asked, sampling, as_json, {"raw": raw, "deterministic": deterministic}, guessing, cache)
 
 
-def _check_options(prompt: str | None, batch: Path | None, out: Path | None, raw_system: bool) -> None:
+def _check_options(
+    prompt: str | None, batch: Path | None, out: Path | None, raw_system: bool, shown: list[dict[str, str]], raw: bool
+) -> None:
     """Refuses options that do not go together."""
     from muomni.errors import UserError
 
-    if (prompt is None) == (batch is None):
+    if shown and (raw or batch is not None):
+        other = "--raw continues a plain text" if raw else "prompts of a --batch file hold theirs themselves"
+        raise UserError(f"--image and --audio go with the message of a chat; {other}")
+    if (prompt is None and not shown) == (batch is None):
         raise UserError("give one PROMPT, or a file of prompts with --batch and --out")
     if (batch is None) != (out is None):
         raise UserError("--batch and --out go together: the file of prompts, and the one of replies")
@@ -117,6 +132,7 @@ def _answer(
     as_json: bool,
     how: dict[str, bool],
     guessing: "Speculation",
+    cache: options.CacheDtype,
 ) -> None:
     """Prints one reply as it comes, or as JSON once it is whole."""
     from muomni.api import MuOmni
@@ -125,6 +141,7 @@ def _answer(
 
     guessing.check(SamplingParams.of(**sampling))  # a wrong setting is told before the model is read
     model = MuOmni.from_pretrained(run, device=device)
+    model.cache_dtype = cache.value
     stream = model.stream(prompt, speculate=guessing.guesser(model, device), **how, **sampling)
     if as_json:
         reply = stream.finish()
@@ -140,7 +157,8 @@ def _answer(
 def _in_words(figures: "Figures") -> str:
     kept = f", {figures['kept']} were there" if figures["kept"] else ""
     speed = f"{figures['new_tokens']} tokens in {figures['seconds']:.1f} s, {figures['tokens_per_s']:,.0f} tokens/s"
-    return f"{figures['out']}: {figures['replies']} replies written{kept}; {speed}"
+    wrong = f", {figures['errors']} are errors" if figures["errors"] else ""
+    return f"{figures['out']}: {figures['replies']} replies written{kept}{wrong}; {speed}"
 
 
 def _read_prompt() -> str:
