@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 Picture = "Source | Image"
 # A picture of this many pixels takes 256 MB decoded; the header tells before anything is decoded.
 MAX_PIXELS = 64 << 20
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP")
+# JPEG opens MPO too.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
 _ORIENTATION = 0x0112
 # What Pillow raises on broken files.
