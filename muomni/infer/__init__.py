@@ -3,6 +3,7 @@
 * `request`: what is asked for and what came out; `sampling`: settings, and how a token is drawn.
 * `scheduler`: who has a slot and what the next step reads; `prefix`: prompts that begin alike.
 * `runner`: who computes a step; `engine`: the steps, and the front for any thread.
+* `prepare`: prompts as ids and embeddings; `media`: pictures and sounds, each encoded once.
 * `stream`: tokens as text; `batch`: many prompts; `generate`: the plain loop that all of it must agree with.
 """
 
