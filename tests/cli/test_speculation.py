@@ -125,3 +125,32 @@ def test_settings_that_end_guessing_are_told(nano_folder: Path, capfd: pytest.Ca
         chat.take("/set temperature=0.5")
         told = "Tokens are guessed with temperature=0" in " ".join(capfd.readouterr().err.split())
         assert told == speculate
+
+
+def test_the_cache_is_what_was_asked_for(
+    muomni: Any, nano_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    engine = MuOmni.engine
+
+    def spy(self: MuOmni, slots: int, capacity: int) -> Any:
+        found = engine(self, slots, capacity)
+        made.append(str(found.cache.dtype))
+        return found
+
+    monkeypatch.setattr(MuOmni, "engine", spy)
+    prompts, replies = tmp_path / "prompts.jsonl", tmp_path / "replies.jsonl"
+    prompts.write_text('"The cat"\n')
+    for args in (
+        ("generate", nano_folder, "The cat"),
+        ("chat", nano_folder, "-m", "The cat"),
+        ("generate", nano_folder, "--batch", prompts, "--out", replies),
+    ):
+        for cache in ("int8", "auto"):
+            made.clear()
+            replies.unlink(missing_ok=True)
+            assert muomni(*args, *GREEDY, "--cache", cache)[0] == 0
+            assert set(made) == {"torch.int8" if cache == "int8" else "torch.float32"}
+    code, _, said = muomni("chat", nano_folder, "-m", "Hi", "--cache", "int4")
+    assert code == 2
+    assert "int4" in said

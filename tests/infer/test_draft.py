@@ -65,7 +65,7 @@ class Timed(EagerRunner):
         super().__init__(model, cache)
         self.clock, self.step, self.calls = clock, step, 0
 
-    def forward(self, tokens: Tensor, *rest: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, *rest: Any) -> Tensor:
         self.calls += 1
         self.clock[0] += self.step * (1 + (len(tokens) - 1) / 20)
         return super().forward(tokens, *rest)
@@ -301,10 +301,17 @@ def test_what_is_done_once_is_not_counted_as_the_cost_of_a_draft(monkeypatch: py
 
 @pytest.mark.parametrize("fail_at", [1, 2, 3])
 def test_nothing_is_computed_for_a_request_whose_guess_has_failed(fail_at: int) -> None:
-    model, told = make_model(0), []
+    model = make_model(0)
+    told: list[tuple[int, bool]] = []
     engine = engine_of(model)
     script = Script([0.0], fail_at=fail_at)
-    one = ask([1, 2], 30, speculate=script, watch=lambda token: bool(told.append((token, one.finished))))
+    one = ask([1, 2], 30, speculate=script)
+
+    def watch(token: int) -> bool:
+        told.append((token, one.finished))
+        return False
+
+    one.watch = watch
     engine.submit(one)
     others = [engine.submit(ask([3, 4], 30)), engine.submit(ask([5], 30, speculate=True))]
     with pytest.raises(RuntimeError, match="broken"):

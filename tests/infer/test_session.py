@@ -76,8 +76,8 @@ def replace_forward(model: MuOmni) -> None:
 
 
 def add_adapter(model: MuOmni) -> None:
-    layer: Any = model.thinker.layers[0].self_attn.q_proj
-    layer.register_parameter("lora_a", nn.Parameter(torch.zeros(2, 2)))
+    block: Any = model.thinker.layers[0]
+    block.self_attn.q_proj.register_parameter("lora_a", nn.Parameter(torch.zeros(2, 2)))
 
 
 CHANGES: list[Callable[[MuOmni], object]] = [
