@@ -318,7 +318,8 @@ def _parts(row: Mapping[str, Any], where: str, root: Path) -> tuple[list[MediaPa
             for part in parts:
                 if part["type"] in ("image", "audio"):
                     note = part.get("caption") or part.get("transcript")
-                    media.append(MediaPart(part["type"], part[part["type"]], note))
+                    kind = both[part["type"] == "audio"]
+                    media.append(MediaPart(kind, part[kind], note))
                 elif part["type"] == "video":
                     media += [MediaPart("image", frame, None, n) for n, frame in enumerate(part["video"])]
     return media, texts, any(answer.strip() for answer in answers) or any(part.note for part in media)

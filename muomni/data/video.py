@@ -1,6 +1,7 @@
 """Frames of a video file, through PyAV (the extra `video`). A list of pictures needs none of this."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from muomni.data.image import MAX_PIXELS
 from muomni.data.media import Source, name_of, opened
@@ -51,7 +52,8 @@ def video_frames(source: Source, rate: float = 1.0, max_frames: int = 32) -> "li
                 if stream.width * stream.height > MAX_PIXELS:
                     raise MediaError(f"{name}: has frames of {stream.width:,} × {stream.height:,} pixels, too large")
                 begin = None
-                for number, frame in enumerate(container.decode(stream)):
+                decoded: Iterator[Any] = iter(container.decode(stream))
+                for number, frame in enumerate(decoded):
                     time = number / 25 if frame.time is None else frame.time
                     begin = time if begin is None else begin
                     # Half a frame of a fast video early is in time: timestamps are rounded.
