@@ -13,10 +13,10 @@ import os
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ from muomni.model.quantized import Int8Linear, is_quantized, to_float, to_int8
 from muomni.ops.int8 import KERNELS, Kernel, dequantize, int8_linear, why_not
 
 METHODS = ("int8",)
+KeepFloat = Literal["auto", "never"]
 # Rows of activations that stand for decoding, a batch and a prompt; see `model.quantized.ROWS`.
 _ROWS = (1, 16, 128)
 # `fused` is for compiled steps, which `infer.compiled` makes.
@@ -37,6 +38,8 @@ _FLOAT = "float"
 # are there anyway, and of float ones, which are made for it. And its seconds.
 _ELEMENTS, _FLOAT_ELEMENTS = 1 << 25, 1 << 23
 _SECONDS = 0.01
+# Int8 loses where its best kernel takes this much longer than float: less may be noise.
+_LOSES = 1.1
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class Choice:
         kernels: for 1, 16 and 128 rows.
         seconds: of one product with each of them.
         float_seconds: of the float product.
+        float_bytes: of float copies of the weights that these layers compute with, since int8 is slower both for one
+            row and for a prompt; 0 where they compute with the int8 weights.
     """
 
     out_features: int
@@ -57,13 +62,20 @@ class Choice:
     kernels: tuple[Kernel, Kernel, Kernel]
     seconds: tuple[float, float, float]
     float_seconds: tuple[float, float, float]
+    float_bytes: int = 0
+
+    @property
+    def loses(self) -> bool:
+        """Whether float is faster beyond noise for decoding and for prompts."""
+        return all(self.seconds[of] > _LOSES * self.float_seconds[of] for of in (0, 2))
 
     def __str__(self) -> str:
         parts = [
             f"{rows} rows {kernel} {old / new:.1f}×{' (slower than float)' if new > old else ''}"
             for rows, kernel, new, old in zip(_ROWS, self.kernels, self.seconds, self.float_seconds, strict=True)
         ]
-        return f"{self.out_features} × {self.in_features} ({self.layers} layers): {', '.join(parts)}"
+        kept = f"; computes in float, copies of {self.float_bytes:,} bytes in memory" if self.float_bytes else ""
+        return f"{self.out_features} × {self.in_features} ({self.layers} layers): {', '.join(parts)}{kept}"
 
 
 @dataclass(frozen=True)
@@ -92,13 +104,20 @@ class QuantizationReport:
         return "\n".join(self.lines)
 
 
-def quantize(model: nn.Module, method: str = "int8", each: Callable[[str], None] | None = None) -> QuantizationReport:
+def quantize(
+    model: nn.Module,
+    method: str = "int8",
+    each: Callable[[str], None] | None = None,
+    *,
+    keep_float: KeepFloat = "never",
+) -> QuantizationReport:
     """Gives a model int8 weights, in place: every `nn.Linear`, the embedding and the head; norms stay as they are.
 
     Args:
         model: float weights, on any device; left in evaluation mode.
         method: `"int8"`.
         each: called with the name of each layer before its turn.
+        keep_float: see `tune`.
 
     Raises:
         ConfigError: no such method.
@@ -111,7 +130,7 @@ def quantize(model: nn.Module, method: str = "int8", each: Callable[[str], None]
     before = weight_bytes(model)
     to_int8(model, each)
     model.eval()
-    return QuantizationReport(method, before, weight_bytes(model), tune(model))
+    return QuantizationReport(method, before, weight_bytes(model), tune(model, keep_float))
 
 
 def use_kernel(model: nn.Module, kernel: Kernel) -> None:
@@ -151,12 +170,23 @@ def weight_bytes(model: nn.Module) -> int:
 
 
 @torch.no_grad()
-def tune(model: nn.Module) -> tuple[Choice, ...]:
+def tune(model: nn.Module, keep_float: KeepFloat = "never") -> tuple[Choice, ...]:
     """Sets the fastest kernel on every int8 layer, timing those that the cache does not know.
+
+    Args:
+        model: its int8 layers are set.
+        keep_float: `auto` lets layers whose shape is faster in float, both for one row and for a prompt, compute with
+            float copies of their weights. They are not saved, and cost four more bytes a weight in fp32. The native
+            runner has kernels of its own and does not read them.
 
     Returns:
         One choice for each shape; none for a model on `meta`.
+
+    Raises:
+        ConfigError: `keep_float` is neither.
     """
+    if keep_float not in get_args(KeepFloat):
+        raise ConfigError(f"keep_float = {keep_float!r}: there are {', '.join(get_args(KeepFloat))}")
     groups: dict[tuple[int, int, torch.device, torch.dtype], list[Int8Linear]] = {}
     for module in model.modules():
         if isinstance(module, Int8Linear) and not module.weight.is_meta:
@@ -171,8 +201,11 @@ def tune(model: nn.Module) -> tuple[Choice, ...]:
         if not _is_complete(times):
             times = fresh[key] = _measure([layer.weight for layer in layers], layers[0].scale, dtype)
         choice = _choose(N, K, len(layers), times)
+        if keep_float == "auto" and choice.loses:
+            choice = replace(choice, float_bytes=len(layers) * N * K * dtype.itemsize)
         for layer in layers:
             layer.kernels = choice.kernels
+            layer.float_copy = layer.dequantized(layer.dtype) if choice.float_bytes else None
         choices.append(choice)
     if fresh:
         _write_cache(fresh)

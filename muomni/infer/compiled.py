@@ -168,6 +168,8 @@ class CompiledRunner:
         # Its own modules over the same weights: the model's mode may change while a step is traced, and the kernels
         # of int8 layers that are best inside a compiled step are others.
         tensors: list[Tensor] = [*model.thinker.parameters(), *model.thinker.buffers()]
+        linears = [module for module in model.thinker.modules() if isinstance(module, Int8Linear)]
+        tensors += [linear.float_copy for linear in linears if linear.float_copy is not None]
         self._thinker: Thinker = copy.deepcopy(model.thinker, {id(tensor): tensor for tensor in tensors}).eval()
         for module in self._thinker.modules():
             if isinstance(module, Int8Linear):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from muomni.errors import UserError
@@ -69,6 +70,8 @@ class Int8Linear(Int8Weight):
         kernels: of `ops.int8`, for at most `ROWS[0]` rows of activations, at most `ROWS[1]`, and more;
             `accel.quantize` sets them.
         bias: (N,) frozen, or None.
+        float_copy: (N, K) the same weights in floating point, computed with instead, where no int8 kernel is as fast;
+            not saved. None where the int8 weights are used.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class Int8Linear(Int8Weight):
         self.in_features = in_features
         self.out_features = out_features
         self.kernels: tuple[Kernel, Kernel, Kernel] = ("cast", "cast", "cast")
+        self.float_copy: Tensor | None = None
         self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype), requires_grad=False) if bias else None
 
     @classmethod
@@ -97,9 +101,17 @@ class Int8Linear(Int8Weight):
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad and torch.is_grad_enabled():
             raise UserError("int8 weights give no gradients: use torch.no_grad(), or train the float model")
+        if self.float_copy is not None:
+            return F.linear(x, self.float_copy, self.bias)
         rows = x.numel() // self.in_features
         kernel = self.kernels[0 if rows <= ROWS[0] else 1 if rows <= ROWS[1] else 2]
         return int8_linear(x, self.weight, self.scale, self.bias, kernel)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        if self.float_copy is not None:
+            self.float_copy = self.dequantized(self.dtype)
+        return self
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"

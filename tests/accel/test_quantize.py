@@ -64,6 +64,29 @@ def test_the_fastest_kernel_is_set_and_losing_is_said(model: MuOmni, monkeypatch
     assert "1 rows packed 2.0×, 16 rows cast 0.5× (slower than float), 128 rows dynamic 2.0×" in text
 
 
+@pytest.mark.parametrize(("decode", "prompt", "kept"), [(0.4, 0.4, True), (0.4, 0.6, False), (0.48, 0.4, False)])
+def test_float_stays_where_int8_loses(
+    model: MuOmni, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decode: float, prompt: float, kept: bool
+) -> None:
+    """The winners take 0.5: float at 0.48 is within noise."""
+    times = copy.deepcopy(TIMES)
+    times["1"]["float"], times["128"]["float"] = decode, prompt
+    monkeypatch.setattr(quantize_module, "_measure", lambda *_: times)
+    before = sum(p.nbytes for p in model.parameters())
+    report = quantize(model, keep_float="auto")
+    layers = [m for m in model.modules() if isinstance(m, Int8Linear)]
+    assert all((layer.float_copy is not None) == kept for layer in layers)
+    assert ("computes in float, copies of" in str(report)) == kept
+    assert sum(c.float_bytes for c in report.choices) == kept * sum(4 * m.weight.numel() for m in layers)
+    x = torch.randn(2, layers[0].in_features)
+    right = nn.functional.linear(x, layers[0].dequantized())
+    assert not kept or torch.equal(layers[0](x), right)
+    model.save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved" / "model.safetensors").stat().st_size < 0.33 * before
+    tune(model)
+    assert all(layer.float_copy is None for layer in layers)
+
+
 def test_real_measurements_have_every_kernel_that_works(model: MuOmni) -> None:
     layer = Int8Linear.from_float(nn.Linear(64, 128, bias=False))
     times = quantize_module._measure([layer.weight] * 3, layer.scale, torch.float32)
@@ -130,7 +153,7 @@ def test_one_kernel_for_all(model: MuOmni) -> None:
     model.quantize()
     quantize_module.use_kernel(model, "reference")
     assert {m.kernels for m in model.modules() if isinstance(m, Int8Linear)} == {("reference",) * 3}
-    with pytest.raises(ConfigError, match="int8 kernel 'fast': there are reference, cast, packed, dynamic"):
+    with pytest.raises(ConfigError, match="int8 kernel 'fast': there are reference, cast, fused, packed, dynamic"):
         quantize_module.use_kernel(model, "fast")  # type: ignore[arg-type]
     odd = nn.Sequential(Int8Linear(16, 8), Int8Linear(17, 8))
     with pytest.raises(ConfigError, match="8 × 17: .* multiple of 16"):
