@@ -251,14 +251,18 @@ def test_frozen_parts_get_no_gradient_and_stay_in_evaluation_mode(frozen):
 
 
 def test_a_frozen_encoder_keeps_nothing_for_a_backward_pass():
-    model, saved = make_model().train(), []
+    model, saved, grad_enabled = make_model().train(), [], []
     hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x)
     with hooks:
         assert model._see(make_images(GRID)).requires_grad and saved
         saved.clear()
         model.freeze(["vision", "audio"])
+        # Nor is there anything for gradient checkpointing to do.
+        for block in (model.vision.layers[0], model.audio.layers[0]):
+            block.register_forward_pre_hook(lambda *_: grad_enabled.append(torch.is_grad_enabled()))
         seen, heard = model._see(make_images(GRID)), model._hear(make_clips(13))
     assert not saved and seen.grad_fn is None and heard.grad_fn is None
+    assert grad_enabled == [False, False]
 
 
 def test_text_alone_on_a_model_that_sees_and_hears():
