@@ -156,12 +156,20 @@ def test_a_chunk_may_end_inside_a_picture(model: OmniModel, chunk: int) -> None:
     assert engine.finish(engine.submit(request(prompt))).tokens == alone(model, prompt)
 
 
-def test_media_change_what_is_said(model: OmniModel) -> None:
+def test_content_shape_and_order_of_media_matter(model: OmniModel) -> None:
     one, two = (Piece("image", seed) for seed in (1, 2))
     other_shape = Piece("image", 1, grid=(3, 2))
-    free = SamplingParams(temperature=3, top_k=0, top_p=1, seed=1, max_new_tokens=16)
-    shown = [[one], [two], [other_shape], [one, two], [two, one]]
-    assert len({tuple(alone(model, [TEXT, *media], free)) for media in shown}) == 5
+    logits = []
+    for shown in ([one], [two], [other_shape], [one, two], [two, one]):
+        ids, media = prompt_of([TEXT, *shown])
+        assert media is not None
+        cache = SlotCache(model.config.thinker, 1, CONTEXT)
+        batch = torch.tensor(ids), torch.zeros(len(ids), dtype=torch.int64), torch.arange(len(ids))
+        with torch.no_grad():
+            runner = EagerRunner(model, cache)
+            logits.append(runner.forward(*batch, torch.tensor([len(ids) - 1]), media.chunk(0, len(ids)))[0])
+    distances = torch.cdist(torch.stack(logits), torch.stack(logits)) + torch.eye(5)
+    assert distances.min() > 1e-2
 
 
 @pytest.mark.parametrize(
