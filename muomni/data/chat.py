@@ -113,6 +113,7 @@ def check_messages(
     inputs: Collection[str] = (),
     root: Path | None = None,
     files: bool = True,
+    videos: bool = False,
 ) -> list[Message]:
     """The messages in one form, or an error that says which one is wrong.
 
@@ -130,6 +131,7 @@ def check_messages(
         inputs: what is understood besides text: "image" (also video), "audio".
         root: what relative paths are relative to; None for the working directory.
         files: False refuses paths, so that a message can only bring its media with it.
+        videos: open video files (path or bytes) for their frames; False wants a list of pictures.
 
     Raises:
         error: naming `where`, the message's number and what is allowed.
@@ -138,7 +140,7 @@ def check_messages(
         raise error(f'{where}: must be a list of {{"role": ..., "content": ...}}, not {name_of_type(messages)}')
     if not messages:
         raise error(f"{where}: holds no message")
-    rules = PartRules(inputs, root, files, error)
+    rules = PartRules(inputs, root, files, error, videos)
     checked = [_check_message(message, f"{where}: message {n}", rules) for n, message in enumerate(messages, 1)]
     expected = "user"
     for number, message in enumerate(checked, 1):
@@ -342,8 +344,9 @@ def encode_chat(
     Raises:
         PromptError: the messages are not a conversation, the template refuses them or has no place for their
             media, or the tokenizer lacks the tokens for those.
+        MediaError: a video file cannot be read.
     """
-    checked = check_messages(messages, inputs=inputs, files=files)
+    checked = check_messages(messages, inputs=inputs, files=files, videos=True)
     if add_generation_prompt and checked[-1]["role"] == "assistant":
         raise PromptError("messages: the last one is the assistant's, so there is nothing to answer")
     return encode_chats(tokenizer, [checked], add_generation_prompt)[0]

@@ -1,6 +1,7 @@
 """Parts of a message besides text: which forms a picture, sound or video may have, as one form.
 
-Nothing is opened or decoded here, and nothing is ever fetched from the network.
+Nothing is opened or decoded here except, where that is asked for, a video file for its frames; and nothing is ever
+fetched from the network.
 """
 
 import base64
@@ -72,18 +73,21 @@ class PartRules:
         root: what relative paths are relative to; None for the working directory.
         files: False refuses paths, for messages of people who must not read this machine's files.
         error: class of the errors.
+        videos: whether video files are opened for their frames; False wants lists of pictures.
     """
 
     inputs: Collection[str] = ()
     root: Path | None = None
     files: bool = True
     error: type[UserError] = UserError
+    videos: bool = False
 
     def part(self, part: object, where: str) -> dict[str, Any]:
         """A part in its one form: `type`, under that name a source, and `caption` or `transcript` if it has one.
 
         Raises:
             error: naming `where` and what is wrong.
+            MediaError: a video file cannot be read.
         """
         if not isinstance(part, Mapping) or not isinstance(kind := part.get("type"), str):
             raise self.error(f'{where} must be {{"type": "text", "text": ...}}, not {name_of_type(part)}')
@@ -100,6 +104,10 @@ class PartRules:
             raise self.error(f"{where}: names no {plain}: it needs the key {plain!r}")
         value, archive = part[keys[0]], part.get("archive")
         if plain == "video":
+            if self.videos and not isinstance(value, list | tuple):
+                from muomni.data.video import video_frames
+
+                return {"type": "video", "video": video_frames(self._source(value, "video", archive, where))}
             if not isinstance(value, list | tuple):
                 raise self.error(f"{where}: a video must be a list of its frames, not {name_of_type(value)}")
             if not value:

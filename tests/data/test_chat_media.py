@@ -94,6 +94,16 @@ def test_frames_of_a_video_are_numbered(tokenizer: Tokenizer) -> None:
     assert encoded.places[1] == encoded.places[0] + 1
 
 
+def test_a_video_file_becomes_its_frames(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    from muomni.data import video
+
+    monkeypatch.setattr(
+        video, "video_frames", lambda source: [PNG] * (3 if source == MediaRef("video", "a.mp4") else 0)
+    )
+    encoded = encode_chat(tokenizer, user([{"type": "video", "video": "a.mp4"}]), inputs=ALL)
+    assert [part.frame for part in encoded.media] == [0, 1, 2]
+
+
 def test_sources_come_out_in_one_form(tmp_path: Path) -> None:
     url = "data:image/png;base64," + base64.b64encode(PNG).decode()
     sound = base64.b64encode(b"RIFF").decode()

@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import random
+import tracemalloc
 import wave
 import zipfile
 from collections import Counter
@@ -25,7 +26,7 @@ from muomni.data.audio import load_audio
 from muomni.data.chat import encode_chat, expand
 from muomni.data.image import load_image, to_patches, token_grid
 from muomni.data.media_load import mel_of
-from muomni.data.media_rows import first_fit
+from muomni.data.media_rows import MediaRow, first_fit
 from muomni.data.packing import IGNORE, Batch
 from muomni.errors import ConfigError, DataError
 from muomni.model.positions import media_positions
@@ -517,3 +518,30 @@ def test_changes_at_random_depend_on_the_row_alone(index: MediaIndex, config: Om
 
 def test_no_change_when_all_is_off(index: MediaIndex, config: OmniConfig) -> None:
     assert same(MediaRows(index, config, T, augment=AugmentSpec()).batch(0, 5), MediaRows(index, config, T).batch(0, 5))
+
+
+def test_memory_does_not_grow_with_the_rows_read(index: MediaIndex, config: OmniConfig) -> None:
+    rows = MediaRows(index, config, T, seed=1)
+    with Prefetched(rows, 2) as ahead:
+        peaks = []
+        tracemalloc.start()
+        for first, steps in ((0, 20), (40, 100)):
+            tracemalloc.reset_peak()
+            for step in range(steps):
+                ahead.batch(first + 2 * step, 2)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.3 * peaks[0] + 200_000
+
+
+def test_what_a_thread_finds_reaches_the_caller(index: MediaIndex, config: OmniConfig) -> None:
+    class Failing(MediaRows):
+        def row(self, number: int) -> MediaRow:
+            if number == 3:
+                raise RuntimeError("row 3")
+            return super().row(number)
+
+    with Prefetched(Failing(index, config, T), 2) as ahead:
+        ahead.batch(0, 2)
+        with pytest.raises(RuntimeError, match="row 3"):
+            ahead.batch(2, 2)
