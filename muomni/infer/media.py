@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from muomni.config import OmniConfig
 from muomni.config.model import AudioTower, VisionTower
-from muomni.data.audio import SAMPLE_RATE, audio_seconds, load_audio, num_frames, num_tokens, to_mel
+from muomni.data.audio import SAMPLE_RATE, audio_seconds, load_audio, num_frames, num_tokens
 from muomni.data.chat import EncodedChat, expand
 from muomni.data.image import load_image, picture_size, to_patches, token_grid
 from muomni.data.media import MediaRef, opened
+from muomni.data.media_load import mel_of
 from muomni.data.parts import Kind, MediaPart
 from muomni.errors import MediaError, UserError
 from muomni.infer.generate import evaluating
@@ -311,7 +312,7 @@ def _decode(config: OmniConfig, part: MediaPart) -> _Decoded:
             picture = load_image(part.source)  # decoded at a part of its size, its aspect was rounded
         patches, grid = to_patches(picture, vision)
         return _Decoded(torch.as_tensor(patches), grid)
-    return _Decoded(torch.as_tensor(to_mel(load_audio(part.source, _audio(config).max_seconds))))
+    return _Decoded(torch.as_tensor(mel_of(load_audio(part.source, _audio(config).max_seconds), config)))
 
 
 def _vision(config: OmniConfig) -> VisionTower:
