@@ -55,6 +55,7 @@ def read_siglip(folder: Path, **changes: Any) -> SiglipConfig:
         UserError: there is no such folder.
         ConfigError: it holds something else, or something that is not done here.
     """
+    folder = folder.expanduser()
     values, origin = _read(
         folder, {"siglip": "vision_config", "siglip_vision_model": None}, "a vision encoder", "SigLIP"
     )
@@ -92,6 +93,7 @@ def read_whisper(folder: Path, **changes: Any) -> WhisperConfig:
         UserError: there is no such folder.
         ConfigError: it holds something else, or something that is not done here.
     """
+    folder = folder.expanduser()
     values, origin = _read(folder, {"whisper": None}, "an audio encoder", "Whisper")
     values = _WHISPER | values
     if values["max_source_positions"] != FRAMES // 2:
@@ -122,6 +124,7 @@ def load_tower(encoder: SiglipEncoder | WhisperEncoder, folder: Path) -> None:
     Raises:
         CheckpointError: a file is missing, cut short or corrupt, or its tensors do not fit the encoder.
     """
+    folder = folder.expanduser()
     own: dict[str, Tensor] = encoder.state_dict()
     found: dict[str, torch.Size] = {}
     read: dict[str, Tensor] = {}
