@@ -144,6 +144,7 @@ def test_captions_do_not_pull_the_embedding():
     assert all(bool(parameter.grad.any()) for parameter in head.parameters())
 
 
+@torch.no_grad()
 def test_the_scale_is_bounded():
     head = make_contrastive()
     assert math.isclose(float(head.scale), 1 / 0.07, rel_tol=1e-6)
