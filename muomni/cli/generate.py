@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -11,7 +11,7 @@ from muomni.cli import _options as options
 
 if TYPE_CHECKING:
     from muomni.api import Prompt
-    from muomni.cli._batch import Figures
+    from muomni.cli._batch import Figures, Job
     from muomni.cli._speculation import Speculation
 
 
@@ -73,7 +73,6 @@ def command(
     Example: muomni generate runs/demo --batch prompts.jsonl --out replies.jsonl --seed 1
     """
     from muomni.cli._speculation import Speculation
-    from muomni.errors import UserError
 
     guessing = Speculation(speculate, draft)
     shown = options.media(image, audio)
@@ -92,19 +91,37 @@ def command(
         ignore_eos=ignore_eos,
     )
     if batch is not None and out is not None:
-        from muomni.cli._batch import Job, answer_file
+        from muomni.cli._batch import Job
 
         job = Job(batch, out, sampling, raw, system, batch_size, deterministic, guessing, cache.value)
-        figures = answer_file(run, device, job)
-        print(json.dumps(figures) if as_json else _in_words(figures))
-        if figures["errors"]:
-            raise UserError(f'{figures["errors"]} of the prompts could not be answered: see "error" in {out}')
+        _answer_file(run, device, job, as_json)
         return
-    text = _read_prompt() if prompt == "-" else prompt or ""
-    asked: Prompt = [*shown, *([{"type": "text", "text": text}] if text else [])] if shown else text
-    if system is not None:
-        asked = [{"role": "system", "content": system}, {"role": "user", "content": asked}]
+    asked = _asked(prompt, shown, system)
     _answer(run, device, asked, sampling, as_json, {"raw": raw, "deterministic": deterministic}, guessing, cache)
+
+
+def _asked(prompt: str | None, shown: list[dict[str, str]], system: str | None) -> "Prompt":
+    """What the command line asks: a text, or messages where there is more."""
+    text = _read_prompt() if prompt == "-" else prompt or ""
+    content: Any = [*shown, *([{"type": "text", "text": text}] if text else [])] if shown else text
+    if system is None:
+        return cast("Prompt", content)
+    return [{"role": "system", "content": system}, {"role": "user", "content": content}]
+
+
+def _answer_file(run: str, device: str, job: "Job", as_json: bool) -> None:
+    """Answers a file of prompts and prints the figures.
+
+    Raises:
+        UserError: some of the prompts could not be answered; the others have been.
+    """
+    from muomni.cli._batch import answer_file
+    from muomni.errors import UserError
+
+    figures = answer_file(run, device, job)
+    print(json.dumps(figures) if as_json else _in_words(figures))
+    if figures["errors"]:
+        raise UserError(f'{figures["errors"]} of the prompts could not be answered: see "error" in {job.replies}')
 
 
 def _check_options(
