@@ -76,7 +76,7 @@ def compare_models(
         wanted = shift_labels(batch.labels).flatten()
         keep = wanted != IGNORE
         states = [
-            model(batch.input_ids, positions=batch.positions, segments=segments, last=1).hidden.flatten(0, 1)[keep]
+            model.thinker(batch.input_ids, batch.positions, segments).flatten(0, 1)[keep]
             for model in (reference, changed)
         ]
         targets += len(states[0])

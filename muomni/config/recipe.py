@@ -173,15 +173,18 @@ class DataSpec(Frozen):
 
 
 class LossSpec(Frozen):
-    """Losses besides that of the text, each the weight of its mean in the sum; 0 leaves it out.
+    """The losses, each the weight of its mean in the sum; 0 leaves it out.
 
     Attributes:
+        text: of the Thinker's answers; per token. With 0 the Thinker is not computed, and encoders learn by their own
+            losses at a fraction of the cost; everything else is then to be frozen.
         ctc: of the audio encoder alone, spelling the transcript of each clip that has one (Graves et al., ICML
             2006); per byte. Needs `model.audio.ctc`.
         contrastive: of the vision encoder alone, telling the caption of each picture from the others in the
             micro-batch (SigLIP, arXiv:2303.15343); per caption. Needs `model.vision.contrastive_size`.
     """
 
+    text: NonNegative = 1.0
     ctc: NonNegative = 0.0
     contrastive: NonNegative = 0.0
 
@@ -265,7 +268,7 @@ class Recipe(Frozen):
         data: what is learnt from.
         freeze: parts that do not learn: they stay as they are, in evaluation mode, and cost no gradient. `vision`
             and `audio` are the encoders with their heads.
-        losses: weights of the losses besides that of the text.
+        losses: weights of the losses: the text's, and those of the encoders alone.
         batch_size: rows in one micro-batch.
         gradient_accumulation_steps: micro-batches in one optimizer step; the effective batch is
             `batch_size` × this, however many processes share it.
@@ -368,6 +371,11 @@ class Recipe(Frozen):
                 return "freeze", part, f"the model has no such part: it has {', '.join(parts)}"
         if set(self.freeze) == set(parts):
             return "freeze", ", ".join(self.freeze), "leave out a part: nothing would learn"
+        if not self.losses.text:
+            taught = {"vision" if self.losses.contrastive else "", "audio" if self.losses.ctc else ""}
+            idle = [part for part in parts if part not in taught and part not in self.freeze]
+            if idle:
+                return "losses.text", 0, f"without it nothing teaches {', '.join(idle)}: name them in freeze"
         heads = (
             ("contrastive", self.losses.contrastive, contrastive, "vision", '"contrastive_size": 256'),
             ("ctc", self.losses.ctc, ctc, "audio", '"ctc": true'),

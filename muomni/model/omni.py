@@ -39,13 +39,13 @@ class OmniOutput:
     Attributes:
         logits: (B, T, V), or (B, `last`, V); None when a loss was asked for: the loss needs no logits.
         loss: scalar, when labels were given: the weighted sum of `losses`.
-        hidden: (B, T, D), the states the logits are made from.
-        losses: by name, each scalar and divided by its own divisor; `text` whenever labels were given.
+        hidden: (B, T, D), the states the logits are made from; None where the text has no weight in the loss.
+        losses: by name, each scalar and divided by its own divisor.
         impossible: scalar int64, transcripts with more bytes than fit their clip, which add nothing to the loss; None
             where there was no CTC loss.
     """
 
-    hidden: Tensor
+    hidden: Tensor | None
     logits: Tensor | None = None
     loss: Tensor | None = None
     losses: dict[str, Tensor] = field(default_factory=dict)
@@ -206,8 +206,8 @@ class OmniModel(nn.Module):
             features: or else what `embed_images` and `embed_clips` gave for them before.
             divisors: as `num_targets`, by the names of the losses: `ctc` is a sum over bytes of transcripts,
                 `contrastive` over captions, `text` the same as `num_targets`. Those not named divide by this call's.
-            weights: of the losses in the sum. `text` is 1 unless named; others are computed only if they are named
-                with more than 0, and `media` has what they learn from.
+            weights: of the losses in the sum. `text` is 1 unless named; with 0 the Thinker is not computed. Others are
+                computed only if they are named with more than 0, and `media` has what they learn from.
 
         Raises:
             ValueError: an argument that would otherwise be ignored, or placeholders and features do not fit.
@@ -222,6 +222,9 @@ class OmniModel(nn.Module):
         impossible = None
         if media is not None:
             features, losses, impossible = self._encode(media, divisors, weights)
+        if labels is not None and weights["text"] == 0:
+            loss = _weighted(losses, weights) if losses else self._blanks(None, {})
+            return OmniOutput(None, loss=loss, losses=losses, impossible=impossible)
         embeds = self._embeds(input_ids, features, positions, cache)
         if embeds is None:
             hidden = self.thinker(input_ids, positions, segments, cache)

@@ -62,7 +62,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     count = min(max_rows, rows.num_rows)
-    wanted = {name: 1.0 for name, weight in (weights or {}).items() if weight > 0}
+    wanted = {name: 1.0 for name, weight in (weights or {}).items() if weight > 0 and name != "text"}
     total = {name: torch.zeros((), dtype=torch.float64, device=device) for name in ("text", *wanted)}
     counts = dict.fromkeys(total, 0)
     num_bytes = 0

@@ -223,7 +223,9 @@ class Trainer:
             norm = found.grad_norm
             finite = norm == norm and abs(norm) != float("inf")
             step += finite
-            values = {"loss": _number(found.loss), **{name: _number(loss) for name, loss in found.others.items()}}
+            values = {name: _number(loss) for name, loss in found.others.items()}
+            if self.recipe.losses.text:
+                values = {"loss": _number(found.loss), **values}
             if found.impossible:
                 values["impossible_transcripts"] = found.impossible
             values |= {"grad_norm": _number(norm), "lr": found.lr_factor * self.recipe.optimizer.lr}
@@ -238,7 +240,8 @@ class Trainer:
         rate = {"tokens_per_s": speed, "step_s": step_seconds, "tokens": self.progress.tokens}
         log.write("speed", applied, **rate, **memory.as_dict(), **used_by)
         log.flush()
-        note = f"{_losses_line(figures)}  {speed:,.0f} tok/s  {step_seconds:.2f} s/step  {memory}"
+        losses = _losses_line(figures, self.recipe.losses.text > 0)
+        note = f"{losses}  {speed:,.0f} tok/s  {step_seconds:.2f} s/step  {memory}"
         if skipped:
             note += f"  {skipped} skipped"
         if self.progress.bad:
@@ -260,7 +263,7 @@ class Trainer:
 
     def _read_pending(self) -> list[Figures]:
         """What the steps since the last time came to, over all processes; waits for the device once."""
-        names = list(self.step.weights)
+        names = [name for name in self.step.weights if name != "text"]
         zero = torch.zeros((), device=self.step.factors.device)
         rows = [
             [r.loss, r.grad_norm, r.lr_factor, zero if r.impossible is None else r.impossible]
@@ -333,10 +336,14 @@ class Trainer:
             "val", done, loss=found.loss, **found.others, bits_per_byte=found.bits_per_byte, targets=found.targets
         )
         log.flush()
-        is_best = self.progress.best_loss is None or found.loss < self.progress.best_loss
+        weights = self.recipe.losses
+        # Where the text teaches nothing, what does is what gets better.
+        learnt = {"ctc": weights.ctc, "contrastive": weights.contrastive}
+        score = found.loss if weights.text else sum(learnt[name] * loss for name, loss in found.others.items())
+        is_best = self.progress.best_loss is None or score < self.progress.best_loss
         line.say(_validation_line(done, found, is_best))
         if is_best:
-            self.progress.best_loss, self.progress.best_step = found.loss, done
+            self.progress.best_loss, self.progress.best_step = score, done
             self._save(best=True)
 
     def _sample(self, log: MetricsLog, line: ProgressLine) -> None:
@@ -399,9 +406,9 @@ def _documents(rows: Rows) -> int:
     return inner.index.num_documents if isinstance(inner, MediaRows) else 0
 
 
-def _losses_line(figures: Sequence[Figures]) -> str:
-    """Each loss, its mean over steps that had it."""
-    parts = [f"loss {sum(found.loss for found in figures) / len(figures):.3f}"]
+def _losses_line(figures: Sequence[Figures], text: bool) -> str:
+    """Each loss, its mean over steps that had it; that of the text where it is learnt."""
+    parts = [f"loss {sum(found.loss for found in figures) / len(figures):.3f}"] if text else []
     for name in dict.fromkeys(name for found in figures for name in found.others):
         values = [found.others[name] for found in figures if name in found.others]
         parts.append(f"{name} {sum(values) / len(values):.3f}")

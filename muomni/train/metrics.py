@@ -94,18 +94,21 @@ def plot_losses(run: Path) -> Path:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    train = [(line["step"], line["loss"]) for line in lines if line["kind"] == "train" and line["loss"] is not None]
+    names = ("loss", "contrastive", "ctc")
+    # Without a loss of the text it is an encoder's that is learnt.
+    name = next((n for n in names for line in lines if line["kind"] == "train" and n in line), "loss")
+    train = [(line["step"], line[name]) for line in lines if line["kind"] == "train" and line.get(name) is not None]
     if train:
         steps, losses = zip(*train, strict=True)
         axes.plot(steps, losses, color="0.75", linewidth=0.8, label="training, each step")
         window = max(1, len(losses) // 50)
         axes.plot(steps, _smooth(losses, window), color="tab:blue", label=f"training, mean of {window} steps")
-    val = [(line["step"], line["loss"]) for line in lines if line["kind"] == "val"]
+    val = [(line["step"], line[name]) for line in lines if line["kind"] == "val" and name in line]
     if val:
         steps, losses = zip(*val, strict=True)
         axes.plot(steps, losses, "o-", color="tab:orange", label="validation")
     axes.set_xlabel("optimizer step")
-    axes.set_ylabel("loss (nats per token)")
+    axes.set_ylabel("loss (nats per token)" if name == "loss" else f"{name} loss (nats)")
     axes.set_title(run.name)
     axes.grid(alpha=0.3)
     axes.legend()

@@ -95,11 +95,11 @@ def loss_of(model: nn.Module, batch: Batch, divisors: Mapping[str, int | Tensor]
         model: see `TrainStep`.
         batch: on the model's device.
         divisors: of each loss.
-        weights: of the losses besides that of the text.
+        weights: of the losses; that of the text is 1 unless it is named.
     """
     more: dict[str, Any] = {}
     if weights:
-        more = {"divisors": {name: divisors[name] for name in weights}, "weights": weights}
+        more = {"divisors": {name: divisors[name] for name in weights if name != "text"}, "weights": weights}
     if batch.media is not None:
         more["media"] = batch.media
     return model(
@@ -124,7 +124,7 @@ class TrainStep:
         precision: of the forward passes. fp16 scales the loss in the order scale, backward,
             unscale, clip, step, update.
         group: the processes that take the step together; None for this one alone.
-        weights: of the losses besides that of the text, by name; those with 0 are left out.
+        weights: of the losses, by name; those with 0 are left out. That of the text is 1 unless it is named.
 
     Attributes:
         phase: what it is doing, for the message when memory runs out.
@@ -141,7 +141,10 @@ class TrainStep:
         weights: Mapping[str, float] | None = None,
     ) -> None:
         self.model = model
-        self.weights = {name: weight for name, weight in (weights or {}).items() if weight > 0}
+        # The text's weight is said where it is not the usual one: not every model knows other losses.
+        self.weights = {
+            name: weight for name, weight in (weights or {}).items() if (weight != 1 if name == "text" else weight > 0)
+        }
         self.group = alone() if group is None else group
         self.optimizers = list(optimizers)
         self.max_grad_norm = max_grad_norm
@@ -166,7 +169,7 @@ class TrainStep:
     def accumulate(self, batches: Sequence[Batch]) -> Losses:
         """Forward and backward of all micro-batches; gradients add up on the parameters. Returns the mean losses."""
         divisors = self._divisors(batches)
-        totals = {name: torch.zeros((), device=self.factors.device) for name in ("text", *self.weights)}
+        totals = {name: torch.zeros((), device=self.factors.device) for name in {"text": 1, **self.weights}}
         impossible: Tensor | None = None
         for number, batch in enumerate(batches, 1):
             with self.group.micro_batch(self.model, last=number == len(batches)):
@@ -187,7 +190,7 @@ class TrainStep:
         """Targets of the whole step, of each loss, over the processes that share it."""
         # Known on the host: the loader counted its targets.
         counts = [num_targets(batch) for batch in batches]
-        own = {name: sum(count[name] for count in counts) for name in ("text", *self.weights)}
+        own = {name: sum(count[name] for count in counts) for name in {"text": 1, **self.weights}}
         if self.group.size == 1:
             return {name: max(1, count) for name, count in own.items()}
         everyones = torch.tensor(list(own.values()), dtype=torch.int64, device=self.factors.device)
