@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from muomni.cli._speculation import Speculation
 
 
+Deterministic = Annotated[
+    bool, typer.Option("--deterministic", help="Let no bit of a reply depend on the prompts beside it; slower.")
+]
+
+
 def command(
     run: options.Run,
     prompt: Annotated[
@@ -30,10 +35,7 @@ def command(
     batch_size: Annotated[
         int, typer.Option(min=1, help="Prompts of a file that are answered side by side; fewer if memory is short.")
     ] = 32,
-    deterministic: Annotated[
-        bool,
-        typer.Option("--deterministic", help="Let no bit of a reply depend on the prompts beside it; slower."),
-    ] = False,
+    deterministic: Deterministic = False,
     image: options.Image = None,
     audio: options.Audio = None,
     cache: options.Cache = options.CacheDtype.auto,
