@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from muomni.config import Recipe, parse
 from muomni.errors import ConfigError, DataError
+from muomni.model import OmniModel
 from muomni.train.metrics import read_lines
 from muomni.train.run import train
 
@@ -125,6 +126,28 @@ def test_a_run_resumes_bit_by_bit(media: Path, tmp_path: Path) -> None:
     first = load_file(tmp_path / "whole" / "step-00000003" / "model.safetensors")
     for name, weight in final.items():
         assert torch.equal(weight, first[name]) == name.startswith("audio_projector"), name
+
+
+def test_a_rescued_run_ends_where_one_begun_with_the_smaller_micro_batch_ends(
+    media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the contrastive loss, which compares the captions of a micro-batch and so depends on its size."""
+    alike = {"losses": {"ctc": 0.3}, "eval": {"every": 0}}
+    small = {"batch_size": 1, "gradient_accumulation_steps": 4}
+    train(recipe_of(media, tmp_path, **alike, **small), tmp_path / "small")
+    forward = OmniModel.forward
+
+    def limited(model: OmniModel, input_ids: torch.Tensor, **more: Any) -> Any:
+        if model.training and input_ids.shape[0] > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.50 GiB.")
+        return forward(model, input_ids, **more)
+
+    monkeypatch.setattr(OmniModel, "forward", limited)
+    result = train(recipe_of(media, tmp_path, **alike, on_oom="rescue"), tmp_path / "rescued")
+    assert result.progress.micro_batch == 1
+    assert lines_of(tmp_path / "small", "train") == lines_of(tmp_path / "rescued", "train")
+    one, other = (load_file(tmp_path / name / "last" / "model.safetensors") for name in ("small", "rescued"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def broken(media: Path, folder: Path, count: int) -> Path:
