@@ -1,0 +1,176 @@
+"""Floating-point operations of the model's matrix products, by part; benchmarks read them.
+
+Counted are products with weights, convolutions, and the two products of attention; a multiplication and an addition
+are two operations. Norms, rotary positions, activations, softmax and lookups are not: they are bound by memory, so a
+part that is narrow takes more time than its share of these numbers. Nor is what an implementation computes twice
+(checkpointing, the scores in flash attention's backward pass) or for nothing (padding to a kernel's block).
+
+Legend: N tokens or patches, D width, n tokens of a document, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from muomni.config import OmniConfig, SiglipConfig, ThinkerConfig, WhisperConfig
+from muomni.config.model import AudioTower, VisionTower
+from muomni.model import audio, whisper
+from muomni.model.heads import CLASSES, STEPS
+from muomni.model.media import Media
+
+Grid = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Of a forward pass.
+
+    Attributes:
+        weights: in products with weights, convolutions included.
+        attention: in attention's scores and the sums of values.
+        leaves: the part of `weights` whose input is data (or is taken as it is), so that a backward pass computes the
+            weights' gradient only.
+    """
+
+    weights: int = 0
+    attention: int = 0
+    leaves: int = 0
+
+    def __add__(self, other: "Flops") -> "Flops":
+        return Flops(self.weights + other.weights, self.attention + other.attention, self.leaves + other.leaves)
+
+    @property
+    def forward(self) -> int:
+        """Of the forward pass."""
+        return self.weights + self.attention
+
+    @property
+    def training(self) -> int:
+        """Of the forward and the backward pass, where everything learns: a product has two gradients."""
+        return 3 * self.forward - self.leaves
+
+
+def model_flops(
+    config: OmniConfig, lengths: Sequence[int], media: Media | None = None, losses: Sequence[str] = ()
+) -> dict[str, Flops]:
+    """What a batch costs, by the names of the model's parts. The output head counts to the Thinker, for all tokens.
+
+    Args:
+        config: sizes.
+        lengths: tokens of each document of the batch, padding included.
+        media: what comes with them.
+        losses: the other losses that are computed, `ctc` and `contrastive`; a head counts to its encoder.
+
+    Raises:
+        ValueError: media or losses that the model has no part for.
+    """
+    found = {"thinker": thinker_flops(config.thinker, lengths, logits=sum(lengths))}
+    width = config.thinker.hidden_size
+    if media is not None and media.images is not None:
+        seeing, grids = config.vision, media.images.grids
+        if seeing is None:
+            raise ValueError("pictures, but no vision encoder")
+        tokens = sum(rows * columns for rows, columns in grids) // seeing.merge**2
+        found["vision"] = vision_flops(seeing, grids)
+        found["vision_projector"] = projector_flops(seeing.output_size, width, tokens)
+        if media.captions is not None and "contrastive" in losses:
+            if seeing.contrastive_size is None:
+                raise ValueError("a contrastive loss, but no head for it")
+            captions = len(media.captions.lengths)
+            found["vision"] += contrastive_flops(
+                seeing.output_size, width, seeing.contrastive_size, len(grids), captions
+            )
+    if media is not None and media.clips is not None:
+        hearing, frames = config.audio, media.clips.frames
+        if hearing is None:
+            raise ValueError("sounds, but no audio encoder")
+        counts = [audio.num_tokens(count) for count in frames]
+        found["audio"] = audio_flops(hearing, frames)
+        found["audio_projector"] = projector_flops(hearing.output_size, width, sum(counts))
+        if media.transcripts is not None and "ctc" in losses:
+            if not hearing.ctc:
+                raise ValueError("a CTC loss, but no head for it")
+            found["audio"] += ctc_flops(hearing.output_size, [counts[clip] for clip in media.transcripts.clips])
+    return found
+
+
+def thinker_flops(config: ThinkerConfig, lengths: Sequence[int], logits: int = 0) -> Flops:
+    """The Thinker's.
+
+    Args:
+        config: sizes.
+        lengths: tokens of each document; a token attends to itself and those before it in its own.
+        logits: positions whose logits are computed.
+    """
+    pairs = sum(n * (n + 1) // 2 for n in lengths)
+    head = Flops(2 * logits * config.hidden_size * config.vocab_size)
+    return _blocks(config, sum(lengths), pairs, matrices=3) + head
+
+
+def vision_flops(config: VisionTower, grids: Sequence[Grid]) -> Flops:
+    """The vision encoder's, for pictures of these grids in patches."""
+    sizes = [rows * columns for rows, columns in grids]
+    first = 2 * sum(sizes) * 3 * config.patch_size**2 * config.hidden_size
+    pairs = sum(n * n for n in sizes)
+    matrices = 2 if isinstance(config, SiglipConfig) else 3
+    return Flops(first, leaves=first) + _blocks(config, sum(sizes), pairs, matrices)
+
+
+def audio_flops(config: AudioTower, frames: Sequence[int]) -> Flops:
+    """The audio encoder's, for clips of so many frames; with what stands between chunks, or Whisper's padding."""
+    width, bins = config.hidden_size, config.num_mel_bins
+    if isinstance(config, WhisperConfig):
+        windows = sum(-(-count // whisper.FRAMES) for count in frames)
+        states = whisper.FRAMES // 2
+        first = 2 * 3 * windows * whisper.FRAMES * bins * width
+        second = 2 * 3 * windows * states * width * width
+        convolutions = Flops(first + second, leaves=first)
+        return convolutions + _blocks(config, windows * states, windows * states**2, matrices=2)
+    row = audio.lay_out(frames, config.chunk_tokens)
+    length = len(row.frames)
+    first = 2 * 3 * (length // 2) * bins * width
+    others = 2 * 3 * (length // 4 + length // 8) * width * width
+    pairs = sum(n * n for n in row.segments.lengths)
+    return Flops(first + others, leaves=first) + _blocks(config, len(row.tokens), pairs, matrices=3)
+
+
+def projector_flops(in_size: int, out_size: int, tokens: int) -> Flops:
+    """A projector's, for so many tokens of the Thinker."""
+    return Flops(2 * tokens * out_size * (in_size + out_size))
+
+
+def ctc_flops(width: int, tokens: Sequence[int]) -> Flops:
+    """The CTC head's, for clips of so many tokens; it computes all clips as long as the longest."""
+    return Flops(2 * len(tokens) * max(tokens) * width * STEPS * CLASSES)
+
+
+def contrastive_flops(image_size: int, text_size: int, size: int, pictures: int, captions: int) -> Flops:
+    """The contrastive head's.
+
+    Args:
+        image_size: width of the encoder's tokens.
+        text_size: width of the Thinker's embedding, which gets no gradient from here.
+        size: of the shared space.
+        pictures, captions: how many.
+    """
+    embedding = 2 * captions * text_size * size
+    others = 2 * pictures * image_size * size + 2 * captions * size * size + 2 * captions * captions * size
+    return Flops(embedding + others, leaves=embedding)
+
+
+def _blocks(config: "_Sizes", tokens: int, pairs: int, matrices: int) -> Flops:
+    """Transformer blocks.
+
+    Args:
+        config: sizes.
+        tokens: N.
+        pairs: of a query and a key that it sees.
+        matrices: of the MLP: 3 in SwiGLU, 2 where an activation stands between two.
+    """
+    queries = config.num_attention_heads * config.head_dim
+    keys = config.num_key_value_heads * config.head_dim if isinstance(config, ThinkerConfig) else queries
+    projections = config.hidden_size * (2 * queries + 2 * keys)
+    weights = 2 * tokens * (projections + matrices * config.hidden_size * config.intermediate_size)
+    return Flops(config.num_hidden_layers * weights, config.num_hidden_layers * 2 * 2 * pairs * queries)
+
+
+_Sizes = ThinkerConfig | VisionTower | AudioTower
