@@ -232,10 +232,9 @@ def _length(model: "MuOmni", job: Job, line: _Line) -> int:
         chat = read_prompt(model, model.tokenizer, line.prompt, raw=job.raw, root=job.prompts.parent)
         if not chat.media:
             room(model, (1, len(chat.ids)), params)
+        inside = sum(token_count(model.config, part, exact=False) + _SLACK for part in chat.media)
     except PromptError as error:
         raise PromptError(f"{job.prompts}, line {line.number}: {error}") from None
-    try:
-        inside = sum(token_count(model.config, part, exact=False) + _SLACK for part in chat.media)
     except MediaError:
         return 1  # told in its reply
     return min(len(chat.ids) + inside + params.max_new_tokens, model.config.thinker.max_position_embeddings)

@@ -24,6 +24,15 @@ Audio = Annotated[
     list[str] | None,
     typer.Option("--audio", metavar="FILE", help="Play this sound with the message; may be repeated."),
 ]
+Video = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--video",
+        metavar="FILE",
+        help="Show this video with the message, one picture a second, 32 at most; may be repeated. Needs the extra "
+        '"video".',
+    ),
+]
 
 
 class CacheDtype(StrEnum):
@@ -91,10 +100,10 @@ IgnoreEos = Annotated[
 ]
 
 
-def media(image: list[str] | None, audio: list[str] | None) -> list[dict[str, str]]:
-    """The parts of a message that `--image` and `--audio` give, pictures first."""
-    pictures = [{"type": "image", "image": path} for path in image or []]
-    return [*pictures, *({"type": "audio", "audio": path} for path in audio or [])]
+def media(image: list[str] | None, audio: list[str] | None, video: list[str] | None) -> list[dict[str, str]]:
+    """The parts of a message that `--image`, `--audio` and `--video` give: pictures, videos, then sounds."""
+    kinds = {"image": image, "video": video, "audio": audio}
+    return [{"type": kind, kind: path} for kind, paths in kinds.items() for path in paths or []]
 
 
 def given(**options: Any) -> dict[str, Any]:

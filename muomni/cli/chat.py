@@ -21,6 +21,7 @@ _HELP = """\
 /set KEY=VALUE      change one, for example /set temperature=0.5
 /image FILE         show a picture with the next message
 /audio FILE         play a sound with the next message; an empty line then sends it alone
+/video FILE         show a video with the next message
 /quit               end; so does Ctrl-D
 Ctrl-C stops a reply. Everything else you type is said to the model."""
 
@@ -32,6 +33,7 @@ def command(
     ] = None,
     image: options.Image = None,
     audio: options.Audio = None,
+    video: options.Video = None,
     system: options.System = None,
     cache: options.Cache = options.CacheDtype.auto,
     speculate: options.Speculate = False,
@@ -49,7 +51,7 @@ def command(
 ) -> None:
     """Talk to a model. Through a pipe, each line is a message and each reply is printed.
 
-    Pictures and sounds go with the first message; an empty line sends them alone.
+    Pictures, sounds and videos go with the first message; an empty line sends them alone.
 
     Example: muomni chat runs/demo --system "Answer in one sentence."
 
@@ -76,7 +78,7 @@ def command(
     model = MuOmni.from_pretrained(run, device=device)
     model.cache_dtype = cache.value
     chat = Chat(model, sampling, system, terminal=terminal, speculate=guessing.guesser(model, device))
-    for part in options.media(image, audio):
+    for part in options.media(image, audio, video):
         chat.attach(part)
     if message is not None:
         chat.answer(message)
@@ -174,7 +176,7 @@ class Chat:
             self.note(f"System message: {self.system or 'none'}")
         elif name == "/set":
             self._set(rest.strip())
-        elif name in ("/image", "/audio"):
+        elif name in ("/image", "/audio", "/video"):
             kind = name[1:]
             if rest.strip():
                 self.attach({"type": kind, kind: rest.strip()})
@@ -185,7 +187,7 @@ class Chat:
         return True
 
     def attach(self, part: dict[str, Any]) -> None:
-        """Puts a picture or sound beside the next message; it is encoded at once, while the user types.
+        """Puts a picture, sound or video beside the next message; it is encoded at once, while the user types.
 
         Raises:
             UserError: the model does not take it, or it cannot be read.
@@ -195,10 +197,14 @@ class Chat:
 
         kind = part["type"]
         path = Path(part[kind]).expanduser()
+        if kind == "video" and self.model.config.vision is not None:
+            from muomni.data.video import video_frames
+
+            part = {"type": kind, kind: video_frames(path)}
         alone = [{"role": "user", "content": [part]}]
         self.model.prepare([(alone, SamplingParams())], [""])
         # The conversation goes on when the file is gone.
-        self.attached.append({"type": kind, kind: open_bytes(path)})
+        self.attached.append(part if kind == "video" else {"type": kind, kind: open_bytes(path)})
         if self.terminal:
             self.note(f"{path} goes with the next message; an empty line sends it alone.")
 

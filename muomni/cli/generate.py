@@ -38,6 +38,7 @@ def command(
     deterministic: Deterministic = False,
     image: options.Image = None,
     audio: options.Audio = None,
+    video: options.Video = None,
     cache: options.Cache = options.CacheDtype.auto,
     speculate: options.Speculate = False,
     draft: options.Draft = None,
@@ -63,8 +64,8 @@ def command(
     """Answer one prompt, or continue it with --raw. With --batch and --out, answer a file of prompts.
 
     A line of the file is a JSON string, or an object with "prompt" or "messages", and, where wanted, "id" and
-    sampling settings that go before those of the command line. Pictures and sounds are parts of a prompt, such as
-    {"type": "image", "image": "cat.png"}, with paths from the file's folder on; where one is broken, "error" in the
+    sampling settings that go before those of the command line. Pictures, sounds and videos are parts of a prompt, such
+    as {"type": "image", "image": "cat.png"}, with paths from the file's folder on; where one is broken, "error" in the
     reply says it, the other lines are answered and the command fails. The replies are in the order of the lines; run
     the same command again to go on after an interruption.
 
@@ -77,7 +78,7 @@ def command(
     from muomni.cli._speculation import Speculation
 
     guessing = Speculation(speculate, draft)
-    shown = options.media(image, audio)
+    shown = options.media(image, audio, video)
     _check_options(prompt, batch, out, raw and system is not None, shown, raw)
     if deterministic:
         guessing.refuse("--deterministic, which lets nothing change the size of a step")
@@ -134,7 +135,7 @@ def _check_options(
 
     if shown and (raw or batch is not None):
         other = "--raw continues a plain text" if raw else "prompts of a --batch file hold theirs themselves"
-        raise UserError(f"--image and --audio go with the message of a chat; {other}")
+        raise UserError(f"--image, --audio and --video go with the message of a chat; {other}")
     if (prompt is None and not shown) == (batch is None):
         raise UserError("give one PROMPT, or a file of prompts with --batch and --out")
     if (batch is None) != (out is None):

@@ -138,7 +138,7 @@ def _opened(source: Source) -> "Iterator[Image]":
         try:
             image = Image.open(io.BytesIO(content), formats=FORMATS)
         except UnidentifiedImageError:
-            raise MediaError(f"{name}: is no picture in PNG, JPEG, WebP, GIF or BMP{_looks_like(content)}") from None
+            raise MediaError(f"{name}: is no picture in PNG, JPEG, WebP, GIF or BMP{looks_like(content)}") from None
         with image:
             _check(image, name)
             yield image
@@ -216,8 +216,8 @@ def _rgb(image: "Image", name: str, orientation: int) -> "Image":
     return image if orientation == 1 else image.transpose(turns[orientation])
 
 
-def _looks_like(content: bytes) -> str:
-    """What else the content may be, for the error."""
+def looks_like(content: bytes) -> str:
+    """What else the content may be by its beginning, for the error; empty where nothing is known."""
     start = content[:64]
     if start[:4] in (b"RIFF", b"fLaC", b"OggS") or start[:3] == b"ID3":
         return "; it looks like a sound"

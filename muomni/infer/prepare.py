@@ -76,35 +76,9 @@ def read_prompt(
     encoders = {"image": model.config.vision, "audio": model.config.audio}
     inputs = [kind for kind, encoder in encoders.items() if encoder is not None]
     messages = as_messages(prompt)
-    if "image" in inputs:
-        messages = _with_frames(messages, root)
     if root is not None:
-        messages = check_messages(messages, inputs=inputs, root=root)
+        messages = check_messages(messages, inputs=inputs, root=root, videos=True)
     return encode_chat(tokenizer, messages, add_generation_prompt=True, inputs=inputs)
-
-
-def _with_frames(messages: Any, root: Path | None) -> Any:
-    """The messages with a list of frames in the place of each video file."""
-    if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
-        return messages  # told by who checks messages
-    return [
-        {**message, "content": [_frames_of(part, root) for part in message["content"]]}
-        if isinstance(message, Mapping) and isinstance(message.get("content"), list | tuple)
-        else message
-        for message in messages
-    ]
-
-
-def _frames_of(part: Any, root: Path | None) -> Any:
-    if not isinstance(part, Mapping) or part.get("type") != "video":
-        return part
-    video = part.get("video")
-    if not isinstance(video, str | Path | bytes):
-        return part
-    from muomni.data.video import video_frames
-
-    source = video if isinstance(video, bytes) else (root or Path()) / Path(video).expanduser()
-    return {"type": "video", "video": video_frames(source)}
 
 
 def prepare(

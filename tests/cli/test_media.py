@@ -197,3 +197,27 @@ def test_a_file_of_prompts_with_media(muomni: Any, folder: Path, model: MuOmni) 
     again = muomni("generate", folder / "run", "--batch", prompts, "--out", replies, *OPTIONS)
     assert again[0] == 2 and "0 replies written, 6 were there, 2 are errors" in again[1]
     assert replies.read_text().count("\n") == 6
+
+
+def test_a_video_is_shown_as_a_picture_is(muomni: Any, folder: Path, model: MuOmni) -> None:
+    """A GIF is read as a video too; in a conversation it is encoded once, and a broken one is told in its reply."""
+    pytest.importorskip("av")
+    frames = [Image.open(folder / name) for name in ("cat.png", "dog.png")]
+    frames[0].save(folder / "moves.gif", save_all=True, append_images=frames[1:], duration=1000)
+    (folder / "text.mp4").write_text("no video at all, but some text")
+    part = {"type": "video", "video": str(folder / "moves.gif")}
+    expected = model.chat([part, "What is this?"], **SETTINGS).text
+    for command in (("chat", "-m"), ("generate",)):
+        name, *flag = command
+        asked = (name, folder / "run", *flag, "What is this?", "--video", folder / "moves.gif")
+        assert muomni(*asked, *OPTIONS) == (0, expected + "\n", "")
+        code, _, err = muomni(*asked[:-1], folder / "text.mp4", *OPTIONS)
+        assert code == 2 and "text.mp4: is no whole video; it looks like text" in err.replace("\n", " ")
+    lines = f"/video {folder / 'moves.gif'}\nWhat is this?\n"
+    assert muomni("chat", folder / "run", *OPTIONS, stdin=lines.encode()) == (0, expected + "\n", "")
+    prompts, replies = folder / "videos.jsonl", folder / "video_replies.jsonl"
+    asked_of = [{"prompt": [{"type": "video", "video": name}, "What is this?"]} for name in ("text.mp4", "moves.gif")]
+    prompts.write_text("".join(json.dumps(line) + "\n" for line in asked_of))
+    assert muomni("generate", folder / "run", "--batch", prompts, "--out", replies, *OPTIONS)[0] == 2
+    rows = [json.loads(line) for line in replies.read_text().splitlines()]
+    assert "looks like text" in rows[0]["error"] and rows[1]["text"] == expected
