@@ -1,8 +1,9 @@
 """What is measured: a training step of one shape, done one way."""
 
 import hashlib
+import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,12 +17,15 @@ from muomni.accel import compile as compilation
 from muomni.accel.attention import BackendName
 from muomni.accel.device import pick_device
 from muomni.accel.precision import Precision, pick_precision
-from muomni.config import OmniConfig, ThinkerConfig
+from muomni.bench import media_rows
+from muomni.config import AudioConfig, OmniConfig, ThinkerConfig, VisionConfig
 from muomni.config.base import Frozen
+from muomni.config.model import PresetName
 from muomni.config.recipe import OptimizerSpec
 from muomni.data import Batch
 from muomni.errors import ConfigError
 from muomni.model import OmniModel, OmniOutput
+from muomni.model.flops import model_flops
 from muomni.model.qwen3 import to_qwen3_config
 from muomni.ops.attention.seam import as_autocast_would
 from muomni.ops.loss import IGNORE, shift_labels
@@ -50,7 +54,12 @@ SHAPES: dict[str, ThinkerConfig] = {
     ),
 }
 
+# The preset whose encoders go with them.
+SHAPES_TOWERS: dict[str, PresetName] = {"12m": "tiny", "100m": "small"}
+
 SKETCH_SIZE = 256
+# Weights of the encoders' own losses, those of the recipes.
+_LOSSES = {"contrastive": 0.2, "ctc": 0.3}
 _PART = 2**18
 _WARM_UP_STEPS = 2
 
@@ -65,6 +74,9 @@ class TrainCase(Frozen):
         thinker: the shape.
         batch_size, seq_len: rows and tokens of a step; random tokens, one document a row.
         documents: rows are packed from documents of this many tokens; 0 for one a row.
+        media: `off`, or what stands in the places of the documents of `bench.media_rows`, drawn anew for every step:
+            `text`, `pictures`, `clips` or `mixed`. The model has the encoders that it needs.
+        vision, audio: the encoders, for `media`; with their heads, those learn too.
         accumulation: the rows are cut into this many micro-batches.
         precision: fp32, bf16 or fp16.
         compile: `off`, `blocks` or `full`.
@@ -86,6 +98,9 @@ class TrainCase(Frozen):
     batch_size: int
     seq_len: int
     documents: int = 0
+    media: Literal["off"] | media_rows.Kind = "off"
+    vision: VisionConfig | None = None
+    audio: AudioConfig | None = None
     accumulation: int = 1
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: Literal["off", "blocks", "full"] = "off"
@@ -103,6 +118,23 @@ class TrainCase(Frozen):
         """Tokens of one step."""
         return self.batch_size * self.seq_len
 
+    @property
+    def model(self) -> OmniConfig:
+        """The model with the encoders that its rows need."""
+        seeing = self.vision if self.media in ("pictures", "mixed") else None
+        hearing = self.audio if self.media in ("clips", "mixed") else None
+        return OmniConfig(thinker=self.thinker).with_towers(seeing, hearing, media_rows.IMAGE, media_rows.AUDIO)
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """Weights of the encoders' own losses, where they have heads."""
+        config = self.model
+        heads = {
+            "contrastive": config.vision is not None and config.vision.contrastive_size is not None,
+            "ctc": config.audio is not None and config.audio.ctc,
+        }
+        return {name: weight for name, weight in _LOSSES.items() if heads[name]}
+
 
 @dataclass(frozen=True)
 class Built:
@@ -112,11 +144,15 @@ class Built:
         model: the module, to read its gradients.
         backward: a forward and a backward pass of the step's rows; gradients stay on the parameters.
         step: one optimizer step; returns the loss, on the device.
+        renew: draws the rows of the next step, where each step has its own.
+        flops: floating-point operations of a step on the rows of now; see `model.flops`.
     """
 
     model: nn.Module
     backward: Callable[[], None]
     step: Callable[[], Tensor]
+    renew: Callable[[], None]
+    flops: Callable[[], int]
 
 
 def check(case: TrainCase) -> None:
@@ -131,8 +167,19 @@ def check(case: TrainCase) -> None:
     allocator.choose(case.allocator, device)
     attention.pick_attention(case.attention, device, precision.dtype, case.thinker.head_dim)
     check_optimizer(OptimizerSpec(name=case.optimizer), precision)
+    if case.media != "off":
+        _check_media(case)
     if case.loss.startswith("torch") and not hasattr(F, "linear_cross_entropy"):
         raise ConfigError(f"torch {torch.__version__} has no F.linear_cross_entropy; 2.13 has")
+
+
+def _check_media(case: TrainCase) -> None:
+    if case.vision is None or case.audio is None:
+        raise ConfigError("rows with media need both encoders: they say how large media are")
+    for name in ("implementation", "documents", "accumulation", "loss"):
+        if getattr(case, name) != TrainCase.model_fields[name].default:
+            raise ConfigError(f"rows with media and {name} = {getattr(case, name)!r} do not go together")
+    media_rows.check_length(case.seq_len, case.vision)
 
 
 def build(case: TrainCase) -> Built:
@@ -149,7 +196,8 @@ def build(case: TrainCase) -> Built:
     ids = torch.randint(case.thinker.vocab_size, (case.batch_size, case.seq_len), device=device)
     if case.implementation == "transformers":
         return _transformers(case, ids, precision)
-    model = OmniModel(OmniConfig(thinker=case.thinker)).to(device)
+    config = case.model
+    model = OmniModel(config).to(device)
     optimizers = build_optimizers(model, OptimizerSpec(name=case.optimizer), precision)
     if case.adamw != "fused":
         optimizers = [UnfusedAdamW(optimizer.param_groups, case.adamw == "foreach") for optimizer in optimizers]
@@ -159,13 +207,33 @@ def build(case: TrainCase) -> Built:
         recompute.enable(model, case.checkpointing)
     compilation.apply(model, compilation.choose(case.compile, device))
     trained = model if case.loss == "chunked" else _OtherLoss(model, case.loss)
-    step = TrainStep(trained, optimizers, torch.ones(2), 1.0, precision)
+    step = TrainStep(trained, optimizers, torch.ones(2), 1.0, precision, weights=case.losses)
     batches = [_rows(part, case.documents) for part in ids.chunk(case.accumulation)]
+    numbers = itertools.count()
+
+    def renew() -> None:
+        if case.media != "off":
+            batches[:] = [_media_batch(case, next(numbers)).to(device)]
 
     def backward() -> None:
         step.accumulate(batches)
 
-    return Built(model, backward, lambda: step(batches).loss)
+    def flops() -> int:
+        return sum(_flops(config, batch, list(case.losses)) for batch in batches)
+
+    renew()
+    return Built(model, backward, lambda: step(batches).loss, renew, flops)
+
+
+def _media_batch(case: TrainCase, number: int) -> Batch:
+    assert case.media != "off" and case.vision is not None and case.audio is not None
+    sizes = (case.batch_size, case.seq_len, case.thinker.vocab_size)
+    return media_rows.draw_rows(case.media, *sizes, case.vision, case.audio, number)
+
+
+def _flops(config: OmniConfig, batch: Batch, losses: Sequence[str]) -> int:
+    parts = model_flops(config, batch.cu_seqlens.diff().tolist(), batch.media, losses)
+    return sum(part.training for part in parts.values())
 
 
 class _OtherLoss(nn.Module):
@@ -267,7 +335,10 @@ def _transformers(case: TrainCase, ids: Tensor, precision: Precision) -> Built:
     def backward() -> None:
         forward_backward()
 
-    return Built(model, backward, step)
+    def flops() -> int:
+        return _flops(OmniConfig(thinker=case.thinker), _rows(ids, 0), ())
+
+    return Built(model, backward, step, lambda: None, flops)
 
 
 def fingerprint_gradients(built: Built) -> dict[str, Any]:
@@ -313,12 +384,13 @@ class TrainSubject:
     def __init__(self, case: TrainCase) -> None:
         began = time.perf_counter()
         built = build(case)
-        self._step = built.step
+        self._built = built
         before = fingerprint(built.model.parameters()) if case.updates else None
         gradients = fingerprint_gradients(built)
         float(built.step())
         self.first: dict[str, Any] = {"first_step_s": time.perf_counter() - began, "gradients": gradients}
         for _ in range(_WARM_UP_STEPS):
+            built.renew()
             float(built.step())
         if before is not None:
             after = fingerprint(built.model.parameters())
@@ -326,10 +398,12 @@ class TrainSubject:
             self.first["updates"] = after
 
     def turn(self, steps: int) -> dict[str, Any]:
-        """Seconds of each step, and the last loss."""
-        times, loss = [], 0.0
+        """Seconds and floating-point operations of each step, and the last loss."""
+        times, flops, loss = [], [], 0.0
         for _ in range(steps):
+            self._built.renew()
+            flops.append(self._built.flops())
             began = time.perf_counter()
-            loss = float(self._step())  # waits for the device
+            loss = float(self._built.step())  # waits for the device
             times.append(time.perf_counter() - began)
-        return {"times_s": times, "loss": loss}
+        return {"times_s": times, "flops": flops, "loss": loss}

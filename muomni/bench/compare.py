@@ -28,6 +28,7 @@ class Measured:
         gradient_error: 2-norm of the difference over the baseline's 2-norm, estimated from sketches.
         updates_equal, update_error: the same of what three steps changed in the weights; None where not asked for.
         verdict: against the baseline; a difference is claimed only where every round agrees on it.
+        flops_per_token: floating-point operations of a step by its tokens, as `model.flops` counts them.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Measured:
     verdict: Verdict
     updates_equal: bool | None = None
     update_error: float | None = None
+    flops_per_token: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         return {key: round(value, 4) if isinstance(value, float) else value for key, value in asdict(self).items()}
@@ -67,6 +69,7 @@ def compare(
         say: told what is going on.
     """
     speeds: list[list[float]] = [[] for _ in cases]
+    flops: list[list[float]] = [[] for _ in cases]
     peaks = [0.0] * len(cases)
     workers: list[CaseProcess] = []
     try:
@@ -78,15 +81,16 @@ def compare(
             for index, worker in enumerate(workers):
                 answer = worker.ask({"steps": steps})
                 speeds[index].append(cases[index].tokens / statistics.median(answer["times_s"]))
+                flops[index].append(statistics.mean(answer["flops"]) / cases[index].tokens)
                 peaks[index] = max(peaks[index], answer["peak_bytes"] / 2**20)
             say(f"round {turn + 1} of {rounds}")
     finally:
         for worker in workers:
             worker.close()
-    base = _Figures(speeds[baseline], peaks[baseline], workers[baseline])
+    figures = [_Figures(speeds[i], peaks[i], workers[i], statistics.mean(flops[i])) for i in range(len(cases))]
     return [
-        _measured(case.name, _Figures(speeds[i], peaks[i], workers[i]), base, i == baseline)
-        for i, case in enumerate(cases)
+        _measured(case.name, own, figures[baseline], i == baseline)
+        for i, (case, own) in enumerate(zip(cases, figures, strict=True))
     ]
 
 
@@ -97,6 +101,7 @@ class _Figures:
     speeds: list[float]
     peak: float
     worker: CaseProcess
+    flops_per_token: float
 
 
 def _measured(name: str, own: _Figures, base: _Figures, is_baseline: bool) -> Measured:
@@ -121,6 +126,7 @@ def _measured(name: str, own: _Figures, base: _Figures, is_baseline: bool) -> Me
         verdict="no difference" if is_baseline else verdict_of(ratios),
         updates_equal=None if updates is None else updates["sha256"] == reference_updates["sha256"],
         update_error=None if updates is None else _error(updates, reference_updates),
+        flops_per_token=own.flops_per_token,
     )
 
 

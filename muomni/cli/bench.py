@@ -1,7 +1,8 @@
 """`muomni bench`: techniques and peers, side by side on this machine."""
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -11,7 +12,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from muomni.bench.compare import Measured
+    from muomni.bench.media import MediaCost
     from muomni.bench.techniques import OnOff
+    from muomni.config.model import PresetName
 
 command = typer.Typer(no_args_is_help=True, help="Measure on this machine. Example: muomni bench train --shape tiny")
 command.command("infer")(infer)
@@ -25,10 +28,11 @@ def train(
     rounds: Annotated[int, typer.Option(min=2, help="Turns each case takes.")] = 5,
     steps: Annotated[int, typer.Option(min=1, help="Steps in a turn.")] = 2,
     techniques: Annotated[bool, typer.Option(help="Measure each technique on against off.")] = True,
+    media: Annotated[bool, typer.Option(help="Measure what pictures and sounds cost beside their FLOPs.")] = True,
     peers: Annotated[bool, typer.Option("--peers", help="Also measure transformers' own Qwen3.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON line.")] = False,
 ) -> None:
-    """Training steps: each technique on against off; with --peers μOmni beside transformers.
+    """Training steps: each technique on against off, and rows with media against text; with --peers transformers.
 
     Cases run in processes of their own and take turns. Ends with one JSON line.
     Example: muomni bench train --shape 12m --batch-size 8 --peers
@@ -51,6 +55,8 @@ def train(
         result["techniques"] = [item.as_dict() for item in found]
         if not as_json:
             _print_techniques(title, found)
+    if media:
+        result["media"] = _media(shape, common, rounds, steps, say, title="" if as_json else title)
     if peers:
         for precision in ("fp32", "bf16"):
             cases = _peer_cases(common, precision)
@@ -59,6 +65,25 @@ def train(
             if not as_json:
                 _print_peers(title, measured)
     print(json.dumps(result))
+
+
+def _media(shape: str, common: dict[str, Any], rounds: int, steps: int, say: Callable[[str], None], title: str) -> Any:
+    """The figures of rows with media, or why there are none; printed where there is a title."""
+    from muomni.bench.cases import SHAPES_TOWERS
+    from muomni.bench.media import measure_media
+    from muomni.config import towers
+    from muomni.errors import ConfigError
+
+    say("media")
+    try:
+        found = measure_media(common, *towers(cast("PresetName", SHAPES_TOWERS.get(shape, shape))), rounds, steps, say)
+    except ConfigError as error:
+        if title:
+            _wide().print(f"media: not measured, {error}", highlight=False, markup=False)
+        return {"not_measured": str(error)}
+    if title:
+        _print_media(title, found)
+    return [item.as_dict() for item in found]
 
 
 def _shape(name: str) -> Any:
@@ -161,6 +186,28 @@ def _print_techniques(title: str, rows: "list[OnOff]") -> None:
     for row in rows:
         if row.not_measured:
             console.print(f"{row.technique.name}: not measured, {row.not_measured}", highlight=False, markup=False)
+
+
+def _print_media(title: str, rows: "list[MediaCost]") -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{title}: what stands in the places of media")
+    for column in ("rows", "tokens/s", "quartiles", "GFLOP/s", "time / text", "FLOPs / text", "peak MiB", "verdict"):
+        table.add_column(column, justify="left" if column in ("rows", "verdict") else "right")
+    for number, row in enumerate(rows):
+        m = row.measured
+        slowdown, least, most = row.slowdown
+        table.add_row(
+            m.name,
+            f"{m.tokens_per_s:,.0f}",
+            f"{m.low:,.0f}–{m.high:,.0f}",
+            f"{m.tokens_per_s * m.flops_per_token / 1e9:,.0f}",
+            f"{slowdown:.2f}× ({least:.2f}–{most:.2f})",
+            f"{row.explained:.2f}×",
+            f"{m.peak_mib:,.0f}",
+            row.verdict if number else "",
+        )
+    _wide().print(table)
 
 
 def _equivalence(claim: str, on: "Measured") -> str:
