@@ -11,7 +11,7 @@ from torch import Tensor
 
 from muomni.accel import recompute
 from muomni.accel.device import pick_device
-from muomni.accel.quantize import QuantizationReport, quantize, tune
+from muomni.accel.quantize import KeepFloat, QuantizationReport, quantize, tune
 from muomni.config import AudioConfig, OmniConfig, VisionConfig
 from muomni.config.model import PresetName
 from muomni.data.chat import expand
@@ -425,20 +425,22 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
         chat = read_prompt(self, self._tokenizer(), prompt, raw=raw)
         return expand(chat, self._media.counts(self, chat.media)).ids
 
-    def quantize(self, method: str = "int8") -> QuantizationReport:
+    def quantize(self, method: str = "int8", *, keep_float: KeepFloat = "never") -> QuantizationReport:
         """Gives the model int8 weights, in place: a quarter of the memory, faster decoding, no more training.
 
         Args:
             method: `"int8"`; see `accel.quantize`.
+            keep_float: `auto` lets layers whose shape is faster in float compute with float copies; see
+                `accel.quantize.tune`.
 
         Returns:
             Sizes, and the kernel chosen for each shape with its speed beside float's; `str` says it in words.
 
         Raises:
-            ConfigError: no such method.
+            ConfigError: no such method, or `keep_float` is neither `auto` nor `never`.
             UserError: the model is quantised already, or a weight is not finite.
         """
-        return quantize(self, method)
+        return quantize(self, method, keep_float=keep_float)
 
     def gradient_checkpointing_enable(self, mode: recompute.Mode = "full") -> None:
         """Computes each block again in the backward pass instead of keeping all of it; see `accel.recompute`.

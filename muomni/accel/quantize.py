@@ -120,11 +120,12 @@ def quantize(
         keep_float: see `tune`.
 
     Raises:
-        ConfigError: no such method.
+        ConfigError: no such method, or `keep_float` is neither.
         UserError: the model is quantised already, or a weight is not finite.
     """
     if method not in METHODS:
         raise ConfigError(f"quantize({method!r}): there is {', '.join(map(repr, METHODS))}")
+    _check_keep_float(keep_float)
     if is_quantized(model):
         raise UserError("the model is quantised already")
     before = weight_bytes(model)
@@ -185,8 +186,7 @@ def tune(model: nn.Module, keep_float: KeepFloat = "never") -> tuple[Choice, ...
     Raises:
         ConfigError: `keep_float` is neither.
     """
-    if keep_float not in get_args(KeepFloat):
-        raise ConfigError(f"keep_float = {keep_float!r}: there are {', '.join(get_args(KeepFloat))}")
+    _check_keep_float(keep_float)
     groups: dict[tuple[int, int, torch.device, torch.dtype], list[Int8Linear]] = {}
     for module in model.modules():
         if isinstance(module, Int8Linear) and not module.weight.is_meta:
@@ -210,6 +210,11 @@ def tune(model: nn.Module, keep_float: KeepFloat = "never") -> tuple[Choice, ...
     if fresh:
         _write_cache(fresh)
     return tuple(choices)
+
+
+def _check_keep_float(value: str) -> None:
+    if value not in get_args(KeepFloat):
+        raise ConfigError(f"keep_float = {value!r}: there are {', '.join(get_args(KeepFloat))}")
 
 
 def _choose(N: int, K: int, layers: int, times: Any) -> Choice:

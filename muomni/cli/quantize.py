@@ -13,13 +13,23 @@ import typer
 from muomni.cli import _options as options
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.progress import Progress
 
+    from muomni.accel.quantize import Choice
     from muomni.api import MuOmni
     from muomni.bench.quality import Quality
     from muomni.data import PackedRows
 
 _SEQ_LEN = 512
+
+
+class KeepFloat(StrEnum):
+    """What layers compute with whose shape is faster in float."""
+
+    never = "never"
+    auto = "auto"
 
 
 class Method(StrEnum):
@@ -40,6 +50,13 @@ def command(
     ] = None,
     max_rows: Annotated[int, typer.Option(min=1, help="Rows of text to compare them on.")] = 64,
     compare: Annotated[bool, typer.Option(help="Compare the two models; --no-compare only writes.")] = True,
+    keep_float: Annotated[
+        KeepFloat,
+        typer.Option(
+            help="auto: compare a model whose layers compute with float copies where float is faster here. They are "
+            "made in memory; what is written is the same."
+        ),
+    ] = KeepFloat.never,
     device: options.Device = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace a model that is already there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -55,6 +72,7 @@ def command(
     if out.is_dir() and any(out.iterdir()) and not force:
         raise UserError(f"{out} is not empty: give a new folder, or --force to replace the model in it")
 
+    from muomni.accel.quantize import tune
     from muomni.api import MuOmni, check_replaceable
 
     check_replaceable(out.resolve())
@@ -70,11 +88,12 @@ def command(
         task = bar.add_task("quantise", total=None)
         model = MuOmni.from_pretrained(run, device=device, int8=True)
         model.save_pretrained(out)
+        choices = tune(model, "auto" if keep_float is KeepFloat.auto else "never")
         bar.update(task, total=1, completed=1)
         quality = None
         if rows is not None:
             quality = _compare(reference, model, rows, max_rows, bar)
-    report = _report(model, out) | {"run": run, "out": str(out), "method": to.value}
+    report = _report(model, out, choices) | {"run": run, "out": str(out), "method": to.value, "keep_float": keep_float}
     if quality is not None:
         report["quality"] = asdict(quality) | {"perplexity_change": quality.perplexity_change}
     if as_json:
@@ -120,14 +139,14 @@ def _compare(reference: "MuOmni", model: "MuOmni", rows: "PackedRows", max_rows:
     return compare_models(reference, model, rows, max_rows, lambda done: bar.update(task, completed=done))
 
 
-def _report(model: "MuOmni", out: Path) -> dict[str, Any]:
-    """Sizes of the weights as float32 and as they are now, on disk."""
-    from muomni.accel.quantize import tune
-
+def _report(model: "MuOmni", out: Path, choices: "Sequence[Choice]") -> dict[str, Any]:
+    """Sizes of the weights as float32 and as they are now, on disk, and what each shape computes with."""
     after = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     before = 4 * model.num_parameters()
-    kernels = [str(choice) for choice in tune(model)]
-    return {"bytes_float32": before, "bytes": after, "ratio": after / before, "kernels": kernels}
+    copies = sum(choice.float_bytes for choice in choices)
+    kernels = [str(choice) for choice in choices]
+    sizes = {"bytes_float32": before, "bytes": after, "ratio": after / before, "bytes_of_float_copies": copies}
+    return sizes | {"kernels": kernels}
 
 
 def _print(report: dict[str, Any], quality: "Quality | None") -> None:

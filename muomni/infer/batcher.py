@@ -6,6 +6,7 @@ it alone) ends that request and no other.
 """
 
 import time
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from muomni.model import OmniModel, SlotCache
 # requests and cancellations wait for the call to end.
 _LONGEST_CALL_S = 0.02
 _MOST_STEPS = 32
+
+NO_GUESS_APART = "speculate has no effect with deterministic"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +142,11 @@ class Batcher:
         if mode is not None:
             mode.__exit__(None, None, None)
 
+    @property
+    def guesses_deterministic(self) -> bool:
+        """Whether deterministic requests are guessed for: now, or perhaps by a runner that is being made."""
+        return self.runner.batch_invariant or self._later is not None
+
     def _switch(self) -> None:
         """Takes the faster runner, or tells why there is none."""
         assert self._later is not None
@@ -146,11 +154,12 @@ class Batcher:
         error = later.exception()
         if error is not None:
             self.declined = str(error)
-            return
-        runner = later.result()
-        if runner is not None:
+        elif (runner := later.result()) is not None:
             self.runner = runner
             self._step_s = 1.0
+        inside = (*self.scheduler.running, *self.scheduler.filling, *self.scheduler.waiting)
+        if not self.runner.batch_invariant and any(r.deterministic and r.speculate for r in inside):
+            warnings.warn(f"{NO_GUESS_APART} requests here: {self.declined or 'the runner allows none'}", stacklevel=2)
 
     def _mixed_step(self, started: float) -> None:
         scheduler = self.scheduler

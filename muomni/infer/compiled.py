@@ -178,8 +178,11 @@ class CompiledRunner:
     @property
     def note(self) -> str:
         """What is compiled and what could not be, for the log."""
-        faults = [f"{bucket}: {reason}" for bucket, reason in self.faults.items()]
-        return "; ".join([f"{len(self._steps)} steps compiled, {len(self._queue)} to come", *faults])
+        steps = list(self._steps)
+        names = f" ({', '.join(map(str, steps))})" if steps else ""
+        faults = [f"{bucket}: {reason}" for bucket, reason in list(self.faults.items())]
+        left = len(self._asked) - len(steps) - len(faults)
+        return "; ".join([f"{len(steps)} steps compiled{names}, {left} to come", *faults])
 
     def forward(self, tokens: Tensor, slots: Tensor, positions: Tensor, wanted: Tensor) -> Tensor:
         plan = self._plan(tokens, slots, positions, wanted)

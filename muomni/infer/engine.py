@@ -18,7 +18,7 @@ import torch
 
 from muomni.accel.device import free_memory
 from muomni.errors import BusyError, EngineError, PromptError
-from muomni.infer.batcher import Batcher
+from muomni.infer.batcher import NO_GUESS_APART, Batcher
 from muomni.infer.request import Request
 from muomni.infer.runner import Runner, Runners, make_runner
 from muomni.infer.scheduler import Scheduler
@@ -38,7 +38,7 @@ class Engine:
         chunk, chunk_alone: see `Scheduler`.
 
     Attributes:
-        note: one line for the log: what it computes with and the size of its cache.
+        note: one line for the log: the size of its cache, what it computes with, and what that says of itself.
     """
 
     def __init__(
@@ -80,8 +80,9 @@ class Engine:
     def note(self) -> str:
         cache = self.cache
         size = f"{cache.slots} slots of {cache.capacity} tokens in {str(cache.dtype).removeprefix('torch.')}"
-        declined = f" ({self._batcher.declined})" if self._batcher.declined else ""
-        return f"KV cache: {size}, {cache.nbytes / 2**30:.3g} GiB; steps by {type(self.runner).__name__}{declined}"
+        said = "; ".join(note for note in (self.runner.note, self._batcher.declined) if note)
+        runner = f"{type(self.runner).__name__} ({said})" if said else type(self.runner).__name__
+        return f"KV cache: {size}, {cache.nbytes / 2**30:.3g} GiB; steps by {runner}"
 
     @property
     def waiting(self) -> int:
@@ -97,7 +98,8 @@ class Engine:
         """Lets a request in.
 
         Raises:
-            PromptError: it is empty, holds ids the model does not know, or does not fit the cache.
+            PromptError: it is empty, holds ids the model does not know, does not fit the cache, or asks for guesses
+                that would have no effect.
             BusyError: as many wait as may.
             EngineError: the engine is closed.
         """
@@ -111,6 +113,10 @@ class Engine:
             raise PromptError(
                 f"a prompt of {len(request.prompt)} tokens and a reply of {request.limit} do not fit the "
                 f"{self.cache.capacity} tokens of a slot: shorten the prompt or set max_new_tokens lower"
+            )
+        if request.deterministic and request.speculate and not self._batcher.guesses_deterministic:
+            raise PromptError(
+                f"{NO_GUESS_APART}, as the steps of {type(self.runner).__name__} round by their size: give one of them"
             )
         if self._closed:
             raise EngineError("the engine is closed")

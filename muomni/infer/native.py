@@ -41,6 +41,7 @@ class NativeRunner:
         config = model.config.thinker
         self.library = library
         self.threads = threads
+        self.note = f"{threads} threads"
         angles = rope_tables(torch.arange(cache.capacity)[None], config.head_dim, config.rope_theta, torch.float32)
         cos, sin = (table.reshape(cache.capacity, -1).contiguous() for table in angles)
         self._decoder = Decoder(

@@ -32,11 +32,15 @@ class Runner(Protocol):
         own_threads: whether it computes on threads of its own, which torch's threads, spinning for a while after
             each operation, would keep from their cores.
         batch_invariant: logits of a token do not depend, bit by bit, on the other tokens of the batch.
+        note: what the log should know of it; empty where its name says all.
     """
 
     can_greedy: bool
     own_threads: bool
     batch_invariant: bool
+
+    @property
+    def note(self) -> str: ...
 
     def forward(self, tokens: Tensor, slots: Tensor, positions: Tensor, wanted: Tensor) -> Tensor:
         """One step.
@@ -72,6 +76,7 @@ class EagerRunner:
     can_greedy = False
     own_threads = False
     batch_invariant = False
+    note = ""
 
     def __init__(self, model: OmniModel, cache: SlotCache) -> None:
         self._model = model

@@ -73,7 +73,7 @@ def test_float_stays_where_int8_loses(
     times["1"]["float"], times["128"]["float"] = decode, prompt
     monkeypatch.setattr(quantize_module, "_measure", lambda *_: times)
     before = sum(p.nbytes for p in model.parameters())
-    report = quantize(model, keep_float="auto")
+    report = model.quantize(keep_float="auto")
     layers = [m for m in model.modules() if isinstance(m, Int8Linear)]
     assert all((layer.float_copy is not None) == kept for layer in layers)
     assert ("computes in float, copies of" in str(report)) == kept
@@ -176,6 +176,10 @@ def test_a_layer_compiles_whole(kernel: Any) -> None:
 def test_what_cannot_be_quantised_is_refused(model: MuOmni) -> None:
     with pytest.raises(ConfigError, match=r"quantize\('int4'\): there is 'int8'"):
         model.quantize("int4")
+    wrong: Any = "always"
+    with pytest.raises(ConfigError, match="keep_float = 'always': there are auto, never"):
+        model.quantize(keep_float=wrong)
+    assert not model.is_quantized
     with pytest.raises(UserError, match="not quantised"):
         dequantize_model(model)
     model.quantize()

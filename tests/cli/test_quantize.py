@@ -124,6 +124,24 @@ def test_an_int8_model_exports_as_float(muomni: Any, nano_folder: Path, tmp_path
         torch.testing.assert_close(theirs(ids).logits, again(ids).logits, rtol=0, atol=1e-4)
 
 
+def test_float_copies_are_compared_where_asked_for_and_never_written(
+    muomni: Any, nano_folder: Path, tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loses = {"float": 1.0, "cast": 2.0}
+    monkeypatch.setattr("muomni.accel.quantize._measure", lambda *_: dict.fromkeys(("1", "16", "128"), loses))
+    found = {}
+    for keep in ("never", "auto"):
+        args = ("--data", text, "--max-rows", "1", "--keep-float", keep, "--json")
+        code, out, _ = muomni("quantize", nano_folder, "--out", tmp_path / keep, *args)
+        found[keep] = json.loads(out)
+        assert code == 0 and found[keep]["keep_float"] == keep
+        assert all(("computes in float" in line) == (keep == "auto") for line in found[keep]["kernels"])
+    never, auto = found["never"], found["auto"]
+    assert never["bytes_of_float_copies"] == 0 < auto["bytes_of_float_copies"] < auto["bytes_float32"]
+    assert never["bytes"] == auto["bytes"]
+    assert 0 < auto["quality"]["kl"] < 0.05 and 0 < never["quality"]["kl"] < 0.05
+
+
 def test_gguf(muomni: Any, nano_folder: Path, tmp_path: Path) -> None:
     gguf = pytest.importorskip("gguf")
     file = tmp_path / "m.gguf"

@@ -139,9 +139,10 @@ def test_the_modules_serve_until_a_step_is_there_and_the_switch_changes_no_token
     for _ in range(6):
         engine.step()
     assert runner.compiled_steps == 0 and runner.eager_steps > 0
-    assert "to come" in runner.note
+    assert "steps by CompiledRunner (0 steps compiled, 2 to come)" in engine.note
     gate.set()
     runner.wait()
+    assert "decode of 4 rows over 96 positions" in engine.note and "0 to come" in engine.note
     tokens = [engine.finish(one).tokens for one in requests]
     assert runner.compiled_steps > 0
     assert tokens == [reference.finish(one).tokens for one in submit(reference)]

@@ -66,3 +66,17 @@ def test_the_prompt_whose_own_settings_leave_nothing_to_guess_is_named(model: Mu
     own = [{}, {"temperature": 1.0}]
     with pytest.raises(PromptError, match=r"prompt 2 of 2: .* temperature = 1.0"):
         model.chat_batch(["Hello", "The cat"], sampling=own, speculate=True, **GREEDY)
+
+
+def test_guesses_that_would_have_no_effect_on_deterministic_replies_are_refused(
+    model: MuOmni, nano_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MUOMNI_RUNNER", "eager")
+    draft: Any = MuOmni.from_pretrained(nano_folder, device="cpu")
+    for speculate in (True, draft):
+        with pytest.raises(PromptError, match="no effect with deterministic, as the steps of EagerRunner round by"):
+            model.chat("Hello", deterministic=True, speculate=speculate, **GREEDY)
+        with pytest.raises(PromptError, match="no effect with deterministic"):
+            model.chat_batch(["Hello", "The cat"], deterministic=True, speculate=speculate, **GREEDY)
+    assert not model.engine(1, 16).active
+    assert model.chat("Hello", deterministic=True, **GREEDY) and model.chat("Hello", speculate=True, **GREEDY)

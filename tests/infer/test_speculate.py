@@ -1,6 +1,7 @@
 """Prompt lookup: drafts, what is accepted of them, and when they stop."""
 
 import random
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from muomni.config import OmniConfig, ThinkerConfig
+from muomni.errors import PromptError
 from muomni.infer import EagerRunner, Engine, Request, Runners, SamplingParams, generate
 from muomni.infer.speculate import Lookup, verified
 from muomni.model import OmniModel, SlotCache
@@ -146,3 +148,32 @@ def test_it_stops_where_nothing_is_accepted() -> None:
             lookup.learn(len(draft), 0, 1e-3, 1e-3)
         reply += [1, 2, 3][len(reply) % 3 : len(reply) % 3 + 1]
     assert 4 <= drafts <= 9
+
+
+class Invariant(EagerRunner):
+    batch_invariant = True
+
+
+def test_deterministic_requests_are_guessed_for_where_no_step_rounds_by_its_size() -> None:
+    model = make_model()
+    cache = SlotCache(model.config.thinker, 2, CONTEXT)
+    engine = Engine(model, cache, Runners(Invariant(model, cache)))
+    prompt = [1, 2, 3] * 4
+    one = engine.finish(engine.submit(ask(prompt, 40, speculate=True, deterministic=True)))
+    assert one.lookup is not None and one.lookup.drafted > 0
+    assert one.tokens == alone(model, prompt, 40)
+
+
+def test_guesses_that_have_no_effect_are_refused_or_told_once_that_is_known() -> None:
+    model = make_model()
+    cache = SlotCache(model.config.thinker, 2, CONTEXT)
+    later: Future[Any] = Future()
+    engine = Engine(model, cache, Runners(EagerRunner(model, cache), later))
+    one = engine.submit(ask([1, 2], 5, speculate=True, deterministic=True))
+    engine.step()
+    later.set_exception(OSError("no compiler"))
+    with pytest.warns(UserWarning, match="no effect with deterministic requests here: no compiler"):
+        engine.finish(one)
+    assert one.tokens == alone(model, [1, 2], 5)
+    with pytest.raises(PromptError, match="no effect with deterministic, as the steps of EagerRunner"):
+        engine.submit(ask([1, 2], 5, speculate=True, deterministic=True))
