@@ -79,14 +79,19 @@ def whisper_log_mel(samples: Tensor, bins: int = 80) -> Tensor:
     return torch.cat([_whisper_piece(piece, bins) for piece in pieces])[:frames]
 
 
-def mel_filters(bins: int) -> Tensor:
-    """Triangular filters of equal area, evenly spaced on Slaney's mel scale from 0 to 8 kHz.
+def mel_filters(bins: int, window: int = WINDOW, rate: int = SAMPLE_RATE) -> Tensor:
+    """Triangular filters of equal area, evenly spaced on Slaney's mel scale from 0 to half the sample rate.
+
+    Args:
+        bins: M.
+        window: samples of a window, N.
+        rate: samples a second.
 
     Returns:
-        (M, 201) float64: the weights of the 201 frequencies of a window in each bin.
+        (M, N/2 + 1) float64: the weights of the frequencies of a window in each bin.
     """
-    hertz = torch.arange(WINDOW // 2 + 1, dtype=torch.float64) * (SAMPLE_RATE / WINDOW)
-    top = _BREAK_HZ / _LINEAR_STEP + math.log(SAMPLE_RATE / 2 / _BREAK_HZ) / _LOG_STEP
+    hertz = torch.arange(window // 2 + 1, dtype=torch.float64) * (rate / window)
+    top = _BREAK_HZ / _LINEAR_STEP + math.log(rate / 2 / _BREAK_HZ) / _LOG_STEP
     mels = torch.linspace(0, top, bins + 2, dtype=torch.float64)
     behind_break = _BREAK_HZ * ((mels - _BREAK_HZ / _LINEAR_STEP) * _LOG_STEP).exp()
     corners = torch.where(mels * _LINEAR_STEP < _BREAK_HZ, mels * _LINEAR_STEP, behind_break)

@@ -1,0 +1,110 @@
+"""Sizes of the speech codec."""
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from muomni.config.base import Frozen, PositiveInt, Probability, conflict
+
+
+class CodecConfig(Frozen):
+    """The speech codec: mono sound to a few small numbers for every frame, and back.
+
+    Attributes:
+        model_type: tells the folder of a codec from those of other models.
+        sample_rate: of the sound, in Hz.
+        hop: samples between two spectra; a spectrum's window is four times as long.
+        num_mel_bins: bands that the encoder hears.
+        strides: of the encoder's convolutions; their product is how many spectra a frame of codes stands for.
+        encoder_size: width of the encoder.
+        encoder_layers: its blocks before each stride, and behind the last.
+        num_codebooks: K, codes of a frame.
+        levels: of the numbers that a code is made of; their product is the size of a codebook.
+        nested: probability that a training clip keeps only its first codes, a random number of them, so that the
+            first ones learn to say the most.
+        hidden_size: width of the decoder.
+        intermediate_size: width of the hidden layer of its blocks.
+        frame_layers: its blocks at the rate of the codes.
+        num_hidden_layers: its blocks at the rate of the spectra.
+        kernel_size: frames that a block's convolution spans, its own and those before it.
+    """
+
+    model_type: Literal["muomni-codec"] = "muomni-codec"
+    sample_rate: int = Field(default=16_000, ge=8_000, le=48_000)
+    hop: int = Field(default=160, ge=16, le=1024)
+    num_mel_bins: int = Field(default=80, ge=8, le=256)
+    strides: tuple[Annotated[int, Field(ge=1, le=8)], ...] = Field(default=(2, 2), strict=False, min_length=1)
+    encoder_size: PositiveInt = 192
+    encoder_layers: PositiveInt = 2
+    num_codebooks: int = Field(default=8, ge=1, le=32)
+    levels: tuple[Annotated[int, Field(ge=2, le=64)], ...] = Field(default=(8, 5, 5, 5), strict=False, min_length=1)
+    nested: Probability = 0.25
+    hidden_size: PositiveInt = 256
+    intermediate_size: PositiveInt = 768
+    frame_layers: PositiveInt = 3
+    num_hidden_layers: PositiveInt = 5
+    kernel_size: int = Field(default=7, ge=2, le=63)
+
+    @model_validator(mode="after")
+    def _codes_fit(self) -> "CodecConfig":
+        if self.codebook_size > 65_536:
+            raise conflict("levels", self.levels, "their product must be at most 65,536")
+        return self
+
+    @property
+    def codebook_size(self) -> int:
+        """Codes are 0 to this, exclusive."""
+        return math.prod(self.levels)
+
+    @property
+    def latent_size(self) -> int:
+        """Numbers of a frame before they are codes."""
+        return self.num_codebooks * len(self.levels)
+
+    @property
+    def spectra_per_frame(self) -> int:
+        """Spectra that one frame of codes stands for."""
+        return math.prod(self.strides)
+
+    @property
+    def frame_samples(self) -> int:
+        """Samples that one frame of codes stands for."""
+        return self.hop * self.spectra_per_frame
+
+    @property
+    def window(self) -> int:
+        """Samples of a spectrum."""
+        return 4 * self.hop
+
+    @property
+    def delay(self) -> int:
+        """Samples at the end of T frames that are only known with the frames behind them."""
+        return self.window - self.hop
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames of codes in a second."""
+        return self.sample_rate / self.frame_samples
+
+    @property
+    def bits_per_second(self) -> float:
+        """Of the codes, when each is stored by itself."""
+        return self.frame_rate * self.num_codebooks * math.log2(self.codebook_size)
+
+
+def codec_preset(name: Literal["nano", "tiny"]) -> CodecConfig:
+    """Sizes that go with a preset: `nano` for tests, `tiny` (some 4 M parameters) for a CPU."""
+    if name == "tiny":
+        return CodecConfig()
+    return CodecConfig(
+        encoder_size=24,
+        encoder_layers=1,
+        num_codebooks=4,
+        levels=(4, 4, 4),
+        hidden_size=32,
+        intermediate_size=64,
+        frame_layers=1,
+        num_hidden_layers=1,
+        kernel_size=3,
+    )

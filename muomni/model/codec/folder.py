@@ -1,0 +1,50 @@
+"""A codec as a folder: `config.json` (`"model_type": "muomni-codec"`) and `model.safetensors`."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from muomni.config import parse, read_json
+from muomni.config.codec import CodecConfig
+from muomni.errors import CheckpointError, UserError
+from muomni.files import write_json
+from muomni.model.codec.codec import SpeechCodec
+from muomni.model.folder import CONFIG, WEIGHTS, check_tensors, read_tensors, resolve_folder, save_tensors, weight_files
+
+CodecT = TypeVar("CodecT", bound=SpeechCodec)
+
+
+def load_codec(path: Path, *, device: torch.device | str, make: Callable[[CodecConfig], CodecT]) -> CodecT:
+    """Reads a codec in fp32, in evaluation mode.
+
+    Raises:
+        UserError: there is no codec at `path`.
+        CheckpointError: a file is missing, cut short or corrupt, or its tensors do not fit the configuration.
+    """
+    folder = resolve_folder(path)
+    values = read_json(folder / CONFIG)
+    if values.get("model_type") != "muomni-codec":
+        raise UserError(f"{folder}: holds a model of type {values.get('model_type')!r}, not a speech codec")
+    codec = make(parse(CodecConfig, values, str(folder / CONFIG)))
+    state = {}
+    for file in weight_files(folder):
+        for name, tensor in read_tensors(file, device):
+            if not tensor.is_floating_point():
+                raise CheckpointError(f"{folder}: {name} is {tensor.dtype}, and must be floating point")
+            state[name] = tensor.float()
+    expected = {name: tensor.shape for name, tensor in codec.state_dict().items()}
+    check_tensors(folder, expected, {name: tensor.shape for name, tensor in state.items()})
+    codec.load_state_dict(state)
+    return codec.to(device).eval()
+
+
+def save_codec(codec: SpeechCodec, folder: Path) -> None:
+    """Writes a codec into an existing folder.
+
+    Raises:
+        CheckpointError: the disk is full or the folder cannot be written.
+    """
+    write_json(folder / CONFIG, codec.config.model_dump(mode="json"))
+    save_tensors({name: tensor.detach() for name, tensor in codec.state_dict().items()}, folder / WEIGHTS)
