@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("shape", choices=("nano", "tiny", "small", "12m", "100m", "0.6b"))
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--runner", choices=("auto", "eager", "native"), default="auto")
+    parser.add_argument("--runner", choices=("auto", "eager", "native", "compiled"), default="auto")
     asked = parser.parse_args()
     plan = make_plan(asked.shape)
     if asked.what == "prepare":

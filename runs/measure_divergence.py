@@ -4,8 +4,9 @@
         ../shared/data/text/instructions/val.jsonl.gz
 
 Greedy replies without ends, in bf16 and int8, with torch's modules (the native runner's bits do not depend on the
-batch, which is shown too). Stories are continued from their first words, instructions are answered as a chat. Prints
-the share of replies that differ and where they first do; with `deterministic=True` there must be none.
+batch, which is shown too). Stories and instructions are both continued as plain text from their first words, so that
+any run will do. Prints the share of replies that differ and where they first do; with `deterministic=True` there must
+be none.
 """
 
 import argparse

@@ -32,7 +32,8 @@ class InferCase(Frozen):
         weights: fp32, bf16 or int8; for llama.cpp int8 is Q8_0.
         batch: the first so many prompts, together.
         cache: keys and values are kept; `static` is transformers' preallocated cache.
-        runner: of μOmni's steps: `auto` is what `MuOmni` takes by itself.
+        runner: of μOmni's steps: `auto` is what `MuOmni` takes by itself; `compiled` compiles all of them before
+            anything is timed, which is part of the time to load and of the first run.
         attention: backend of eager steps.
         threads: of the computation.
         forced: file of the reference's tokens and logits to be compared with; empty for none.
@@ -45,7 +46,7 @@ class InferCase(Frozen):
     weights: Weights = "fp32"
     batch: int = 1
     cache: Literal["on", "off", "static"] = "on"
-    runner: Literal["auto", "eager", "native"] = "auto"
+    runner: Literal["auto", "eager", "native", "compiled"] = "auto"
     attention: Literal["sdpa", "reference", "flex"] = "sdpa"
     threads: int
     forced: str = ""

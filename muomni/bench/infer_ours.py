@@ -15,7 +15,7 @@ from muomni.accel import attention
 from muomni.api import MuOmni
 from muomni.bench.infer_cases import Decoded, InferCase, Task
 from muomni.errors import ConfigError
-from muomni.infer import Runner, SamplingParams, make_runner
+from muomni.infer import Runner, SamplingParams, compiled, make_runner
 from muomni.infer.generate import next_tokens
 from muomni.model import SlotCache
 
@@ -47,12 +47,12 @@ class Ours:
         self._runner: Runner | None = None
         if case.cache != "off":
             cache = SlotCache(model.config.thinker, case.batch, task.length, model.dtype, model.device)
-            self._runner = _make_runner(case, model, cache)
+            self._runner = _make_runner(case, model, cache, task.length)
             if case.runner == "auto":
                 self._rows = case.batch
                 self._texts = itertools.cycle(task.texts)
                 self.call = self._call
-        runner = "plain loop" if self._runner is None else type(self._runner).__name__
+        runner = "plain loop" if self._runner is None else f"{type(self._runner).__name__} {self._runner.note}".strip()
         self.settings = f"muomni {__version__}, torch {torch.__version__}, {runner}"
 
     @torch.inference_mode()
@@ -115,7 +115,13 @@ class Ours:
         return seconds
 
 
-def _make_runner(case: InferCase, model: MuOmni, cache: SlotCache) -> Runner:
+def _make_runner(case: InferCase, model: MuOmni, cache: SlotCache, length: int) -> Runner:
+    if case.runner == "compiled":  # nothing may be compiled in the background while it is timed
+        if (missing := compiled.why_not(cache)) is not None:
+            raise ConfigError(f"the compiled runner cannot be had: {missing}")
+        runner = compiled.CompiledRunner(model, cache, background=False)
+        runner.prepare(case.batch, length)
+        return runner
     runners = make_runner(model, cache, case.runner)
     later = None if runners.later is None else runners.later.result()
     return runners.now if later is None else later

@@ -67,11 +67,13 @@ class Plan:
 
 
 def own_ways(plan: Plan, batch: int) -> Group:
-    """Weights and runners; the baseline is what a user without any of it has."""
+    """Weights, runners, and steps compiled or not; the baseline is what a user without any of it has."""
     task = plan.task(batch)
     cases = (
         plan.own("fp32 eager", task, batch=batch, runner="eager"),
         plan.own("int8 eager", task, "int8", batch, runner="eager"),
+        plan.own("fp32 compiled", task, batch=batch, runner="compiled"),
+        plan.own("int8 compiled", task, "int8", batch, runner="compiled"),
         plan.own("fp32", task, batch=batch),
         plan.own("bf16", task, "bf16", batch),
         plan.own("int8", task, "int8", batch),

@@ -23,7 +23,7 @@ def infer(
     batch: Annotated[str, typer.Option(help="Rows decoded together; one or several numbers.")] = "1,4,16",
     rounds: Annotated[int, typer.Option(min=2, help="Turns each case takes.")] = 5,
     threads: Annotated[int | None, typer.Option(min=1, help="Of every case; default: torch's choice.")] = None,
-    ways: Annotated[bool, typer.Option(help="Compare weights (fp32, bf16, int8) and runners.")] = True,
+    ways: Annotated[bool, typer.Option(help="Compare weights (fp32, bf16, int8), runners, and compiled steps.")] = True,
     kv_cache: Annotated[
         bool | None, typer.Option(help="Cache off against on, 512 + 100 tokens; by default where that is quick.")
     ] = None,

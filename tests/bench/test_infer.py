@@ -93,6 +93,32 @@ def test_every_own_way_decodes_the_prompts(plan, fields):
         assert tokens[0] == judge.first["tokens"]
 
 
+@pytest.mark.parametrize("weights", ["fp32", "int8"])
+def test_compiled_steps_are_there_before_anything_is_timed(plan, monkeypatch, weights):
+    monkeypatch.setattr("muomni.accel.compile.what_is_missing", lambda _: None)
+    monkeypatch.setattr("muomni.infer.compiled._without_running", lambda step, inputs: step)
+    case = eager(plan, weights=weights, runner="compiled", batch=2)
+    subject = InferSubject(case)
+    runner = subject._decoder._runner
+    compiles = dict(runner.compiles)
+    assert {bucket.kind for bucket in compiles} == {"decode", "prefill"}
+    assert subject.first["tokens"] == InferSubject(eager(plan, weights=weights, batch=2)).first["tokens"]
+    assert subject.turn()["decode_s"] > 0
+    assert runner.compiles == compiles and runner.eager_steps == 0 and not runner.faults
+    assert "CompiledRunner 1 steps compiled (decode of 2 rows over 30 positions)" in subject.first["settings"]
+
+
+def test_where_nothing_compiles_the_case_is_refused(plan, monkeypatch):
+    monkeypatch.setattr("muomni.accel.compile.what_is_missing", lambda _: "no C++ compiler is on the path")
+    with pytest.raises(ConfigError, match="the compiled runner cannot be had: no C"):
+        InferSubject(eager(plan, runner="compiled"))
+
+
+def test_compiling_is_compared_on_and_off(plan):
+    names = [case.name for case in infer_plan.own_ways(plan, 1).cases]
+    assert {"fp32 eager", "fp32 compiled", "int8 eager", "int8 compiled"} <= set(names)
+
+
 def test_the_public_call_is_timed_where_the_model_chooses_the_runner(plan):
     subject = InferSubject(eager(plan, runner="auto"))
     turn = subject.turn()
