@@ -1,18 +1,22 @@
-"""`muomni data`: looking at data before a run does."""
+"""`muomni data`: looking at data before a run does, and making speech."""
 
 import json
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from muomni.errors import UserError
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from muomni.config.model import PresetName
     from muomni.data.check import Findings
 
 command = typer.Typer(
-    help="Data for training: read everything once and say what is wrong.\n\n"
+    help="Data for training: read everything once and say what is wrong; make speech from texts.\n\n"
     "Example: muomni data check train.jsonl --out report",
     no_args_is_help=True,
 )
@@ -32,6 +36,7 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     max_seconds: Annotated[float, typer.Option(min=0.1, help="Sounds beyond this are too long.")] = 300.0,
     workers: Annotated[int, typer.Option(min=1, help="Threads.")] = 2,
+    preset: Annotated[str, typer.Option(help="Count the tokens of this preset's encoders.")] = "tiny",
 ) -> None:
     """Read every picture and sound that manifests name, and say what is wrong.
 
@@ -40,16 +45,16 @@ def check(
 
     Example: muomni data check train.jsonl val.jsonl --out report
     """
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
     from muomni.data.check import check_manifests
 
-    columns = (SpinnerColumn(), TextColumn("reading rows"), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with _bar("reading rows") as progress:
         task = progress.add_task("", total=None)
         found = check_manifests(
-            manifests, max_seconds=max_seconds, workers=workers, report=lambda rows: progress.advance(task, rows)
+            manifests,
+            max_seconds=max_seconds,
+            workers=workers,
+            preset=cast("PresetName", preset),  # an unknown one is told by the check
+            report=lambda rows: progress.advance(task, rows),
         )
     if out is not None:
         _write(found, out)
@@ -59,6 +64,114 @@ def check(
         _print(found)
     if found.failed:
         raise typer.Exit(1)
+
+
+@command.command()
+def speech(
+    texts: Annotated[list[Path], typer.Argument(metavar="TEXT...", help="Text, JSON lines or Parquet; also folders.")],
+    out: Annotated[Path, typer.Option(help="Folder for the sounds and their manifest.")],
+    count: Annotated[int | None, typer.Option(min=1, help="Sentences to draw; default: all.")] = None,
+    voice: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME[+VARIANT][:SPEED[:PITCH]] of eSpeak NG, as en-us+f3:150; several: drawn evenly."),
+    ] = None,
+    speed_spread: Annotated[float, typer.Option(min=0, max=0.5, help="Speeds vary by this share.")] = 0.0,
+    pitch_spread: Annotated[int, typer.Option(min=0, max=50, help="Pitches (0 to 99) vary by this.")] = 0,
+    min_words: Annotated[int, typer.Option(min=1, help="Shortest sentence.")] = 3,
+    max_words: Annotated[int, typer.Option(min=1, help="Longest sentence.")] = 15,
+    exclude: Annotated[
+        list[Path] | None, typer.Option(help="Texts or manifests whose sentences must not occur, a held-out set.")
+    ] = None,
+    rate: Annotated[int, typer.Option(min=8000, max=48000, help="Sample rate in Hz.")] = 16_000,
+    form: Annotated[str, typer.Option("--format", help="flac or wav, 16 bit.")] = "flac",
+    seed: Annotated[int, typer.Option(help="Of the draw of sentences, voices, speeds and pitches.")] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one a core.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Make pairs of text and speech with a synthesiser, in any number.
+
+    Sentences are cut from the texts, their numbers put into words, and each wording is taken once. A run that was
+    stopped goes on with the same command. Needs the extra: pip install 'muomni[speech]' (eSpeak NG, under the GPL;
+    it runs as a program of its own).
+
+    Example: muomni data speech stories.jsonl --out speech --count 4000
+    """
+    from muomni.data.sentences import SentenceLimits, draw_sentences, sentences_of, wording
+    from muomni.data.speech import SpeechSettings, make_speech
+    from muomni.data.synthesiser import Voice, installed_library
+
+    if form not in ("flac", "wav"):
+        raise UserError(f"--format {form}: must be flac or wav")
+    voices = tuple(Voice.parse(text) for text in voice or ()) or SpeechSettings().voices
+    languages = {one.language for one in voices}
+    if len(languages) > 1:
+        raise UserError(f"--voice: all voices must be of one language, not {', '.join(sorted(languages))}")
+    settings = SpeechSettings(voices, speed_spread, pitch_spread, rate, "wav" if form == "wav" else "flac", seed)
+    installed_library()
+    language = languages.pop()
+    excluded = frozenset(wording(sentence) for sentence in sentences_of(exclude or (), language))
+    limits = SentenceLimits(min_words, max_words)
+    sentences = draw_sentences(sentences_of(texts, language), count, seed=seed, limits=limits, excluded=excluded)
+    if count is not None and len(sentences) < count:
+        raise UserError(
+            f"--count {count}: the texts hold only {len(sentences)} different sentences of {min_words} to {max_words} "
+            "words; give more text, other limits or a smaller count"
+        )
+    with _bar("speaking") as progress:
+        task = progress.add_task("", total=len(sentences))
+        made = make_speech(
+            sentences, out, settings, workers=workers or os.cpu_count() or 1, report=lambda n: progress.advance(task, n)
+        )
+    summary = {"manifest": str(made.manifest), "clips": made.clips, "hours": made.seconds / 3600, "bytes": made.size}
+    if as_json:
+        print(json.dumps(summary))
+    else:
+        found = f"; {made.found} of {made.shards} shards were there" if made.found else ""
+        print(f"{made.clips:,} clips, {made.seconds / 3600:.2f} h, {made.size / 1e6:,.1f} MB{found}: {made.manifest}")
+
+
+@command.command()
+def recordings(
+    folder: Annotated[Path, typer.Argument(help="Sounds with metadata.csv (NAME|TEXT) or with .txt files beside.")],
+    out: Annotated[Path, typer.Option(help="The manifest to write, a .jsonl file.")],
+    speaker: Annotated[str | None, typer.Option(help="Who speaks; default: the folder's name.")] = None,
+    language: Annotated[str, typer.Option(help="Numbers are put into words in English (en).")] = "en",
+    max_seconds: Annotated[float, typer.Option(min=0.1, help="Longer recordings are left out.")] = 30.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Make a manifest of your own recordings: a folder of sounds with their texts.
+
+    Recordings that cannot be used are listed with the reason; the exit code is 1 only where none is left.
+
+    Example: muomni data recordings my-voice --out my-voice.jsonl
+    """
+    from muomni.data.recordings import write_recordings
+
+    with _bar("reading") as progress:
+        task = progress.add_task("", total=None)
+        found = write_recordings(
+            folder,
+            out,
+            speaker=speaker,
+            language=language,
+            max_seconds=max_seconds,
+            report=lambda: progress.advance(task),
+        )
+    if as_json:
+        left_out = [{"name": name, "reason": reason} for name, reason in found.left_out]
+        print(json.dumps({"clips": found.clips, "seconds": found.seconds, "left_out": left_out}, ensure_ascii=False))
+        return
+    for name, reason in found.left_out:
+        print(f"left out: {name}: {reason}")
+    print(f"{found.clips:,} recordings, {found.seconds / 60:,.1f} min; {len(found.left_out)} left out: {out}")
+
+
+def _bar(what: str) -> "Progress":
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn(what), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
 def _write(found: "Findings", out: Path) -> None:

@@ -25,23 +25,34 @@ _ONES = (
 _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 _SCALES = ("", " thousand", " million", " billion", " trillion")
 _ORDINALS = {
-    **{"one": "first", "two": "second", "three": "third", "five": "fifth", "eight": "eighth", "nine": "ninth"},
+    "one": "first",
+    "two": "second",
+    "three": "third",
+    "five": "fifth",
+    "eight": "eighth",
+    "nine": "ninth",
     "twelve": "twelfth",
 }
 _CURRENCIES = {"$": ("dollar", "cent"), "£": ("pound", "penny"), "€": ("euro", "cent")}
 _PLURALS = {"penny": "pence"}
 _TYPOGRAPHY = str.maketrans(
     {
-        **dict.fromkeys("\N{LEFT SINGLE QUOTATION MARK}\N{RIGHT SINGLE QUOTATION MARK}`´", "'"),
+        **dict.fromkeys("\N{LEFT SINGLE QUOTATION MARK}\N{RIGHT SINGLE QUOTATION MARK}`\N{ACUTE ACCENT}", "'"),
         **dict.fromkeys("\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}«»„", '"'),
-        **{"\N{EN DASH}": " - ", "\N{EM DASH}": " - ", "\N{HORIZONTAL ELLIPSIS}": "...", "\N{NO-BREAK SPACE}": " "},
-        **{"&": " and ", "\N{SOFT HYPHEN}": "", "\N{ZERO WIDTH SPACE}": "", "\N{BYTE ORDER MARK}": ""},
+        "\N{EN DASH}": " - ",
+        "\N{EM DASH}": " - ",
+        "\N{HORIZONTAL ELLIPSIS}": "...",
+        "\N{NO-BREAK SPACE}": " ",
+        "&": " and ",
+        "\N{SOFT HYPHEN}": "",
+        "\N{ZERO WIDTH SPACE}": "",
+        "\N{BYTE ORDER MARK}": "",
     }
 )
 # A point after these ends no sentence.
 _ABBREVIATIONS = ("mr", "mrs", "ms", "dr", "st", "prof", "jr", "sr", "vs", "etc", "e.g", "i.e", "no", "fig")
 _SPELLED = {"mr": "Mister", "mrs": "Missus", "dr": "Doctor", "prof": "Professor", "vs": "versus", "etc": "et cetera"}
-_END = re.compile(r"(?:[.!?]+|[。！？])[\"')\]]*(?=\s+|$)")
+_END = re.compile(r"(?:[.!?]+|[\u3002\uff01\uff1f])[\"')\]]*(?=\s+|$)")
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 _SPOKEN = frozenset(" ',.!?;:\"()-")
 
@@ -121,7 +132,9 @@ def _numbers(text: str) -> str:
     text = re.sub(r"\b([01]?\d|2[0-3]):([0-5]\d)\b(?!:)", _clock, text)
     text = re.sub(rf"(?<![\w.,:/-])({grouped})\.(\d+)(?![\w.:/]*\d)", _decimal, text)
     text = re.sub(r"(?<![\w.,:/-])(1[1-9]|20)(\d\d)(?![\w:/-]|[.,]\d)", _year, text)
-    text = re.sub(rf"(?<![\w.,:/])(?<!\d-)({grouped})(?![\w:/]|[.,-]\d)", lambda match: cardinal(_value(match[1])), text)
+    text = re.sub(
+        rf"(?<![\w.,:/])(?<!\d-)({grouped})(?![\w:/]|[.,-]\d)", lambda match: cardinal(_value(match[1])), text
+    )
     return text.replace("%", " percent")
 
 

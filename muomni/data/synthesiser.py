@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -54,12 +54,11 @@ class Voice:
         plain, _, variant = name.partition("+")
         if not plain or len(numbers) > 2 or not all(number.isascii() and number.isdecimal() for number in numbers):
             raise UserError(f"voice {text!r}: must be NAME[+VARIANT][:SPEED[:PITCH]], for example en-us+f3:150")
-        voice = cls(plain, variant)
-        given = dict(zip(("speed", "pitch"), map(int, numbers), strict=False))
-        for key, (low, high) in (("speed", SPEEDS), ("pitch", PITCHES)):
-            if key in given and not low <= given[key] <= high:
-                raise UserError(f"voice {text!r}: its {key} must be {low} to {high}, not {given[key]}")
-        return replace(voice, **given)
+        given = [int(number) for number in numbers]
+        for key, value, (low, high) in zip(("speed", "pitch"), given, (SPEEDS, PITCHES), strict=False):
+            if not low <= value <= high:
+                raise UserError(f"voice {text!r}: its {key} must be {low} to {high}, not {value}")
+        return cls(plain, variant, *given)
 
     @property
     def speaker(self) -> str:
@@ -124,14 +123,19 @@ class Synthesiser:
         """
         chosen = Voice.parse(voice) if isinstance(voice, str) else voice or self._voice
         asked = {
-            **{"text": text, "voice": chosen.name, "variant": chosen.variant, "max_seconds": max_seconds},
-            **{"speed": chosen.speed, "pitch": chosen.pitch},
+            "text": text,
+            "voice": chosen.name,
+            "variant": chosen.variant,
+            "max_seconds": max_seconds,
+            "speed": chosen.speed,
+            "pitch": chosen.pitch,
         }
         answer, content = self._ask(asked, f"to say {text[:80]!r}")
         if "error" in answer:
             kind = UserError if answer["error"].startswith("there is no") else SynthesisError
             raise kind(f"{text[:80]!r} with voice {chosen}: {answer['error']}")
-        samples: Samples = np.frombuffer(content, np.int16).astype(np.float32) / 32768
+        samples: Samples = np.frombuffer(content, np.int16).astype(np.float32)
+        samples /= 32768
         if not np.any(samples):
             raise SynthesisError(f"{text[:80]!r} with voice {chosen}: nothing of it is spoken")
         return samples, int(answer["rate"])

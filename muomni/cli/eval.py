@@ -1,0 +1,151 @@
+"""`muomni eval`: judges a trained model by what it does."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from muomni.errors import UserError
+
+if TYPE_CHECKING:
+    from muomni.bench.speech import Limits, Sentence, Speaker, SpeechReport, Spoken
+
+# Sentences on a picture of spectrograms, and on all of them.
+SPECTROGRAMS, MAX_SPECTROGRAMS = 8, 32
+
+command = typer.Typer(
+    help="Judge a trained model by what it does.\n\n"
+    "Example: muomni eval speech runs/omni --original held-out/manifest.jsonl",
+    no_args_is_help=True,
+)
+
+
+@command.callback()
+def _group() -> None:
+    pass
+
+
+@command.command()
+def speech(
+    run: Annotated[Path, typer.Argument(help="A run or a model's folder, or espeak:VOICE for the synthesiser itself.")],
+    original: Annotated[Path, typer.Option(help="Manifest of held-out sentences with their recordings.")],
+    count: Annotated[int, typer.Option(min=1, help="The first so many sentences of the manifest.")] = 100,
+    voice: Annotated[str | None, typer.Option(help="The model's voice; default: its first.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write report.json, spectrograms and the model's WAVs here.")] = None,
+    max_ratio: Annotated[float, typer.Option(help="Word error, over that of the originals.")] = 1.5,
+    max_truncated: Annotated[float, typer.Option(min=0, max=1, help="Share of the sentences.")] = 0.0,
+    max_run_on: Annotated[float, typer.Option(min=0, max=1, help="Share of the sentences.")] = 0.0,
+    max_real_time: Annotated[float, typer.Option(help="Seconds of work for a second of speech.")] = 0.25,
+    max_first_sound: Annotated[float, typer.Option(help="Milliseconds, median; for models that stream.")] = 300.0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that listen; default: one a core.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Let a model say held-out sentences and judge what an independent recogniser hears.
+
+    The recogniser hears the original recordings too, and the model's word error is held against theirs. Truncated is
+    speech that lacks more than 10% of words and length, run-on what lasts 1.5 times the original. Exit code 1 where a
+    limit is passed. Needs the extra: pip install 'muomni[eval]' (PocketSphinx with its American English model).
+
+    Example: muomni eval speech runs/omni --original held-out/manifest.jsonl --out judged
+    """
+    from muomni.bench.recogniser import check_installed
+    from muomni.bench.speech import Limits, judge, read_sentences
+
+    check_installed()
+    limits = Limits(max_ratio, max_truncated, max_run_on, max_real_time, max_first_sound)
+    sentences = read_sentences(original, count)
+    speaker = _speaker(str(run))
+    with _bars(len(sentences)) as advance:
+        report, spoken = judge(speaker, sentences, voice=voice, workers=workers or os.cpu_count() or 1, report=advance)
+    failures = report.failures(limits)
+    if out is not None:
+        _write(report, sentences, spoken, failures, out)
+    if as_json:
+        print(json.dumps(report.to_dict() | {"failures": failures}, indent=2, ensure_ascii=False))
+    else:
+        _print(report, limits, failures)
+    if failures:
+        raise typer.Exit(1)
+
+
+def _speaker(run: str) -> "Speaker":
+    """The model of a folder, or the synthesiser, which is how the gate itself is tried."""
+    if run.startswith("espeak:"):
+        from muomni.bench.speech import SynthesiserSpeaker
+        from muomni.data.synthesiser import Synthesiser, Voice
+
+        return SynthesiserSpeaker(Synthesiser(Voice.parse(run.removeprefix("espeak:"))))
+    from muomni import MuOmni
+
+    model = MuOmni.from_pretrained(run)
+    if not callable(getattr(model, "say", None)):
+        raise UserError(f"{run}: this model has no talker, so it says nothing; train one with a `speak` stage")
+    speaker: Speaker = model  # type: ignore[assignment]
+    return speaker
+
+
+@contextmanager
+def _bars(count: int) -> Iterator[Callable[[str], None]]:
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        tasks = {name: progress.add_task(name, total=total) for name, total in _steps(count)}
+        yield lambda what: progress.advance(tasks[what])
+
+
+def _steps(count: int) -> list[tuple[str, int]]:
+    # The recogniser listens to the model's speech and to the originals.
+    return [("speaking", count), ("listening", 2 * count)]
+
+
+def _write(
+    report: "SpeechReport", sentences: "list[Sentence]", spoken: "list[Spoken]", failures: list[str], out: Path
+) -> None:
+    from muomni.bench.speech import plot_spectrograms
+    from muomni.data.audio import SAMPLE_RATE
+    from muomni.data.speech import encode
+    from muomni.files import write_json
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "report.json", report.to_dict() | {"failures": failures})
+        for number, one in enumerate(spoken):
+            (out / f"{number:04d}.wav").write_bytes(encode(one.samples, SAMPLE_RATE, "wav"))
+        # What is wrong comes first, then the others in their order.
+        order = sorted(range(len(spoken)), key=lambda n: not report.sentences[n].faulty)
+        for page in range(0, min(len(order), MAX_SPECTROGRAMS), SPECTROGRAMS):
+            pairs = [(sentences[n], spoken[n]) for n in order[page : page + SPECTROGRAMS]]
+            plot_spectrograms(pairs, out / f"spectrograms-{page // SPECTROGRAMS + 1}.png")
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
+
+
+def _print(report: "SpeechReport", limits: "Limits", failures: list[str]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "measured", "at most", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_row("word error of the model", f"{report.errors.rate:.1%}", "")
+    table.add_row("word error of the originals", f"{report.original_errors.rate:.1%}", "")
+    table.add_row("the first over the second", f"{report.ratio:.2f}", f"{limits.ratio:.2f}")
+    table.add_row("truncated", f"{report.share('truncated'):.1%}", f"{limits.truncated:.1%}")
+    table.add_row("run-on", f"{report.share('run_on'):.1%}", f"{limits.run_on:.1%}")
+    table.add_row("real-time factor", f"{report.real_time:.3f}", f"{limits.real_time:.3f}")
+    if report.first_sound is not None:
+        median, slowest = report.first_sound
+        table.add_row("first sound, ms (95th percentile)", f"{median:.0f} ({slowest:.0f})", f"{limits.first_sound:.0f}")
+    console = Console()
+    console.print(f"{len(report.sentences):,} sentences, {report.errors.words:,} words")
+    console.print(table)
+    for judged in [one for one in report.sentences if one.faulty][:10]:
+        fault = "truncated" if judged.truncated else "run-on"
+        console.print(f"{fault}: {judged.text} (heard: {judged.heard})", markup=False, highlight=False)
+    for failure in failures:
+        console.print(f"failed: {failure}", markup=False, highlight=False)
