@@ -1,51 +1,21 @@
 """Whole runs with pictures and sounds: they learn, resume exactly, and name what they cannot read."""
 
-import json
-import wave
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import load_file
 
 from muomni.config import Recipe, parse
 from muomni.errors import ConfigError, DataError
 from muomni.model import OmniModel
+from muomni.model.thinker import Thinker
 from muomni.train.metrics import read_lines
 from muomni.train.run import train
 
-COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220)}
 TOWER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "dropout": 0.1}
-
-
-@pytest.fixture(scope="module")
-def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty-four pictures of one colour, twelve tones, and some text."""
-    folder = tmp_path_factory.mktemp("media")
-    draw = np.random.default_rng(0)
-    with (folder / "train.jsonl").open("w") as file:
-        for number in range(24):
-            name = list(COLOURS)[number % 3]
-            Image.new("RGB", (20 + number, 24), COLOURS[name]).save(folder / f"{number}.png")
-            picture = {"type": "image", "image": f"{number}.png", "caption": name}
-            write(file, [picture, {"type": "text", "text": "colour?"}], name)
-        for number in range(12):
-            tone = np.sin(np.arange(3200 + 400 * number) * (0.05 if number % 2 else 0.4))
-            with wave.open(str(folder / f"{number}.wav"), "wb") as sound:
-                sound.setparams((1, 2, 8000, 0, "NONE", ""))
-                sound.writeframes((tone * 8000 + draw.normal(0, 50, len(tone))).astype("<i2").tobytes())
-            name = "low" if number % 2 else "high"
-            write(file, [{"type": "audio", "audio": f"{number}.wav", "transcript": name}], name)
-            write(file, "say it", " ".join(draw.choice(["a", "bird", "sings", "red"], 5)))
-    return folder
-
-
-def write(file: Any, content: object, answer: str) -> None:
-    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
-    file.write(json.dumps({"messages": messages}) + "\n")
 
 
 def recipe_of(folder: Path, tmp_path: Path, /, **changes: Any) -> Recipe:
@@ -210,3 +180,89 @@ def test_what_does_not_fit_a_folder_is_said_before_anything_is_made(
     with pytest.raises(ConfigError, match=words):
         train(recipe_of(media, tmp_path, **changed), tmp_path / "second")
     assert not (tmp_path / "second").exists()
+
+
+ALONE = {"losses": {"text": 0.0, "contrastive": 1.0}, "freeze": ["thinker", "vision_projector"]}
+SEES = {"preset": "nano", "vision": TOWER | {"max_tokens": 16, "min_tokens": 4, "contrastive_size": 8}}
+
+
+def only_pictures(media: Path, captions: bool = True) -> list[dict[str, str]]:
+    """The rows of the manifest that show a picture, in a file of their own; the captions left out where asked for."""
+    lines = [line for line in (media / "train.jsonl").read_text().splitlines() if '"image"' in line]
+    name = media / f"pictures{captions}.jsonl"
+    name.write_text("\n".join(line if captions else line.replace('"caption"', '"name"') for line in lines))
+    return [{"path": str(name)}]
+
+
+def alone(media: Path, tmp_path: Path, captions: bool = True, **more: Any) -> Recipe:
+    data = recipe_of(media, tmp_path).data.model_dump(mode="json")
+    data |= {"train": only_pictures(media), "val": only_pictures(media, captions), "augment": {}}
+    return recipe_of(media, tmp_path, model=SEES, data=data, **(ALONE | more))
+
+
+def test_an_encoder_learns_by_its_own_loss_alone(media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Thinker is computed in validation only; the best checkpoint has least of what is learnt."""
+    asked: list[bool] = []
+    forward = Thinker.forward
+
+    def counted(thinker: Thinker, *args: Any, **more: Any) -> Any:
+        asked.append(torch.is_grad_enabled())
+        return forward(thinker, *args, **more)
+
+    monkeypatch.setattr(Thinker, "forward", counted)
+    run = tmp_path / "run"
+    result = train(alone(media, tmp_path, max_steps=16), run)
+    assert asked and not any(asked)
+    assert not any("loss" in line for line in lines_of(run, "train"))
+    steps = [line["contrastive"] for line in lines_of(run, "train") if "contrastive" in line]
+    assert sum(steps[-4:]) < sum(steps[:4])
+    checked = {line["step"]: line["contrastive"] for line in lines_of(run, "val")}
+    assert result.progress.best_loss == min(checked.values()) == checked[result.progress.best_step]
+    assert result.plot is not None and result.plot.stat().st_size > 1000
+    first, last = (load_file(run / name / "model.safetensors") for name in ("step-00000012", "last"))
+    for name, weight in last.items():
+        assert torch.equal(weight, first[name]) != name.startswith(("vision.", "vision_head.")), name
+
+
+def test_without_captions_in_validation_nothing_is_best(
+    media: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = train(alone(media, tmp_path, captions=False), tmp_path / "run")
+    assert (result.progress.best_loss, result.progress.best_step) == (None, None)
+    assert not (tmp_path / "run" / "best").exists() and (tmp_path / "run" / "last").exists()
+    assert capsys.readouterr().err.count("no checkpoint counts as best") == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"freeze": ["thinker"]}, "nothing teaches vision_projector"),
+        ({"losses": {"text": 0.0}}, "nothing teaches vision"),
+        ({"losses": {"text": 0.0, "ctc": 1.0}}, "losses.text|losses.ctc"),
+    ],
+)
+def test_without_the_text_all_that_learns_needs_a_loss(
+    media: Path, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        alone(media, tmp_path, **changes)
+
+
+def test_the_digest_of_a_step_covers_its_media(media: Path, tmp_path: Path) -> None:
+    """Other pixels under the same names and captions, nothing else changed."""
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in media.iterdir():
+        if path.suffix == ".png":
+            with Image.open(path) as picture:
+                ImageOps.invert(picture).save(other / path.name)
+        else:
+            (other / path.name).write_bytes(path.read_bytes())
+    plain = {"augment": {}, "workers": 0}
+    digests = []
+    for n, folder in enumerate((media, media, other)):
+        data = recipe_of(folder, tmp_path).data.model_dump(mode="json") | plain | {"val": only_pictures(folder)}
+        train(recipe_of(folder, tmp_path, data=data, max_steps=3, eval={"every": 0}), tmp_path / str(n))
+        digests.append([line["batch"] for line in lines_of(tmp_path / str(n), "train")])
+    assert digests[0] == digests[1]
+    assert all(one != another for one, another in zip(digests[0], digests[2], strict=True))
