@@ -49,6 +49,11 @@ def load_audio(source: Sound, max_seconds: float = MAX_SECONDS) -> Samples:
     Several channels are averaged; 5.1 and 7.1 are mixed down by what reaches the ears. The resampler is
     soxr's high quality. Memory: that of the result, whatever the file's rate and channels.
 
+    A file that was cut off is told from a short one by the length in its header (WAV, FLAC, MP3 with a Xing or Info
+    frame) or by a page that is not whole (OGG). An MP3 without such a frame, as streams are, does not say its length:
+    what is there is the sound, `audio_seconds` estimates from the first frames' bit rate, and too long ones are told
+    while they are decoded.
+
     Args:
         source: a path, bytes of WAV, FLAC, OGG or MP3, a reference, or (samples, rate): numpy or torch, (S,)
             or two-dimensional with up to 8 channels in either place; integers are scaled by their range.
@@ -74,7 +79,8 @@ def load_audio(source: Sound, max_seconds: float = MAX_SECONDS) -> Samples:
 
 
 def audio_seconds(source: Sound) -> float:
-    """Length in seconds, from the header; only a FLAC that does not say its length is decoded.
+    """Length in seconds, from the header; only a FLAC that does not say its length is decoded. Of an MP3 see
+    `load_audio`.
 
     Raises:
         MediaError: as `load_audio`, except for what only decoding shows and for the length.
@@ -142,14 +148,19 @@ def _check_whole(sound: "soundfile.SoundFile", name: str) -> None:
 
 
 def _check_last_page(file: BinaryIO, name: str) -> None:
-    """An OGG file marks its last page; a cut one is shorter without a word."""
+    """An OGG file that ends in the middle of a page was cut off.
+
+    The flag that marks the last page is not asked for: streams that were recorded lack it. What was cut off exactly
+    between two pages, of some 4 kB each, is therefore taken for a shorter sound.
+    """
     if file.read(4) == b"OggS":
         # A page is at most 64 kB long, so the last one begins in here.
         file.seek(max(0, file.seek(0, os.SEEK_END) - (1 << 17)))
         tail = file.read()
-        flags = tail[tail.rfind(b"OggS") + 5 :][:1]
-        if not flags or not flags[0] & 4:
-            raise MediaError(f"{name}: is cut off: its last page is missing")
+        page = tail[tail.rfind(b"OggS\0") :]
+        segments = page[26] if len(page) > 26 else 255
+        if len(page) < 27 + segments + sum(page[27 : 27 + segments]):
+            raise MediaError(f"{name}: is cut off in the midst of a page")
     file.seek(0)
 
 

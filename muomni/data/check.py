@@ -6,6 +6,7 @@ for the contact sheet are kept.
 
 import json
 import random
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,13 +18,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from muomni.config import SourceSpec
+from muomni.config import SourceSpec, VisionConfig
+from muomni.config.model import PresetName, towers
 from muomni.data.archives import open_archive
 from muomni.data.audio import SAMPLE_RATE, audio_seconds, load_audio, num_frames, num_tokens
 from muomni.data.image import load_image, token_grid
 from muomni.data.media import MediaRef, opened
 from muomni.data.parts import MediaPart, PartRules
-from muomni.data.readers import MAX_LINE_BYTES, _opened, row_documents
+from muomni.data.readers import MAX_LINE_BYTES, open_lines, row_documents
 from muomni.data.sources import source_files
 from muomni.errors import DataError, MediaError
 
@@ -110,6 +112,7 @@ def check_manifests(
     *,
     max_seconds: float = 300.0,
     workers: int = 2,
+    preset: PresetName = "tiny",
     report: Callable[[int], None] = lambda rows: None,
 ) -> Findings:
     """Reads all rows and all that they name.
@@ -119,16 +122,18 @@ def check_manifests(
             or `text`.
         max_seconds: sounds beyond this are too long.
         workers: threads.
+        preset: whose encoders' tokens are counted.
         report: called with the number of rows done since the last call.
 
     Raises:
         DataError: a manifest is missing, unreadable as a whole, or of another format.
     """
-    return _Check(max_seconds, workers, report).run(paths)
+    return _Check(max_seconds, workers, towers(preset)[0], report).run(paths)
 
 
 class _Check:
-    def __init__(self, max_seconds: float, workers: int, report: Callable[[int], None]) -> None:
+    def __init__(self, max_seconds: float, workers: int, vision: VisionConfig, report: Callable[[int], None]) -> None:
+        self.vision = vision
         self.max_seconds = max_seconds
         self.workers = workers
         self.report = report
@@ -137,6 +142,7 @@ class _Check:
         self._first_with: dict[bytes, str] = {}
         self._draw = random.Random(0)
         self._drawn = 0
+        self._turn = threading.Lock()  # of large pictures: threads decode one at a time
 
     def run(self, paths: Sequence[Path]) -> Findings:
         waiting: deque[tuple[str, list[tuple[MediaPart, Future[_Medium] | None]]]] = deque()
@@ -148,7 +154,7 @@ class _Check:
                     known = isinstance(part.source, MediaRef) and part.source in pending
                     if isinstance(part.source, MediaRef):
                         pending.add(part.source)
-                    jobs.append((part, None if known else pool.submit(read_medium, part, self.max_seconds)))
+                    jobs.append((part, None if known else pool.submit(self._read, part)))
                 waiting.append((where, jobs))
                 # A bounded number of rows ahead, so that memory does not grow with the manifest.
                 while len(waiting) > 4 * self.workers:
@@ -157,6 +163,16 @@ class _Check:
                 self._take(*waiting.popleft())
         self._unnamed(pending)
         return self.found
+
+    def _read(self, part: MediaPart) -> _Medium:
+        """Reads and decodes one medium; what is wrong is in the result."""
+        try:
+            digest = _digest(part.source) if isinstance(part.source, MediaRef | bytes) else b""
+            if part.kind == "image":
+                return _picture(part, digest, self.vision, self._turn)
+            return _sound(part, digest, self.max_seconds)
+        except MediaError as error:
+            return _Medium(problem=("missing" if _is_missing(part.source) else "broken", str(error)))
 
     def _documents(self, paths: Sequence[Path]) -> Iterator[tuple[str, list[MediaPart]]]:
         """Each row's name and media; what is wrong with the row itself is noted."""
@@ -235,23 +251,12 @@ class _Check:
                     self._problem("unnamed", f"{path}: {name}", "no row names this file of the archive")
 
 
-def read_medium(part: MediaPart, max_seconds: float) -> _Medium:
-    """Reads and decodes one medium; what is wrong is in the result."""
-    try:
-        digest = _digest(part.source) if isinstance(part.source, MediaRef | bytes) else b""
-        return _picture(part, digest) if part.kind == "image" else _sound(part, digest, max_seconds)
-    except MediaError as error:
-        return _Medium(problem=("missing" if _is_missing(part.source) else "broken", str(error)))
-
-
-def _picture(part: MediaPart, digest: bytes) -> _Medium:
+def _picture(part: MediaPart, digest: bytes, vision: VisionConfig, turn: threading.Lock) -> _Medium:
     from PIL import Image
 
-    from muomni.config.model import towers
-
-    image = load_image(part.source)
+    image = load_image(part.source, turn=turn)
     size = image.size
-    rows, columns = token_grid(size, towers("tiny")[0])
+    rows, columns = token_grid(size, vision)
     problem: tuple[Kind, str] | None = None
     if all(low == high for low, high in image.getextrema()):  # type: ignore[misc]
         problem = "blank", "every pixel has the same colour"
@@ -333,7 +338,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | DataError]]:
     if files[0].format == "parquet":
         yield from _parquet_rows(path)
         return
-    with _opened(path, lambda count: None) as lines:
+    with open_lines(path, lambda count: None) as lines:
         number = 0
         while line := lines.readline(MAX_LINE_BYTES):
             number += 1

@@ -7,7 +7,7 @@ import io
 import math
 import struct
 import zlib
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 Picture = "Source | Image"
 # A picture of this many pixels takes 256 MB decoded; the header tells before anything is decoded.
 MAX_PIXELS = 64 << 20
+# Above this a picture is decoded in turn and converted in stripes.
+LARGE_PIXELS = 4 << 20
 # JPEG opens MPO too.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
@@ -33,13 +35,19 @@ _ORIENTATION = 0x0112
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError, struct.error, zlib.error)
 
 
-def load_image(source: "Source | Image", fit: VisionTower | None = None) -> "Image":
+def load_image(
+    source: "Source | Image", fit: VisionTower | None = None, turn: AbstractContextManager[object] | None = None
+) -> "Image":
     """The picture as RGB: upright as its EXIF data says, transparency over white, 16-bit grey as 8-bit.
 
     Args:
         source: a path, bytes of PNG, JPEG, WebP, GIF or BMP, a reference, or a PIL picture.
         fit: for this encoder; a JPEG much larger than what the encoder takes is then decoded at 1/2, 1/4 or
-            1/8 of its size (never at less than twice what the encoder takes), which is faster by as much.
+            1/8 of its size (never at less than twice what the encoder takes), which is faster by as much, and any
+            other picture of more than `LARGE_PIXELS` is made smaller, to at least three times that.
+        turn: a lock, held while a picture of more than `LARGE_PIXELS` is decoded: threads that share it decode one
+            at a time. A decoded picture takes 4 bytes for each pixel; made smaller it takes little more than that,
+            else as much again.
 
     Raises:
         MediaError: naming the source: missing, no picture, broken, truncated, animated, or more than
@@ -54,13 +62,18 @@ def load_image(source: "Source | Image", fit: VisionTower | None = None) -> "Ima
     name = name_of(source)
     with _opened(source) as image:
         orientation = _orientation(image)
-        if fit is not None and image.format in ("JPEG", "MPO"):
+        factor = 1
+        if fit is not None:
             rows, columns = token_grid(_turned(image.size, orientation), fit)
-            side = 2 * fit.merge * fit.patch_size
+            side = fit.merge * fit.patch_size
             width, height = _turned((columns * side, rows * side), orientation)
-            # Draft sizes have to cover both sides; larger than the picture means: as it is.
-            image.draft(image.mode, (min(width, image.width), min(height, image.height)))
-        return _rgb(image, name, orientation)
+            if image.format in ("JPEG", "MPO"):
+                # Draft sizes have to cover both sides; larger than the picture means: as it is.
+                image.draft(image.mode, (min(2 * width, image.width), min(2 * height, image.height)))
+            factor = max(1, min(image.width // (3 * width), image.height // (3 * height)))
+        large = image.width * image.height > LARGE_PIXELS
+        with turn if large and turn is not None else nullcontext():
+            return _rgb(image, name, orientation, factor)
 
 
 def picture_size(source: "Source | Image") -> tuple[int, int]:
@@ -186,24 +199,25 @@ def _turned(size: tuple[int, int], orientation: int) -> tuple[int, int]:
     return (size[1], size[0]) if orientation >= 5 else size
 
 
-def _rgb(image: "Image", name: str, orientation: int) -> "Image":
+def _rgb(image: "Image", name: str, orientation: int, factor: int = 1) -> "Image":
+    """The picture in RGB and upright; where it is large, `factor` times smaller."""
     from PIL import Image
 
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-        grey = np.asarray(image).astype(np.uint32)
-        image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
-    elif image.mode in ("I", "F"):
+    whole_numbers = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+    if not whole_numbers and image.mode in ("I", "F"):
         raise MediaError(f"{name}: has mode {image.mode!r}, whose range is not known; convert it to L or RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGB", image.size, "white")
-        white.paste(image, mask=image.getchannel("A"))
-        image = white
-    elif image.mode != "RGB":
-        image = image.convert("RGB")
+    image.load()
+    width, height = image.size
+    if width * height <= LARGE_PIXELS:
+        image = _opaque(image)
     else:
-        image.load()
-        image = image.copy()  # detached from the file
+        # In stripes, so that no second picture of the full size is in memory.
+        whole = Image.new("RGB", (-(-width // factor), -(-height // factor)))
+        rows = max(1, LARGE_PIXELS // (4 * width * factor)) * factor
+        for top in range(0, height, rows):
+            stripe = _opaque(image.crop((0, top, width, min(top + rows, height))))
+            whole.paste(stripe.reduce(factor) if factor > 1 else stripe, (0, top // factor))
+        image = whole
     turns = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -214,6 +228,21 @@ def _rgb(image: "Image", name: str, orientation: int) -> "Image":
         8: Image.Transpose.ROTATE_90,
     }
     return image if orientation == 1 else image.transpose(turns[orientation])
+
+
+def _opaque(image: "Image") -> "Image":
+    """A copy in RGB: transparency over white, 16-bit grey as 8-bit."""
+    from PIL import Image
+
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        grey = np.asarray(image).astype(np.uint32)
+        image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image.getchannel("A"))
+        return white
+    return image.copy() if image.mode == "RGB" else image.convert("RGB")
 
 
 def looks_like(content: bytes) -> str:

@@ -1,6 +1,7 @@
 """One medium of a row read, changed at random and made ready for its encoder; and a batch of them."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ def load(
     config: OmniConfig,
     augment: AugmentSpec,
     draw: np.random.Generator,
+    turn: AbstractContextManager[object] | None = None,
 ) -> Loaded:
     """Reads and decodes one medium.
 
@@ -50,12 +52,13 @@ def load(
         frames: how many a sound shall have.
         chance: what decides a sound's change of speed; None for no change.
         draw: for all other changes.
+        turn: of large pictures, see `load_image`.
 
     Raises:
         MediaError: it cannot be read, or is not what it was when the index was made.
     """
     if record["kind"] == IMAGE:
-        return _image(reference, (int(record["rows"]), int(record["columns"])), config, augment, draw)
+        return _image(reference, (int(record["rows"]), int(record["columns"])), config, augment, draw, turn)
     assert config.audio is not None
     samples = load_audio(reference.source, config.audio.max_seconds)
     found = -(-len(samples) // 160)
@@ -84,13 +87,18 @@ def mel_of(samples: Floats, config: OmniConfig) -> Floats:
 
 
 def _image(
-    reference: Reference, grid: tuple[int, int], config: OmniConfig, augment: AugmentSpec, draw: np.random.Generator
+    reference: Reference,
+    grid: tuple[int, int],
+    config: OmniConfig,
+    augment: AugmentSpec,
+    draw: np.random.Generator,
+    turn: AbstractContextManager[object] | None,
 ) -> Loaded:
     vision = config.vision
     assert vision is not None
-    image = load_image(reference.source, vision)
-    if token_grid(image.size, vision) != grid:  # a JPEG decoded at a part of its size has another aspect, rounded
-        image = load_image(reference.source)
+    image = load_image(reference.source, vision, turn)
+    if token_grid(image.size, vision) != grid:  # decoded at a part of its size, its aspect was rounded
+        image = load_image(reference.source, turn=turn)
     if token_grid(image.size, vision) != grid:
         raise MediaError(f"{reference.name}: has not the shape that it had when its index was made")
     if augment.image != type(augment.image)():

@@ -107,6 +107,7 @@ class MediaRows:
         self._counts: dict[int, Ints] = {}
         self._shards: dict[tuple[int, int], _Shard] = {}
         self._lock = threading.RLock()
+        self._turn = threading.Lock()  # of large pictures: threads decode one at a time
         if self.left_out == index.num_documents or not self.num_rows:
             names = "; ".join(self.left_out_names(3))
             raise DataError(
@@ -322,6 +323,7 @@ class MediaRows:
                         self.config,
                         self.augment,
                         draws,
+                        self._turn,
                     )
                 )
             except MediaError as error:

@@ -97,7 +97,7 @@ def read_text_file(path: Path, spec: SourceSpec, report: Report, keep: Keep) -> 
 
 def read_jsonl_file(path: Path, spec: SourceSpec, report: Report, keep: Keep) -> Iterator[Document]:
     """JSON lines: an object a line, with a text or a conversation in the named field; blank lines are skipped."""
-    with _opened(path, report) as file:
+    with open_lines(path, report) as file:
         number = 0
         while line := file.readline(MAX_LINE_BYTES):
             number += 1
@@ -281,7 +281,7 @@ def _decoded(path: Path, report: Report) -> Iterator[tuple[str, str]]:
     decode = codecs.getincrementaldecoder("utf-8-sig")().decode
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     position = 0  # of the first byte that is not yet decoded
-    with _opened(path, report) as file:
+    with open_lines(path, report) as file:
         while True:
             chunk = file.read(READ_BYTES)
             origin = f"{path}: byte {position}"
@@ -299,7 +299,7 @@ def _decoded(path: Path, report: Report) -> Iterator[tuple[str, str]]:
 
 
 @contextmanager
-def _opened(path: Path, report: Report) -> Iterator[BinaryIO]:
+def open_lines(path: Path, report: Report) -> Iterator[BinaryIO]:
     """The file's bytes, unpacked when it ends in `.gz`; what goes wrong while reading becomes a DataError."""
     try:
         with io.BufferedReader(_ReportingFile(path, report), READ_BYTES) as file:

@@ -1,6 +1,9 @@
 """`muomni data check` over a small folder with one of each fault."""
 
+import gzip
 import json
+import math
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +12,8 @@ import soundfile
 from PIL import Image
 
 from muomni.cli import main
+from muomni.config import towers
+from muomni.data.image import token_grid
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
@@ -44,3 +49,40 @@ def test_good_data_and_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "rows.jsonl").write_text('{"image": "a.png", "caption": "noise"}\n')
     assert run(capsys, str(tmp_path / "rows.jsonl"))[0] == 0
     assert run(capsys, str(tmp_path / "none.jsonl"))[0] == 2
+
+
+def test_other_forms_of_manifests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Parquet and .gz, rows of messages, an archive with a file that no row names, and tokens by the preset."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    Image.effect_noise((400, 400), 50).save(tmp_path / "a.png")
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.write(tmp_path / "a.png", "used.png")
+        archive.write(tmp_path / "a.png", "forgotten.png")
+    shown = {"type": "image", "image": "used.png", "archive": "all.zip"}
+    asked = {"role": "user", "content": [shown, {"type": "text", "text": "What?"}]}
+    rows = [{"messages": [asked, {"role": "assistant", "content": "noise"}]}, {"messages": [asked]}]
+    rows.append({"messages": [asked, {"role": "assistant", "content": "a <|image|>"}]})
+    with gzip.open(tmp_path / "rows.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    cell = {"bytes": (tmp_path / "a.png").read_bytes(), "path": "b.png"}
+    pq.write_table(pa.table({"image": [cell], "caption": ["noise"]}), tmp_path / "rows.parquet")
+    manifests = str(tmp_path / "rows.jsonl.gz"), str(tmp_path / "rows.parquet")
+    code, out = run(capsys, *manifests, "--json")
+    found = json.loads(out)
+    assert code == 1 and (found["rows"], found["pictures"]) == (4, 2)
+    assert {kind: count for kind, count in found["counts"].items() if count} == {
+        "row": 1, "unpaired": 1, "duplicate": 1, "unnamed": 1,
+    }  # fmt: skip
+    (unnamed,) = (problem for problem in found["problems"] if problem["kind"] == "unnamed")
+    assert unnamed["where"].endswith("all.zip: forgotten.png")
+    grids = {name: towers(name)[0] for name in ("nano", "tiny")}
+    tokens = {name: math.prod(token_grid((400, 400), grid)) for name, grid in grids.items()}
+    assert found["tokens"] == 3 * tokens["tiny"]
+    Image.effect_noise((100, 100), 50).save(tmp_path / "small.png")
+    (tmp_path / "small.jsonl").write_text('{"image": "small.png", "caption": "noise"}')
+    counted = [json.loads(run(capsys, str(tmp_path / "small.jsonl"), "--json", "--preset", name)[1]) for name in grids]
+    assert [one["tokens"] for one in counted] == [math.prod(token_grid((100, 100), grid)) for grid in grids.values()]
+    assert counted[0]["tokens"] > counted[1]["tokens"]
+    assert run(capsys, str(tmp_path / "small.jsonl"), "--preset", "huge")[0] == 2

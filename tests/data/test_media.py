@@ -191,6 +191,84 @@ def test_hours_are_refused_from_the_header_in_little_memory(form: str, tmp_path:
     assert int(run.stdout.split()[-1]) < 20_000  # KB
 
 
+def ogg_pages(content: bytes) -> list[bytes]:
+    return [b"OggS" + page for page in content.split(b"OggS")[1:]]
+
+
+def test_a_recorded_ogg_without_its_last_flag_is_whole() -> None:
+    content = sound(np.tile(NOISE.ravel() / 512, 6).astype(np.float32), form="OGG")
+    pages = ogg_pages(content)
+    page = bytearray(pages[-1])
+    assert page[5] & 4
+    page[5] &= ~4
+    page[22:26] = bytes(4)
+    crc = 0
+    for byte in page:
+        crc ^= byte << 24
+        for _ in range(8):
+            crc = (crc << 1 ^ (0x04C11DB7 if crc >> 31 else 0)) & 0xFFFFFFFF
+    page[22:26] = struct.pack("<I", crc)
+    recorded = b"".join(pages[:-1]) + page
+    np.testing.assert_array_equal(load_audio(recorded), load_audio(content))
+    for cut in (recorded[:-1], content[:-20], b"".join(pages[:-1]) + page[:20]):
+        with pytest.raises(MediaError, match="cut off in the midst of a page"):
+            load_audio(cut)
+    shorter = load_audio(b"".join(pages[:-1]))  # cut between two pages: cannot be told
+    assert 0 < len(shorter) < len(load_audio(content))
+
+
+LARGE = {
+    "RGB": NOISE,
+    "RGBA": np.random.default_rng(1).integers(0, 256, (60, 80, 4), dtype=np.uint8),
+    "I;16": NOISE[..., 0].astype(np.uint16) * 257,
+    "P": NOISE[..., 0],
+}
+
+
+@pytest.mark.parametrize("mode", LARGE)
+def test_large_pictures_in_stripes_are_the_same_and_wait_their_turn(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = Image.fromarray(LARGE[mode]) if mode != "P" else Image.fromarray(NOISE).quantize(50)
+    content = picture(image=image, **({"transparency": 3} if mode == "P" else {}))
+    expected = load_image(content)
+    small = VIT.replace(patch_size=1, min_tokens=16, max_tokens=20, merge=1)
+    assert load_image(content, small).tobytes() == expected.tobytes()  # as it is no large one
+    monkeypatch.setattr("muomni.data.image.LARGE_PIXELS", 60 * 80 - 1)
+    taken: list[str] = []
+
+    @contextlib.contextmanager
+    def turn() -> Any:
+        taken.append(mode)
+        yield
+
+    assert load_image(content, turn=turn()).tobytes() == expected.tobytes() and taken == [mode]
+    reduced = load_image(content, small, turn())
+    assert reduced.size == (16, 12) and taken == [mode] * 2
+    assert reduced.tobytes() == expected.reduce(5).tobytes()
+    patches, _ = to_patches(expected, small)
+    np.testing.assert_allclose(to_patches(reduced, small)[0], patches, atol=0.02)
+
+
+def test_large_pictures_and_bombs_take_bounded_memory(tmp_path: Path) -> None:
+    """16 million pixels with transparency: 64 MB decoded, once for three threads; a bomb next to nothing."""
+    Image.new("RGBA", (4096, 4096), (200, 0, 0, 128)).save(tmp_path / "large.png", compress_level=1)
+    (tmp_path / "bomb.png").write_bytes(png_header(20_000, 20_000))
+    code = (
+        "import resource, sys, threading\nfrom concurrent.futures import ThreadPoolExecutor\n"
+        "from muomni.config.model import towers\nfrom muomni.data.image import load_image\n"
+        "from muomni.errors import MediaError\nimport PIL.Image, PIL.PngImagePlugin\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "vision, turn, before = towers('tiny')[0], threading.Lock(), peak()\n"
+        "try:\n    load_image(sys.argv[2])\nexcept MediaError:\n    print(peak() - before)\n"
+        "with ThreadPoolExecutor(3) as pool:\n"
+        "    jobs = [pool.submit(load_image, sys.argv[1], vision, turn) for _ in range(3)]\n"
+        "assert all(job.result().size == (820, 820) for job in jobs)\nprint(peak() - before)"
+    )
+    files = [str(tmp_path / name) for name in ("large.png", "bomb.png")]
+    run = subprocess.run([sys.executable, "-c", code, *files], capture_output=True, text=True, check=True)
+    bomb, large = map(int, run.stdout.split())
+    assert bomb < 10_000 and large < 100_000  # KB
+
+
 def test_archives(tmp_path: Path) -> None:
     content = picture()
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
