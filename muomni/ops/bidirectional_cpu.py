@@ -37,7 +37,10 @@ def bidirectional_attention_cpu(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Ten
     Returns:
         (N, H, D).
     """
-    out: Tensor = _bidirectional(q, k, v, cu_seqlens)[0]
+    learnt = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    # An operator of our own loads torch._dynamo, seconds before a first picture; nothing needs it here.
+    kernel = _bidirectional if learnt or torch.compiler.is_compiling() else _forward
+    out: Tensor = kernel(q, k, v, cu_seqlens)[0]
     return out
 
 
@@ -175,10 +178,14 @@ def _padded_backward(
         batch.write(target, part)
 
 
-@torch.library.custom_op("muomni::bidirectional_cpu", mutates_args=(), device_types="cpu")
-def _bidirectional(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
+def _empty(q: Tensor) -> tuple[Tensor, Tensor]:
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return q.new_empty(q.shape), q.new_empty((0, q.shape[1]) if q.dtype in LOW else q.shape[:2], dtype=wide)
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
     """The output, and (N, H) the logarithm of each softmax's sum; empty where the backward pass does without."""
-    out, log_sum_exp = _bidirectional_fake(q, k, v, cu_seqlens)
+    out, log_sum_exp = _empty(q)
     if q.dtype in LOW:
         for batch in _batches(cu_seqlens, q.shape[1]):
             _padded_forward(batch, q, k, v, out)
@@ -190,10 +197,15 @@ def _bidirectional(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> tuple
     return out, log_sum_exp
 
 
+@torch.library.custom_op("muomni::bidirectional_cpu", mutates_args=(), device_types="cpu")
+def _bidirectional(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
+    """See `_forward`."""
+    return _forward(q, k, v, cu_seqlens)
+
+
 @_bidirectional.register_fake
 def _bidirectional_fake(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
-    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-    return q.new_empty(q.shape), q.new_empty((0, q.shape[1]) if q.dtype in LOW else q.shape[:2], dtype=wide)
+    return _empty(q)
 
 
 @torch.library.custom_op("muomni::bidirectional_cpu_backward", mutates_args=(), device_types="cpu")

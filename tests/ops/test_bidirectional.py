@@ -1,5 +1,6 @@
 """Attention that is not causal: every backend that runs here equals the definition, forward and backward."""
 
+import subprocess
 import sys
 
 import pytest
@@ -198,3 +199,18 @@ def test_gpu_backends_pass_it_on(backend, causal, monkeypatch):
         assert seen["window_size"] == ((-1, 0) if causal else (-1, -1))
     else:
         assert seen["causal"] is causal
+
+
+def test_without_gradients_nothing_of_the_compiler_is_loaded() -> None:
+    """torch._dynamo takes seconds to import, which a first picture should not wait for."""
+    code = (
+        "import sys, torch\nfrom muomni.ops.bidirectional_cpu import bidirectional_attention_cpu as attend\n"
+        "q = torch.randn(6, 2, 8)\nbounds = torch.tensor([0, 2, 6], dtype=torch.int32)\n"
+        "for x in (q, q.bfloat16()):\n    attend(x, x, x, bounds)\n"
+        "with torch.inference_mode():\n    same = attend(q, q, q, bounds)\n"
+        "with torch.no_grad():\n    assert torch.equal(same, attend(q.requires_grad_(), q, q, bounds))\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+        "out = attend(q, q, q, bounds)\nassert torch.equal(same, out) and out.requires_grad"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
