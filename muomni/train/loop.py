@@ -4,6 +4,7 @@ Several processes run it side by side. What they decide by is the same for all (
 the agreement to stop), so they always meet at the same points; process 0 alone writes.
 """
 
+import math
 import signal
 import time
 import zlib
@@ -14,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from muomni.accel.memory import MemoryMonitor
-from muomni.config.recipe import Recipe
+from muomni.config.recipe import LossSpec, Recipe
 from muomni.data import Batch, MediaRows, Prefetched, Rows, Tokenizer
 from muomni.errors import DataError, TrainingError
 from muomni.model import OmniModel
+from muomni.model.media import Media
 from muomni.train.checkpoint import Progress, save_checkpoint
 from muomni.train.evaluate import Evaluation, evaluate
 from muomni.train.metrics import MetricsLog
@@ -123,6 +126,7 @@ class Trainer:
         self._window_tokens = 0
         self._validated_at = -1
         self._told_of_validation = False
+        self._told_of_score = False
         self._saved_at = progress.applied if progress.applied else -1
 
     def train(self, log: MetricsLog, line: ProgressLine) -> None:
@@ -180,10 +184,12 @@ class Trainer:
         line.update(self.progress.applied)
 
     def _digest(self, batches: Sequence[Batch]) -> int:
-        """Of the rows and their places in the step: a sum, so that it does not matter which process has which row."""
+        """Of the rows and their places in the step, and of their media: a sum, so that it does not matter which
+        process has which row."""
         rows = (row for batch in batches for row in batch.input_ids.numpy())
         places = range(self.group.rank, self._rescued_step.rows_per_step, self.group.size)
-        return sum(zlib.crc32(row.tobytes(), place) for place, row in zip(places, rows, strict=True))
+        ids = sum(zlib.crc32(row.tobytes(), place) for place, row in zip(places, rows, strict=True))
+        return ids + sum(_media_digest(batch.media) for batch in batches if batch.media is not None)
 
     def _agreed_to_stop(self) -> bool:
         self.stopped = self.group.any(self._asked_to_stop)
@@ -336,11 +342,14 @@ class Trainer:
             "val", done, loss=found.loss, **found.others, bits_per_byte=found.bits_per_byte, targets=found.targets
         )
         log.flush()
-        weights = self.recipe.losses
-        # Where the text teaches nothing, what does is what gets better.
-        learnt = {"ctc": weights.ctc, "contrastive": weights.contrastive}
-        score = found.loss if weights.text else sum(learnt[name] * loss for name, loss in found.others.items())
-        is_best = self.progress.best_loss is None or score < self.progress.best_loss
+        score = _score(self.recipe.losses, found)
+        if score is None and not self._told_of_score:
+            self._told_of_score = True
+            line.say(
+                "validation holds no transcripts or captions, and nothing else is learnt: no checkpoint counts as best"
+            )
+        best = self.progress.best_loss
+        is_best = score is not None and math.isfinite(score) and (best is None or score < best)
         line.say(_validation_line(done, found, is_best))
         if is_best:
             self.progress.best_loss, self.progress.best_step = score, done
@@ -398,6 +407,25 @@ def _validation_line(step: int, found: Evaluation, is_best: bool) -> str:
     best = "  best so far" if is_best else ""
     others = "".join(f"  {name} {loss:.4f}" for name, loss in found.others.items())
     return f"step {step}  validation loss {found.loss:.4f}  {found.bits_per_byte:.4f} bits/byte{others}{best}"
+
+
+def _score(weights: LossSpec, found: Evaluation) -> float | None:
+    """What the best checkpoint has least of; None where validation holds nothing of what is learnt."""
+    if weights.text:
+        return found.loss
+    # Where the text teaches nothing, what does is what gets better.
+    learnt = {"ctc": weights.ctc, "contrastive": weights.contrastive}
+    return sum(learnt[name] * loss for name, loss in found.others.items()) if found.others else None
+
+
+def _media_digest(media: Media) -> int:
+    """A sum over pictures and sounds, of every eighth patch or frame, which decoding and augmentation change alike."""
+    parts: list[Tensor] = []
+    if media.images is not None:
+        parts += media.images.patches.split([rows * columns for rows, columns in media.images.grids])
+    if media.clips is not None:
+        parts += media.clips.mel.split(list(media.clips.frames))
+    return sum(zlib.crc32(part[::8].contiguous().numpy()) for part in parts)
 
 
 def _documents(rows: Rows) -> int:
