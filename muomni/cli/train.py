@@ -40,19 +40,24 @@ def command(
 
     result = train(stage, run, resume=resume, resume_from=resume_from, make_sampler=make_sampler)
     if result.is_main:
-        _report(result, run)
+        _report(result, run, stage)
     if result.stopped:
         raise typer.Exit(130)
 
 
-def _report(result: "TrainResult", run: Path) -> None:
+def _report(result: "TrainResult", run: Path, stage: Recipe) -> None:
     progress = result.progress
     for text in result.memory.lines():
         print(text)
     state = "stopped and saved" if result.stopped else "done"
     best = f"; best validation loss {progress.best_loss:.4f} at step {progress.best_step}" if progress.best_loss else ""
     print(f"{state}: step {progress.applied} of {result.total_steps} in {progress.seconds:.0f} s{best}")
-    print(f"chat with it: muomni chat {run}" if not result.stopped else f"go on: muomni train {run} --resume")
+    if result.stopped:
+        print(f"go on: muomni train {run} --resume")
+    elif stage.codec is not None:
+        print(f'use it: muomni.model.codec.SpeechCodec.from_pretrained("{run}")')
+    else:
+        print(f"chat with it: muomni chat {run}")
     if result.plot is not None:
         print(f"loss curve: {result.plot}")
 

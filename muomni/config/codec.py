@@ -5,7 +5,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from muomni.config.base import Frozen, PositiveInt, Probability, conflict
+from muomni.config.base import Frozen, Positive, PositiveInt, Probability, conflict
+
+NonNegative = Annotated[float, Field(ge=0)]
+CodecPreset = Literal["nano", "tiny"]
+Levels = Annotated[tuple[Annotated[int, Field(ge=2, le=64)], ...], Field(strict=False, min_length=1)]
+Strides = Annotated[tuple[Annotated[int, Field(ge=1, le=8)], ...], Field(strict=False, min_length=1)]
 
 
 class CodecConfig(Frozen):
@@ -34,11 +39,11 @@ class CodecConfig(Frozen):
     sample_rate: int = Field(default=16_000, ge=8_000, le=48_000)
     hop: int = Field(default=160, ge=16, le=1024)
     num_mel_bins: int = Field(default=80, ge=8, le=256)
-    strides: tuple[Annotated[int, Field(ge=1, le=8)], ...] = Field(default=(2, 2), strict=False, min_length=1)
+    strides: Strides = (2, 2)
     encoder_size: PositiveInt = 192
     encoder_layers: PositiveInt = 2
     num_codebooks: int = Field(default=8, ge=1, le=32)
-    levels: tuple[Annotated[int, Field(ge=2, le=64)], ...] = Field(default=(8, 5, 5, 5), strict=False, min_length=1)
+    levels: Levels = (8, 5, 5, 5)
     nested: Probability = 0.25
     hidden_size: PositiveInt = 256
     intermediate_size: PositiveInt = 768
@@ -93,7 +98,7 @@ class CodecConfig(Frozen):
         return self.frame_rate * self.num_codebooks * math.log2(self.codebook_size)
 
 
-def codec_preset(name: Literal["nano", "tiny"]) -> CodecConfig:
+def codec_preset(name: CodecPreset) -> CodecConfig:
     """Sizes that go with a preset: `nano` for tests, `tiny` (some 4 M parameters) for a CPU."""
     if name == "tiny":
         return CodecConfig()
@@ -108,3 +113,88 @@ def codec_preset(name: Literal["nano", "tiny"]) -> CodecConfig:
         num_hidden_layers=1,
         kernel_size=3,
     )
+
+
+class CodecSizes(Frozen):
+    """Fields of `CodecConfig` that a recipe changes from the preset; see there for their meaning."""
+
+    hop: PositiveInt | None = None
+    num_mel_bins: PositiveInt | None = None
+    strides: Strides | None = None
+    encoder_size: PositiveInt | None = None
+    encoder_layers: PositiveInt | None = None
+    num_codebooks: PositiveInt | None = None
+    levels: Levels | None = None
+    nested: Probability | None = None
+    hidden_size: PositiveInt | None = None
+    intermediate_size: PositiveInt | None = None
+    frame_layers: PositiveInt | None = None
+    num_hidden_layers: PositiveInt | None = None
+    kernel_size: PositiveInt | None = None
+
+    @classmethod
+    def field_docs(cls) -> dict[str, str]:
+        """Those of `CodecConfig`."""
+        return {name: text for name, text in CodecConfig.field_docs().items() if name in cls.model_fields}
+
+
+class CodecLossSpec(Frozen):
+    """What a codec learns by: the weights of its losses, each a mean over clips; 0 leaves one out.
+
+    Attributes:
+        stft: spectra at several resolutions.
+        mel: their mel bands, in logarithms.
+        adversarial: a discriminator that learns beside the codec to tell its speech from recordings.
+        features: of what the discriminator sees inside; only with `adversarial`.
+        adversarial_from: the optimizer step with which the discriminator begins.
+    """
+
+    stft: NonNegative = 1.0
+    mel: NonNegative = 1.0
+    adversarial: NonNegative = 0.0
+    features: NonNegative = 2.0
+    adversarial_from: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _teaches(self) -> "CodecLossSpec":
+        if not self.stft and not self.mel:
+            raise conflict(
+                "mel", self.mel, "the spectra or their mel bands need a weight: nothing else teaches what is said"
+            )
+        return self
+
+
+class CodecSpec(Frozen):
+    """A speech codec to train; the data are sounds then, or manifests that name them.
+
+    Attributes:
+        preset: where the sizes come from.
+        init_from: a codec's run or folder whose weights and sizes are taken instead.
+        sizes: changes to the preset.
+        clip_seconds: length of a training clip; rounded down to whole frames.
+        quieter: training clips are made quieter by up to so many decibels, at random.
+        losses: what it learns by.
+    """
+
+    preset: CodecPreset = "tiny"
+    init_from: str | None = Field(default=None, min_length=1)
+    sizes: CodecSizes = CodecSizes()
+    clip_seconds: Positive = 1.0
+    quieter: NonNegative = 20.0
+    losses: CodecLossSpec = CodecLossSpec()
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "CodecSpec":
+        changes = self.sizes.model_dump(exclude_none=True)
+        if self.init_from is not None and changes:
+            raise conflict("sizes", ", ".join(changes), 'remove it: "init_from" fixes the sizes')
+        config = self.build()
+        # The longest window of the losses has 2,048 samples.
+        shortest = max(config.frame_samples, config.delay + 2048) / config.sample_rate
+        if self.init_from is None and self.clip_seconds < shortest:
+            raise conflict("clip_seconds", self.clip_seconds, f"must be at least {shortest:g}")
+        return self
+
+    def build(self) -> CodecConfig:
+        """The preset with the recipe's changes."""
+        return codec_preset(self.preset).replace(**self.sizes.model_dump(exclude_none=True))

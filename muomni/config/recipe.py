@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from muomni.config.base import Frozen, PositiveInt, Probability, conflict
+from muomni.config.codec import CodecSpec
 from muomni.config.model_spec import ModelSpec
 from muomni.config.words import Hint
 
@@ -258,12 +259,28 @@ class CheckpointSpec(Frozen):
     keep: PositiveInt = 2
 
 
+# What a recipe with "codec" may not change.
+_NOT_FOR_CODEC = (
+    "model",
+    "tokenizer",
+    "freeze",
+    "losses",
+    "attention",
+    "gradient_checkpointing",
+    "compile",
+    "on_oom",
+    "parallel",
+)
+_NOT_FOR_CODEC_DATA = ("seq_len", "augment")
+
+
 class Recipe(Frozen):
     """One training stage.
 
     Attributes:
         name: names the run folder `runs/NAME` unless `--out` does.
         model: which model to train.
+        codec: a speech codec to train instead of a model; what is only for models is then left out.
         tokenizer: trained on the training data, or taken from a folder.
         data: what is learnt from.
         freeze: parts that do not learn: they stay as they are, in evaluation mode, and cost no gradient. `vision`
@@ -310,6 +327,7 @@ class Recipe(Frozen):
     )
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
     model: ModelSpec = ModelSpec(preset="tiny")
+    codec: CodecSpec | None = None
     tokenizer: TokenizerSpec = TokenizerSpec()
     data: DataSpec
     freeze: tuple[Part, ...] = Field(default=(), strict=False)
@@ -341,7 +359,9 @@ class Recipe(Frozen):
         warmup = self.schedule.warmup_steps
         if self.max_steps is not None and warmup > self.max_steps:
             raise conflict("schedule.warmup_steps", warmup, f"must be at most max_steps ({self.max_steps})")
-        if self.model.preset is not None:
+        if self.codec is not None:
+            self._codec_alone()
+        elif self.model.preset is not None:
             context = self.model.build().thinker.max_position_embeddings
             if self.data.seq_len > context:
                 allowed = f"must be at most the model's context, max_position_embeddings ({context})"
@@ -356,6 +376,16 @@ class Recipe(Frozen):
             if found is not None:
                 raise conflict(*found)
         return self
+
+    def _codec_alone(self) -> None:
+        """Refuses what means nothing to a codec: no option is silently ignored."""
+        for whole, names, prefix in ((self, _NOT_FOR_CODEC, ""), (self.data, _NOT_FOR_CODEC_DATA, "data.")):
+            for name in names:
+                value = getattr(whole, name)
+                if value != type(whole).model_fields[name].default and value != "off":
+                    raise conflict(prefix + name, value, 'remove it: it does not go with "codec"')
+        if self.eval.sample_every:
+            raise conflict("eval.sample_every", self.eval.sample_every, "must be 0: a codec writes no text")
 
     def misfit(self, vision: bool, contrastive: bool, audio: bool, ctc: bool) -> tuple[str, object, str] | None:
         """What in the recipe does not go with a model that has these parts: key, value and what is allowed.

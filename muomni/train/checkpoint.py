@@ -19,6 +19,7 @@ moment leaves the links on a whole checkpoint.
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -96,7 +97,7 @@ def save_checkpoint(
     """
     group = alone() if group is None else group
     folder = checkpoint_folder(run, progress.applied)
-    whole_model, tensors = group.whole_model(model), _gather(model, optimizers, group)
+    whole_model, tensors = group.whole_model(model), training_tensors(model, optimizers, group)
     if whole_model is not None and group.is_main:
         _write(folder, whole_model, tokenizer, tensors, progress, best=best, keep=keep)
     group.wait()
@@ -113,12 +114,36 @@ def _write(
     best: bool,
     keep: int,
 ) -> None:
+    def save(partial: Path) -> None:
+        save_model(model, partial)
+        tokenizer.save(partial)
+
+    write_checkpoint(folder, save, tensors, progress, best=best, keep=keep)
+
+
+def write_checkpoint(
+    folder: Path,
+    save: Callable[[Path], None],
+    tensors: dict[str, Tensor],
+    progress: Progress,
+    *,
+    best: bool,
+    keep: int,
+) -> None:
+    """Writes one folder of a run whole or not at all, moves the links and removes old ones, see `save_checkpoint`.
+
+    Args:
+        save: writes the model into an existing folder.
+        tensors: the training state, from `training_tensors` and what else has to be kept.
+
+    Raises:
+        CheckpointError: it could not be written; the checkpoints before it are untouched.
+    """
     run = folder.parent
     try:
         with atomic_folder(folder) as partial:
             (partial / "training").mkdir()
-            save_model(model, partial)
-            tokenizer.save(partial)
+            save(partial)
             save_tensors(tensors, partial / _TENSORS)
             digests = {
                 str(file.relative_to(partial)): _digest(file) for file in sorted(partial.rglob("*")) if file.is_file()
@@ -142,27 +167,46 @@ def load_checkpoint(
     Raises:
         CheckpointError: a file is missing or its checksum is wrong; names the file and what to resume from instead.
     """
-    try:
-        state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
-        for name, digest in state["sha256"].items():
-            if _digest(folder / name) != digest:
-                raise CheckpointError(f"{folder / name} is corrupt: its SHA-256 is not the one it was written with")
-        tensors = load_file(folder / _TENSORS)
-        weights = load_file(folder / "model.safetensors")
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise CheckpointError(f"checkpoint {folder} does not load: {error}{_others(folder)}") from None
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}{_others(folder)}") from None
+    progress, tensors, weights = read_checkpoint(folder)
     parameters = dict(model.named_parameters())
     weights = {name: divided(w, parameters[name]) if name in parameters else w for name, w in weights.items()}
     missing, unexpected = model.load_state_dict(weights, strict=False)
     tied = {"thinker.lm_head.weight"} if model.config.thinker.tie_word_embeddings else set()
     if set(missing) - tied or unexpected:
         raise CheckpointError(f"checkpoint {folder} is of another model: {sorted(set(missing) - tied) + unexpected}")
-    progress = Progress(**state["progress"])
+    restore_training(parameters, optimizers, tensors, progress, group)
+    return progress
+
+
+def read_checkpoint(folder: Path) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]]:
+    """Progress, training state and weights of a checkpoint, after checking every file's checksum.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`.
+    """
+    try:
+        state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        for name, digest in state["sha256"].items():
+            if _digest(folder / name) != digest:
+                raise CheckpointError(f"{folder / name} is corrupt: its SHA-256 is not the one it was written with")
+        tensors = load_file(folder / _TENSORS)
+        return Progress(**state["progress"]), tensors, load_file(folder / "model.safetensors")
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise CheckpointError(f"checkpoint {folder} does not load: {error}{_others(folder)}") from None
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{_others(folder)}") from None
+
+
+def restore_training(
+    parameters: dict[str, nn.Parameter],
+    optimizers: list[Optimizer],
+    tensors: dict[str, Tensor],
+    progress: Progress,
+    group: Group | None = None,
+) -> None:
+    """Random states and optimizer moments from what `training_tensors` gave; those of `tensors` are taken out."""
     _restore_random(tensors, alone() if group is None else group, progress)
     _restore(parameters, optimizers, tensors)
-    return progress
 
 
 def _others(folder: Path) -> str:
@@ -170,7 +214,7 @@ def _others(folder: Path) -> str:
     return f"; an earlier one is {others[-1]} (give it as --resume-from)" if others else ""
 
 
-def _gather(model: nn.Module, optimizers: list[Optimizer], group: Group) -> dict[str, Tensor]:
+def training_tensors(model: nn.Module, optimizers: list[Optimizer], group: Group) -> dict[str, Tensor]:
     """Random states and whole optimizer state, together; empty but for the process that writes."""
     own = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():

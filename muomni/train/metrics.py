@@ -85,8 +85,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return parsed
 
 
-def plot_losses(run: Path) -> Path:
-    """Draws training and validation loss over optimizer steps into `run/loss.png`."""
+def plot_losses(run: Path, unit: str = "nats per token") -> Path:
+    """Draws training and validation loss, in `unit`, over optimizer steps into `run/loss.png`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -108,7 +108,7 @@ def plot_losses(run: Path) -> Path:
         steps, losses = zip(*val, strict=True)
         axes.plot(steps, losses, "o-", color="tab:orange", label="validation")
     axes.set_xlabel("optimizer step")
-    axes.set_ylabel("loss (nats per token)" if name == "loss" else f"{name} loss (nats)")
+    axes.set_ylabel(f"loss ({unit})" if name == "loss" else f"{name} loss (nats)")
     axes.set_title(run.name)
     axes.grid(alpha=0.3)
     axes.legend()

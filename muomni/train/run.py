@@ -79,12 +79,23 @@ def train(
         MemoryShortageError: memory ran out; see the recipe's `on_oom`.
     """
     start = _starting_point(recipe, run, resume, resume_from)
+    if recipe.codec is not None:
+        return _train_codec(recipe, run, start)
     check_model(recipe)
     plan = make_plan(recipe)
     check_optimizer(recipe.optimizer, plan.precision)
     plan.begin()
     with connect(plan.parallel, plan.device) as group:
         return _train(recipe, run, start, plan, group, make_sampler)
+
+
+def _train_codec(recipe: Recipe, run: Path, start: Path | None) -> TrainResult:
+    from muomni.train.codec import train_codec
+
+    trainer, memory = train_codec(recipe, run, start, RECIPE)
+    write_atomic(run / MEMORY, json.dumps(memory.as_dict(), indent=2) + "\n")
+    plot = plot_losses(run, "spectral distance") if trainer.progress.applied else None
+    return TrainResult(run, trainer.progress, trainer.total_steps, trainer.stopped, plot, memory)
 
 
 def _train(

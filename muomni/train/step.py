@@ -159,12 +159,17 @@ class TrainStep:
     def __call__(self, batches: Sequence[Batch]) -> StepResult:
         """One optimizer step over micro-batches, already on the model's device."""
         losses = self.accumulate(batches)
+        grad_norm, factor = self.take()
+        return StepResult(losses.text, grad_norm, factor, losses.others, losses.impossible)
+
+    def take(self) -> tuple[Tensor, Tensor]:
+        """Clips and applies the gradients that have added up; gives their norm and the learning-rate factor."""
         self.phase = "optimizer"
         grad_norm, not_finite = self._measure()
         factor = self._set_lr()
         self._step(grad_norm, not_finite)
         self._count(not_finite)
-        return StepResult(losses.text, grad_norm, factor, losses.others, losses.impossible)
+        return grad_norm, factor
 
     def accumulate(self, batches: Sequence[Batch]) -> Losses:
         """Forward and backward of all micro-batches; gradients add up on the parameters. Returns the mean losses."""
