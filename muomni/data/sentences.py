@@ -50,7 +50,8 @@ _TYPOGRAPHY = str.maketrans(
     }
 )
 # A point after these ends no sentence.
-_ABBREVIATIONS = ("mr", "mrs", "ms", "dr", "st", "prof", "jr", "sr", "vs", "etc", "e.g", "i.e", "no", "fig")
+_ABBREVIATIONS = ("mr", "mrs", "ms", "dr", "st", "prof", "jr", "sr", "vs", "etc", "e.g", "i.e")
+_BEFORE_NUMBERS = ("no", "fig")
 _SPELLED = {"mr": "Mister", "mrs": "Missus", "dr": "Doctor", "prof": "Professor", "vs": "versus", "etc": "et cetera"}
 _END = re.compile(r"(?:[.!?]+|[\u3002\uff01\uff1f])[\"')\]]*(?=\s+|$)")
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
@@ -67,7 +68,7 @@ def cut_sentences(text: str) -> Iterator[str]:
         begin = 0
         for match in _END.finditer(paragraph):
             rest = paragraph[match.end() :].lstrip()
-            if rest and (_is_abbreviation(paragraph[begin : match.start()], match[0]) or rest[:1].islower()):
+            if rest and (_is_abbreviation(paragraph[begin : match.start()], match[0], rest) or rest[:1].islower()):
                 continue
             if sentence := " ".join(paragraph[begin : match.end()].split()):
                 yield sentence
@@ -76,8 +77,10 @@ def cut_sentences(text: str) -> Iterator[str]:
             yield rest
 
 
-def _is_abbreviation(before: str, end: str) -> bool:
+def _is_abbreviation(before: str, end: str, rest: str) -> bool:
     last = before.rpartition(" ")[2].lstrip("\"'(")
+    if last.lower() in _BEFORE_NUMBERS and rest[0].isdigit():
+        return end == "."
     return end == "." and (last.lower() in _ABBREVIATIONS or (len(last) == 1 and last.isupper() and last != "I"))
 
 

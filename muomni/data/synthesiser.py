@@ -34,13 +34,13 @@ class Voice:
     Attributes:
         name: the language, for example `en-us`.
         variant: a voice quality, for example `f3`; empty for the plain one.
-        speed: words a minute, 80 to 450.
+        speed: words a minute, 80 to 450. The default is slow because slow speech is the best understood.
         pitch: 0 to 99.
     """
 
     name: str = "en-us"
     variant: str = ""
-    speed: int = 160
+    speed: int = 130
     pitch: int = 50
 
     @classmethod

@@ -113,6 +113,10 @@ def test_the_draw_depends_on_the_wordings_alone(words: list[str], count: int, sh
     assert draw_sentences(sentences, None)[:count] == drawn
 
 
+def test_no_is_a_sentence_unless_a_number_follows() -> None:
+    assert list(cut_sentences("No. I will not. It is No. 5 here.")) == ["No.", "I will not.", "It is No. 5 here."]
+
+
 def test_limits_and_exclusion() -> None:
     sentences = [
         "Too short.",

@@ -1,0 +1,85 @@
+"""`muomni data speech`, `muomni data recordings` and `muomni eval speech` as they are typed."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from muomni.bench import speech
+from muomni.cli import main
+from muomni.data.audio import Samples
+
+
+def run(*args: str) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main(list(args))
+    return int(stop.value.code or 0)
+
+
+@pytest.fixture
+def standin(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = Path(__file__).parents[1] / "data" / "standin_synthesiser.py"
+    monkeypatch.setattr("muomni.data.synthesiser.installed_library", lambda: ("", ""))
+    monkeypatch.setattr("muomni.data.espeak.__file__", str(script))
+
+
+@pytest.mark.usefixtures("standin")
+def test_speech_from_texts_without_the_held_out_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "train.txt").write_text("He has 2 dogs. He has a cat. He has a CAT! No. They all ran home together.")
+    (tmp_path / "val.txt").write_text("They all ran home together.")
+    speak = ["data", "speech", str(tmp_path / "train.txt"), "--exclude", str(tmp_path / "val.txt"), "--workers", "2"]
+    assert run(*speak, "--out", str(tmp_path / "out"), "--json", "--voice", "en-us+f3:150") == 0
+    made = json.loads(capsys.readouterr().out)
+    rows = [json.loads(line) for line in Path(made["manifest"]).read_text().splitlines()]
+    assert sorted(row["text"] for row in rows) == ["He has a cat.", "He has two dogs."]
+    assert made["clips"] == 2
+    assert run(*speak, "--out", str(tmp_path / "more"), "--count", "3") == 2
+    assert "only 2 different sentences" in capsys.readouterr().err
+    assert run(*speak, "--out", str(tmp_path / "more"), "--voice", "en-us", "--voice", "de") == 2
+    assert run(*speak, "--out", str(tmp_path / "more"), "--format", "mp3") == 2
+
+
+def test_recordings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    soundfile.write(tmp_path / "a.wav", np.full(16_000, 0.5), 16_000)
+    soundfile.write(tmp_path / "b.wav", np.full(16_000, 0.5), 16_000)
+    (tmp_path / "a.txt").write_text("Good morning.")
+    assert run("data", "recordings", str(tmp_path), "--out", str(tmp_path / "out.jsonl")) == 0
+    out = capsys.readouterr().out
+    assert "left out: b.wav: has no text" in out and "1 recordings" in out
+
+
+@pytest.mark.usefixtures("standin")
+def test_the_gate_passes_and_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hear(clips: list[Samples], workers: int, report: object) -> list[str]:
+        return ["he has a cat" if len(clip) > 10_000 else "he" for clip in clips]
+
+    monkeypatch.setattr(speech, "transcribe_all", hear)
+    monkeypatch.setattr("muomni.bench.recogniser.check_installed", lambda: None)
+    (tmp_path / "val.txt").write_text("He has a cat.")
+    original = tmp_path / "original"
+    assert run("data", "speech", str(tmp_path / "val.txt"), "--out", str(original)) == 0
+    manifest, out = str(original / "manifest.jsonl"), tmp_path / "judged"
+    gate = ["--original", manifest, "--max-real-time", "100", "--json"]
+    capsys.readouterr()
+    assert run("eval", "speech", "espeak:en-us", *gate, "--out", str(out)) == 0
+    assert json.loads(capsys.readouterr().out)["failures"] == []
+    assert {path.name for path in out.iterdir()} == {"report.json", "0000.wav", "spectrograms-1.png"}
+    assert run("eval", "speech", "espeak:en-us:400", *gate) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["truncated"] == 1 and len(report["failures"]) == 2
+    assert run("eval", "speech", "espeak:en-us:80", "--original", manifest, "--max-real-time", "100") == 1
+    assert "failed: share run-on 100.0%, at most 0.0%" in capsys.readouterr().out
+
+
+def test_a_model_without_a_talker_is_refused(
+    nano_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("muomni.bench.recogniser.check_installed", lambda: None)
+    soundfile.write(tmp_path / "a.wav", np.full(16_000, 0.5), 16_000)
+    (tmp_path / "rows.jsonl").write_text('{"text": "Hello there.", "audio": "a.wav"}\n')
+    code = run("eval", "speech", str(nano_folder), "--original", str(tmp_path / "rows.jsonl"))
+    assert (code, "no talker" in capsys.readouterr().err) == (2, True)
