@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from muomni.config import AudioConfig
 from muomni.model.layers import Block, RMSNorm
-from muomni.model.media import Clips, moved
+from muomni.model.media import Clips, filled, moved, row_length
 from muomni.ops.attention import Segments
 from muomni.ops.rope import rope_tables
 
@@ -88,11 +88,11 @@ class AudioEncoder(nn.Module):
         rotation = rope_tables(row.positions[None], self.config.head_dim, self.config.rope_theta, x.dtype)
         for block in self.layers:
             x = block(x, rotation, row.segments, None)
-        hidden: Tensor = self.norm(x[0])
+        hidden: Tensor = self.norm(x[0, : sum(self.counts(clips))])
         return hidden
 
     def _convolved(self, mel: Tensor, row: "Row") -> Tensor:
-        """(N, D) tokens as the blocks take them."""
+        """(tokens of the row, D) as the blocks take them."""
         nothing = mel.new_zeros(1, mel.shape[1])
         x = torch.cat((mel, nothing))[row.frames].to(self.norm.weight.dtype)
         outside = row.frames == mel.shape[0]
@@ -129,9 +129,10 @@ class Row:
 
     Attributes:
         frames: (L,) int64, which frame stands there; the number of all frames where none does.
-        tokens: (N,) int64, which of the L / 8 places at the end of the convolutions are tokens.
-        positions: (N,) int64, of a token inside its chunk.
-        segments: the chunks, as documents of the N tokens.
+        tokens: (M,) int64, which of the L / 8 places at the end of the convolutions are tokens: N of them, and behind
+            them, up to a length of few, some place that nobody reads; see `row_length`.
+        positions: (M,) int64, of a token inside its chunk.
+        segments: the chunks, as documents, and behind them what fills the row.
     """
 
     frames: Tensor
@@ -164,10 +165,16 @@ def lay_out(frames: Sequence[int], chunk_tokens: int) -> Row:
     heard = inside < lengths[owner]
     where = np.where(heard, starts[owner] + inside, clips.sum())
     _, positions = _counted(tokens)
-    bounds = torch.from_numpy(np.concatenate(([0], np.cumsum(tokens)))).int()
-    segments = Segments(bounds, int(tokens.max())).rounded(len(positions))
+    ends = filled([0, *np.cumsum(tokens).tolist()])
     places = np.flatnonzero(heard[::STRIDE])
-    return Row(torch.from_numpy(where), torch.from_numpy(places), torch.from_numpy(positions), segments)
+    missing = ends[-1] - len(positions)
+    segments = Segments(torch.tensor(ends, dtype=torch.int32), max(64, int(tokens.max()))).rounded(ends[-1])
+    return Row(
+        torch.from_numpy(np.pad(where, (0, row_length(len(where)) - len(where)), constant_values=clips.sum())),
+        torch.from_numpy(np.pad(places, (0, missing))),
+        torch.from_numpy(np.pad(positions, (0, missing))),
+        segments,
+    )
 
 
 def _counted(counts: "NDArray[np.int64]") -> "tuple[NDArray[np.int64], NDArray[np.int64]]":

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from muomni.config import OmniConfig, SiglipConfig, ThinkerConfig, WhisperConfig
 from muomni.config.model import AudioTower, VisionTower
-from muomni.model import audio, whisper
+from muomni.model import audio, vision, whisper
 from muomni.model.heads import CLASSES, STEPS
 from muomni.model.media import Media
 
@@ -107,12 +107,13 @@ def thinker_flops(config: ThinkerConfig, lengths: Sequence[int], logits: int = 0
 
 
 def vision_flops(config: VisionTower, grids: Sequence[Grid]) -> Flops:
-    """The vision encoder's, for pictures of these grids in patches."""
-    sizes = [rows * columns for rows, columns in grids]
-    first = 2 * sum(sizes) * 3 * config.patch_size**2 * config.hidden_size
-    pairs = sum(n * n for n in sizes)
+    """The vision encoder's, for pictures of these grids in patches; with what fills their row."""
+    row = vision.lay_out(grids, config.merge)
+    length = row.positions.shape[1]
+    first = 2 * length * 3 * config.patch_size**2 * config.hidden_size
+    pairs = sum(n * n for n in row.segments.lengths)
     matrices = 2 if isinstance(config, SiglipConfig) else 3
-    return Flops(first, leaves=first) + _blocks(config, sum(sizes), pairs, matrices)
+    return Flops(first, leaves=first) + _blocks(config, length, pairs, matrices)
 
 
 def audio_flops(config: AudioTower, frames: Sequence[int]) -> Flops:

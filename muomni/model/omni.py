@@ -223,7 +223,9 @@ class OmniModel(nn.Module):
         if media is not None:
             features, losses, impossible = self._encode(media, divisors, weights)
         if labels is not None and weights["text"] == 0:
-            loss = _weighted(losses, weights) if losses else self._blanks(None, {})
+            loss = _weighted(losses, weights) if losses else torch.zeros((), device=self.device)
+            if self.run_all or not losses:
+                loss = loss + self._blanks(media, losses)
             return OmniOutput(None, loss=loss, losses=losses, impossible=impossible)
         embeds = self._embeds(input_ids, features, positions, cache)
         if embeds is None:

@@ -51,8 +51,9 @@ class SiglipEncoder(nn.Module):
         m = self.config.merge
         patches = checked_patches(images, self.config.patch_size, m)
         row = lay_out(images.grids, m).to(patches.device)
-        x: Tensor = self.patch_embed(patches.to(self.positions.dtype))
-        x = (x + self._places(images.grids))[None]
+        missing = row.positions.shape[1] - patches.shape[0]
+        x: Tensor = self.patch_embed(F.pad(patches, (0, 0, 0, missing)).to(self.positions.dtype))
+        x = (x + F.pad(self._places(images.grids), (0, 0, 0, missing)))[None]
         for block in self.layers:
             x = block(x, row.segments)
         hidden: Tensor = self.norm(x[0])

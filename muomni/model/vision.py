@@ -14,11 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from muomni.config import VisionConfig
 from muomni.model.layers import Block, RMSNorm
-from muomni.model.media import Images, moved
+from muomni.model.media import Images, filled, moved
 from muomni.ops.attention import Segments
 from muomni.ops.rope import rope_tables
 
@@ -77,7 +78,8 @@ class VisionEncoder(nn.Module):
         m = self.config.merge
         patches = checked_patches(images, self.config.patch_size, m)
         row = lay_out(images.grids, m).to(patches.device)
-        x: Tensor = self.patch_embed(patches.to(self.patch_embed.weight.dtype))
+        missing = row.positions.shape[1] - patches.shape[0]
+        x: Tensor = self.patch_embed(F.pad(patches, (0, 0, 0, missing)).to(self.patch_embed.weight.dtype))
         # Under autocast the product is in low precision; the residual stream is not, as in the Thinker.
         x = x.to(self.norm.weight.dtype)[None]
         rotation = rope_tables(row.positions[:, None], self.config.head_dim, self.config.rope_theta, x.dtype)
@@ -108,9 +110,9 @@ class Row:
     """How the patches of some pictures stand in one row.
 
     Attributes:
-        positions: (2, N) int64, row and column of a patch in its picture.
+        positions: (2, L) int64, row and column of a patch in its picture; L is N or somewhat more, see `row_length`.
         order: (N,) int64, the patches by token: those of one token beside each other, row by row.
-        segments: the pictures, as documents of the N patches.
+        segments: the pictures, as documents, and behind them what fills the row.
     """
 
     positions: Tensor
@@ -132,5 +134,7 @@ def lay_out(grids: Sequence[Grid], merge: int) -> Row:
         order.append(numbers.swapaxes(1, 2).ravel() + bounds[-1])
         bounds.append(bounds[-1] + rows * columns)
     longest = max(rows * columns for rows, columns in grids)
-    segments = Segments(torch.tensor(bounds, dtype=torch.int32), longest).rounded(bounds[-1])
+    ends = filled(bounds)
+    positions.append(np.zeros((2, ends[-1] - bounds[-1]), dtype=np.int64))
+    segments = Segments(torch.tensor(ends, dtype=torch.int32), max(longest, 64)).rounded(ends[-1])
     return Row(torch.from_numpy(np.concatenate(positions, 1)), torch.from_numpy(np.concatenate(order)), segments)
