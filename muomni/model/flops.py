@@ -15,7 +15,7 @@ from muomni.config import OmniConfig, SiglipConfig, ThinkerConfig, WhisperConfig
 from muomni.config.model import AudioTower, VisionTower
 from muomni.model import audio, vision, whisper
 from muomni.model.heads import CLASSES, STEPS
-from muomni.model.media import Media
+from muomni.model.media import Media, row_length
 
 Grid = tuple[int, int]
 
@@ -135,13 +135,13 @@ def audio_flops(config: AudioTower, frames: Sequence[int]) -> Flops:
 
 
 def projector_flops(in_size: int, out_size: int, tokens: int) -> Flops:
-    """A projector's, for so many tokens of the Thinker."""
-    return Flops(2 * tokens * out_size * (in_size + out_size))
+    """A projector's, for so many tokens of the Thinker, with what fills their row."""
+    return Flops(2 * row_length(tokens) * out_size * (in_size + out_size))
 
 
 def ctc_flops(width: int, tokens: Sequence[int]) -> Flops:
     """The CTC head's, for clips of so many tokens; it computes all clips as long as the longest."""
-    return Flops(2 * len(tokens) * max(tokens) * width * STEPS * CLASSES)
+    return Flops(2 * row_length(len(tokens) * max(tokens)) * width * STEPS * CLASSES)
 
 
 def contrastive_flops(image_size: int, text_size: int, size: int, pictures: int, captions: int) -> Flops:

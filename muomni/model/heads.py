@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from muomni.model.media import Captions, Transcripts, moved
+from muomni.model.media import Captions, Transcripts, moved, row_length
 
 # Steps of CTC in a token of 80 ms: speech has up to some 25 letters a second, and CTC needs a step for each.
 STEPS = 4
@@ -59,7 +59,9 @@ class CtcHead(nn.Module):
         lengths = [counts[clip] for clip in transcripts.clips]
         rows = _padded_places(counts, transcripts.clips, tokens.device)
         # The loss wants (steps, C, classes), padded to the longest; other clips are not computed.
-        logits = _wide(self.spell(tokens[rows])).view(len(lengths), -1, CLASSES)
+        flat = rows.flatten()
+        spelt = self.spell(F.pad(tokens[flat], (0, 0, 0, row_length(len(flat)) - len(flat))))[: len(flat)]
+        logits = _wide(spelt).view(len(lengths), -1, CLASSES)
         losses = F.ctc_loss(
             logits.log_softmax(-1).transpose(0, 1),
             transcripts.targets,

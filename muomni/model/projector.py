@@ -1,7 +1,10 @@
 """From an encoder's tokens to the Thinker's embeddings."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from muomni.model.media import row_length
 
 
 class Projector(nn.Module):
@@ -30,5 +33,7 @@ class Projector(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_size) to (N, out_size)."""
+        N = x.shape[0]
+        x = F.pad(x, (0, 0, 0, row_length(N) - N))
         out: Tensor = self.down(self.act(self.up(self.norm(x))))
-        return out
+        return out[:N]

@@ -22,6 +22,8 @@ _USUAL = -6.0
 class SpectrumHead(nn.Module):
     """Frames to samples by an inverse Fourier transform of each, the overlapping windows added up."""
 
+    shape: Tensor
+
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
         self.window, self.hop = config.window, config.hop
@@ -39,7 +41,8 @@ class SpectrumHead(nn.Module):
             pieces = torch.fft.irfft(spectra, self.window) * self.shape.to(phase.dtype)
         overlap = self.window // self.hop
         # Quarter q of a window is a part of the hop that ends q hops after the window's first one.
-        pieces = with_past(self, pieces, overlap - 1, history).unflatten(-1, (overlap, self.hop))
+        pieces = with_past(self, pieces, overlap - 1, history)
+        pieces = pieces.view(*pieces.shape[:2], overlap, self.hop)
         count = x.shape[1]
         hops = [pieces[:, overlap - 1 - q : overlap - 1 - q + count, q] for q in range(overlap)]
         return torch.stack(hops).sum(0).flatten(1)
@@ -69,7 +72,8 @@ class CodecDecoder(nn.Module):
         x = self.first(values, history)
         for block in self.frame_blocks:
             x = block(x, history)
-        x = self.widen(x).to(x.dtype).unflatten(-1, (self.spectra_per_frame, -1)).flatten(1, 2)
+        B, T, D = x.shape
+        x = self.widen(x).to(x.dtype).view(B, T * self.spectra_per_frame, D)
         for block in self.blocks:
             x = block(x, history)
         samples: Tensor = self.head(self.norm(x), history)

@@ -18,6 +18,9 @@ _CENTRE, _SPREAD = -3.0, 4.0
 class LogMel(nn.Module):
     """Spectra of the last `window` samples, one every `hop`; unlike the hearing encoder's, loudness stays in them."""
 
+    shape: Tensor
+    filters: Tensor
+
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
         self.window, self.hop = config.window, config.hop

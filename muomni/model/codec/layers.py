@@ -100,7 +100,8 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor, history: History | None = None) -> Tensor:
         """(B, T, C) to (B, T, C)."""
-        return x + self.scale * self.down(F.gelu(self.up(self.norm(self.depthwise(x, history)))))
+        branch: Tensor = self.down(F.gelu(self.up(self.norm(self.depthwise(x, history)))))
+        return x + self.scale * branch
 
 
 @torch.no_grad()

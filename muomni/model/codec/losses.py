@@ -15,8 +15,8 @@ from muomni.ops.mel import mel_filters
 
 # Window and mel bins of each resolution; the hop is a quarter of the window.
 RESOLUTIONS = ((2048, 96), (1024, 64), (512, 40), (256, 24))
-# Below 60 dB under a full wave differences do not count: that is noise, and its phase is free.
-_FLOOR = 1e-3
+# Below 70 dB under a full wave differences do not count: that is noise, and its phase is free.
+_FLOOR = 3e-4
 
 
 def spectral_losses(decoded: Tensor, recorded: Tensor, rate: int) -> dict[str, Tensor]:
@@ -33,8 +33,8 @@ def spectral_losses(decoded: Tensor, recorded: Tensor, rate: int) -> dict[str, T
     for window, bins in RESOLUTIONS:
         x, y = (_magnitudes(samples, window) for samples in (decoded, recorded))
         distance = (x - y).square().sum((1, 2)).add(1e-12).sqrt()
-        # Of a silent clip the ratio means nothing: what counts as loud is at least some noise.
-        relative = distance / y.square().sum((1, 2)).add(1e-2 * y[0].numel() * _FLOOR).sqrt()
+        # Of a silent clip the ratio means nothing: it is held to that of the floor.
+        relative = distance / y.square().sum((1, 2)).add(y[0].numel() * _FLOOR**2).sqrt()
         logs = ((x + _FLOOR).log() - (y + _FLOOR).log()).abs().mean((1, 2))
         total["stft"] = total["stft"] + (relative + logs).sum() / len(RESOLUTIONS)
         filters = _filters(bins, window, rate).to(x)
@@ -48,7 +48,8 @@ def _magnitudes(samples: Tensor, window: int) -> Tensor:
     shape = torch.hann_window(window, dtype=samples.dtype, device=samples.device)
     spectra = torch.fft.rfft(samples.unfold(1, window, window // 4) * shape) * (4 / window)
     # The root has no slope at zero.
-    return (spectra.real.square() + spectra.imag.square() + 1e-12).sqrt()
+    magnitudes: Tensor = (spectra.real.square() + spectra.imag.square() + 1e-12).sqrt()
+    return magnitudes
 
 
 @cache

@@ -18,6 +18,9 @@ from muomni.config.codec import CodecConfig
 class Quantizer(nn.Module):
     """K codes a frame, each of the same levels. Has no weights."""
 
+    levels: Tensor
+    places: Tensor
+
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
         self.num_codebooks = config.num_codebooks
@@ -44,7 +47,8 @@ class Quantizer(nn.Module):
         values = squeezed + (rounded - squeezed).detach()
         if self.training and self.nested:
             values = values * self._kept(values)
-        return values, (digits * self.places).sum(-1).transpose(1, 2)
+        codes = (digits * self.places).sum(-1).transpose(1, 2)
+        return values, codes
 
     def values(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
         """(B, K, T) codes, each from 0 to codebook_size, to (B, T, L) as the decoder takes them."""
@@ -53,7 +57,8 @@ class Quantizer(nn.Module):
 
     def _digits(self, squeezed: Tensor) -> Tensor:
         """(B, T, K, G) int64: which of equally wide levels each number lies in."""
-        grouped = squeezed.detach().unflatten(-1, (self.num_codebooks, -1))
+        B, T, _ = squeezed.shape
+        grouped = squeezed.detach().view(B, T, self.num_codebooks, -1)
         digits = ((grouped + 1) * (self.levels / 2)).long()
         return torch.minimum(digits.clamp(min=0), self.levels - 1)
 
