@@ -60,7 +60,8 @@ class Library:
         self.voices = self._list_voices()
 
     def _list_voices(self) -> list[str]:
-        names, voices = [], self._library.espeak_ListVoices(None)
+        names: list[str] = []
+        voices = self._library.espeak_ListVoices(None)
         while voices[len(names)]:
             names.append(voices[len(names)].contents.languages[1:].decode())
         return sorted(set(names))
@@ -109,7 +110,8 @@ def serve(library: Library, requests: BinaryIO, answers: BinaryIO) -> None:
     """Answers until the requests end."""
     for line in requests:
         request = json.loads(line)
-        samples, answer = b"", {}
+        samples = b""
+        answer: dict[str, Any]
         if request.get("list"):
             answer = {"voices": library.voices, "variants": library.variants}
         else:
