@@ -1,5 +1,7 @@
 """The vision encoder: any number of pictures of any shape, each as if it were alone."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from muomni.config import PRESET_NAMES, VisionConfig, preset, towers
 from muomni.errors import ConfigError
 from muomni.model import OmniModel
-from muomni.model.media import Images
+from muomni.model.media import Images, filled, row_length
 from muomni.model.vision import VisionEncoder, lay_out
 from muomni.ops.attention import attention_reference
 from muomni.ops.rope import apply_rope, rope_tables
@@ -150,3 +152,17 @@ def test_sizes_that_do_not_fit_are_refused():
             VisionConfig(**sizes, **changes)
     with pytest.raises(ConfigError, match="no preset"):
         towers("huge")
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=30))
+def test_rows_have_few_lengths(sizes):
+    bounds = [0, *itertools.accumulate(sizes)]
+    ends = filled(bounds)
+    assert ends[: len(bounds)] == bounds, "the documents stay"
+    assert all(0 < after - before <= 64 for before, after in itertools.pairwise(ends[len(sizes) :]))
+    assert ends[-1] == row_length(bounds[-1]) <= max(64, bounds[-1] * 9 / 8 + 64)
+
+
+def test_lengths_are_eight_an_octave():
+    assert len({row_length(used) for used in range(8193, 16385)}) == 8
+    assert row_length(64) == 64 and row_length(65) == 128
