@@ -100,9 +100,11 @@ class ClipRows:
         inside = slot - int(self._counts[:source].sum())
         shift = mixed_key(self.seed, epoch, source, 0) if self.shuffle else 0
         first = int(self._starts[source]) + (inside * self.samples + shift) % int(self._places[source])
-        clip = self.sounds.samples[first : first + self.samples].astype(np.float32) / 32768
         chance = mixed_key(self.seed, epoch, slot, 1) / 2**64
-        return clip * np.float32(10 ** ((-self.quieter * chance if self.shuffle else _USUAL_DB) / 20))
+        factor = 10 ** ((-self.quieter * chance if self.shuffle else _USUAL_DB) / 20) / 32768
+        clip: NDArray[np.float32] = self.sounds.samples[first : first + self.samples].astype(np.float32)
+        clip *= np.float32(factor)
+        return clip
 
     def batch(self, first_index: int, count: int, stride: int = 1) -> ClipBatch:
         """The clips first_index, first_index + stride, ... as one batch."""

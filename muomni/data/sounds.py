@@ -137,7 +137,8 @@ def _levelled(samples: NDArray[np.float32]) -> NDArray[np.int16]:
     """With the usual peak; silence as it is."""
     peak = float(np.abs(samples).max())
     factor = _PEAK / peak if peak > _SILENT else 1.0
-    return np.rint(np.clip(samples * factor, -1, 1) * 32767).astype(np.int16)
+    levelled: NDArray[np.int16] = np.rint(np.clip(samples * factor, -1, 1) * 32767).astype(np.int16)
+    return levelled
 
 
 def references(source: SourceSpec) -> Iterator[MediaRef]:

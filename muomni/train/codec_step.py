@@ -70,7 +70,7 @@ class CodecStep(TrainStep):
         weights = self.spec.model_dump()
         loss = torch.stack([weights[name] * value for name, value in losses.items() if name != "critic"]).sum()
         self.phase = "backward"
-        self.scaler.scale(loss).backward()
+        torch.autograd.backward(self.scaler.scale(loss))
         return {name: value.detach() for name, value in {"loss": loss, **losses}.items()}
 
     def _judged(self, decoded: Tensor, recorded: Tensor, clips: int) -> dict[str, Tensor]:
@@ -80,7 +80,7 @@ class CodecStep(TrainStep):
         with self.precision.autocast():
             real = judge(recorded)
             verdict = critic_loss(real, judge(decoded.detach())) / clips
-        self.critic.scaler.scale(verdict).backward()
+        torch.autograd.backward(self.critic.scaler.scale(verdict))
         judge.requires_grad_(False)
         with self.precision.autocast():
             made = judge(decoded)
