@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 Deterministic = Annotated[
     bool, typer.Option("--deterministic", help="Let no bit of a reply depend on the prompts beside it; slower.")
 ]
+AsJson = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Print one JSON object: text, tokens, finish_reason, timing; with --batch the figures."
+    ),
+]
 
 
 def command(
@@ -44,12 +50,7 @@ def command(
     draft: options.Draft = None,
     raw: options.Raw = False,
     system: options.System = None,
-    as_json: Annotated[
-        bool,
-        typer.Option(
-            "--json", help="Print one JSON object: text, tokens, finish_reason, timing; with --batch the figures."
-        ),
-    ] = False,
+    as_json: AsJson = False,
     max_new_tokens: options.MaxNewTokens = None,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,

@@ -166,6 +166,11 @@ def _check_type(folder: Path, name: str, tensor: Tensor, wanted: torch.dtype | N
 
 
 def check_tensors(folder: Path, expected: dict[str, torch.Size], found: dict[str, torch.Size]) -> None:
+    """Compares the tensors that a configuration asks for with those that the files hold.
+
+    Raises:
+        CheckpointError: naming those that are missing, too many or of another shape.
+    """
     problems = [f"{name} is missing" for name in expected.keys() - found.keys()]
     problems += [f"{name} is not part of the model" for name in found.keys() - expected.keys()]
     problems += [
@@ -180,6 +185,11 @@ def check_tensors(folder: Path, expected: dict[str, torch.Size], found: dict[str
 
 
 def weight_files(folder: Path) -> list[Path]:
+    """The file with the weights, or the shards that the index names.
+
+    Raises:
+        CheckpointError: there is none, or a shard is missing.
+    """
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     index = folder / _INDEX

@@ -422,10 +422,10 @@ def _media_digest(media: Media) -> int:
     """A sum over pictures and sounds, of every eighth patch or frame, which decoding and augmentation change alike."""
     parts: list[Tensor] = []
     if media.images is not None:
-        parts += media.images.patches.split([rows * columns for rows, columns in media.images.grids])
+        parts += torch.split(media.images.patches, [rows * columns for rows, columns in media.images.grids])
     if media.clips is not None:
-        parts += media.clips.mel.split(list(media.clips.frames))
-    return sum(zlib.crc32(part[::8].contiguous().numpy()) for part in parts)
+        parts += torch.split(media.clips.mel, list(media.clips.frames))
+    return sum(zlib.crc32(part[::8].contiguous().numpy().tobytes()) for part in parts)
 
 
 def _documents(rows: Rows) -> int:

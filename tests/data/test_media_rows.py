@@ -1,4 +1,7 @@
-"""Rows with pictures and sounds: whole documents, each once an epoch, the same whoever asks and whenever."""
+"""Rows with pictures and sounds: whole documents, each once an epoch, the same whoever asks and whenever.
+
+Long because one folder of pictures and sounds, indexed once, serves all of these tests.
+"""
 
 import io
 import itertools
