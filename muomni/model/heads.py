@@ -100,7 +100,7 @@ class ContrastiveHead(nn.Module):
         super().__init__()
         self.image = nn.Linear(image_size, size)
         self.text = nn.Sequential(nn.Linear(text_size, size), nn.GELU(), nn.Linear(size, size))
-        self.log_scale = nn.Parameter(torch.empty(()))
+        self.log_scale = nn.Parameter(torch.empty(1))  # FSDP divides no scalars
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Normal weights that keep the size of what comes in; embeddings are small, so what they give is enlarged."""
