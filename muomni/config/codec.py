@@ -9,7 +9,6 @@ from muomni.config.base import Frozen, Positive, PositiveInt, Probability, confl
 
 NonNegative = Annotated[float, Field(ge=0)]
 CodecPreset = Literal["nano", "tiny"]
-Levels = Annotated[tuple[Annotated[int, Field(ge=2, le=64)], ...], Field(strict=False, min_length=1)]
 Strides = Annotated[tuple[Annotated[int, Field(ge=1, le=8)], ...], Field(strict=False, min_length=1)]
 
 
@@ -25,7 +24,8 @@ class CodecConfig(Frozen):
         encoder_size: width of the encoder.
         encoder_layers: its blocks before each stride, and behind the last.
         num_codebooks: K, codes of a frame.
-        levels: of the numbers that a code is made of; their product is the size of a codebook.
+        codebook_size: codes are 0 to this, exclusive.
+        latent_size: numbers of a frame before they are codes.
         nested: probability that a training clip keeps only its first codes, a random number of them, so that the
             first ones learn to say the most.
         hidden_size: width of the decoder.
@@ -43,29 +43,14 @@ class CodecConfig(Frozen):
     encoder_size: PositiveInt = 192
     encoder_layers: PositiveInt = 2
     num_codebooks: int = Field(default=8, ge=1, le=32)
-    levels: Levels = (8, 5, 5, 5)
+    codebook_size: int = Field(default=1024, ge=2, le=65_536)
+    latent_size: PositiveInt = 32
     nested: Probability = 0.25
     hidden_size: PositiveInt = 256
     intermediate_size: PositiveInt = 768
     frame_layers: PositiveInt = 3
     num_hidden_layers: PositiveInt = 5
     kernel_size: int = Field(default=7, ge=2, le=63)
-
-    @model_validator(mode="after")
-    def _codes_fit(self) -> "CodecConfig":
-        if self.codebook_size > 65_536:
-            raise conflict("levels", self.levels, "their product must be at most 65,536")
-        return self
-
-    @property
-    def codebook_size(self) -> int:
-        """Codes are 0 to this, exclusive."""
-        return math.prod(self.levels)
-
-    @property
-    def latent_size(self) -> int:
-        """Numbers of a frame before they are codes."""
-        return self.num_codebooks * len(self.levels)
 
     @property
     def spectra_per_frame(self) -> int:
@@ -106,7 +91,8 @@ def codec_preset(name: CodecPreset) -> CodecConfig:
         encoder_size=24,
         encoder_layers=1,
         num_codebooks=4,
-        levels=(4, 4, 4),
+        codebook_size=64,
+        latent_size=12,
         hidden_size=32,
         intermediate_size=64,
         frame_layers=1,
@@ -124,7 +110,8 @@ class CodecSizes(Frozen):
     encoder_size: PositiveInt | None = None
     encoder_layers: PositiveInt | None = None
     num_codebooks: PositiveInt | None = None
-    levels: Levels | None = None
+    codebook_size: Annotated[int, Field(ge=2, le=65_536)] | None = None
+    latent_size: PositiveInt | None = None
     nested: Probability | None = None
     hidden_size: PositiveInt | None = None
     intermediate_size: PositiveInt | None = None
@@ -144,6 +131,7 @@ class CodecLossSpec(Frozen):
     Attributes:
         stft: spectra at several resolutions.
         mel: their mel bands, in logarithms.
+        commitment: how far the encoder's numbers are from what their codes stand for.
         adversarial: a discriminator that learns beside the codec to tell its speech from recordings.
         features: of what the discriminator sees inside; only with `adversarial`.
         adversarial_from: the optimizer step with which the discriminator begins.
@@ -151,6 +139,7 @@ class CodecLossSpec(Frozen):
 
     stft: NonNegative = 1.0
     mel: NonNegative = 1.0
+    commitment: NonNegative = 0.5
     adversarial: NonNegative = 0.0
     features: NonNegative = 2.0
     adversarial_from: int = Field(default=0, ge=0)

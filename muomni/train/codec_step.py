@@ -44,6 +44,7 @@ class CodecStep(TrainStep):
     def __call__(self, batches: Sequence[Any]) -> StepResult:
         """One optimizer step over micro-batches, already on the codec's device."""
         result = super().__call__(batches)
+        self.codec.quantizer.update()
         if self.critic is not None and self.adversarial:
             self.critic.take()
         return result
@@ -61,10 +62,11 @@ class CodecStep(TrainStep):
         """Backward of one micro-batch; its share of the means of the step."""
         self.phase = "forward"
         with self.precision.autocast():
-            decoded = self.codec(samples).samples
+            out = self.codec(samples)
+        decoded = out.samples
         recorded = samples[:, : decoded.shape[1]]
         found = spectral_losses(decoded, recorded, self.codec.sample_rate)
-        losses = {name: value / clips for name, value in found.items()}
+        losses = {name: value / clips for name, value in {**found, "commitment": out.commitment}.items()}
         if self.critic is not None and self.adversarial:
             losses |= self._judged(decoded, recorded, clips)
         weights = self.spec.model_dump()

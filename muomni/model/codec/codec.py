@@ -29,10 +29,12 @@ class CodecOutput:
     Attributes:
         samples: (B, S − delay) as the codes give them back.
         codes: (B, K, T) int64.
+        commitment: scalar, summed over rows; see `Quantizer`.
     """
 
     samples: Tensor
     codes: Tensor
+    commitment: Tensor
 
 
 class SpeechCodec(nn.Module):
@@ -106,8 +108,8 @@ class SpeechCodec(nn.Module):
         size = self.config.frame_samples
         if samples.ndim != 2 or samples.shape[1] == 0 or samples.shape[1] % size:
             raise ValueError(f"samples must be (B, S), S a multiple of {size}, and are {tuple(samples.shape)}")
-        values, codes = self.quantizer(self.encoder(samples))
-        return CodecOutput(self.decoder(values)[:, self.config.delay :], codes)
+        values, codes, commitment = self.quantizer(self.encoder(samples))
+        return CodecOutput(self.decoder(values)[:, self.config.delay :], codes, commitment)
 
     @overload
     def encode(self, samples: Tensor) -> Tensor: ...
@@ -133,7 +135,7 @@ class SpeechCodec(nn.Module):
         length = max(counts) * self.config.frame_samples
         # Zeros behind a clip do not reach it: nothing looks ahead.
         rows = torch.stack([F.pad(clip.to(self.device, self.dtype), (0, length - len(clip))) for clip in samples])
-        _, codes = self.quantizer(self.encoder(rows))
+        _, codes, _ = self.quantizer(self.encoder(rows))
         return [codes[n, :, :count].clone() for n, count in enumerate(counts)]
 
     @overload

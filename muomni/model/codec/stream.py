@@ -102,6 +102,6 @@ class StreamingEncoder:
         self._frames += count
         if not count:
             return torch.empty(codec.num_codebooks, 0, dtype=torch.int64, device=codec.device)
-        _, codes = codec.quantizer(codec.encoder(waiting[None, :whole], self._history))
+        _, codes, _ = codec.quantizer(codec.encoder(waiting[None, :whole], self._history))
         found: Tensor = codes[0]
         return found
