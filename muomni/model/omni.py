@@ -219,13 +219,14 @@ class OmniModel(nn.Module):
         if media is not None and features is not None:
             raise ValueError("features are media that are encoded: give media or features, not both")
         losses: dict[str, Tensor] = {}
-        impossible = None
-        if media is not None:
-            features, losses, impossible = self._encode(media, divisors, weights)
+        impossible = nothing = None
+        blanks = self.run_all and labels is not None
+        if media is not None or blanks:
+            encoded, losses, impossible, nothing = self._encode(media or Media(), divisors, weights, blanks)
+            features = encoded if features is None else features
         if labels is not None and weights["text"] == 0:
-            loss = _weighted(losses, weights) if losses else torch.zeros((), device=self.device)
-            if self.run_all or not losses:
-                loss = loss + self._blanks(media, losses)
+            loss = _weighted(losses, weights) if losses else self._idle_heads(losses)
+            loss = loss if nothing is None else loss + nothing
             return OmniOutput(None, loss=loss, losses=losses, impossible=impossible)
         embeds = self._embeds(input_ids, features, positions, cache)
         if embeds is None:
@@ -242,8 +243,8 @@ class OmniModel(nn.Module):
             divisor = (targets != IGNORE).sum().clamp(min=1)
         losses = {"text": total / divisor} | losses
         loss = _weighted(losses, weights)
-        if self.run_all:
-            loss = loss + self._blanks(media, losses)
+        if nothing is not None:
+            loss = loss + nothing
         return OmniOutput(hidden, loss=loss, losses=losses, impossible=impossible)
 
     def embed_images(self, images: Images) -> Tensor:
@@ -334,10 +335,15 @@ class OmniModel(nn.Module):
         return tokens
 
     def _encode(
-        self, media: Media, divisors: Mapping[str, int | Tensor], weights: Mapping[str, float]
-    ) -> tuple[Features, dict[str, Tensor], Tensor | None]:
-        """Features of the media, and the losses of the encoders' own heads; their tokens are computed once."""
+        self, media: Media, divisors: Mapping[str, int | Tensor], weights: Mapping[str, float], blanks: bool
+    ) -> tuple[Features, dict[str, Tensor], Tensor | None, Tensor | None]:
+        """Features of the media, and the losses of the encoders' own heads; their tokens are computed once.
+
+        With `blanks`, last, zero with zero gradients for what this batch did not use; see `run_all`. An encoder runs
+        on its blank where it would run on media: processes that gather weights together come to it in one order.
+        """
         image = audio = impossible = None
+        nothing = torch.zeros((), device=self.device) if blanks else None
         losses: dict[str, Tensor] = {}
         if media.images is not None:
             tokens = self._see(media.images)
@@ -348,6 +354,10 @@ class OmniModel(nn.Module):
                 words = self.thinker.embed_tokens(media.captions.ids)
                 total = self.vision_head(tokens, self.vision.counts(media.images), words, media.captions)
                 losses["contrastive"] = total / divisors.get("contrastive", len(media.captions.lengths))
+        elif nothing is not None and self.config.vision is not None:
+            m, patch = self.config.vision.merge, self.config.vision.patch_size
+            picture = Images(torch.zeros(m * m, 3 * patch**2, device=self.device), ((m, m),))
+            nothing = nothing + 0 * self.embed_images(picture).sum()
         if media.clips is not None:
             tokens = self._hear(media.clips)
             assert self.audio is not None and self.audio_projector is not None
@@ -357,18 +367,16 @@ class OmniModel(nn.Module):
                 found = self.audio_head(tokens, self.audio.counts(media.clips), media.transcripts)
                 losses["ctc"] = found.total / divisors.get("ctc", sum(media.transcripts.lengths))
                 impossible = found.impossible
-        return Features(image, audio), losses, impossible
-
-    def _blanks(self, media: Media | None, losses: Mapping[str, Tensor]) -> Tensor:
-        """Zero, and zero gradients for what this batch did not use; see `run_all`."""
-        zero = torch.zeros((), device=self.device)
-        if self.config.vision is not None and (media is None or media.images is None):
-            m, patch = self.config.vision.merge, self.config.vision.patch_size
-            picture = Images(torch.zeros(m * m, 3 * patch**2, device=self.device), ((m, m),))
-            zero = zero + 0 * self.embed_images(picture).sum()
-        if self.config.audio is not None and (media is None or media.clips is None):
+        elif nothing is not None and self.config.audio is not None:
             clip = Clips(torch.zeros(8, self.config.audio.num_mel_bins, device=self.device), (8,))
-            zero = zero + 0 * self.embed_clips(clip).sum()
+            nothing = nothing + 0 * self.embed_clips(clip).sum()
+        if nothing is not None:
+            nothing = nothing + self._idle_heads(losses)
+        return Features(image, audio), losses, impossible, nothing
+
+    def _idle_heads(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """Zero, and zero gradients for heads without a loss."""
+        zero = torch.zeros((), device=self.device)
         for name, head in (("contrastive", self.vision_head), ("ctc", self.audio_head)):
             if head is not None and name not in losses:
                 zero = zero + 0 * torch.stack([parameter.sum() for parameter in head.parameters()]).sum()

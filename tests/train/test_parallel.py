@@ -64,8 +64,23 @@ def make_recipe(corpus: Path, cache: Path, dropout: float, **more: Any) -> dict[
     } | more
 
 
+def media_recipe(media: Path, cache: Path) -> dict[str, Any]:
+    """Pictures, sounds and text; rows in micro-batches of one, so that both ways compare the same captions."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    made = make_recipe(media / "train.jsonl", cache, 0.0, batch_size=1, freeze=["audio_projector"])
+    made["model"] |= {
+        "vision": sizes | {"max_tokens": 16, "min_tokens": 4, "contrastive_size": 8},
+        "audio": sizes | {"ctc": True},
+    }
+    return made | {
+        "data": made["data"] | {"seq_len": 64, "workers": 0},
+        "losses": {"ctc": 0.3, "contrastive": 0.2},
+        "eval": {"every": 3, "max_rows": 5},
+    }
+
+
 @pytest.fixture(scope="module")
-def pair(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+def pair(corpus: Path, media: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """One pair of processes does all jobs: starting it takes longer than they do."""
     runs = tmp_path_factory.mktemp("runs")
     plain = make_recipe(corpus, runs / "cache", 0.0)
@@ -73,6 +88,8 @@ def pair(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     dropped = make_recipe(corpus, runs / "cache", 0.1)
     train(Recipe.model_validate(plain), runs / "one", make_sampler=processes.make_sampler)
     train(Recipe.model_validate(muon), runs / "one-muon", make_sampler=processes.make_sampler)
+    shows = media_recipe(media, runs / "cache")
+    train(Recipe.model_validate(shows), runs / "one-media")
     shutil.copytree(runs / "one", runs / "one-then-two", symlinks=True)
     middle = str(runs / "one-then-two/step-00000003")
     jobs: dict[str, dict[str, Any]] = {
@@ -82,6 +99,8 @@ def pair(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
         "ddp": {"recipe": plain},
         "fsdp": {"recipe": plain | {"parallel": "fsdp", "gradient_checkpointing": "selective"}},
         "muon": {"recipe": muon | {"parallel": "fsdp"}},
+        "media-ddp": {"recipe": shows},
+        "media-fsdp": {"recipe": shows | {"parallel": "fsdp"}},
         "one-then-two": {"recipe": plain | {"parallel": "fsdp"}, "resume_from": middle},
         "dropout": {"recipe": dropped},
         "dropout-again": {"recipe": dropped, "resume_from": str(runs / "dropout-again/step-00000003")}
@@ -158,6 +177,19 @@ def test_two_processes_take_the_steps_of_one(pair, job, optimizer):
 def test_a_run_of_two_processes_is_that_of_one(pair, job):
     assert pair.found[job] == [{"applied": 6, "stopped": False, "main": rank == 0} for rank in range(2)]
     assert_close_runs(pair.runs / ("one-muon" if job == "muon" else "one"), pair.runs / job)
+
+
+@pytest.mark.parametrize("job", ["media-ddp", "media-fsdp"])
+def test_two_processes_see_and_hear_what_one_does(pair, job):
+    """Some micro-batches hold no pictures or no sounds, so an encoder is at work in one process only."""
+    assert pair.found[job] == [{"applied": 6, "stopped": False, "main": rank == 0} for rank in range(2)]
+    one, two = (read_lines(pair.runs / run / "metrics.jsonl") for run in ("one-media", job))
+    assert_close_runs(pair.runs / "one-media", pair.runs / job)
+    for a, b in zip(one, two, strict=True):
+        for name in ("ctc", "contrastive"):
+            assert (name in a) == (name in b)
+            assert a.get(name, 0) == pytest.approx(b.get(name, 0), rel=1e-4)
+    assert sum("ctc" in line for line in one) > 2 and sum("contrastive" in line for line in one) > 2
 
 
 def test_two_processes_go_on_from_the_checkpoint_of_one(pair):
