@@ -3,8 +3,8 @@
 python runs/prepare_media.py DATA OUT
 
 writes OUT/{see,hear,text,pairs}/{train,val}/SET.jsonl, one conversation a line whose parts name files in the
-archives of DATA, OUT/mnist-{train,val}.zip with the digits as PNG, and the recipes OUT/{see,hear,omni,omni-text}.json
-that extend the bundled ones with these files: `muomni train OUT/see.json`.
+archives of DATA, and OUT/mnist-{train,val}.zip with the digits as PNG. With runs/media as OUT they are what the
+recipes in runs/stages read; `runs/train_media.py` trains those one behind the other.
 
 Questions come in several wordings and, for emoji, also with four choices; choices are names of training pictures,
 so `eval/emoji_names` is asked in a form that training has. Everything is drawn from fixed seeds.
@@ -70,35 +70,6 @@ def main() -> None:
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
                     count += 1
             print(f"{target.relative_to(out)}: {count} rows")
-    write_recipes(out)
-
-
-def write_recipes(out: Path) -> None:
-    """Recipes that extend the bundled ones with the files above; weights balance the sets of a mixture."""
-
-    def sources(part: str, *wanted: tuple[str, float]) -> list[Row]:
-        # A set is measured once however often it is read in training.
-        return [
-            {"path": str(out / kind.split("/")[0] / part / f"{kind.split('/')[1]}.jsonl")}
-            | ({"weight": weight} if part == "train" and weight != 1 else {})
-            for kind, weight in wanted
-        ]
-
-    see = (("see/mnist", 1), ("see/emoji", 2), ("see/emoji_choices", 2), ("see/flags", 1), ("see/nlvr", 1),
-           ("see/nlvr_contents", 1))  # fmt: skip
-    hear = (("hear/fsdd", 1), ("hear/voice_prompts", 2), ("hear/librispeech", 4), ("hear/ljspeech", 4))
-    text = (("text/tinystories", 1), ("text/instructions", 1), ("text/trivia", 1))
-    mixtures = {"see": see, "hear": hear, "omni": (*see, *hear, ("pairs/digits", 1), *text), "omni-text": text}
-    for name, mixture in mixtures.items():
-        recipe = {
-            "extends": f"{name.split('-')[0]}-tiny",
-            "name": name,
-            "data": {"train": sources("train", *mixture), "val": sources("val", *mixture)},
-        }
-        if name == "omni-text":  # the same text, weights and order of learning without pictures and sounds
-            recipe["model"] = {"vision": None, "audio": None}
-            recipe["losses"] = {"ctc": 0.0, "contrastive": 0.0}
-        (out / f"{name}.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
 
 
 def read_rows(path: Path) -> Iterator[Row]:
