@@ -153,6 +153,7 @@ def contrastive_flops(image_size: int, text_size: int, size: int, pictures: int,
         size: of the shared space.
         pictures, captions: how many.
     """
+    pictures, captions = row_length(pictures), row_length(captions)
     embedding = 2 * captions * text_size * size
     others = 2 * pictures * image_size * size + 2 * captions * size * size + 2 * captions * captions * size
     return Flops(embedding + others, leaves=embedding)

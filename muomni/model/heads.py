@@ -60,7 +60,7 @@ class CtcHead(nn.Module):
         rows = _padded_places(counts, transcripts.clips, tokens.device)
         # The loss wants (steps, C, classes), padded to the longest; other clips are not computed.
         flat = rows.flatten()
-        spelt = self.spell(F.pad(tokens[flat], (0, 0, 0, row_length(len(flat)) - len(flat))))[: len(flat)]
+        spelt = self.spell(_filled(tokens[flat]))[: len(flat)]
         logits = _wide(spelt).view(len(lengths), -1, CLASSES)
         losses = F.ctc_loss(
             logits.log_softmax(-1).transpose(0, 1),
@@ -130,8 +130,9 @@ class ContrastiveHead(nn.Module):
         chosen = torch.tensor(captions.images)
         images = self.images(tokens, counts)[moved(chosen, tokens.device)]
         texts = self.texts(embeddings, captions.lengths)
-        scores = images @ texts.T * self.scale
-        own = torch.eye(len(chosen), dtype=torch.bool, device=scores.device)
+        count = len(chosen)
+        scores = (_filled(images) @ _filled(texts).T)[:count, :count] * self.scale
+        own = torch.eye(count, dtype=torch.bool, device=scores.device)
         equal = captions.groups[:, None] == captions.groups
         scores = scores.masked_fill(equal & ~own, float("-inf"))
         places = torch.arange(len(chosen), device=scores.device)
@@ -146,7 +147,7 @@ class ContrastiveHead(nn.Module):
     def images(self, tokens: Tensor, counts: Sequence[int]) -> Tensor:
         """(pictures, E) fp32 directions of length 1; arguments as in `forward`."""
         _check_counts(tokens, counts)
-        return _directions(self.image(_means(tokens, counts)))
+        return _directions(self.image(_filled(_means(tokens, counts)))[: len(counts)])
 
     def texts(self, embeddings: Tensor, lengths: Sequence[int]) -> Tensor:
         """(captions, E) fp32 directions of length 1.
@@ -158,11 +159,16 @@ class ContrastiveHead(nn.Module):
         _check_counts(embeddings, lengths)
         means = _means(embeddings.detach(), lengths)
         # Embeddings start at 0.02: brought to the size that the layers were made for.
-        return _directions(self.text(F.layer_norm(means, means.shape[-1:])))
+        return _directions(self.text(_filled(F.layer_norm(means, means.shape[-1:])))[: len(lengths)])
 
 
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
+
+
+def _filled(x: Tensor) -> Tensor:
+    """(N, D) rows and as many zeros as make one of few lengths; see `row_length`."""
+    return F.pad(x, (0, 0, 0, row_length(x.shape[0]) - x.shape[0]))
 
 
 def _directions(x: Tensor) -> Tensor:
