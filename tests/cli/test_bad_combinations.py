@@ -58,7 +58,7 @@ def test_it_is_refused_before_anything_is_allocated(monkeypatch, tmp_path, capsy
 
     monkeypatch.setattr(OmniModel, "__init__", must_not)
     monkeypatch.setattr(run_module, "prepare_tokenizer", must_not)
-    monkeypatch.setattr(run_module, "prepare", must_not)
+    monkeypatch.setattr(run_module, "prepare_rows", must_not)
     monkeypatch.setattr(adam8bit, "find_spec", lambda name: name)
     machine(monkeypatch)
     (tmp_path / "text.txt").write_text("A few words. " * 100)
