@@ -65,6 +65,9 @@ def opened(source: Source) -> Iterator[BinaryIO]:
         yield file
 
 
+_PIECE = 1 << 20
+
+
 def open_bytes(source: Source, limit: int = MAX_BYTES) -> bytes:
     """All bytes of the source.
 
@@ -74,10 +77,15 @@ def open_bytes(source: Source, limit: int = MAX_BYTES) -> bytes:
     if isinstance(source, bytes):
         return source
     with opened(source) as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
-        raise MediaError(f"{name_of(source)}: is larger than {limit >> 20} MB")
-    return content
+        # In pieces: asked for all at once, a reader makes room for the limit first, whatever the file's size.
+        pieces: list[bytes] = []
+        size = 0
+        while part := file.read(_PIECE):
+            size += len(part)
+            if size > limit:
+                raise MediaError(f"{name_of(source)}: is larger than {limit >> 20} MB")
+            pieces.append(part)
+    return b"".join(pieces)
 
 
 def _open_file(path: str) -> BinaryIO:
