@@ -47,3 +47,7 @@ class EngineError(MuOmniError):
 
 class BusyError(EngineError):
     """As many requests as may are waiting already."""
+
+
+class SpeechError(MuOmniError):
+    """A text that could not be spoken: it has nothing to say, or the speech came to no end; says what and where."""

@@ -86,13 +86,13 @@ def why_not(model: OmniModel, cache: SlotCache) -> str | None:
     if model.thinker.training and model.config.thinker.dropout > 0:
         return "the model is in training mode, with dropout"
     for name, module in model.thinker.named_modules(prefix="thinker"):
-        fault = _fault(module)
+        fault = unknown_layer(module)
         if fault:
             return f"{name}: {fault}"
     return None
 
 
-def _fault(module: nn.Module) -> str | None:
+def unknown_layer(module: nn.Module) -> str | None:
     # Exact types: a subclass or a wrapper, such as LoRA's, computes something else.
     if type(module) not in _KNOWN:
         return f"the native decoder does not know a {type(module).__name__}"
@@ -117,7 +117,7 @@ def _weights(model: OmniModel) -> DecoderWeights:
         embed=_matrix(thinker.embed_tokens),
         head=_matrix(thinker.lm_head),
         final_norm=_norm(thinker.norm),
-        layers=tuple(_layer(block) for block in blocks),
+        layers=tuple(layer_weights(block) for block in blocks),
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
         head_dim=config.head_dim,
@@ -125,7 +125,7 @@ def _weights(model: OmniModel) -> DecoderWeights:
     )
 
 
-def _layer(block: Block) -> LayerWeights:
+def layer_weights(block: Block) -> LayerWeights:
     attention, mlp = block.self_attn, block.mlp
     return LayerWeights(
         input_norm=_norm(block.input_layernorm),
