@@ -5,62 +5,14 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from muomni.config.base import Frozen, Positive, PositiveInt, Probability, conflict
+from muomni.config.codec import CodecConfig
+from muomni.config.talker import TalkerConfig
+from muomni.config.thinker import ThinkerConfig as ThinkerConfig
 from muomni.config.towers import SiglipConfig, WhisperConfig
 from muomni.errors import ConfigError
 
 PresetName = Literal["nano", "tiny", "small", "base"]
 PRESET_NAMES: tuple[PresetName, ...] = get_args(PresetName)
-
-
-class ThinkerConfig(Frozen):
-    """The language model: a dense Qwen3 decoder (Qwen3 technical report, arXiv:2505.09388).
-
-    Attributes:
-        vocab_size: rows of the embedding, V.
-        hidden_size: width of the residual stream, D.
-        intermediate_size: width of the SwiGLU hidden layer.
-        num_hidden_layers: blocks, L.
-        num_attention_heads: query heads, H.
-        num_key_value_heads: key and value heads, K; divides H (grouped-query attention).
-        head_dim: width of one head; even, since rotary embedding turns pairs. Need not be D / H.
-        max_position_embeddings: the context, in tokens.
-        rope_theta: base of the rotary frequencies.
-        rms_norm_eps: added to the mean square in every RMSNorm.
-        tie_word_embeddings: the output head is the embedding itself.
-        dropout: probability on both residual branches, in training only.
-        initializer_range: standard deviation of the initial weights.
-    """
-
-    vocab_size: PositiveInt = 8192
-    hidden_size: PositiveInt
-    intermediate_size: PositiveInt
-    num_hidden_layers: PositiveInt
-    num_attention_heads: PositiveInt
-    num_key_value_heads: PositiveInt
-    head_dim: PositiveInt
-    max_position_embeddings: PositiveInt = 1024
-    rope_theta: Positive = 10_000.0
-    rms_norm_eps: Positive = 1e-6
-    tie_word_embeddings: bool = True
-    dropout: Probability = 0.0
-    initializer_range: Positive = 0.02
-
-    @model_validator(mode="after")
-    def _heads_fit(self) -> "ThinkerConfig":
-        if self.num_attention_heads % self.num_key_value_heads:
-            groups = f"must be a multiple of num_key_value_heads ({self.num_key_value_heads})"
-            raise conflict("num_attention_heads", self.num_attention_heads, groups)
-        if self.head_dim % 2:
-            raise conflict("head_dim", self.head_dim, "must be even: rotary embedding turns pairs")
-        return self
-
-    def num_parameters(self) -> int:
-        """Parameters of the Thinker, a tied head counted once."""
-        attention = self.hidden_size * self.head_dim * 2 * (self.num_attention_heads + self.num_key_value_heads)
-        norms = 2 * self.hidden_size + 2 * self.head_dim
-        block = attention + 3 * self.hidden_size * self.intermediate_size + norms
-        embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
-        return embeddings + self.num_hidden_layers * block + self.hidden_size
 
 
 class _Blocks(Frozen):
@@ -196,6 +148,8 @@ class OmniConfig(Frozen):
         audio: the audio encoder; null: the model hears nothing.
         image_token_id: the token in whose place a token of a picture comes; needed with `vision`.
         audio_token_id: the token in whose place a token of a clip comes; needed with `audio`.
+        talker: the part that speaks; null: the model does not speak.
+        codec: of the speech; given exactly if `talker` is.
     """
 
     model_type: Literal["muomni"] = "muomni"
@@ -209,6 +163,23 @@ class OmniConfig(Frozen):
     ) = None
     image_token_id: int | None = None
     audio_token_id: int | None = None
+    talker: TalkerConfig | None = None
+    codec: CodecConfig | None = None
+
+    @model_validator(mode="after")
+    def _talker_fits(self) -> "OmniConfig":
+        if (self.talker is None) != (self.codec is None):
+            raise conflict("codec", self.codec, "must be given exactly if talker is")
+        if self.talker is None or self.codec is None:
+            return self
+        if self.talker.thinker_layer > self.thinker.num_hidden_layers:
+            blocks = f"must be at most the Thinker's {self.thinker.num_hidden_layers} blocks"
+            raise conflict("talker.thinker_layer", self.talker.thinker_layer, blocks)
+        for name in ("num_codebooks", "codebook_size"):
+            own, wanted = getattr(self.talker, name), getattr(self.codec, name)
+            if own != wanted:
+                raise conflict(f"talker.{name}", own, f"must be the codec's, {wanted}")
+        return self
 
     @model_validator(mode="after")
     def _placeholders_fit(self) -> "OmniConfig":
@@ -240,6 +211,13 @@ class OmniConfig(Frozen):
             audio=None if audio is None else audio.model_dump(),
             image_token_id=None if vision is None else image_token_id,
             audio_token_id=None if audio is None else audio_token_id,
+        )
+
+    def with_speech(self, talker: TalkerConfig | None, codec: CodecConfig | None) -> "OmniConfig":
+        """The same with this Talker and codec, or with none, in the place of any that were there."""
+        return self.replace(
+            talker=None if talker is None else talker.model_dump(),
+            codec=None if codec is None else codec.model_dump(),
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,0 +1,62 @@
+"""Sentences and how they were spoken, as the Talker learns from them.
+
+Legend: S sentences, U units of the longest, N tokens of all, F frames of all, K codebooks.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from muomni.model.media import moved
+
+
+@dataclass(frozen=True)
+class SpeechBatch:
+    """Sentences with their speech.
+
+    Attributes:
+        ids: (N,) int64, the Thinker's tokens of all sentences, one sentence behind the other.
+        id_lengths: tokens of each sentence, at least 1; known on the host.
+        units: (S, U) int64, see `units`; PAD behind the end of a sentence.
+        unit_lengths: units of each sentence, BEGIN and END included.
+        words: (S, U) int64, the place in `ids` of the last token of the unit's word; 0 in padding.
+        codes: (F, K) int64 of the codec, frames of all sentences, one sentence behind the other.
+        pointers: (F,) int64, the unit of its sentence that a frame speaks.
+        moves: (F,) int64, how many units the pointer moves to the next frame; `TalkerConfig.stop` on a sentence's last.
+        frames: of each sentence, at least 1; known on the host.
+        voices: (S,) int64, numbers of `TalkerConfig.voices`.
+        bad: descriptions of pairs that could not be read and are not in the batch.
+    """
+
+    ids: Tensor
+    id_lengths: tuple[int, ...]
+    units: Tensor
+    unit_lengths: tuple[int, ...]
+    words: Tensor
+    codes: Tensor
+    pointers: Tensor
+    moves: Tensor
+    frames: tuple[int, ...]
+    voices: Tensor
+    bad: tuple[str, ...] = ()
+
+    @property
+    def num_frames(self) -> int:
+        """F."""
+        return sum(self.frames)
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same on a device; to a GPU the copy runs beside the computation."""
+        place = torch.device(device)
+        return replace(
+            self,
+            ids=moved(self.ids, place),
+            units=moved(self.units, place),
+            words=moved(self.words, place),
+            codes=moved(self.codes, place),
+            pointers=moved(self.pointers, place),
+            moves=moved(self.moves, place),
+            voices=moved(self.voices, place),
+        )
