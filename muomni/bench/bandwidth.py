@@ -4,13 +4,15 @@ import time
 from typing import Any
 
 _BYTES = 256 << 20
+# So much more than a GPU's caches hold, and than its launches take.
+_GPU_BYTES = 2 << 30
 _REPEATS = 4
 
 
 class Bandwidth:
-    """Reads 256 MiB of random numbers, for `muomni.bench.worker`; a host may keep equal pages only once.
+    """Reads 256 MiB of random numbers (a GPU 2 GiB), for `muomni.bench.worker`; a host may keep equal pages only once.
 
-    The buffer is numpy's, which asks the system for huge pages: with them reading is fastest, so the share of
+    On a CPU the buffer is numpy's, which asks the system for huge pages: with them reading is fastest, so the share of
     the bandwidth that a case reaches is not flattered.
 
     Args:
@@ -22,8 +24,14 @@ class Bandwidth:
         import torch
 
         torch.set_num_threads(threads)
+        if torch.cuda.is_available():
+            self._bytes = _GPU_BYTES
+            self._buffer = torch.rand(self._bytes // 4, device="cuda")
+            self.first: dict[str, Any] = {}
+            return
+        self._bytes = _BYTES
         self._buffer = torch.from_numpy(np.random.default_rng(0).random(_BYTES // 4, dtype=np.float32))
-        self.first: dict[str, Any] = {}
+        self.first = {}
 
     def turn(self) -> dict[str, Any]:
         """`gb_per_s`: the best of a few reads by each of two kernels, in 10⁹ bytes."""
@@ -32,8 +40,8 @@ class Bandwidth:
         best = float("inf")
         for _ in range(_REPEATS):
             began = time.perf_counter()
-            torch.dot(self._buffer, self._buffer)
+            float(torch.dot(self._buffer, self._buffer))  # waits for the device
             middle = time.perf_counter()
-            self._buffer.max()
+            float(self._buffer.max())
             best = min(best, middle - began, time.perf_counter() - middle)
-        return {"gb_per_s": _BYTES / best / 1e9}
+        return {"gb_per_s": self._bytes / best / 1e9}

@@ -10,12 +10,13 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 
 from muomni.accel import allocator, attention, recompute
 from muomni.accel import compile as compilation
 from muomni.accel.attention import BackendName
 from muomni.accel.device import pick_device
+from muomni.accel.memory import storage_bytes
 from muomni.accel.precision import Precision, pick_precision
 from muomni.bench import media_rows
 from muomni.config import AudioConfig, OmniConfig, ThinkerConfig, VisionConfig
@@ -146,6 +147,7 @@ class Built:
         step: one optimizer step; returns the loss, on the device.
         renew: draws the rows of the next step, where each step has its own.
         flops: floating-point operations of a step on the rows of now; see `model.flops`.
+        optimizers: whose state is counted as memory.
     """
 
     model: nn.Module
@@ -153,6 +155,7 @@ class Built:
     step: Callable[[], Tensor]
     renew: Callable[[], None]
     flops: Callable[[], int]
+    optimizers: Sequence[Optimizer]
 
 
 def check(case: TrainCase) -> None:
@@ -222,7 +225,7 @@ def build(case: TrainCase) -> Built:
         return sum(_flops(config, batch, list(case.losses)) for batch in batches)
 
     renew()
-    return Built(model, backward, lambda: step(batches).loss, renew, flops)
+    return Built(model, backward, lambda: step(batches).loss, renew, flops, optimizers)
 
 
 def _media_batch(case: TrainCase, number: int) -> Batch:
@@ -338,13 +341,15 @@ def _transformers(case: TrainCase, ids: Tensor, precision: Precision) -> Built:
     def flops() -> int:
         return _flops(OmniConfig(thinker=case.thinker), _rows(ids, 0), ())
 
-    return Built(model, backward, step, lambda: None, flops)
+    return Built(model, backward, step, lambda: None, flops, [optimizer])
 
 
 def fingerprint_gradients(built: Built) -> dict[str, Any]:
-    """One backward pass, as a digest and a sketch that two processes can compare; leaves no gradients."""
+    """One backward pass, as a digest and a sketch that two processes can compare, and `bytes`; leaves no gradients."""
     built.backward()
-    found = fingerprint(parameter.grad for parameter in built.model.parameters())
+    gradients = [parameter.grad for parameter in built.model.parameters()]
+    found = fingerprint(gradients) | {"bytes": storage_bytes(grad for grad in gradients if grad is not None)}
+    del gradients
     built.model.zero_grad(set_to_none=True)
     return found
 
@@ -373,15 +378,26 @@ def fingerprint(tensors: Iterable[Tensor | None]) -> dict[str, Any]:
     return {"sha256": digest.hexdigest(), "sketch": sketch.tolist()}
 
 
+def memory_in_use() -> int:
+    """Bytes now: allocated by torch on a GPU, resident in the process on a CPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.memory_allocated()
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
 class TrainSubject:
     """A case for `muomni.bench.worker`; a turn takes `steps` optimizer steps.
 
     Attributes:
         first: `first_step_s`, of building, compiling and the first step; the `gradients` of the first weights; with
-            `updates` what three steps changed in the weights, else None.
+            `updates` what three steps changed in the weights, else None; `memory`, bytes of `weights`, `gradients`
+            and `optimizer`, and `other`, what the process held before the model was built.
     """
 
     def __init__(self, case: TrainCase) -> None:
+        other = memory_in_use()
         began = time.perf_counter()
         built = build(case)
         self._built = built
@@ -392,6 +408,13 @@ class TrainSubject:
         for _ in range(_WARM_UP_STEPS):
             built.renew()
             float(built.step())
+        states = [state for optimizer in built.optimizers for state in optimizer.state.values()]
+        self.first["memory"] = {
+            "weights": storage_bytes([*built.model.parameters(), *built.model.buffers()]),
+            "gradients": gradients.pop("bytes"),
+            "optimizer": storage_bytes(v for state in states for v in state.values() if isinstance(v, Tensor)),
+            "other": other,
+        }
         if before is not None:
             after = fingerprint(built.model.parameters())
             after["sketch"] = [b - a for a, b in zip(before["sketch"], after["sketch"], strict=True)]

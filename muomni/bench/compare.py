@@ -3,11 +3,12 @@
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from muomni.bench.cases import TrainCase
-from muomni.bench.process import CaseProcess
+from muomni.bench.process import CaseProcess, RefusedError
 
 Verdict = Literal["faster", "slower", "no difference"]
 
@@ -68,62 +69,100 @@ def compare(
         baseline: index of the case the others are compared with.
         say: told what is going on.
     """
-    speeds: list[list[float]] = [[] for _ in cases]
-    flops: list[list[float]] = [[] for _ in cases]
-    peaks = [0.0] * len(cases)
-    workers: list[CaseProcess] = []
-    try:
-        for case in cases:
-            say(f"setting up {case.name}")
-            worker = CaseProcess("train", case.name, case.model_dump(mode="json"))
-            workers.append(worker)
-        for turn in range(rounds):
-            for index, worker in enumerate(workers):
-                answer = worker.ask({"steps": steps})
-                speeds[index].append(cases[index].tokens / statistics.median(answer["times_s"]))
-                flops[index].append(statistics.mean(answer["flops"]) / cases[index].tokens)
-                peaks[index] = max(peaks[index], answer["peak_bytes"] / 2**20)
-            say(f"round {turn + 1} of {rounds}")
-    finally:
-        for worker in workers:
-            worker.close()
-    figures = [_Figures(speeds[i], peaks[i], workers[i], statistics.mean(flops[i])) for i in range(len(cases))]
-    return [
-        _measured(case.name, own, figures[baseline], i == baseline)
-        for i, (case, own) in enumerate(zip(cases, figures, strict=True))
-    ]
+    taken = take_turns(cases, rounds, steps, say)
+    base = taken[cases[baseline].name]
+    return [measured(name, own, base) for name, own in taken.items()]
 
 
 @dataclass(frozen=True)
-class _Figures:
-    """What a case's rounds gave."""
+class Figures:
+    """What a case's rounds gave.
+
+    Attributes:
+        speeds: tokens/s, one a round.
+        peak_mib: peak memory while stepping.
+        first: what setting it up gave, see `cases.TrainSubject`.
+        flops_per_token: see `Measured`.
+    """
 
     speeds: list[float]
-    peak: float
-    worker: CaseProcess
+    peak_mib: float
+    first: dict[str, Any]
     flops_per_token: float
 
 
-def _measured(name: str, own: _Figures, base: _Figures, is_baseline: bool) -> Measured:
+def take_turns(
+    cases: Sequence[TrainCase],
+    rounds: int,
+    steps: int,
+    say: Callable[[str], None] = lambda _: None,
+    refused: dict[str, str] | None = None,
+    enough: Callable[[int], bool] = lambda _: False,
+) -> dict[str, Figures]:
+    """Runs the cases in turns, each turn beginning with another case; see `compare`.
+
+    Args:
+        cases: of different names.
+        refused: where given, a case that cannot be set up here is left out, and noted in it with the reason.
+        enough: told after each turn how many there were; true ends the measurement before all rounds are taken.
+
+    Returns:
+        By name, all with the same number of rounds.
+    """
+    taken: dict[str, list[dict[str, Any]]] = {}
+    workers: list[tuple[TrainCase, CaseProcess]] = []
+    with ExitStack() as stack:
+        for case in cases:
+            say(f"setting up {case.name}")
+            try:
+                worker = stack.enter_context(CaseProcess("train", case.name, case.model_dump(mode="json")))
+            except RefusedError as error:
+                if refused is None:
+                    raise
+                refused[case.name] = error.reason
+                continue
+            workers.append((case, worker))
+            taken[case.name] = []
+        for turn in range(rounds if workers else 0):
+            for place in range(len(workers)):
+                case, worker = workers[(turn + place) % len(workers)]
+                taken[case.name].append(worker.ask({"steps": steps}))
+            say(f"round {turn + 1} of {rounds}")
+            if enough(turn + 1):
+                break
+    return {case.name: _figures(case, worker.first, taken[case.name]) for case, worker in workers}
+
+
+def _figures(case: TrainCase, first: dict[str, Any], turns: Sequence[dict[str, Any]]) -> Figures:
+    return Figures(
+        [case.tokens / statistics.median(turn["times_s"]) for turn in turns],
+        max(turn["peak_bytes"] for turn in turns) / 2**20,
+        first,
+        statistics.mean(statistics.mean(turn["flops"]) for turn in turns) / case.tokens,
+    )
+
+
+def measured(name: str, own: Figures, base: Figures) -> Measured:
+    """A case's figures beside those of the case that it is compared with, which may be itself."""
     speeds = own.speeds
     ratios = [speed / other for speed, other in zip(speeds, base.speeds, strict=True)]
-    gradients, reference = own.worker.first["gradients"], base.worker.first["gradients"]
-    updates, reference_updates = own.worker.first.get("updates"), base.worker.first.get("updates", {})
+    gradients, reference = own.first["gradients"], base.first["gradients"]
+    updates, reference_updates = own.first.get("updates"), base.first.get("updates", {})
     quartiles = statistics.quantiles(speeds, n=4) if len(speeds) > 1 else [speeds[0]] * 3
     return Measured(
         name=name,
         tokens_per_s=statistics.median(speeds),
         low=quartiles[0],
         high=quartiles[2],
-        peak_mib=own.peak,
-        first_step_s=own.worker.first["first_step_s"],
+        peak_mib=own.peak_mib,
+        first_step_s=own.first["first_step_s"],
         ratio=statistics.median(ratios),
         ratio_low=min(ratios),
         ratio_high=max(ratios),
-        memory_ratio=own.peak / base.peak,
+        memory_ratio=own.peak_mib / base.peak_mib,
         gradients_equal=gradients["sha256"] == reference["sha256"],
         gradient_error=_error(gradients, reference),
-        verdict="no difference" if is_baseline else verdict_of(ratios),
+        verdict="no difference" if own is base else verdict_of(ratios),
         updates_equal=None if updates is None else updates["sha256"] == reference_updates["sha256"],
         update_error=None if updates is None else _error(updates, reference_updates),
         flops_per_token=own.flops_per_token,

@@ -73,6 +73,7 @@ class Decoding:
         call_ratio: speed of whole calls over the baseline's, median of the rounds' own.
         verdict: a difference is claimed only where all rounds agree on it.
         settings: versions and choices of the library.
+        speeds: `decode_per_s` of each round.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Decoding:
     call_ratio: float
     verdict: Verdict
     settings: str
+    speeds: tuple[float, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -141,8 +143,9 @@ def measure(
     reference: Reference,
     rounds: int,
     say: Callable[[str], None] = lambda _: None,
+    enough: Callable[[int], bool] = lambda _: False,
 ) -> Comparison:
-    """Measures a group in turns: A B C, A B C, ...
+    """Measures a group in turns: A B C, B C A, ...
 
     Args:
         group: at least one case; all of them have the same task and threads.
@@ -150,6 +153,7 @@ def measure(
         reference: what tokens are held to.
         rounds: turns; each gives one figure per case.
         say: told what is going on.
+        enough: told after each turn how many there were; true ends the measurement before all rounds are taken.
 
     Raises:
         MuOmniError: no case could be measured.
@@ -166,9 +170,12 @@ def measure(
         speeds = []
         for turn in range(rounds):
             speeds.append(memory.ask({})["gb_per_s"])
-            for one in opened:
+            for place in range(len(opened)):
+                one = opened[(turn + place) % len(opened)]
                 one.turns.append(one.process.ask({}))
             say(f"round {turn + 1} of {rounds}")
+            if enough(turn + 1):
+                break
         foreign = load.foreign()
     bandwidth = statistics.median(speeds)
     figures = tuple(_figures(one, opened[0], task, thinker, bandwidth) for one in opened)
@@ -254,6 +261,7 @@ def _figures(own: _Open, base: _Open, task: Task, thinker: ThinkerConfig, bandwi
         call_ratio=statistics.median(call_ratios),
         verdict="no difference" if own is base else verdict_of(ratios),
         settings=first["settings"],
+        speeds=tuple(decode),
     )
 
 

@@ -36,6 +36,7 @@ class InferCase(Frozen):
             anything is timed, which is part of the time to load and of the first run.
         attention: backend of eager steps.
         threads: of the computation.
+        calls: the public call is timed too, of cases that have one.
         forced: file of the reference's tokens and logits to be compared with; empty for none.
     """
 
@@ -49,6 +50,7 @@ class InferCase(Frozen):
     runner: Literal["auto", "eager", "native", "compiled"] = "auto"
     attention: Literal["sdpa", "reference", "flex"] = "sdpa"
     threads: int
+    calls: bool = True
     forced: str = ""
 
 

@@ -14,7 +14,7 @@ from muomni import __version__
 from muomni.accel import attention
 from muomni.api import MuOmni
 from muomni.bench.infer_cases import Decoded, InferCase, Task
-from muomni.errors import ConfigError
+from muomni.errors import ConfigError, EngineError
 from muomni.infer import Runner, SamplingParams, compiled, make_runner
 from muomni.infer.generate import next_tokens
 from muomni.model import SlotCache
@@ -45,14 +45,15 @@ class Ours:
         attention.apply(model, attention.pick_attention(case.attention, model.device, model.dtype, head_dim))
         self._model = model
         self._runner: Runner | None = None
+        note = ""
         if case.cache != "off":
             cache = SlotCache(model.config.thinker, case.batch, task.length, model.dtype, model.device)
-            self._runner = _make_runner(case, model, cache, task.length)
-            if case.runner == "auto":
+            self._runner, note = make_case_runner(case, model, cache, task.length)
+            if case.runner == "auto" and case.calls:
                 self._rows = case.batch
                 self._texts = itertools.cycle(task.texts)
                 self.call = self._call
-        runner = "plain loop" if self._runner is None else f"{type(self._runner).__name__} {self._runner.note}".strip()
+        runner = "plain loop" if self._runner is None else f"{type(self._runner).__name__} {note}".strip()
         self.settings = f"muomni {__version__}, torch {torch.__version__}, {runner}"
 
     @torch.inference_mode()
@@ -115,13 +116,24 @@ class Ours:
         return seconds
 
 
-def _make_runner(case: InferCase, model: MuOmni, cache: SlotCache, length: int) -> Runner:
+def make_case_runner(case: InferCase, model: MuOmni, cache: SlotCache, length: int) -> tuple[Runner, str]:
+    """The runner that the case names, ready, and what is to be known of it: why it is no faster one, where it is not.
+
+    Raises:
+        ConfigError: the named runner cannot be had here.
+    """
     if case.runner == "compiled":  # nothing may be compiled in the background while it is timed
         if (missing := compiled.why_not(cache)) is not None:
             raise ConfigError(f"the compiled runner cannot be had: {missing}")
         runner = compiled.CompiledRunner(model, cache, background=False)
         runner.prepare(case.batch, length)
-        return runner
+        return runner, runner.note
     runners = make_runner(model, cache, case.runner)
-    later = None if runners.later is None else runners.later.result()
-    return runners.now if later is None else later
+    try:
+        later = None if runners.later is None else runners.later.result()
+    except EngineError as error:  # told late that it cannot be made, for example by a compiler that fails
+        return runners.now, str(error)
+    runner = runners.now if later is None else later
+    if isinstance(runner, compiled.CompiledRunner):
+        runner.prepare(case.batch, length)
+    return runner, runner.note or runners.note

@@ -205,6 +205,13 @@ class Files:
         self.folder = folder
         self._work = work
 
+    @property
+    def is_int8(self) -> bool:
+        """Whether the folder itself holds int8 weights."""
+        from muomni.model.folder import read_quantization
+
+        return read_quantization(self.folder) == "int8"
+
     def form(self, form: Form) -> Path:
         """The folder or file of this form.
 
@@ -213,6 +220,8 @@ class Files:
         """
         if form.startswith("ct2"):
             self.form("hf")
+        if form == "int8" and self.is_int8:
+            return self.folder
         target = self._work / (f"{form}.gguf" if form.startswith("gguf") else form)
         if not target.exists():
             partial = target.with_name(f".partial-{target.name}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -10,7 +11,7 @@ from typing import Any, Literal, Self
 
 from muomni.errors import MuOmniError
 
-Kind = Literal["train", "infer", "judge", "bandwidth", "write"]
+Kind = Literal["train", "infer", "judge", "bandwidth", "write", "scaling", "speculation"]
 
 
 class RefusedError(MuOmniError):
@@ -80,7 +81,9 @@ class CaseProcess:
         if not line:
             code = self._process.wait()
             self._said.seek(0)
-            raise MuOmniError(f"case {self.name!r} ended with exit code {code}:\n{self._said.read()[-_SHOWN:].strip()}")
+            killed = " (killed by the system: most often memory ran out)" if code == -signal.SIGKILL else ""
+            said = self._said.read()[-_SHOWN:].strip()
+            raise MuOmniError(f"case {self.name!r} ended with exit code {code}{killed}:\n{said}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 

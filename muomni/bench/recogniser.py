@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,16 +30,20 @@ _NOISE = 0.003
 class Recogniser:
     """Writes down English speech.
 
+    Args:
+        lm: a language model as an ARPA file (`muomni.bench.ngram`), instead of the package's own for general English.
+
     Raises:
         UserError: the package `pocketsphinx` is not installed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lm: Path | None = None) -> None:
         check_installed()
         from pocketsphinx import Decoder
 
         # Features are normalised over each clip alone; "live" would carry the mean on to the next.
-        self._decoder: Any = Decoder(samprate=float(SAMPLE_RATE), loglevel="FATAL", cmn="batch")
+        settings: dict[str, Any] = {"samprate": float(SAMPLE_RATE), "loglevel": "FATAL", "cmn": "batch"}
+        self._decoder: Any = Decoder(**settings, **({} if lm is None else {"lm": str(lm)}))
 
     def transcribe(self, samples: Samples) -> str:
         """(S,) float32 at 16 kHz to words in lower case; empty where none is heard.
@@ -65,9 +70,11 @@ def check_installed() -> None:
         raise UserError("the recogniser is not installed: pip install 'muomni[eval]' (the package pocketsphinx)")
 
 
-def transcribe_all(clips: Sequence[Samples], workers: int, report: Callable[[], None] = lambda: None) -> list[str]:
+def transcribe_all(
+    clips: Sequence[Samples], workers: int, report: Callable[[], None] = lambda: None, lm: Path | None = None
+) -> list[str]:
     """Transcribes clips, (S,) float32 at 16 kHz each, in processes; the result does not depend on how many."""
-    with _transcriber(min(workers, len(clips))) as run:
+    with _transcriber(min(workers, len(clips)), lm) as run:
         heard = []
         for text in run(clips):
             heard.append(text)
@@ -76,21 +83,21 @@ def transcribe_all(clips: Sequence[Samples], workers: int, report: Callable[[], 
 
 
 @contextmanager
-def _transcriber(workers: int) -> Iterator[Callable[[Sequence[Samples]], Iterator[str]]]:
+def _transcriber(workers: int, lm: Path | None) -> Iterator[Callable[[Sequence[Samples]], Iterator[str]]]:
     if workers <= 1:
-        yield partial(map, Recogniser().transcribe)
+        yield partial(map, Recogniser(lm).transcribe)
         return
-    Recogniser()  # a missing package is told here, not by a pool that starts its processes again and again
-    with get_context("spawn").Pool(workers, initializer=_start) as pool:
+    check_installed()  # a missing package is told here, not by a pool that starts its processes again and again
+    with get_context("spawn").Pool(workers, initializer=_start, initargs=(lm,)) as pool:
         yield partial(pool.imap, _transcribe)
 
 
 _own: list[Recogniser] = []
 
 
-def _start() -> None:
+def _start(lm: Path | None) -> None:
     """In a new process: its recogniser, for all clips that it gets."""
-    _own.append(Recogniser())
+    _own.append(Recogniser(lm))
 
 
 def _transcribe(samples: Samples) -> str:

@@ -187,6 +187,7 @@ def judge(
     voice: str | None = None,
     workers: int = 1,
     heard_originals: Sequence[str] | None = None,
+    lm: Path | None = None,
     report: Callable[[str], None] = lambda what: None,
 ) -> tuple[SpeechReport, list[Spoken]]:
     """Lets a model say sentences, one after the other, and judges what is heard.
@@ -195,6 +196,7 @@ def judge(
         workers: processes of the recogniser; they start when the model has said everything, so that its times are
             undisturbed.
         heard_originals: what the recogniser wrote down of the originals, where that is known.
+        lm: the recogniser's language model, for model and originals alike; see `recogniser.Recogniser`.
         report: called with "speaking" or "listening" after each clip.
 
     Raises:
@@ -211,7 +213,7 @@ def judge(
         report("speaking")
     clips = [one.samples for one in spoken]
     clips += [] if heard_originals is not None else [sentence.original for sentence in sentences]
-    heard = transcribe_all(clips, workers, lambda: report("listening"))
+    heard = transcribe_all(clips, workers, lambda: report("listening"), lm)
     heard_first = list(heard_originals) if heard_originals is not None else heard[len(spoken) :]
     judged = [_judge_one(*each) for each in zip(sentences, spoken, heard, heard_first, strict=False)]
     texts = [sentence.text for sentence in sentences]

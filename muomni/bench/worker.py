@@ -40,6 +40,10 @@ def main() -> None:
                 answer = subject.first
             except UserError as error:  # not installed, or not to be had here: the others go on without it
                 answer = {"refused": str(error)}
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                answer = {"refused": f"memory ran out: {str(error).splitlines()[0]}"}
         else:
             reset_peak()
             answer = subject.turn(**command)
@@ -77,13 +81,35 @@ def _write(case: dict[str, Any]) -> Subject:
     return Written(**case)
 
 
+def _scaling(case: dict[str, Any]) -> Subject:
+    from muomni.bench.scaling import ScalingSubject
+
+    return ScalingSubject(**case)
+
+
+def _speculation(case: dict[str, Any]) -> Subject:
+    from muomni.bench.speculation import SpeculationSubject
+
+    return SpeculationSubject(**case)
+
+
 _OPEN: dict[str, Callable[[dict[str, Any]], Subject]] = {
     "train": _train,
     "infer": _infer,
     "judge": _judge,
     "bandwidth": _bandwidth,
     "write": _write,
+    "scaling": _scaling,
+    "speculation": _speculation,
 }
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether there was no room for a tensor; the system may also kill a process instead."""
+    torch = sys.modules.get("torch")
+    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
+        return True
+    return "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
 def reset_peak() -> None:

@@ -1,0 +1,73 @@
+"""How decode speed goes with batch size and with context: one process, one model, every point in every turn."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from muomni.api import MuOmni
+from muomni.bench.infer_cases import InferCase
+from muomni.bench.infer_ours import make_case_runner
+from muomni.infer import Runner
+from muomni.model import SlotCache
+
+# Prompts are read in pieces: attention over all of a long one at once would be the peak of memory.
+_PIECE = 256
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A runner whose cache holds `context` tokens of `batch` rows."""
+
+    batch: int
+    context: int
+    runner: Runner
+
+
+class ScalingSubject:
+    """For `muomni.bench.worker`.
+
+    Args:
+        model: a folder.
+        weights: that it holds, fp32 or int8.
+        points: (rows, tokens before the measured ones) each.
+        steps: greedy tokens of a measurement.
+        threads: of the computation.
+    """
+
+    def __init__(self, model: str, weights: str, points: Sequence[Sequence[int]], steps: int, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._steps = steps
+        loaded = MuOmni.from_pretrained(model, dtype=torch.float32)
+        self._points = [self._fill(loaded, batch, context, weights, threads) for batch, context in points]
+        self.first: dict[str, Any] = {}
+        self.turn()
+
+    @torch.inference_mode()
+    def _fill(self, model: MuOmni, batch: int, context: int, weights: str, threads: int) -> _Point:
+        thinker, length = model.config.thinker, context + self._steps
+        cache = SlotCache(thinker, batch, length, model.dtype, model.device)
+        case = InferCase.model_validate(
+            {"name": "scaling", "model": "", "task": "", "weights": weights, "batch": batch, "threads": threads}
+        )
+        runner, _ = make_case_runner(case, model, cache, length)
+        draw = torch.Generator().manual_seed(0)
+        for row in range(batch):
+            for start in range(0, context, _PIECE):
+                positions = torch.arange(start, min(start + _PIECE, context))
+                tokens = torch.randint(thinker.vocab_size, positions.shape, generator=draw)
+                runner.forward(tokens, torch.full_like(positions, row), positions, torch.tensor([len(tokens) - 1]))
+        return _Point(batch, context, runner)
+
+    @torch.inference_mode()
+    def turn(self) -> dict[str, Any]:
+        """`tokens_per_s` of all rows, one figure a point."""
+        found = []
+        for point in self._points:
+            rows = torch.arange(point.batch)
+            began = time.perf_counter()
+            point.runner.greedy(rows, rows, torch.full_like(rows, point.context), self._steps)
+            found.append(point.batch * self._steps / (time.perf_counter() - began))
+        return {"tokens_per_s": found}
