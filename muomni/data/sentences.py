@@ -35,7 +35,7 @@ _ORDINALS = {
 }
 _CURRENCIES = {"$": ("dollar", "cent"), "£": ("pound", "penny"), "€": ("euro", "cent")}
 _PLURALS = {"penny": "pence"}
-_TYPOGRAPHY = str.maketrans(
+TYPOGRAPHY = str.maketrans(
     {
         **dict.fromkeys("\N{LEFT SINGLE QUOTATION MARK}\N{RIGHT SINGLE QUOTATION MARK}`\N{ACUTE ACCENT}", "'"),
         **dict.fromkeys("\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}«»„", '"'),
@@ -64,11 +64,11 @@ def cut_sentences(text: str) -> Iterator[str]:
     A sentence ends at `.`, `!` or `?` with closing quotes behind it before a space; not at abbreviations
     (`Mr. Fox`), initials (`J. Smith`) and where a small letter follows (`"Stop!" he said`).
     """
-    for paragraph in re.split(r"\n\s*\n|\n(?=[\"A-Z])", text.translate(_TYPOGRAPHY)):
+    for paragraph in re.split(r"\n\s*\n|\n(?=[\"A-Z])", text.translate(TYPOGRAPHY)):
         begin = 0
         for match in _END.finditer(paragraph):
             rest = paragraph[match.end() :].lstrip()
-            if rest and (_is_abbreviation(paragraph[begin : match.start()], match[0], rest) or rest[:1].islower()):
+            if rest and (is_abbreviation(paragraph[begin : match.start()], match[0], rest) or rest[:1].islower()):
                 continue
             if sentence := " ".join(paragraph[begin : match.end()].split()):
                 yield sentence
@@ -77,7 +77,7 @@ def cut_sentences(text: str) -> Iterator[str]:
             yield rest
 
 
-def _is_abbreviation(before: str, end: str, rest: str) -> bool:
+def is_abbreviation(before: str, end: str, rest: str) -> bool:
     last = before.rpartition(" ")[2].lstrip("\"'(")
     if last.lower() in _BEFORE_NUMBERS and rest[0].isdigit():
         return end == "."
@@ -97,10 +97,10 @@ def spoken_form(sentence: str, language: str = "en") -> str | None:
     Returns:
         None for what has no clear reading: addresses, code, emoji, tables, leftover digits, no word at all.
     """
-    text = sentence.translate(_TYPOGRAPHY)
+    text = sentence.translate(TYPOGRAPHY)
     english = language.split("-")[0] == "en"
     if english:
-        text = _titles(_numbers(text))
+        text = titles_in_words(numbers_in_words(text))
     if text.count('"') % 2:
         text = text.replace('"', "")
     text = re.sub(r"\.{2,}", "...", re.sub(r"([!?])[!?]+", r"\1", text))
@@ -119,15 +119,15 @@ def spoken_form(sentence: str, language: str = "en") -> str | None:
 
 def wording(sentence: str) -> str:
     """What decides whether two sentences are the same: the words without case, accents and punctuation."""
-    plain = unicodedata.normalize("NFKD", sentence.translate(_TYPOGRAPHY).casefold())
+    plain = unicodedata.normalize("NFKD", sentence.translate(TYPOGRAPHY).casefold())
     return " ".join(_WORD.findall("".join(c for c in plain if not unicodedata.combining(c))))
 
 
-def _titles(text: str) -> str:
+def titles_in_words(text: str) -> str:
     return re.sub(r"\b(Mr|Mrs|Dr|Prof|vs|etc)\.(?=\s|$)", lambda match: _SPELLED[match[1].lower()], text)
 
 
-def _numbers(text: str) -> str:
+def numbers_in_words(text: str) -> str:
     """Numbers in English words, by what they look like; what is unclear stays as it is."""
     grouped = r"\d{1,3}(?:,\d{3})+|\d+"
     text = re.sub(rf"([$£€])({grouped})(?:\.(\d\d))?(?![\d.]\d)", _amount, text)
