@@ -77,16 +77,18 @@ def read_text_file(path: Path, spec: SourceSpec, report: Report, keep: Keep) -> 
                 if keep(number):
                     yield from _pieces(text, f"{origin}: document {number + 1}", not first, limit)
                 number, first = number + 1, True
-        # The last characters may be the beginning of a separator, so they wait.
-        done = 0
-        while len(buffer) - done > 2 * limit + len(separator):
+        done, end = 0, len(buffer)
+        if separator:
+            # The last characters may be the beginning of a separator, newlines before it no part of the document.
+            end = len(buffer[: -len(separator)].rstrip("\n"))
+        while end - done > 2 * limit:
             cut = done + _cut(buffer[done : done + limit])
-            if keep(number):
-                piece = buffer[done:cut]
-                piece = piece.lstrip("\n") if first and separator else piece
+            piece = buffer[done:cut]
+            piece = piece.lstrip("\n") if first and separator else piece
+            if piece and keep(number):
                 yield Document(piece, None, origin, final=False, divisible=divisible)
             number += divisible
-            first = False
+            first = first and not piece
             done = cut
         buffer = buffer[done:]
     if keep(number):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from data_helpers import chat, write_jsonl
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from muomni.config import SourceSpec
@@ -48,9 +48,12 @@ def test_one_giant_line_comes_in_pieces(tmp_path: Path, text: str) -> None:
 
 @given(
     parts=st.lists(st.text(st.sampled_from("ab\né "), max_size=12), max_size=12),
-    separator=st.sampled_from(["|", "<>", "\n\n"]),
+    separator=st.sampled_from(["|", "<>", "\n\n", "\n--\n"]),
     chunk=st.integers(1, 9),
 )
+@example(parts=["\n" * 5 + "a" * 5], separator="|", chunk=1)
+@example(parts=["a" * 5 + "\n" * 12, "b"], separator="|", chunk=1)
+@example(parts=["a" * 5 + "\n" * 12, "b"], separator="\n--\n", chunk=1)
 def test_separators_are_found_wherever_chunks_end(
     tmp_path_factory: pytest.TempPathFactory, parts: list[str], separator: str, chunk: int
 ) -> None:
