@@ -1,9 +1,10 @@
 """Frozen, validated configurations. Read `model` and `recipe` first."""
 
 from muomni.config.base import parse
+from muomni.config.data_spec import DataSpec, SourceSpec, SpeechDataSpec, TokenizerSpec
 from muomni.config.load import bundled_recipes, load_recipe, read_json
 from muomni.config.model import PRESET_NAMES, AudioConfig, OmniConfig, ThinkerConfig, VisionConfig, preset, towers
-from muomni.config.recipe import DataSpec, Recipe, SourceSpec, TokenizerSpec
+from muomni.config.recipe import Recipe
 from muomni.config.schema import recipe_schema
 from muomni.config.towers import SiglipConfig, WhisperConfig
 
@@ -15,6 +16,7 @@ __all__ = [
     "Recipe",
     "SiglipConfig",
     "SourceSpec",
+    "SpeechDataSpec",
     "ThinkerConfig",
     "TokenizerSpec",
     "VisionConfig",

@@ -15,6 +15,7 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 PositiveInt = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Frozen(BaseModel):

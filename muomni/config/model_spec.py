@@ -15,6 +15,7 @@ from muomni.config.model import (
     preset,
     towers,
 )
+from muomni.config.talker import TalkerSpec
 
 
 class ThinkerOverrides(Frozen):
@@ -121,6 +122,8 @@ class ModelSpec(Frozen):
         vision: true for the preset's vision encoder, or what differs from it. With `init_from`, the folder's
             own is kept, also without this; then `dropout`, the numbers of tokens and the contrastive head may differ.
         audio: likewise for the audio encoder, with `dropout`, `max_seconds` and the CTC head.
+        talker: what speaks, and the codec of its speech. With `init_from`, the folder's own is kept, also without
+            this; then `dropout`, `noise`, `state_dropout` and `stop_weight` may differ.
     """
 
     preset: PresetName | None = None
@@ -132,6 +135,7 @@ class ModelSpec(Frozen):
     audio: Annotated[AudioSpec | None, BeforeValidator(_as_tower, json_schema_input_type=bool | AudioSpec | None)] = (
         None
     )
+    talker: TalkerSpec | None = None
 
     @model_validator(mode="after")
     def _one_origin(self) -> "ModelSpec":
@@ -144,6 +148,10 @@ class ModelSpec(Frozen):
             self.build()
             self.new_vision()
             self.new_audio()
+            if self.talker is not None and self.talker.codec is None:
+                raise conflict(
+                    "talker.codec", None, "name the run or folder of a trained codec (muomni train codec-tiny)"
+                )
         return self
 
     def build(self, **more: object) -> OmniConfig:

@@ -2,175 +2,16 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
 
-from muomni.config.base import Frozen, PositiveInt, Probability, conflict
+from muomni.config.base import Fraction, Frozen, PositiveInt, Probability, conflict
 from muomni.config.codec import CodecSpec
+from muomni.config.data_spec import DataSpec, TokenizerSpec
 from muomni.config.model_spec import ModelSpec
-from muomni.config.words import Hint
 
 NonNegativeInt = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
-Part = Literal["thinker", "vision", "vision_projector", "audio", "audio_projector"]
-
-
-class TokenizerSpec(Frozen):
-    """A byte-level BPE: trained on the training data, or taken from `path`.
-
-    Attributes:
-        vocab_size: entries, special tokens included.
-        path: a folder with a `tokenizer.json`; then nothing is trained and `vocab_size` is not used.
-        max_bytes: of the training text, how much the BPE trainer reads.
-    """
-
-    vocab_size: int = Field(default=8192, ge=320, le=1_000_000)
-    path: str | None = None
-    max_bytes: int = Field(default=100_000_000, ge=1000)
-
-
-class SourceSpec(Frozen):
-    """One source of documents.
-
-    Attributes:
-        path: a file, a folder (every file of a known format below it), or a `datasets` name.
-        format: `auto` goes by the file name, also below `.gz`: `.txt`/`.md` text, `.jsonl`/`.json`
-            JSON lines, `.parquet`. `datasets` is the Hugging Face library: a name or a saved folder.
-        text_field: the column that holds a document.
-        messages_field: the column that holds a conversation; it wins where a row has both.
-        separator: in plain text, what stands between documents; without it a file is one document.
-        split: with `datasets`, which split.
-        subset: with `datasets`, which configuration of a data set that has several.
-        weight: how many times an epoch reads it, in steps of 0.05; below 1 an epoch reads another part of it
-            each time. For training only.
-    """
-
-    path: str = Field(min_length=1)
-    format: Literal["auto", "text", "jsonl", "parquet", "datasets"] = "auto"
-    text_field: str = "text"
-    messages_field: str = "messages"
-    separator: str | None = Field(default=None, min_length=1)
-    split: str = "train"
-    subset: str | None = None
-    weight: float = Field(default=1.0, ge=0.05, le=1000)
-
-    @model_validator(mode="after")
-    def _options_apply(self) -> "SourceSpec":
-        if abs(self.weight * 20 - round(self.weight * 20)) > 1e-6:
-            raise conflict("weight", self.weight, "must be a multiple of 0.05")
-        if self.separator is not None and self.format not in ("auto", "text"):
-            raise conflict("separator", self.separator, f'is for plain text, but format is "{self.format}"')
-        if self.subset is not None and self.format != "datasets":
-            raise conflict("subset", self.subset, f'needs "format": "datasets", not "{self.format}"')
-        if "split" in self.model_fields_set and self.format not in ("auto", "datasets"):
-            raise conflict("split", self.split, f'needs "format": "datasets", not "{self.format}"')
-        return self
-
-
-def _as_source(value: object) -> object:
-    if isinstance(value, str):
-        return {"path": value}
-    if isinstance(value, (dict, SourceSpec)):
-        return value
-    raise PydanticCustomError("source", 'must be a path in quotes, or an object {"path": ...}')
-
-
-def _as_list(value: object) -> object:
-    return [value] if isinstance(value, (str, dict)) else value
-
-
-Source = Annotated[SourceSpec, BeforeValidator(_as_source, json_schema_input_type=str | SourceSpec)]
-Sources = Annotated[
-    tuple[Source, ...],
-    Field(strict=False),
-    BeforeValidator(_as_list, json_schema_input_type=str | SourceSpec | list[str | SourceSpec]),
-]
-
-
-class ImageAugmentSpec(Frozen):
-    """How far pictures are changed at random in training; 0 leaves them as they are.
-
-    Attributes:
-        shift: up to this share of width and height, each way.
-        scale: larger or smaller by up to this share.
-        rotate: degrees, each way.
-        colour: brightness, contrast and saturation each by up to this share.
-        grey: probability that a picture loses its colours.
-        blur: probability of a slight blur.
-    """
-
-    shift: float = Field(default=0.0, ge=0, le=0.5)
-    scale: float = Field(default=0.0, ge=0, lt=1)
-    rotate: float = Field(default=0.0, ge=0, le=180)
-    colour: float = Field(default=0.0, ge=0, lt=1)
-    grey: Fraction = 0.0
-    blur: Fraction = 0.0
-
-
-class AudioAugmentSpec(Frozen):
-    """How far sounds are changed at random in training; 0 leaves them as they are. Loudness does not matter to
-    the features, so it is not changed.
-
-    Attributes:
-        speed: faster or slower by up to this share, the pitch with it.
-        shift: up to this many seconds of silence before the sound.
-        noise: probability of white noise, 10 to 40 dB below the sound.
-        time_masks: stretches of the spectrogram that are blanked, each up to a tenth of its length
-            (SpecAugment, arXiv:1904.08779).
-        frequency_masks: bands of it that are blanked, each up to an eighth of the bins.
-    """
-
-    speed: float = Field(default=0.0, ge=0, le=0.5)
-    shift: float = Field(default=0.0, ge=0, le=5)
-    noise: Fraction = 0.0
-    time_masks: int = Field(default=0, ge=0, le=10)
-    frequency_masks: int = Field(default=0, ge=0, le=10)
-
-
-class AugmentSpec(Frozen):
-    """Random changes of the training media; they depend on seed, epoch and document alone.
-
-    Attributes:
-        image: of pictures.
-        audio: of sounds.
-    """
-
-    image: ImageAugmentSpec = ImageAugmentSpec()
-    audio: AudioAugmentSpec = AudioAugmentSpec()
-
-
-class DataSpec(Frozen):
-    """What is learnt from.
-
-    Attributes:
-        train: sources; a plain string is a path.
-        val: sources for validation; when empty, `val_fraction` of the documents is held out.
-        val_fraction: share of documents held out, chosen by a hash of their text.
-        seq_len: tokens in a row; rows are packed full from whole documents and pieces of long ones.
-        shuffle: documents in a new seeded order each epoch.
-        cache_dir: where token caches lie; default `~/.cache/muomni/tokens`, or `$MUOMNI_CACHE/tokens`.
-        workers: threads that read and decode coming pictures and sounds; 0 does it between the steps.
-        max_bad: the run stops when more than this share of the documents has media that cannot be read.
-        augment: random changes of the pictures and sounds that are trained on.
-    """
-
-    train: Annotated[Sources, Hint("say `--set data.train=FILE`, or write it into the recipe")] = Field(min_length=1)
-    val: Sources = ()
-    val_fraction: float = Field(default=0.02, gt=0, lt=0.5)
-    seq_len: int = Field(default=512, ge=8)
-    shuffle: bool = True
-    cache_dir: str | None = None
-    workers: int = Field(default=2, ge=0, le=256)
-    max_bad: Fraction = 0.01
-    augment: AugmentSpec = AugmentSpec()
-
-    @model_validator(mode="after")
-    def _val_once(self) -> "DataSpec":
-        for number, source in enumerate(self.val):
-            if source.weight != 1:
-                raise conflict(f"val.{number}.weight", source.weight, "remove it: validation reads a source once")
-        return self
+Part = Literal["thinker", "vision", "vision_projector", "audio", "audio_projector", "talker"]
 
 
 class LossSpec(Frozen):
@@ -183,11 +24,14 @@ class LossSpec(Frozen):
             2006); per byte. Needs `model.audio.ctc`.
         contrastive: of the vision encoder alone, telling the caption of each picture from the others in the
             micro-batch (SigLIP, arXiv:2303.15343); per caption. Needs `model.vision.contrastive_size`.
+        speech: of the Talker, speaking the text of each pair of `data.speech`: its codes and how its pointer moves
+            through the text; per frame. Needs `model.talker`.
     """
 
     text: NonNegative = 1.0
     ctc: NonNegative = 0.0
     contrastive: NonNegative = 0.0
+    speech: NonNegative = 0.0
 
 
 class OptimizerSpec(Frozen):
@@ -271,7 +115,7 @@ _NOT_FOR_CODEC = (
     "on_oom",
     "parallel",
 )
-_NOT_FOR_CODEC_DATA = ("seq_len", "augment")
+_NOT_FOR_CODEC_DATA = ("speech", "seq_len", "augment")
 
 
 class Recipe(Frozen):
@@ -284,9 +128,9 @@ class Recipe(Frozen):
         tokenizer: trained on the training data, or taken from a folder.
         data: what is learnt from.
         freeze: parts that do not learn: they stay as they are, in evaluation mode, and cost no gradient. `vision`
-            and `audio` are the encoders with their heads.
-        losses: weights of the losses: the text's, and those of the encoders alone.
-        batch_size: rows in one micro-batch.
+            and `audio` are the encoders with their heads. The codec of a `talker` never learns.
+        losses: weights of the losses: the text's, those of the encoders alone, and the Talker's.
+        batch_size: rows in one micro-batch; where pairs of speech are all there is, pairs.
         gradient_accumulation_steps: micro-batches in one optimizer step; the effective batch is
             `batch_size` × this, however many processes share it.
         max_steps: optimizer steps. Exactly one of this and `epochs`.
@@ -372,6 +216,7 @@ class Recipe(Frozen):
                 vision is not None and vision.contrastive_size is not None,
                 audio is not None,
                 audio is not None and audio.ctc is True,
+                self.model.talker is not None,
             )
             if found is not None:
                 raise conflict(*found)
@@ -387,32 +232,82 @@ class Recipe(Frozen):
         if self.eval.sample_every:
             raise conflict("eval.sample_every", self.eval.sample_every, "must be 0: a codec writes no text")
 
-    def misfit(self, vision: bool, contrastive: bool, audio: bool, ctc: bool) -> tuple[str, object, str] | None:
+    def misfit(
+        self, vision: bool, contrastive: bool, audio: bool, ctc: bool, talker: bool = False
+    ) -> tuple[str, object, str] | None:
         """What in the recipe does not go with a model that has these parts: key, value and what is allowed.
 
         Args:
-            vision, audio: whether the model has the encoder.
+            vision, audio, talker: whether the model has the encoder, or the Talker.
             contrastive, ctc: whether it has the head.
         """
         has = {"vision": vision, "audio": audio}
         parts = ["thinker", *(part for tower in has if has[tower] for part in (tower, f"{tower}_projector"))]
+        parts += ["talker"] if talker else []
         for part in self.freeze:
             if part not in parts:
                 return "freeze", part, f"the model has no such part: it has {', '.join(parts)}"
         if set(self.freeze) == set(parts):
             return "freeze", ", ".join(self.freeze), "leave out a part: nothing would learn"
-        if not self.losses.text:
-            taught = {"vision" if self.losses.contrastive else "", "audio" if self.losses.ctc else ""}
-            idle = [part for part in parts if part not in taught and part not in self.freeze]
-            if idle:
-                return "losses.text", 0, f"without it nothing teaches {', '.join(idle)}: name them in freeze"
+        losses = self.losses
         heads = (
-            ("contrastive", self.losses.contrastive, contrastive, "vision", '"contrastive_size": 256'),
-            ("ctc", self.losses.ctc, ctc, "audio", '"ctc": true'),
+            (
+                "contrastive",
+                losses.contrastive,
+                contrastive,
+                "vision",
+                'its head: "model": {"vision": {"contrastive_size": 256}}',
+            ),
+            ("ctc", losses.ctc, ctc, "audio", 'its head: "model": {"audio": {"ctc": true}}'),
+            ("speech", losses.speech, talker, "talker", 'a Talker: "model": {"talker": {"codec": "runs/codec-tiny"}}'),
         )
-        for name, weight, there, tower, option in heads:
+        for name, weight, there, part, need in heads:
             if weight and not there:
-                return f"losses.{name}", weight, f'needs its head: "model": {{"{tower}": {{{option}}}}}'
-            if weight and tower in self.freeze:
-                return f"losses.{name}", weight, f'make it 0: "{tower}" is frozen, so this loss teaches nothing'
+                return f"losses.{name}", weight, f"needs {need}"
+            if weight and part in self.freeze:
+                return f"losses.{name}", weight, f'make it 0: "{part}" is frozen, so this loss teaches nothing'
+        return self._unread() or self._idle(parts)
+
+    def _unread(self) -> tuple[str, object, str] | None:
+        """Losses without data, and data without a loss."""
+        losses, data = self.losses, self.data
+        if losses.speech and data.speech is None:
+            return (
+                "losses.speech",
+                losses.speech,
+                "has nothing to learn from: name pairs of text and speech in data.speech",
+            )
+        if data.speech is not None and not losses.speech:
+            return (
+                "losses.speech",
+                0,
+                "nothing is learnt from data.speech: give this loss a weight, or leave out data.speech",
+            )
+        rows = {name: getattr(losses, name) for name in ("text", "ctc", "contrastive")}
+        if not data.train:
+            for name, weight in rows.items():
+                if weight:
+                    return f"losses.{name}", weight, "make it 0: data.train is empty, so it has nothing to learn from"
+            if self.model.init_from is None and self.tokenizer.path is None:
+                return "tokenizer.path", None, "say where the tokenizer is: data.train is empty, so none can be trained"
+        elif losses.speech and not any(rows.values()):
+            return (
+                "data.train",
+                [source.path for source in data.train],
+                "nothing is learnt from it without losses.text, ctc or contrastive: leave it out (pairs of text and "
+                "speech are named in data.speech.train)",
+            )
+        return None
+
+    def _idle(self, parts: list[str]) -> tuple[str, object, str] | None:
+        """Parts that are to learn, but that no loss teaches."""
+        losses = self.losses
+        if "talker" in parts and "talker" not in self.freeze and not losses.speech:
+            return "losses.speech", 0, "without it nothing teaches talker: name it in freeze"
+        if losses.text:
+            return None
+        taught = {"vision": losses.contrastive, "audio": losses.ctc, "talker": losses.speech}
+        idle = [part for part in parts if not taught.get(part) and part not in self.freeze]
+        if idle:
+            return "losses.text", 0, f"without it nothing teaches {', '.join(idle)}: name them in freeze"
         return None

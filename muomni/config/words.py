@@ -19,7 +19,7 @@ class Layer(NamedTuple):
 
 
 class Hint(NamedTuple):
-    """Put into a required field's annotation: what to do when the field is missing."""
+    """Put into a field's annotation: what to do when it is missing, though it, or another in its place, is needed."""
 
     text: str
 
@@ -97,7 +97,7 @@ def _unknown(model: type[BaseModel], at: Location) -> str:
 
 
 def _first_required(model: type[BaseModel], at: Location) -> tuple[Location, str]:
-    """The key to ask for when `at` is missing: within a missing object, its first required key."""
+    """The key to ask for when `at` is missing: within an object that lacks one, the first required or hinted at."""
     parent = _walk(model, at[:-1])[0]
     field = parent.model_fields.get(str(at[-1])) if parent else None
     if field is None:
@@ -105,7 +105,7 @@ def _first_required(model: type[BaseModel], at: Location) -> tuple[Location, str
     below = field.annotation
     if isinstance(below, type) and issubclass(below, BaseModel):
         for name, inner in below.model_fields.items():
-            if inner.is_required():
+            if inner.is_required() or any(isinstance(mark, Hint) for mark in inner.metadata):
                 return _first_required(model, (*at, name))
     return at, "".join(f": {mark.text}" for mark in field.metadata if isinstance(mark, Hint))
 

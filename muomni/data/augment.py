@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from muomni.config.recipe import AudioAugmentSpec, ImageAugmentSpec
+from muomni.config.data_spec import AudioAugmentSpec, ImageAugmentSpec
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muomni.config import OmniConfig
-from muomni.config.recipe import AugmentSpec
+from muomni.config.data_spec import AugmentSpec
 from muomni.data.audio import load_audio
 from muomni.data.augment import add_noise, augment_image, change_speed, fitted, mask_mel
 from muomni.data.image import load_image, to_patches, token_grid

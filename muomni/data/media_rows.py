@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muomni.config import OmniConfig
-from muomni.config.recipe import AugmentSpec
+from muomni.config.data_spec import AugmentSpec
 from muomni.data.augment import stretched
 from muomni.data.media_index import AUDIO, IMAGE, MediaIndex
 from muomni.data.packing import IGNORE, Batch, Ints, mixed, mixed_key, permuted, random_order

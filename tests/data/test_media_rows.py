@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from muomni.config import DataSpec, OmniConfig, SourceSpec, preset, towers
-from muomni.config.recipe import AudioAugmentSpec, AugmentSpec, ImageAugmentSpec
+from muomni.config.data_spec import AudioAugmentSpec, AugmentSpec, ImageAugmentSpec
 from muomni.data import MediaIndex, MediaRows, Prefetched, Tokenizer, build_media_index, media_rows, prepare_rows
 from muomni.data.audio import load_audio
 from muomni.data.chat import encode_chat, expand
