@@ -10,6 +10,8 @@ from muomni.data.prefetch import Prefetched, Rows
 from muomni.data.prepare import Prepared, PreparedRows, prepare, prepare_rows, prepare_tokenizer
 from muomni.data.readers import Document
 from muomni.data.sources import iter_documents, iter_texts
+from muomni.data.speech_rows import SpeechPairs, SpeechRows, WithSpeech
+from muomni.data.spoken import SpokenText, Word, clip_words, spoken_words, tokens_of, units_of
 from muomni.data.tokenizer import SPECIAL, Detokenizer, SpecialTokens, Tokenizer
 
 __all__ = [
@@ -30,11 +32,17 @@ __all__ = [
     "Row",
     "Rows",
     "SpecialTokens",
+    "SpeechPairs",
+    "SpeechRows",
+    "SpokenText",
     "TokenCache",
     "Tokenizer",
+    "WithSpeech",
+    "Word",
     "build_media_index",
     "build_token_cache",
     "check_messages",
+    "clip_words",
     "default_cache_dir",
     "encode_chat",
     "expand",
@@ -43,4 +51,7 @@ __all__ = [
     "prepare",
     "prepare_rows",
     "prepare_tokenizer",
+    "spoken_words",
+    "tokens_of",
+    "units_of",
 ]

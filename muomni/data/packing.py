@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from muomni.model.media import Media
+    from muomni.model.talker.batch import SpeechBatch
 
 Ints = NDArray[np.int64]
 IGNORE = -100
@@ -70,6 +71,7 @@ class Batch:
             where there are none.
         bad: names of the media that could not be read, with the reason. Their documents are padding in
             these rows and nothing is learnt from them.
+        speech: pairs of text and speech that go with the rows; None where there are none.
     """
 
     input_ids: "Tensor"
@@ -81,6 +83,7 @@ class Batch:
     id: str
     media: "Media | None" = None
     bad: tuple[str, ...] = ()
+    speech: "SpeechBatch | None" = None
 
     @property
     def num_tokens(self) -> int:
@@ -104,6 +107,7 @@ class Batch:
             positions=moved(self.positions),
             cu_seqlens=moved(self.cu_seqlens),
             media=None if self.media is None else self.media.to(device),
+            speech=None if self.speech is None else self.speech.to(device),
         )
 
 
