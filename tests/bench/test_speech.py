@@ -37,7 +37,9 @@ def words_of(text: str) -> list[str]:
     return text.lower().strip(".").split()
 
 
-def hear(clips: Sequence[Samples], workers: int, report: Callable[[], None] = lambda: None) -> list[str]:
+def hear(
+    clips: Sequence[Samples], workers: int, report: Callable[[], None] = lambda: None, lm: Path | None = None
+) -> list[str]:
     """A recogniser that hears what `sound` says, and nothing else."""
     heard = []
     for clip in clips:
@@ -116,7 +118,7 @@ def test_each_fault_is_found(speaker: Standin, faults: set[str], sentences: list
 def test_speech_that_is_whole_but_not_understood_is_not_truncated(
     sentences: list[Sentence], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speech, "transcribe_all", lambda clips, workers, report: ["cat"] * len(clips))
+    monkeypatch.setattr(speech, "transcribe_all", lambda clips, workers, report, lm: ["cat"] * len(clips))
     report = report_on(Standin(), sentences)
     assert report.share("truncated") == 0
     assert report.to_dict()["fewer_words"] == {"model": 1.0, "originals": 1.0}

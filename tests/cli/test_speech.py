@@ -54,7 +54,7 @@ def test_recordings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_gate_passes_and_fails(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def hear(clips: list[Samples], workers: int, report: object) -> list[str]:
+    def hear(clips: list[Samples], workers: int, report: object, lm: object) -> list[str]:
         return ["he has a cat" if len(clip) > 10_000 else "he" for clip in clips]
 
     monkeypatch.setattr(speech, "transcribe_all", hear)
