@@ -79,9 +79,9 @@ def test_nothing_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("pocketsphinx") is None, reason="needs pip install 'muomni[eval]'")
 def test_the_recogniser_reads_it(tmp_path: Path) -> None:
-    from muomni.bench.recogniser import Recogniser
-
     import numpy as np
+
+    from muomni.bench.recogniser import Recogniser
 
     noise = np.random.default_rng(0).uniform(-0.3, 0.3, 16_000).astype(np.float32)
     heard = Recogniser(write(TEXTS, tmp_path)).transcribe(noise)
