@@ -1,6 +1,7 @@
-"""The model. Read `omni` first, then `thinker`, `layers`, `vision` and `audio`; `folder` reads and writes it."""
+"""The model. Read `omni` first, then `thinker`, `layers`, `vision`, `audio`, `talker`; `folder` reads and writes."""
 
 from muomni.model.cache import Cache, KVCache, SlotBatch, SlotCache
-from muomni.model.omni import Features, OmniModel, OmniOutput
+from muomni.model.omni import OmniModel
+from muomni.model.outputs import Features, OmniOutput
 
 __all__ = ["Cache", "Features", "KVCache", "OmniModel", "OmniOutput", "SlotBatch", "SlotCache"]

@@ -28,6 +28,8 @@ WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _TIED = ("thinker.lm_head.weight", "thinker.lm_head.scale")
 _QUANTIZATION = "quantization"
+# Stays in fp32, see `codec.frozen`.
+_CODEC = "codec."
 
 
 def resolve_folder(path: Path) -> Path:
@@ -120,12 +122,15 @@ def load_model(
                 except ValueError as error:
                     raise CheckpointError(f"{folder}: {name} cannot be quantised: {error}") from None
             else:
-                kept = tensor if dtype is None or name in types else tensor.to(dtype)
+                wanted = torch.float32 if name.startswith(_CODEC) else dtype
+                kept = tensor if wanted is None or name in types else tensor.to(wanted)
                 # A copy, which lets go of the file, and at an address that kernels can rely on: torch's own crash
                 # on some that a file gives.
                 state[name] = kept.clone() if types and kept is tensor else kept
     check_tensors(folder, {n: t.shape for n, t in expected.items()}, {n: t.shape for n, t in state.items()})
     model.load_state_dict(state, strict=False, assign=True)
+    if model.codec is not None:
+        model.codec.to(device)  # with what is not in the file
     for _, layer in _int8_layers(model):
         layer.dtype = model.thinker.norm.weight.dtype
     model.thinker.tie_weights()

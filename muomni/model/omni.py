@@ -1,10 +1,9 @@
 """The whole model as an `nn.Module`: what training and inference both call. Read this first.
 
-Legend: B batch, T tokens, D hidden_size, V vocabulary, N tokens of all pictures or of all clips of a batch.
+Legend: B batch, T tokens, D hidden_size, V vocabulary, N tokens of all pictures, of all clips or of all sentences.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
 
 import torch
@@ -15,12 +14,16 @@ from muomni.config import AudioConfig, OmniConfig, VisionConfig
 from muomni.errors import UserError
 from muomni.model.audio import AudioEncoder
 from muomni.model.cache import Cache
+from muomni.model.codec.frozen import FrozenCodec
 from muomni.model.heads import ContrastiveHead, CtcHead
 from muomni.model.media import Clips, Images, Media
+from muomni.model.outputs import LOSSES, Features, OmniOutput
 from muomni.model.projector import Projector
 from muomni.model.quantized import Int8Embedding, Int8Weight, is_quantized
 from muomni.model.siglip import SiglipEncoder
 from muomni.model.splice import splice
+from muomni.model.talker import SpeechBatch, Talker, TalkerLosses, blank_speech
+from muomni.model.talker.layout import lay_out_sentences
 from muomni.model.thinker import Thinker
 from muomni.model.vision import VisionEncoder
 from muomni.model.whisper import WhisperEncoder
@@ -29,43 +32,11 @@ from muomni.ops.loss import IGNORE, linear_cross_entropy, shift_labels
 
 # Positions whose logits are in memory at one time where the loss is computed through a quantised head.
 _LOSS_ROWS = 512
-LOSSES = ("text", "ctc", "contrastive")
-
-
-@dataclass
-class OmniOutput:
-    """What a forward pass gives.
-
-    Attributes:
-        logits: (B, T, V), or (B, `last`, V); None when a loss was asked for: the loss needs no logits.
-        loss: scalar, when labels were given: the weighted sum of `losses`.
-        hidden: (B, T, D), the states the logits are made from; None where the text has no weight in the loss.
-        losses: by name, each scalar and divided by its own divisor.
-        impossible: scalar int64, transcripts with more bytes than fit their clip, which add nothing to the loss; None
-            where there was no CTC loss.
-    """
-
-    hidden: Tensor | None
-    logits: Tensor | None = None
-    loss: Tensor | None = None
-    losses: dict[str, Tensor] = field(default_factory=dict)
-    impossible: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Features:
-    """What stands in the place of placeholders.
-
-    Attributes:
-        image, audio: (N, D) of `embed_images` and `embed_clips`; None where there are none.
-    """
-
-    image: Tensor | None = None
-    audio: Tensor | None = None
+_MUTE = "the model does not speak: it has no Talker; train one with model.talker"
 
 
 class OmniModel(nn.Module):
-    """Text, pictures and sounds in, text out; plain `nn.Linear`s and convolutions until it is quantised.
+    """Text, pictures and sounds in, text and speech out; plain `nn.Linear`s and convolutions until it is quantised.
 
     Args:
         config: sizes. Weights are drawn on construction unless the model is built on `meta`.
@@ -77,6 +48,7 @@ class OmniModel(nn.Module):
         vision, vision_projector: the encoder of pictures and what brings its tokens to the Thinker, or None.
         audio, audio_projector: the same for sounds.
         vision_head, audio_head: of the contrastive and of the CTC loss, or None.
+        talker, codec: what speaks, and what makes sound of its codes, or None. The codec never learns.
         frozen: the parts that do not learn, see `freeze`.
         run_all: a pass with labels runs every encoder and head, on a blank where the batch has no media for it, with
             gradients of zero. Processes that share a step need that: they wait for each other's gradients.
@@ -94,6 +66,8 @@ class OmniModel(nn.Module):
         self.audio: AudioEncoder | WhisperEncoder | None = None
         self.audio_projector: Projector | None = None
         self.audio_head: CtcHead | None = None
+        self.talker: Talker | None = None
+        self.codec: FrozenCodec | None = None
         width = config.thinker.hidden_size
         if config.vision is not None:
             seen = config.vision
@@ -107,6 +81,9 @@ class OmniModel(nn.Module):
             self.audio_projector = Projector(config.audio.output_size, width)
             if config.audio.ctc:
                 self.audio_head = CtcHead(config.audio.output_size)
+        if config.talker is not None and config.codec is not None:
+            self.talker = Talker(config.talker, width)
+            self.codec = FrozenCodec.to_be_loaded(config.codec)
         if self.device.type != "meta":
             self._init_weights(generator)
 
@@ -115,7 +92,7 @@ class OmniModel(nn.Module):
         for projector in (self.vision_projector, self.audio_projector):
             if projector is not None:
                 projector.init_weights(self.config.thinker.initializer_range, generator)
-        for module in (self.vision, self.vision_head, self.audio, self.audio_head):
+        for module in (self.vision, self.vision_head, self.audio, self.audio_head, self.talker):
             if module is not None:
                 module.init_weights(generator)
 
@@ -136,7 +113,8 @@ class OmniModel(nn.Module):
 
     @property
     def parts(self) -> dict[str, tuple[nn.Module, ...]]:
-        """What can be frozen: `thinker`, `vision`, `vision_projector`, `audio`, `audio_projector`, if it is there.
+        """What can be frozen: `thinker`, `vision`, `vision_projector`, `audio`, `audio_projector` and `talker`, if
+        it is there.
 
         A head belongs to the encoder that it teaches.
         """
@@ -146,6 +124,7 @@ class OmniModel(nn.Module):
             "vision_projector": (self.vision_projector,),
             "audio": (self.audio, self.audio_head),
             "audio_projector": (self.audio_projector,),
+            "talker": (self.talker,),
         }
         present = {name: tuple(m for m in group if m is not None) for name, group in modules.items()}
         return {name: group for name, group in present.items() if group}
@@ -174,6 +153,13 @@ class OmniModel(nn.Module):
                 module.eval()
         return self
 
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """As ever, but the codec never learns."""
+        super().requires_grad_(requires_grad)
+        if self.codec is not None:
+            self.codec.requires_grad_(False)
+        return self
+
     def forward(
         self,
         input_ids: Tensor,
@@ -188,6 +174,7 @@ class OmniModel(nn.Module):
         features: Features | None = None,
         divisors: Mapping[str, int | Tensor] | None = None,
         weights: Mapping[str, float] | None = None,
+        speech: SpeechBatch | None = None,
     ) -> OmniOutput:
         """Logits, or the loss.
 
@@ -205,15 +192,19 @@ class OmniModel(nn.Module):
             media: pictures and clips, in the order of their placeholders, to be encoded.
             features: or else what `embed_images` and `embed_clips` gave for them before.
             divisors: as `num_targets`, by the names of the losses: `ctc` is a sum over bytes of transcripts,
-                `contrastive` over captions, `text` the same as `num_targets`. Those not named divide by this call's.
+                `contrastive` over captions, `speech` over frames, `text` the same as `num_targets`. Those not named
+                divide by this call's.
             weights: of the losses in the sum. `text` is 1 unless named; with 0 the Thinker is not computed. Others are
-                computed only if they are named with more than 0, and `media` has what they learn from.
+                computed only if they are named with more than 0, and `media` or `speech` has what they learn from.
+            speech: sentences and how they were spoken, besides the rows; for the loss.
 
         Raises:
             ValueError: an argument that would otherwise be ignored, or placeholders and features do not fit.
             UserError: the model has no encoder for the media, or no head for a loss.
         """
         divisors, weights = self._check_losses(labels, num_targets, divisors, weights)
+        if speech is not None and labels is None:
+            raise ValueError("speech is for the loss: give labels too")
         if labels is not None and (cache is not None or last is not None):
             raise ValueError("labels ask for a loss over whole rows: give neither cache nor last")
         if media is not None and features is not None:
@@ -224,10 +215,16 @@ class OmniModel(nn.Module):
         if media is not None or blanks:
             encoded, losses, impossible, nothing = self._encode(media or Media(), divisors, weights, blanks)
             features = encoded if features is None else features
+        spoken = self._speech_losses(speech, weights, blanks)
+        if speech is not None and spoken is not None and weights.get("speech", 0) > 0:
+            losses["speech"] = (spoken.codes + spoken.moves) / divisors.get("speech", speech.num_frames)
+        elif spoken is not None:
+            nothing = 0 * (spoken.codes + spoken.moves) + (0 if nothing is None else nothing)
+            spoken = None
         if labels is not None and weights["text"] == 0:
             loss = _weighted(losses, weights) if losses else self._idle_heads(losses)
             loss = loss if nothing is None else loss + nothing
-            return OmniOutput(None, loss=loss, losses=losses, impossible=impossible)
+            return OmniOutput(None, loss=loss, losses=losses, impossible=impossible, speech=spoken)
         embeds = self._embeds(input_ids, features, positions, cache)
         if embeds is None:
             hidden = self.thinker(input_ids, positions, segments, cache)
@@ -245,7 +242,32 @@ class OmniModel(nn.Module):
         loss = _weighted(losses, weights)
         if nothing is not None:
             loss = loss + nothing
-        return OmniOutput(hidden, loss=loss, losses=losses, impossible=impossible)
+        return OmniOutput(hidden, loss=loss, losses=losses, impossible=impossible, speech=spoken)
+
+    def talker_states(self, ids: Tensor, lengths: Sequence[int]) -> Tensor:
+        """What the Talker reads of the Thinker: its states after `thinker_layer` blocks, of sentences read alone.
+
+        Args:
+            ids: (N,) int64 tokens of all sentences, one behind the other.
+            lengths: tokens of each, at least 1; they add up to N.
+
+        Returns:
+            (N, D), without the last norm.
+
+        Raises:
+            UserError: the model has no Talker.
+            ValueError: the lengths do not add up.
+        """
+        if self.config.talker is None:
+            raise UserError(_MUTE)
+        if sum(lengths) != len(ids) or 0 in lengths:
+            raise ValueError(f"{len(ids)} tokens cannot be sentences of {tuple(lengths)}, each of at least one")
+        positions, segments = lay_out_sentences(lengths, ids.device)
+        row = F.pad(ids, (0, positions.shape[1] - len(ids)))[None]
+        layers = self.config.talker.thinker_layer
+        with torch.set_grad_enabled(torch.is_grad_enabled() and "thinker" not in self.frozen):
+            states: Tensor = self.thinker(row, positions, segments, layers=layers)[0, : len(ids)]
+        return states
 
     def embed_images(self, images: Images) -> Tensor:
         """(N, D) what stands in the place of the pictures' placeholders; the images on the model's device.
@@ -334,6 +356,22 @@ class OmniModel(nn.Module):
             tokens: Tensor = self.audio(clips)
         return tokens
 
+    def _speech_losses(
+        self, speech: SpeechBatch | None, weights: Mapping[str, float], blanks: bool
+    ) -> TalkerLosses | None:
+        """Of the batch's sentences; of a blank where there are none and `blanks` asks for it; or None."""
+        weight = weights.get("speech", 0)
+        if self.talker is None:
+            if speech is not None:
+                raise UserError(_MUTE)
+            return None
+        if speech is None or weight == 0:
+            if not blanks or (weight == 0 and "talker" in self.frozen):
+                return None
+            speech = blank_speech(self.talker.config, self.device)
+        losses: TalkerLosses = self.talker(speech, self.talker_states(speech.ids, speech.id_lengths))
+        return losses
+
     def _encode(
         self, media: Media, divisors: Mapping[str, int | Tensor], weights: Mapping[str, float], blanks: bool
     ) -> tuple[Features, dict[str, Tensor], Tensor | None, Tensor | None]:
@@ -395,6 +433,8 @@ class OmniModel(nn.Module):
         unknown = {*(divisors or ()), *(weights or ())} - set(LOSSES)
         if unknown:
             raise ValueError(f"no loss is called {', '.join(sorted(unknown))}: there are {', '.join(LOSSES)}")
+        if (weights or {}).get("speech", 0) > 0 and self.talker is None:
+            raise UserError(_MUTE)
         for name, head in (("contrastive", self.vision_head), ("ctc", self.audio_head)):
             if (weights or {}).get(name, 0) > 0 and head is None:
                 option = "vision.contrastive_size" if name == "contrastive" else "audio.ctc"

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from muomni.errors import UserError
+from muomni.model.codec.frozen import FrozenCodec
 from muomni.ops.int8 import Kernel, dequantize, int8_linear, quantize_rows
 
 # Rows of activations up to which each of a layer's kernels is used; the last serves all above.
@@ -147,6 +148,8 @@ class Int8Embedding(Int8Weight):
 def to_int8(model: nn.Module, each: Callable[[str], None] | None = None) -> None:
     """Replaces every `nn.Linear` and `nn.Embedding` in `model` by its int8 layer and freezes the rest.
 
+    A codec that speaks for the model stays float: it computes spectra, whose rounding one hears.
+
     One layer at a time, so that memory holds one matrix twice at most. A tied pair stays tied. On `meta`
     only the shapes change, which is what loading needs.
 
@@ -160,7 +163,9 @@ def to_int8(model: nn.Module, each: Callable[[str], None] | None = None) -> None
     # Of each float matrix, by identity, the first layer that was made from it: a tied one shares its tensors.
     # Nothing here may hold on to a float layer or its weight once it is replaced.
     made: dict[int, Int8Weight] = {}
-    for path, parent in [(path, module) for path, module in model.named_modules() if any(module.children())]:
+    codecs = {id(part) for module in model.modules() if isinstance(module, FrozenCodec) for part in module.modules()}
+    parents = [(path, m) for path, m in model.named_modules() if any(m.children()) and id(m) not in codecs]
+    for path, parent in parents:
         for name, child in list(parent.named_children()):
             if type(child) is not nn.Linear and type(child) is not nn.Embedding:
                 continue

@@ -72,6 +72,7 @@ class Thinker(nn.Module):
         cache: Cache | None = None,
         *,
         inputs_embeds: Tensor | None = None,
+        layers: int | None = None,
     ) -> Tensor:
         """Runs the decoder.
 
@@ -82,9 +83,10 @@ class Thinker(nn.Module):
             segments: documents of packed rows; not together with a cache.
             cache: holds the tokens before these and takes these in.
             inputs_embeds: (B, T, D) what stands for the tokens instead of their embeddings.
+            layers: run the first so many blocks only; a cache then needs no more.
 
         Returns:
-            (B, T, D) hidden states after the last norm.
+            (B, T, D) hidden states after the last norm; with `layers` those after that block, without the norm.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("the Thinker reads tokens or embeddings: give exactly one of input_ids and inputs_embeds")
@@ -96,9 +98,11 @@ class Thinker(nn.Module):
             start = cache.length if cache is not None else 0
             positions = torch.arange(start, start + length, device=x.device)[None]
         rotation = rope_tables(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
-        for block in self.layers:
+        for block in self.layers if layers is None else self.layers[:layers]:
             x = block(x, rotation, segments, cache)
         if cache is not None:
             cache.advance(length)
+        if layers is not None:
+            return x
         hidden: Tensor = self.norm(x)
         return hidden

@@ -9,7 +9,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from muomni.config.talker import TalkerConfig
 from muomni.model.media import moved
+from muomni.model.talker.units import BEGIN, END
 
 
 @dataclass(frozen=True)
@@ -60,3 +62,23 @@ class SpeechBatch:
             moves=moved(self.moves, place),
             voices=moved(self.voices, place),
         )
+
+
+def blank_speech(config: TalkerConfig, device: torch.device) -> SpeechBatch:
+    """One empty sentence of one frame, for a pass that must compute the Talker and has nothing for it."""
+
+    def zeros(*shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.int64, device=device)
+
+    return SpeechBatch(
+        ids=zeros(1),
+        id_lengths=(1,),
+        units=torch.tensor([[BEGIN, END]], device=device),
+        unit_lengths=(2,),
+        words=zeros(1, 2),
+        codes=zeros(1, config.num_codebooks),
+        pointers=zeros(1),
+        moves=zeros(1) + config.stop,
+        frames=(1,),
+        voices=zeros(1),
+    )

@@ -85,9 +85,20 @@ def lay_out_steps(frames: Sequence[int], flush: int, device: torch.device) -> St
     steps = len(sentence)
     missing = row_length(steps) - steps
     first = (np.cumsum(counts) - counts)[sentence]
-    rows = [np.pad(x, (0, missing)) for x in (sentence, inside, first, counts[sentence])]
+
+    def row(values: "NDArray[np.int64]") -> Tensor:
+        return moved(torch.from_numpy(np.pad(values, (0, missing))), device)
+
     segments = row_segments((counts + flush).tolist(), device)
-    return Steps(*(moved(torch.from_numpy(x), device) for x in rows), segments)
+    return Steps(row(sentence), row(inside), row(first), row(counts[sentence]), segments)
+
+
+def lay_out_sentences(lengths: Sequence[int], device: torch.device) -> tuple[Tensor, Segments]:
+    """The row of sentences of so many tokens: (1, length) int64 positions, 0 in what fills it, and its documents."""
+    _, positions = counted(np.asarray(lengths, dtype=np.int64))
+    filler = row_length(len(positions)) - len(positions)
+    row = torch.from_numpy(np.pad(positions, (0, filler)))[None]
+    return moved(row, device), row_segments(lengths, device)
 
 
 def row_segments(lengths: Sequence[int], device: torch.device) -> Segments:

@@ -180,6 +180,10 @@ class Talker(nn.Module):
         """
         return self.codes.draw(hidden, pick)
 
+    def forward(self, batch: SpeechBatch, states: Tensor) -> TalkerLosses:
+        """See `losses`."""
+        return self.losses(batch, states)
+
     def losses(self, batch: SpeechBatch, states: Tensor) -> TalkerLosses:
         """The losses of all frames, each with the true frames before it in sight.
 
@@ -216,7 +220,8 @@ class Talker(nn.Module):
         encoded = self.text(units[None], projected[None], row.inside[None])[0]
         # Steps behind the last frame stay where that was.
         frame = steps.first + torch.minimum(steps.inside, (steps.count - 1).clamp(min=0))
-        return encoded.index_select(0, row.starts[steps.sentence] + batch.pointers[frame])
+        read: Tensor = encoded.index_select(0, row.starts[steps.sentence] + batch.pointers[frame])
+        return read
 
     def _with_noise(self, codes: Tensor) -> Tensor:
         """(F, K) with some frames replaced by random ones, in training."""
