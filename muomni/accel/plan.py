@@ -21,6 +21,7 @@ from muomni.accel import parallel as processes
 from muomni.accel.device import pick_device
 from muomni.accel.precision import Precision, pick_precision
 from muomni.config.recipe import Recipe
+from muomni.config.talker import TalkerConfig
 from muomni.model.folder import read_config, resolve_folder
 from muomni.model.towers import read_siglip, read_whisper
 
@@ -95,7 +96,7 @@ def make_plan(recipe: Recipe) -> Plan:
 
 
 def _head_dims(recipe: Recipe) -> tuple[int, ...]:
-    """The Thinker's head size, then that of each encoder."""
+    """The Thinker's head size, then those of the encoders and the Talker."""
     spec = recipe.model
     if spec.init_from is None:
         config = spec.build()
@@ -106,4 +107,9 @@ def _head_dims(recipe: Recipe) -> tuple[int, ...]:
         vision = read_siglip(Path(spec.vision.from_))
     if audio is None and spec.audio is not None and spec.audio.from_ is not None:
         audio = read_whisper(Path(spec.audio.from_))
-    return config.thinker.head_dim, *(encoder.head_dim for encoder in (vision, audio) if encoder is not None)
+    sizes = [encoder.head_dim for encoder in (vision, audio) if encoder is not None]
+    if config.talker is not None:
+        sizes.append(config.talker.head_dim)
+    elif spec.talker is not None:
+        sizes.append(spec.talker.head_dim or TalkerConfig.model_fields["head_dim"].default)
+    return config.thinker.head_dim, *sizes

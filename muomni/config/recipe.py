@@ -261,11 +261,11 @@ class Recipe(Frozen):
             ("ctc", losses.ctc, ctc, "audio", 'its head: "model": {"audio": {"ctc": true}}'),
             ("speech", losses.speech, talker, "talker", 'a Talker: "model": {"talker": {"codec": "runs/codec-tiny"}}'),
         )
-        for name, weight, there, part, need in heads:
+        for name, weight, there, teaches, need in heads:
             if weight and not there:
                 return f"losses.{name}", weight, f"needs {need}"
-            if weight and part in self.freeze:
-                return f"losses.{name}", weight, f'make it 0: "{part}" is frozen, so this loss teaches nothing'
+            if weight and teaches in self.freeze:
+                return f"losses.{name}", weight, f'make it 0: "{teaches}" is frozen, so this loss teaches nothing'
         return self._unread() or self._idle(parts)
 
     def _unread(self) -> tuple[str, object, str] | None:

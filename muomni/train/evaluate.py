@@ -19,10 +19,11 @@ class Evaluation:
     """What validation found.
 
     Attributes:
-        loss: in nats per target token.
+        loss: in nats per target token; 0 without any.
         bits_per_byte: of the targets' text, which compares across tokenizers.
         targets: target tokens.
         others: the other losses by name, each a mean over its own targets; without those that had none.
+        parts: what the loss of speech is the sum of, per frame: `speech_codes` and `speech_moves`.
         bad: media that could not be read, with the reason; their documents were left out.
     """
 
@@ -30,6 +31,7 @@ class Evaluation:
     bits_per_byte: float
     targets: int
     others: Mapping[str, float] = field(default_factory=dict)
+    parts: Mapping[str, float] = field(default_factory=dict)
     bad: tuple[str, ...] = ()
 
 
@@ -43,6 +45,8 @@ def evaluate(
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
     group: Group | None = None,
     weights: Mapping[str, float] | None = None,
+    *,
+    text: bool = True,
 ) -> Evaluation:
     """Mean loss over the first rows of `rows`, the model in eval mode and put back after.
 
@@ -56,6 +60,7 @@ def evaluate(
         autocast: makes the context of each forward pass.
         group: the processes that evaluate together; None for this one alone.
         weights: names the other losses to compute, with more than 0.
+        text: whether the rows have text to predict; without, the Thinker is not computed.
     """
     group = alone() if group is None else group
     device = next(model.parameters()).device
@@ -63,7 +68,9 @@ def evaluate(
     model.eval()
     count = min(max_rows, rows.num_rows)
     wanted = {name: 1.0 for name, weight in (weights or {}).items() if weight > 0 and name != "text"}
+    asked = wanted if text else wanted | {"text": 0.0}
     total = {name: torch.zeros((), dtype=torch.float64, device=device) for name in ("text", *wanted)}
+    parts = {name: torch.zeros_like(total["text"]) for name in ("speech_codes", "speech_moves")}
     counts = dict.fromkeys(total, 0)
     num_bytes = 0
     bad: list[str] = []
@@ -80,21 +87,25 @@ def evaluate(
                 counts[name] += targets
         bad += batch.bad
         with autocast():
-            output = loss_of(model, batch.to(device), dict.fromkeys(total, 1), wanted)
-        for name, loss in (output.losses if wanted else {"text": output.loss}).items():
+            output = loss_of(model, batch.to(device), dict.fromkeys(total, 1), asked)
+        for name, loss in (output.losses if asked else {"text": output.loss}).items():
             total[name] += loss
+        if asked.get("speech") and output.speech is not None:
+            parts["speech_codes"] += output.speech.codes
+            parts["speech_moves"] += output.speech.moves
     model.train(was_training)
     group.settle(model)
-    found = torch.stack(list(total.values())).tolist()
+    found = torch.stack([*total.values(), *parts.values()]).tolist()
     shares = group.gather((*found, *counts.values(), num_bytes))
     sums = [sum(share) for share in zip(*shares, strict=True)]
-    nats = dict(zip(total, sums, strict=False))
-    seen = dict(zip(total, sums[len(total) :], strict=False))
+    nats = dict(zip([*total, *parts], sums, strict=False))
+    seen = dict(zip(total, sums[len(found) :], strict=False))
     return Evaluation(
         loss=nats["text"] / max(1, seen["text"]),
         bits_per_byte=nats["text"] / math.log(2) / max(1, sums[-1]),
         targets=seen["text"],
         others={name: nats[name] / seen[name] for name in wanted if seen[name]},
+        parts={name: nats[name] / seen["speech"] for name in parts if seen.get("speech")},
         bad=tuple(name for names in group.gather(bad) for name in names),
     )
 
@@ -102,4 +113,5 @@ def evaluate(
 def _not_counted(batch: Batch) -> Batch:
     """The same rows without anything to predict."""
     media = batch.media and replace(batch.media, transcripts=None, captions=None)
-    return replace(batch, labels=torch.full_like(batch.labels, IGNORE), num_targets=0, media=media, bad=())
+    nothing = torch.full_like(batch.labels, IGNORE)
+    return replace(batch, labels=nothing, num_targets=0, media=media, speech=None, bad=())

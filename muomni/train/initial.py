@@ -1,4 +1,4 @@
-"""The model a run begins with: sizes, then weights, from a preset or an earlier run; encoders may be new."""
+"""The model a run begins with: sizes, then weights, from a preset or an earlier run; encoders and Talker may be new."""
 
 import math
 from pathlib import Path
@@ -12,6 +12,7 @@ from muomni.data import Tokenizer
 from muomni.errors import ConfigError
 from muomni.model import OmniModel
 from muomni.model.folder import load_model, read_config, read_quantization, resolve_folder
+from muomni.train.speech import check_talker, fill_talker, with_talker
 
 IMAGE, AUDIO = "<|image|>", "<|audio|>"
 # What may be said anew of an encoder that comes with its weights.
@@ -34,7 +35,7 @@ def check_model(recipe: Recipe) -> None:
                 f"model.init_from: {folder} holds int8 weights, which cannot be trained: name a float model"
             )
         context = _config_of(spec).thinker.max_position_embeddings
-        if recipe.data.seq_len > context:
+        if recipe.data.train and recipe.data.seq_len > context:
             raise ConfigError(f"data.seq_len ({recipe.data.seq_len}) exceeds the context of {folder} ({context})")
     vision, audio = _encoders(spec)
     found = recipe.misfit(
@@ -42,17 +43,24 @@ def check_model(recipe: Recipe) -> None:
         vision is not None and vision.contrastive_size is not None,
         audio is not None,
         audio is not None and audio.ctc,
+        check_talker(spec),
     )
     if found is not None:
         key, value, allowed = found
         raise ConfigError(f"{key} = {value}: {allowed}")
 
 
-def initial_config(recipe: Recipe, tokenizer: Tokenizer) -> OmniConfig:
+def initial_config(recipe: Recipe, tokenizer: Tokenizer, voices: tuple[str, ...] = ()) -> OmniConfig:
     """The sizes of the model that a run begins with.
 
+    Args:
+        recipe: as `check_model` accepted it.
+        tokenizer: of the model.
+        voices: names of those who speak in the data.
+
     Raises:
-        ConfigError: the tokenizer does not fit the vocabulary, or lacks the token that stands for a medium.
+        ConfigError: the tokenizer does not fit the vocabulary, or lacks the token that stands for a medium; or the
+            Talker has no voice for one of those who speak.
     """
     spec = recipe.model
     if spec.init_from is not None:
@@ -71,13 +79,13 @@ def initial_config(recipe: Recipe, tokenizer: Tokenizer) -> OmniConfig:
         config = spec.build(vocab_size=size).replace(eos_token_ids=tokenizer.end_ids)
     vision, audio = _encoders(spec)
     if vision is None and audio is None:
-        return config
+        return with_talker(recipe, config, voices)
     image, sound = config.image_token_id, config.audio_token_id
     if vision is not None and image is None:
         image = tokenizer.id_of(IMAGE)
     if audio is not None and sound is None:
         sound = tokenizer.id_of(AUDIO)
-    return config.with_towers(vision, audio, image, sound)
+    return with_talker(recipe, config.with_towers(vision, audio, image, sound), voices)
 
 
 def initial_model(recipe: Recipe, config: OmniConfig) -> OmniModel:
@@ -100,11 +108,12 @@ def initial_model(recipe: Recipe, config: OmniConfig) -> OmniModel:
             from muomni.model.towers import load_tower
 
             load_tower(encoder, Path(tower.from_).expanduser())  # type: ignore[arg-type]
+    fill_talker(recipe, model)
     return model
 
 
 def _refitted(model: OmniModel, config: OmniConfig, generator: torch.Generator) -> OmniModel:
-    """The same weights in a model with other encoders, heads or dropout; what is new is drawn."""
+    """The same weights in a model with other encoders, heads, Talker or dropout; what is new is drawn."""
     changed = OmniModel(config, generator)
     weights = model.state_dict()
     own = changed.state_dict()

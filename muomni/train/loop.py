@@ -7,74 +7,31 @@ the agreement to stop), so they always meet at the same points; process 0 alone 
 import math
 import signal
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from muomni.accel.memory import MemoryMonitor
-from muomni.config.recipe import LossSpec, Recipe
-from muomni.data import Batch, MediaRows, Prefetched, Rows, Tokenizer
+from muomni.config.recipe import Recipe
+from muomni.data import Batch, MediaRows, Prefetched, Rows, Tokenizer, WithSpeech
 from muomni.errors import DataError, TrainingError
 from muomni.model import OmniModel
-from muomni.model.media import Media
 from muomni.train.checkpoint import Progress, save_checkpoint
-from muomni.train.evaluate import Evaluation, evaluate
+from muomni.train.evaluate import evaluate
+from muomni.train.figures import Figures, Pending, digest, losses_line, number, score, validation_line
 from muomni.train.metrics import MetricsLog
 from muomni.train.progress import ProgressLine
 from muomni.train.rescue import Rescue, RescuedStep
-from muomni.train.step import StepResult, TrainStep, num_targets
+from muomni.train.step import TrainStep, num_targets
 
 MAX_SKIPPED_IN_A_ROW = 20
 # Names of media that could not be read are given in full in the metrics; a line for a person shows so many.
 _NAMES_SHOWN = 3
 # (model, step) -> texts; the caller brings it, since training knows nothing of inference.
 Sampler = Callable[[OmniModel, int], Sequence[str]]
-
-
-@dataclass(frozen=True)
-class Pending:
-    """A step whose figures are still on the device.
-
-    Attributes:
-        digest: this process's share of the rows' digest.
-        targets: how many this process's rows hold, of each loss.
-        bad: media of these rows that could not be read.
-    """
-
-    step: int
-    digest: int
-    result: StepResult
-    targets: dict[str, int]
-    bad: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Figures:
-    """A step's figures on the host, of all processes together.
-
-    Attributes:
-        loss, grad_norm, lr_factor: as in `StepResult`.
-        digest: of its rows.
-        others: the other losses by name; without those that had nothing to learn from.
-        targets: target tokens.
-        impossible: as in `StepResult`.
-        bad: media that could not be read.
-    """
-
-    loss: float
-    grad_norm: float
-    lr_factor: float
-    digest: int
-    others: dict[str, float]
-    targets: int
-    impossible: int
-    bad: tuple[str, ...]
 
 
 class Trainer:
@@ -120,6 +77,7 @@ class Trainer:
         self.monitor = MemoryMonitor(model, step.optimizers, model.device)
         micro_batch = progress.micro_batch or recipe.batch_size
         self._rescued_step = RescuedStep(recipe, model, step, train_rows, self.monitor, run, micro_batch)
+        self._reads_text, self._speaks = bool(recipe.data.train), recipe.data.speech is not None
         self._byte_lengths = tokenizer.byte_lengths()
         self._pending: list[Pending] = []
         self._since = time.perf_counter()
@@ -171,7 +129,8 @@ class Trainer:
 
         first = self.progress.attempts * self._rescued_step.rows_per_step
         batches, result = self._rescued_step(first, self.progress.applied + 1, tell)
-        tokens = self._rescued_step.rows_per_step * self.recipe.data.seq_len
+        # Pairs of speech alone are counted in frames, which are known once they are read.
+        tokens = self._rescued_step.rows_per_step * self.recipe.data.seq_len if self._reads_text else 0
         self.progress.tokens += tokens
         self._window_tokens += tokens
         self.progress.attempts += 1
@@ -184,12 +143,8 @@ class Trainer:
         line.update(self.progress.applied)
 
     def _digest(self, batches: Sequence[Batch]) -> int:
-        """Of the rows and their places in the step, and of their media: a sum, so that it does not matter which
-        process has which row."""
-        rows = (row for batch in batches for row in batch.input_ids.numpy())
         places = range(self.group.rank, self._rescued_step.rows_per_step, self.group.size)
-        ids = sum(zlib.crc32(row.tobytes(), place) for place, row in zip(places, rows, strict=True))
-        return ids + sum(_media_digest(batch.media) for batch in batches if batch.media is not None)
+        return digest(batches, places if self._reads_text else None)
 
     def _agreed_to_stop(self) -> bool:
         self.stopped = self.group.any(self._asked_to_stop)
@@ -229,25 +184,25 @@ class Trainer:
             norm = found.grad_norm
             finite = norm == norm and abs(norm) != float("inf")
             step += finite
-            values = {name: _number(loss) for name, loss in found.others.items()}
+            values = {name: number(loss) for name, loss in found.others.items()}
             if self.recipe.losses.text:
-                values = {"loss": _number(found.loss), **values}
+                values = {"loss": number(found.loss), **values}
             if found.impossible:
                 values["impossible_transcripts"] = found.impossible
-            values |= {"grad_norm": _number(norm), "lr": found.lr_factor * self.recipe.optimizer.lr}
-            values["targets"] = found.targets
+            values |= {"grad_norm": number(norm), "lr": found.lr_factor * self.recipe.optimizer.lr}
+            values |= {"targets": found.targets} if self._reads_text else {}
+            values |= {"frames": found.frames} if self._speaks else {}
             rows = f"{found.digest % 2**32:08x}"
             log.write("train", step, **values, batch=rows, **({} if finite else {"skipped": True}))
         self._note_bad([name for found in figures for name in found.bad], applied, log, line)
         memory = self.monitor.read()
         used_by = self.monitor.categories(memory).as_dict()
-        speed = self._window_tokens / seconds
         step_seconds = seconds / len(self._pending)
-        rate = {"tokens_per_s": speed, "step_s": step_seconds, "tokens": self.progress.tokens}
-        log.write("speed", applied, **rate, **memory.as_dict(), **used_by)
+        rates, shown = self._rates(figures, seconds)
+        log.write("speed", applied, **rates, step_s=step_seconds, **memory.as_dict(), **used_by)
         log.flush()
-        losses = _losses_line(figures, self.recipe.losses.text > 0)
-        note = f"{losses}  {speed:,.0f} tok/s  {step_seconds:.2f} s/step  {memory}"
+        losses = losses_line(figures, self.recipe.losses.text > 0)
+        note = f"{losses}  {shown}  {step_seconds:.2f} s/step  {memory}"
         if skipped:
             note += f"  {skipped} skipped"
         if self.progress.bad:
@@ -266,6 +221,19 @@ class Trainer:
                 f"{self.run / 'last'} keeps the last good checkpoint. Lower optimizer.lr, or look at the data of "
                 f"these steps (their batch ids are in {log.path})."
             )
+
+    def _rates(self, figures: Sequence[Figures], seconds: float) -> tuple[dict[str, float], str]:
+        """How much the steps since the last time read in a second, for the log and in words."""
+        rates: dict[str, float] = {}
+        words = []
+        if self._reads_text:
+            speed = self._window_tokens / seconds
+            rates |= {"tokens_per_s": speed, "tokens": self.progress.tokens}
+            words.append(f"{speed:,.0f} tok/s")
+        if self._speaks:
+            rates["frames_per_s"] = sum(found.frames for found in figures) / seconds
+            words.append(f"{rates['frames_per_s']:,.0f} frames/s")
+        return rates, "  ".join(words)
 
     def _read_pending(self) -> list[Figures]:
         """What the steps since the last time came to, over all processes; waits for the device once."""
@@ -291,6 +259,7 @@ class Trainer:
                     digest=sum(share[1] for share in shares),
                     others={name: loss for name, loss in zip(names, summed[4:], strict=True) if targets[name]},
                     targets=targets["text"],
+                    frames=targets.get("speech", 0),
                     impossible=int(summed[3]),
                     bad=tuple(name for share in shares for name in share[3]),
                 )
@@ -332,27 +301,28 @@ class Trainer:
                 self.step.precision.autocast,
                 self.group,
                 self.step.weights,
+                text=self._reads_text,
             )
         self._validated_at = done
         if found.bad and not self._told_of_validation:
             self._told_of_validation = True
             log.write("event", done, event="unreadable media in validation", names=found.bad)
             line.say(f"validation leaves out {len(found.bad)} media that cannot be read: {found.bad[0]}")
-        log.write(
-            "val", done, loss=found.loss, **found.others, bits_per_byte=found.bits_per_byte, targets=found.targets
-        )
+        text = {"loss": found.loss} if self._reads_text else {}
+        more = {"bits_per_byte": found.bits_per_byte, "targets": found.targets} if self._reads_text else {}
+        log.write("val", done, **text, **found.others, **found.parts, **more)
         log.flush()
-        score = _score(self.recipe.losses, found)
-        if score is None and not self._told_of_score:
+        reached = score(self.recipe.losses, found)
+        if reached is None and not self._told_of_score:
             self._told_of_score = True
             line.say(
                 "validation holds no transcripts or captions, and nothing else is learnt: no checkpoint counts as best"
             )
         best = self.progress.best_loss
-        is_best = score is not None and math.isfinite(score) and (best is None or score < best)
-        line.say(_validation_line(done, found, is_best))
+        is_best = reached is not None and math.isfinite(reached) and (best is None or reached < best)
+        line.say(validation_line(done, found, is_best))
         if is_best:
-            self.progress.best_loss, self.progress.best_step = score, done
+            self.progress.best_loss, self.progress.best_step = reached, done
             self._save(best=True)
 
     def _sample(self, log: MetricsLog, line: ProgressLine) -> None:
@@ -403,46 +373,8 @@ class Trainer:
                 signal.signal(number, handler)
 
 
-def _validation_line(step: int, found: Evaluation, is_best: bool) -> str:
-    best = "  best so far" if is_best else ""
-    others = "".join(f"  {name} {loss:.4f}" for name, loss in found.others.items())
-    return f"step {step}  validation loss {found.loss:.4f}  {found.bits_per_byte:.4f} bits/byte{others}{best}"
-
-
-def _score(weights: LossSpec, found: Evaluation) -> float | None:
-    """What the best checkpoint has least of; None where validation holds nothing of what is learnt."""
-    if weights.text:
-        return found.loss
-    # Where the text teaches nothing, what does is what gets better.
-    learnt = {"ctc": weights.ctc, "contrastive": weights.contrastive}
-    return sum(learnt[name] * loss for name, loss in found.others.items()) if found.others else None
-
-
-def _media_digest(media: Media) -> int:
-    """A sum over pictures and sounds, of every eighth patch or frame, which decoding and augmentation change alike."""
-    parts: list[Tensor] = []
-    if media.images is not None:
-        parts += torch.split(media.images.patches, [rows * columns for rows, columns in media.images.grids])
-    if media.clips is not None:
-        parts += torch.split(media.clips.mel, list(media.clips.frames))
-    return sum(zlib.crc32(part[::8].contiguous().numpy().tobytes()) for part in parts)
-
-
 def _documents(rows: Rows) -> int:
     """How many documents with media there are to read; text alone cannot turn out to be unreadable."""
+    rows = rows.rows if isinstance(rows, WithSpeech) else rows
     inner = rows.rows if isinstance(rows, Prefetched) else rows
     return inner.index.num_documents if isinstance(inner, MediaRows) else 0
-
-
-def _losses_line(figures: Sequence[Figures], text: bool) -> str:
-    """Each loss, its mean over steps that had it; that of the text where it is learnt."""
-    parts = [f"loss {sum(found.loss for found in figures) / len(figures):.3f}"] if text else []
-    for name in dict.fromkeys(name for found in figures for name in found.others):
-        values = [found.others[name] for found in figures if name in found.others]
-        parts.append(f"{name} {sum(values) / len(values):.3f}")
-    return "  ".join(parts)
-
-
-def _number(value: float) -> float | None:
-    """JSON has no NaN; `null` stands for one."""
-    return value if value == value and abs(value) != float("inf") else None

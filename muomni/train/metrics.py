@@ -94,8 +94,8 @@ def plot_losses(run: Path, unit: str = "nats per token") -> Path:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    names = ("loss", "contrastive", "ctc")
-    # Without a loss of the text it is an encoder's that is learnt.
+    names = ("loss", "speech", "contrastive", "ctc")
+    # Without a loss of the text it is the Talker's or an encoder's that is learnt.
     name = next((n for n in names for line in lines if line["kind"] == "train" and n in line), "loss")
     train = [(line["step"], line[name]) for line in lines if line["kind"] == "train" and line.get(name) is not None]
     if train:
@@ -108,7 +108,9 @@ def plot_losses(run: Path, unit: str = "nats per token") -> Path:
         steps, losses = zip(*val, strict=True)
         axes.plot(steps, losses, "o-", color="tab:orange", label="validation")
     axes.set_xlabel("optimizer step")
-    axes.set_ylabel(f"loss ({unit})" if name == "loss" else f"{name} loss (nats)")
+    axes.set_ylabel(
+        f"loss ({unit})" if name == "loss" else f"{name} loss (nats{' per frame' if name == 'speech' else ''})"
+    )
     axes.set_title(run.name)
     axes.grid(alpha=0.3)
     axes.legend()

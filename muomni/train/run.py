@@ -5,8 +5,9 @@ import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,7 +17,16 @@ from muomni.accel.memory import MemoryReport
 from muomni.accel.parallel import Group, connect
 from muomni.accel.plan import Plan, make_plan
 from muomni.config import OmniConfig, Recipe, parse, read_json
-from muomni.data import Prefetched, PreparedRows, Rows, Tokenizer, prepare_rows, prepare_tokenizer
+from muomni.data import (
+    Prefetched,
+    PreparedRows,
+    Rows,
+    SpeechRows,
+    Tokenizer,
+    WithSpeech,
+    prepare_rows,
+    prepare_tokenizer,
+)
 from muomni.errors import ConfigError, UserError
 from muomni.files import write_atomic
 from muomni.model import OmniModel
@@ -28,8 +38,10 @@ from muomni.train.metrics import MetricsLog, plot_losses, tensorboard_installed
 from muomni.train.optimizer import build_optimizers, check_optimizer
 from muomni.train.progress import ProgressLine
 from muomni.train.schedule import lr_factors
+from muomni.train.speech import Speech, prepare_speech
 from muomni.train.step import TrainStep
 
+ResultT = TypeVar("ResultT")
 RECIPE = "recipe.json"
 MEMORY = "memory.json"
 # Between the seeds of two processes, so that neighbouring recipe seeds share no process's random numbers.
@@ -107,11 +119,13 @@ def _train(
     make_sampler: Callable[[Tokenizer, Recipe], Sampler] | None,
 ) -> TrainResult:
     tokenizer = group.from_main(lambda: _tokenizer(recipe, start))
-    config = initial_config(recipe, tokenizer)
-    data = _data(recipe, tokenizer, config, group)
+    speech = _on_each_machine(group, partial(prepare_speech, recipe, plan.device)) if recipe.data.speech else None
+    config = initial_config(recipe, tokenizer, () if speech is None else speech.voices)
+    data = _data(recipe, tokenizer, config, group, speech)
     with ExitStack() as threads:
-        if isinstance(data.train, Prefetched):
-            threads.enter_context(data.train)
+        inner = data.train.rows if isinstance(data.train, WithSpeech) else data.train
+        if isinstance(inner, Prefetched):
+            threads.enter_context(inner)
         return _train_on(data, config, tokenizer, recipe, run, start, plan, group, make_sampler)
 
 
@@ -189,14 +203,39 @@ def _settle_compilation(plan: Plan, trainer: Trainer, log: MetricsLog, line: Pro
     progress.compile = choice.mode
 
 
-def _data(recipe: Recipe, tokenizer: Tokenizer, config: OmniConfig, group: Group) -> PreparedRows:
-    """The rows; their caches are built by one process of each machine and then opened by the others."""
+def _data(
+    recipe: Recipe, tokenizer: Tokenizer, config: OmniConfig, group: Group, speech: Speech | None
+) -> PreparedRows:
+    """The rows: of text and media, of pairs of text and speech, or both."""
+    if recipe.data.train:
+        prepare = partial(prepare_rows, recipe.data, tokenizer, config, recipe.seed)
+        data = _on_each_machine(group, lambda progress: prepare(progress=progress))
+        if speech is None:
+            return data
+    assert speech is not None and recipe.data.speech is not None and config.talker is not None
+    spoken = SpeechRows(speech.train, tokenizer, config.talker, recipe.seed, shuffle=recipe.data.shuffle)
+    held_out = SpeechRows(speech.val, tokenizer, config.talker, recipe.seed, shuffle=False)
+    if not recipe.data.train:
+        return PreparedRows(spoken, held_out, speech.notes)
+    count = recipe.data.speech.per_row
+    return PreparedRows(
+        WithSpeech(data.train, spoken, count), WithSpeech(data.val, held_out, count), (*data.notes, *speech.notes)
+    )
+
+
+def _on_each_machine(group: Group, prepare: Callable[[bool], ResultT]) -> ResultT:
+    """What `prepare` gives; its caches are built by one process of each machine and then opened by the others.
+
+    Args:
+        group: all of them.
+        prepare: called with whether to show progress.
+    """
     if group.local_rank == 0:
-        data = prepare_rows(recipe.data, tokenizer, config, recipe.seed, progress=group.is_main)
+        result = prepare(group.is_main)
     group.wait()
     if group.local_rank != 0:
-        data = prepare_rows(recipe.data, tokenizer, config, recipe.seed, progress=False)
-    return data
+        result = prepare(False)
+    return result
 
 
 def _starting_point(recipe: Recipe, run: Path, resume: bool, resume_from: Path | None) -> Path | None:
@@ -259,8 +298,12 @@ def _opening(
     sizes = {name: sum(p.numel() for m in group for p in m.parameters()) for name, group in model.parts.items()}
     parts = "" if len(sizes) == 1 else " (" + ", ".join(f"{n} {size / 1e6:.1f}" for n, size in sizes.items()) + ")"
     frozen = f", frozen: {', '.join(sorted(model.frozen))}" if model.frozen else ""
+    what, each = "rows", f" × {recipe.data.seq_len} tokens"
+    if not recipe.data.train:
+        what, each = "pairs", ""
+    elif recipe.data.speech is not None:
+        each += f" with {recipe.data.speech.per_row} pairs of text and speech"
     return (
         f"{model.num_parameters() / 1e6:.1f} M parameters{parts}{frozen} on {device}; "
-        f"{total_steps} steps of {per_step} rows × {recipe.data.seq_len} tokens, {epochs:.2f} epochs of "
-        f"{rows.num_rows} rows{going_on}"
+        f"{total_steps} steps of {per_step} {what}{each}, {epochs:.2f} epochs of {rows.num_rows} {what}{going_on}"
     )

@@ -2,8 +2,9 @@
 
 The loss of every micro-batch is its sum over target tokens divided by the target tokens of the
 *whole* step, so that gradients do not depend on how the step is cut into micro-batches. Each other loss has its
-own divisor in the same way: CTC the bytes of all transcripts of the step, the contrastive loss all captions. That
-one still depends on the cut, since a caption is told from those of its micro-batch only.
+own divisor in the same way: CTC the bytes of all transcripts of the step, speech the frames of all pairs, the
+contrastive loss all captions. That one still depends on the cut, since a caption is told from those of its micro-batch
+only.
 
 Of several processes each takes its share of the step's rows. Their gradients are averaged, so a divisor
 is the mean number of targets of a process; norm, clipping and what is not finite are then the same for all.
@@ -77,7 +78,7 @@ class Losses:
 
 def num_targets(batch: Batch) -> dict[str, int]:
     """What the losses of a batch are means over, known on the host: `text` tokens, `ctc` bytes of transcripts,
-    `contrastive` captions."""
+    `contrastive` captions, `speech` frames."""
     media = batch.media
     transcripts = None if media is None else media.transcripts
     captions = None if media is None else media.captions
@@ -85,6 +86,7 @@ def num_targets(batch: Batch) -> dict[str, int]:
         "text": batch.num_targets,
         "ctc": 0 if transcripts is None else sum(transcripts.lengths),
         "contrastive": 0 if captions is None else len(captions.lengths),
+        "speech": 0 if batch.speech is None else batch.speech.num_frames,
     }
 
 
@@ -102,6 +104,8 @@ def loss_of(model: nn.Module, batch: Batch, divisors: Mapping[str, int | Tensor]
         more = {"divisors": {name: divisors[name] for name in weights if name != "text"}, "weights": weights}
     if batch.media is not None:
         more["media"] = batch.media
+    if batch.speech is not None:
+        more["speech"] = batch.speech
     return model(
         batch.input_ids,
         labels=batch.labels,

@@ -16,6 +16,19 @@ from muomni.model.folder import CONFIG, WEIGHTS, check_tensors, read_tensors, re
 CodecT = TypeVar("CodecT", bound=SpeechCodec)
 
 
+def read_codec_config(path: Path) -> CodecConfig:
+    """The sizes of the codec at `path`, a run or a folder.
+
+    Raises:
+        UserError: there is no codec at `path`.
+    """
+    folder = resolve_folder(path)
+    values = read_json(folder / CONFIG)
+    if values.get("model_type") != "muomni-codec":
+        raise UserError(f"{folder}: holds a model of type {values.get('model_type')!r}, not a speech codec")
+    return parse(CodecConfig, values, str(folder / CONFIG))
+
+
 def load_codec(path: Path, *, device: torch.device | str, make: Callable[[CodecConfig], CodecT]) -> CodecT:
     """Reads a codec in fp32, in evaluation mode.
 
@@ -23,11 +36,8 @@ def load_codec(path: Path, *, device: torch.device | str, make: Callable[[CodecC
         UserError: there is no codec at `path`.
         CheckpointError: a file is missing, cut short or corrupt, or its tensors do not fit the configuration.
     """
+    codec = make(read_codec_config(path))
     folder = resolve_folder(path)
-    values = read_json(folder / CONFIG)
-    if values.get("model_type") != "muomni-codec":
-        raise UserError(f"{folder}: holds a model of type {values.get('model_type')!r}, not a speech codec")
-    codec = make(parse(CodecConfig, values, str(folder / CONFIG)))
     state = {}
     for file in weight_files(folder):
         for name, tensor in read_tensors(file, device):
