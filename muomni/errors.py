@@ -41,6 +41,10 @@ class MemoryShortageError(TrainingError):
     """Memory ran out in training; says what was asked for, what is in use and which settings would help."""
 
 
+class ForecastError(MuOmniError):
+    """Memory that cannot be forecast, and why."""
+
+
 class EngineError(MuOmniError):
     """The inference engine cannot serve a request: it is closed, or its cache does not fit the memory."""
 

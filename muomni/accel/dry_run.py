@@ -1,0 +1,133 @@
+"""Runs torch code without its numbers and without its memory, and writes down what memory it would ask for.
+
+Tensors are torch's fake ones: they have shape, dtype and device, and operations on them only find out the shapes of
+results. So what is seen is the code that really runs, with what autograd keeps and when it lets go of it; nothing
+has to be modelled beside it. Not seen is what an operation uses inside: kernels in C++ (little, and not known), and
+our attention on CPUs, which is run on fake tensors too.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from muomni.accel.heap import Event
+from muomni.errors import ForecastError
+from muomni.ops import blocked_cpu, flash_cpu
+
+_PROPERTIES = frozenset({"prim::device", "aten::detach", "aten::view", "aten::t", "aten::_unsafe_view"})
+
+
+class Recorder(TorchDispatchMode):
+    """Writes down every storage that comes and goes while it is entered.
+
+    Args:
+        longest: tokens of the longest document, for what attention uses inside.
+
+    Attributes:
+        events: in order; a storage is a number.
+        shapes: of the tensor that a storage was made for.
+        copied: storages that hold another one in another dtype: that one's number.
+        phase_of: says what is being done; kept with each storage in `phases`.
+    """
+
+    def __init__(self, longest: int) -> None:
+        super().__init__()
+        self.longest = longest
+        self.events: list[Event] = []
+        self.shapes: list[tuple[int, ...]] = []
+        self.copied: dict[int, int] = {}
+        self.phase_of: Callable[[], str] = str
+        self.phases: list[str] = []
+        self._known: dict[int, tuple[weakref.ref[Any], int]] = {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.name() if hasattr(function, "name") else str(function)
+        if name == "aten::_local_scalar_dense":  # what a number would be is not known: any will do
+            return 1.0 if args[0].is_floating_point() else 0
+        if name == "aten::nonzero":  # every token teaches
+            return self._seen(args[0].new_empty((args[0].numel(), args[0].dim()), dtype=torch.int64))
+        inside = _INSIDE.get(name)
+        if inside is not None:
+            with self:
+                inside(self.longest, *args)
+        result = function(*args, **(kwargs or {}))
+        if name not in _PROPERTIES:
+            for tensor in tree_iter(result):
+                if isinstance(tensor, Tensor):
+                    self._seen(tensor)
+            if name == "aten::_to_copy" and self.number(args[0]) is not None:
+                number, original = self.number(result), self.number(args[0])
+                assert number is not None and original is not None
+                if number != original:
+                    self.copied[number] = original
+        return result
+
+    def number(self, tensor: Tensor) -> int | None:
+        """Of a tensor's storage; None where it was not made while this was entered."""
+        found = self._known.get(tensor.untyped_storage()._cdata)
+        return None if found is None or found[0]() is None else found[1]
+
+    def _seen(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        size = storage.nbytes()
+        if size == 0 or self.number(tensor) is not None:
+            return tensor
+        number = len(self.shapes)
+        self.shapes.append(tuple(tensor.shape))
+        self.phases.append(self.phase_of())
+        self.events.append((number, size))
+
+        def freed(_: Any) -> None:
+            self.events.append((number, 0))
+
+        self._known[storage._cdata] = weakref.ref(storage, freed), number
+        return tensor
+
+
+@contextmanager
+def dry_run(longest: int) -> Iterator[Recorder]:
+    """Inside, every tensor is a fake one. Nothing real may go in.
+
+    Raises:
+        ForecastError: the code asks for something that only real tensors have.
+    """
+    recorder = Recorder(longest)
+    try:
+        with FakeTensorMode(), recorder:
+            yield recorder
+    except (RuntimeError, NotImplementedError) as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ForecastError(f"cannot be run without its data: {first}") from error
+
+
+def _attention(longest: int, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> None:
+    q, k, v = q[:longest], k[:longest], v[:longest]
+    if q.dtype in flash_cpu.LOW:
+        blocked_cpu.blocked_forward(q, k, v)
+    else:
+        flash_cpu.flash_forward(*(x.transpose(0, 1)[None] for x in (q, k, v)), causal=True)
+
+
+def _attention_backward(longest: int, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *_: Any) -> None:
+    grad, q, k, v, out = (x[:longest] for x in (grad, q, k, v, out))
+    if q.dtype in flash_cpu.LOW:
+        blocked_cpu.blocked_backward(grad, q, k, v)
+    else:
+        heads_first = [x.transpose(0, 1)[None] for x in (grad, q, k, v, out)]
+        flash_cpu.flash_backward(*heads_first, lse[:longest].transpose(0, 1)[None], causal=True)
+
+
+# What operations of ours use inside, which is as much in Python as the rest.
+_INSIDE: dict[str, Callable[..., None]] = {
+    "muomni::varlen_cpu": _attention,
+    "muomni::varlen_cpu_backward": _attention_backward,
+    "muomni::bidirectional_cpu": _attention,
+    "muomni::bidirectional_cpu_backward": _attention_backward,
+}

@@ -1,0 +1,108 @@
+"""What a training process holds besides its tensors: measured, since nothing could derive it.
+
+A child process (`python -m muomni.train.baseline`) trains the smallest preset for three steps with the precision and
+the optimizer in question, on a few lines of text. Its peak, with what is forecast for so small a model taken off,
+is the interpreter, the libraries, their code and caches. It is kept in the user's cache, by versions, processor and
+threads, so that this happens once; some seconds.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from muomni.config.recipe import OptimizerSpec, Recipe
+from muomni.errors import ForecastError
+from muomni.files import write_atomic
+
+_ROWS, _TOKENS = 2, 64
+
+
+def process_baseline(precision: str, optimizer: str) -> int:
+    """Bytes of a training process on the CPU without its tensors.
+
+    Args:
+        precision: `fp32` or `bf16`.
+        optimizer: its name in a recipe.
+
+    Raises:
+        ForecastError: the child could not train; with the last of what it said.
+    """
+    path, key = _cache_file(), _key(precision, optimizer)
+    known = _read(path)
+    if key not in known:
+        known = {**_read(path), key: _measure(precision, optimizer)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(known, indent=2) + "\n")
+    return known[key]
+
+
+def _measure(precision: str, optimizer: str) -> int:
+    threads = str(torch.get_num_threads())
+    child = subprocess.run(
+        [sys.executable, "-m", "muomni.train.baseline", precision, optimizer],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
+        check=False,
+    )
+    if child.returncode:
+        raise ForecastError(f"the process's own memory could not be measured:\n{child.stderr[-2000:].strip()}")
+    return int(child.stdout.splitlines()[-1])
+
+
+def _train(precision: str, optimizer: str) -> int:
+    """Trains in this process; bytes of its peak less the forecast."""
+    from muomni.train.forecast import forecast, setup_of
+    from muomni.train.run import train
+
+    with tempfile.TemporaryDirectory() as folder:
+        text = Path(folder, "text.txt")
+        text.write_text("\n".join(f"{n} is {n * n} less than {n * n + n}." for n in range(1500)), encoding="utf-8")
+        recipe = Recipe.model_validate(
+            {
+                "model": {"preset": "nano"},
+                "tokenizer": {"vocab_size": 512},
+                "data": {"train": str(text), "seq_len": _TOKENS, "cache_dir": str(Path(folder, "tokens"))},
+                "max_steps": 3,
+                "batch_size": _ROWS,
+                "schedule": {"warmup_steps": 0},
+                "precision": precision,
+                "optimizer": {"name": optimizer},
+                "device": "cpu",
+                "compile": "off",
+                "eval": {"every": 0, "max_rows": _ROWS},
+            }
+        )
+        result = train(recipe, Path(folder, "run"))
+        return result.memory.reading.peak - forecast(setup_of(recipe)).peak
+
+
+def _key(precision: str, optimizer: str) -> str:
+    what = (precision, optimizer, f"{torch.get_num_threads()} threads", platform.processor() or platform.machine())
+    versions = (version("torch"), platform.python_version(), version("muomni"))
+    return ", ".join((*what, *versions))
+
+
+def _cache_file() -> Path:
+    root = os.environ.get("MUOMNI_CACHE")
+    return (Path(root) if root else Path.home() / ".cache" / "muomni") / "baseline.json"
+
+
+def _read(path: Path) -> dict[str, int]:
+    try:
+        found: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # not there yet, or written by another version: measured again
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+if __name__ == "__main__":
+    print(_train(*sys.argv[1:3]))

@@ -1,0 +1,248 @@
+"""How much memory training will take, and for what, without taking it.
+
+Two steps of the run are taken with fake tensors (`accel.dry_run`): the real model, autograd, checkpointing and
+optimizer, no numbers and no memory. What they would ask of the C library goes through a model of its heap
+(`accel.heap`), so gaps are forecast too. On a GPU the figure is what torch's allocator hands out, gaps left out.
+
+What is in the process besides, `baseline`, cannot be derived: the interpreter, torch, its kernels' code and their
+caches. It is measured, see `train.baseline`.
+
+Assumed where the data decides: every row is one document as long as the row, and every token teaches. Not modelled:
+what pictures, sounds and speech take while an encoder or a talker computes (their weights, gradients and optimizer
+state are), compiled code (blocks that `torch.compile` fuses keep about what selective checkpointing keeps, and that
+is taken; the compiler itself is not counted), and what reading the data takes.
+
+Legend: B rows of a micro-batch, T tokens of a row.
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from muomni.accel import allocator, recompute
+from muomni.accel.device import pick_device
+from muomni.accel.dry_run import Recorder, dry_run
+from muomni.accel.heap import Heap
+from muomni.accel.memory import MIB
+from muomni.accel.precision import Precision, pick_precision
+from muomni.config import OmniConfig
+from muomni.config.recipe import OptimizerSpec, Recipe
+from muomni.data import Batch
+from muomni.errors import ForecastError
+from muomni.model import OmniModel
+from muomni.model.folder import read_config, resolve_folder
+from muomni.train.adam8bit import AdamW8bit
+from muomni.train.optimizer import build_optimizers
+from muomni.train.step import TrainStep
+
+Checkpointing = Literal["off", "selective", "full"]
+CATEGORIES = ("weights", "gradients", "optimizer", "activations", "weight_copies", "loss", "temporary", "gaps")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What memory depends on.
+
+    Attributes:
+        config: sizes of the model.
+        micro_batch, accumulation: rows of a micro-batch, and micro-batches of a step.
+        seq_len: tokens of a row.
+        checkpointing, precision, compiled: how a step is computed; `compiled` for blocks or the whole model.
+        optimizer: which, as in a recipe.
+        frozen: parts that do not learn.
+        keep: the C library keeps freed memory, see `accel.allocator`.
+        device: where it is to run; a GPU need not be here.
+    """
+
+    config: OmniConfig
+    micro_batch: int
+    accumulation: int
+    seq_len: int
+    checkpointing: Checkpointing = "off"
+    precision: Literal["bf16", "fp16", "fp32"] = "fp32"
+    compiled: bool = False
+    optimizer: OptimizerSpec = OptimizerSpec()
+    frozen: tuple[str, ...] = ()
+    keep: bool = True
+    device: Literal["cpu", "cuda"] = "cpu"
+
+
+def setup_of(recipe: Recipe, config: OmniConfig | None = None, device: str | None = None) -> Setup:
+    """What a recipe's memory depends on.
+
+    Args:
+        recipe: of a model, not of a codec.
+        config: the model's sizes; None reads them from the recipe, with the tokenizer's vocabulary as it is asked for.
+        device: `cpu` or `cuda`; None takes the recipe's. A GPU need not be here: it is taken to be one with bf16.
+
+    Raises:
+        ConfigError: the recipe names a device or precision that does not work here.
+        UserError: a folder that the recipe names holds no model.
+    """
+    kind = pick_device(recipe.device).type if device is None else device
+    if kind not in ("cpu", "cuda"):
+        raise ForecastError(f"memory on {kind} is not forecast; name cpu or cuda")
+    precision: Any = recipe.precision
+    if kind == "cpu" or torch.cuda.is_available():
+        precision = pick_precision(recipe.precision, torch.device(kind)).name
+    elif precision == "auto":
+        precision = "bf16"
+    # What `measure` decides is not known before it has measured.
+    compiled = recipe.compile in ("blocks", "full")
+    keep = kind == "cpu" and allocator.choose(recipe.allocator, torch.device("cpu")).keep
+    return Setup(
+        config=expected_config(recipe) if config is None else config,
+        micro_batch=recipe.batch_size,
+        accumulation=recipe.gradient_accumulation_steps,
+        seq_len=recipe.data.seq_len,
+        checkpointing=recipe.gradient_checkpointing,
+        precision=precision,
+        compiled=compiled,
+        optimizer=recipe.optimizer,
+        frozen=recipe.freeze,
+        keep=keep,
+        device="cpu" if kind == "cpu" else "cuda",
+    )
+
+
+def expected_config(recipe: Recipe) -> OmniConfig:
+    """The sizes of the model that the recipe trains, its tokenizer taken to be as large as it is asked to be."""
+    spec = recipe.model
+    if spec.init_from is not None:
+        return read_config(resolve_folder(Path(spec.init_from)))[0]
+    asked = spec.thinker.vocab_size
+    return spec.build(vocab_size=math.ceil(recipe.tokenizer.vocab_size / 64) * 64 if asked is None else asked)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Bytes at the moment of the peak; `peak` is their sum.
+
+    Attributes:
+        weights, gradients, optimizer: as in `accel.memory`.
+        activations: what the forward pass made: kept for the backward pass, or in use.
+        weight_copies: weights in autocast's dtype.
+        loss: blocks of logits, and the head's gradient while it is added up.
+        temporary: what the backward pass or the optimizer's step has in use.
+        gaps: in the heap, too small for what is asked for; 0 on a GPU.
+        baseline: of the process before there is a model; 0 on a GPU, whose context torch's allocator does not count.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    weight_copies: int
+    loss: int
+    temporary: int
+    gaps: int
+    baseline: int = 0
+
+    @property
+    def peak(self) -> int:
+        return sum(vars(self).values())
+
+    def with_baseline(self, size: int) -> "Forecast":
+        """The same in a process that held so much before."""
+        return replace(self, baseline=size)
+
+    def as_dict(self) -> dict[str, float]:
+        """In MiB."""
+        sizes = {"peak": self.peak, **vars(self)}
+        return {f"{name}_mib": round(size / MIB, 1) for name, size in sizes.items()}
+
+
+def forecast(setup: Setup) -> Forecast:
+    """The peak of a run, without its process (`baseline` is 0).
+
+    Raises:
+        ForecastError: the run cannot be taken without its data.
+        ConfigError: the optimizer needs a library that is not installed.
+    """
+    with dry_run(setup.seq_len) as recorder:
+        kinds = _record(setup, recorder)
+    return _at_the_peak(setup, recorder, kinds)
+
+
+def _record(setup: Setup, recorder: Recorder) -> dict[int, str]:
+    """Builds the model and takes two steps; says what the storages are that outlive one."""
+    # The same products whatever the device; see the module for what differs.
+    precision = Precision(setup.precision, torch.device("cpu"), "forecast")
+    model = OmniModel(setup.config)
+    model.freeze(setup.frozen)
+    mode = "selective" if setup.compiled and setup.checkpointing == "off" else setup.checkpointing
+    if mode != "off":
+        recompute.enable(model, mode)
+    optimizers = build_optimizers(model, setup.optimizer, precision)
+    for optimizer in optimizers:
+        if isinstance(optimizer, AdamW8bit):
+            optimizer._update = _nothing
+    step = TrainStep(model, optimizers, torch.ones(2), 1.0, precision)
+    recorder.phase_of = lambda: step.phase
+    kinds: dict[int, str] = {}
+
+    def look(*_: Any) -> None:
+        _name(kinds, recorder, "gradients", [p.grad for p in model.parameters() if p.grad is not None])
+
+    optimizers[0].register_step_pre_hook(look)
+    _name(kinds, recorder, "weights", [*model.parameters(), *model.buffers()])
+    batches = [_batch(setup.micro_batch, setup.seq_len) for _ in range(min(setup.accumulation, 2))]
+    model.train()
+    for _ in range(2):
+        step(batches)
+    states = [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
+    _name(kinds, recorder, "optimizer", [value for value in states if isinstance(value, torch.Tensor)])
+    return kinds
+
+
+def _name(kinds: dict[int, str], recorder: Recorder, kind: str, tensors: list[torch.Tensor]) -> None:
+    for tensor in tensors:
+        number = recorder.number(tensor)
+        if number is not None:
+            kinds.setdefault(number, kind)
+
+
+def _nothing(*_: Any) -> None:
+    """Instead of a compiled update, which makes no tensors."""
+
+
+def _batch(rows: int, tokens: int) -> Batch:
+    ids = torch.zeros(rows, tokens, dtype=torch.int64)
+    bounds = torch.zeros(rows + 1, dtype=torch.int32)
+    return Batch(ids, torch.zeros_like(ids), torch.zeros_like(ids), bounds, tokens, rows * (tokens - 1), "forecast")
+
+
+def _at_the_peak(setup: Setup, recorder: Recorder, kinds: dict[int, str]) -> Forecast:
+    vocabulary = setup.config.thinker.vocab_size
+
+    def kind(number: int) -> str:
+        if number in kinds:
+            return kinds[number]
+        original = recorder.copied.get(number)
+        if original is not None and kinds.get(original) == "weights":
+            return "weight_copies"
+        if vocabulary in recorder.shapes[number]:
+            return "loss"
+        return "activations" if recorder.phases[number] == "forward" else "temporary"
+
+    heap = Heap(setup.keep)
+    live: Counter[str] = Counter()
+    sizes: dict[int, int] = {}
+    peak, split = 0, {}
+    for number, size in recorder.events:
+        if size:
+            heap.allocate(number, size)
+            sizes[number] = size
+            live[kind(number)] += size
+        else:
+            heap.free(number)
+            live[kind(number)] -= sizes.pop(number)
+        reached = heap.live if setup.device == "cuda" else heap.now
+        if reached > peak:
+            peak, split = reached, dict(live)
+    split["gaps"] = peak - sum(split.values())
+    return Forecast(**{name: split.get(name, 0) for name in CATEGORIES})
