@@ -237,7 +237,8 @@ def test_without_captions_in_validation_nothing_is_best(
     ("changes", "words"),
     [
         ({"freeze": ["thinker"]}, "nothing teaches vision_projector"),
-        ({"losses": {"text": 0.0}}, "nothing teaches vision"),
+        ({"freeze": []}, "nothing teaches thinker, vision_projector: name them in freeze"),
+        ({"losses": {"text": 0.0}}, "without it nothing teaches vision: name them in freeze"),
         ({"losses": {"text": 0.0, "ctc": 1.0}}, "losses.text|losses.ctc"),
     ],
 )
