@@ -59,7 +59,7 @@ def load_recipes(environment: str, *files: str) -> None:
     if not wanted or set(bundled) != wanted:
         raise ImportError(f"the wheel has the recipes {wanted}, the package finds {set(bundled)}")
     for name in bundled:
-        load_recipe(name, ["data.train=book.txt"])
+        load_recipe(name, [f"data.{'speech.' if name.startswith('speak') else ''}train=book.txt"])
 
 
 def main() -> int:

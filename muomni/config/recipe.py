@@ -207,7 +207,7 @@ class Recipe(Frozen):
             self._codec_alone()
         elif self.model.preset is not None:
             context = self.model.build().thinker.max_position_embeddings
-            if self.data.seq_len > context:
+            if self.data.train and self.data.seq_len > context:
                 allowed = f"must be at most the model's context, max_position_embeddings ({context})"
                 raise conflict("data.seq_len", self.data.seq_len, allowed)
             vision, audio = self.model.vision, self.model.audio
@@ -247,8 +247,6 @@ class Recipe(Frozen):
         for part in self.freeze:
             if part not in parts:
                 return "freeze", part, f"the model has no such part: it has {', '.join(parts)}"
-        if set(self.freeze) == set(parts):
-            return "freeze", ", ".join(self.freeze), "leave out a part: nothing would learn"
         losses = self.losses
         heads = (
             (
@@ -261,9 +259,12 @@ class Recipe(Frozen):
             ("ctc", losses.ctc, ctc, "audio", 'its head: "model": {"audio": {"ctc": true}}'),
             ("speech", losses.speech, talker, "talker", 'a Talker: "model": {"talker": {"codec": "runs/codec-tiny"}}'),
         )
-        for name, weight, there, teaches, need in heads:
+        for name, weight, there, _, need in heads:
             if weight and not there:
                 return f"losses.{name}", weight, f"needs {need}"
+        if set(self.freeze) == set(parts):
+            return "freeze", ", ".join(self.freeze), "leave out a part: nothing would learn"
+        for name, weight, _, teaches, _ in heads:
             if weight and teaches in self.freeze:
                 return f"losses.{name}", weight, f'make it 0: "{teaches}" is frozen, so this loss teaches nothing'
         return self._unread() or self._idle(parts)

@@ -14,7 +14,7 @@ def recipe_schema() -> dict[str, Any]:
     schema = Recipe.model_json_schema()
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     # A file need not be whole: the recipe it extends and the command line fill in the rest.
-    for part in (schema, schema["$defs"]["DataSpec"]):
+    for part in (schema, schema["$defs"]["DataSpec"], schema["$defs"]["SpeechDataSpec"]):
         part.pop("required", None)
     extends = {"type": "string", "description": "A recipe, by path or bundled name, over which this one is laid."}
     schema["properties"] = {"extends": extends, **schema["properties"]}

@@ -67,7 +67,9 @@ def _line(problem: ErrorDetails, model: type[BaseModel], origin: str, layers: tu
         return f"{_origin(missing, origin, layers)}: {_dotted(missing)} is missing{hint}"
     value = problem.get("input")
     if problem["type"] == "conflict":
-        at, value = (*at, *str(context["key"]).split(".")), context["value"]
+        keys = str(context["key"]).split(".")
+        at, value = (*at, *(int(key) if key.isdigit() else key for key in keys)), problem["ctx"]["value"]
+        value = int(value) if isinstance(value, float) and value.is_integer() else value
     if problem["type"] == "union_tag_invalid":
         at, value = (*at, "kind"), context["tag"]
     if problem["type"] == "extra_forbidden":

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from pydantic import ValidationError
 
@@ -18,6 +17,7 @@ from muomni.model import OmniModel
 from muomni.model.codec import SpeechCodec
 from muomni.model.codec.folder import read_codec_config
 from muomni.model.folder import load_model, read_config, resolve_folder
+from muomni.train.speech_pairs import prepare_split
 
 # What may be said anew of a Talker that comes with its weights.
 _MAY_CHANGE = {"dropout", "noise", "state_dropout", "stop_weight"}
@@ -65,10 +65,11 @@ def check_talker(spec: ModelSpec) -> bool:
         UserError: `talker.codec` is no codec.
     """
     known, wanted = _known(spec), spec.talker
+    talker = None if known is None else known.talker
     if wanted is None:
-        return known is not None
-    if known is not None and known.talker is not None:
-        _check_changes(spec, known.talker)
+        return talker is not None
+    if talker is not None:
+        _check_changes(spec, talker)
         return True
     if wanted.codec is None:
         raise ConfigError("model.talker.codec is missing: name the run or folder of a trained codec")
@@ -81,22 +82,25 @@ def prepare_speech(recipe: Recipe, device: torch.device, progress: bool) -> Spee
     """The pairs of `data.speech` as codes, aligned with their texts; computed once and kept.
 
     Raises:
-        UserError: a source cannot be read, or holds too little.
+        DataError: see `prepare_split`.
     """
-    from muomni.train.speech_pairs import prepare_pairs
-
     data, spec = recipe.data.speech, recipe.model
     assert data is not None  # the recipe has a weight for speech
     known = _known(spec)
     talker = known.talker if known is not None else None
     wanted = spec.talker.max_move if spec.talker is not None else None
     max_move = talker.max_move if talker is not None else wanted or TalkerConfig.model_fields["max_move"].default
-    # Together, so that a handful to validate on is aligned as well as the others.
-    pairs = prepare_pairs((*data.train, *data.val), _codec(spec).to(device), max_move, recipe.seed, progress)
-    if not data.val:
-        return Speech(*pairs.split(data.val_fraction))
-    to_learn = pairs.sources < len(data.train)
-    return Speech(pairs.select(np.flatnonzero(to_learn)), pairs.select(np.flatnonzero(~to_learn)))
+    train, val = prepare_split(
+        data.train,
+        data.val,
+        data.val_fraction,
+        _codec(spec).to(device),
+        max_move=max_move,
+        cache_dir=None if recipe.data.cache_dir is None else Path(recipe.data.cache_dir).expanduser(),
+        max_bad=recipe.data.max_bad,
+        progress=progress,
+    )
+    return Speech(train, val)
 
 
 def with_talker(recipe: Recipe, config: OmniConfig, voices: tuple[str, ...]) -> OmniConfig:

@@ -84,7 +84,7 @@ def test_odd_names(tmp_path: Path) -> None:
         find_recipe("x" * 5000)
 
 
-@pytest.mark.parametrize("name", bundled_recipes())
+@pytest.mark.parametrize("name", [name for name in bundled_recipes() if name != "speak-tiny"])
 def test_bundled_recipes_want_only_data(name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_recipe(name)
