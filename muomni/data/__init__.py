@@ -11,7 +11,7 @@ from muomni.data.prepare import Prepared, PreparedRows, prepare, prepare_rows, p
 from muomni.data.readers import Document
 from muomni.data.sources import iter_documents, iter_texts
 from muomni.data.speech_rows import SpeechPairs, SpeechRows, WithSpeech
-from muomni.data.spoken import SpokenText, Word, clip_words, spoken_words, tokens_of, units_of
+from muomni.data.spoken import SpokenText, Word, clip_words, said_words, spoken_words, tokens_of, units_of
 from muomni.data.tokenizer import SPECIAL, Detokenizer, SpecialTokens, Tokenizer
 
 __all__ = [
@@ -51,6 +51,7 @@ __all__ = [
     "prepare",
     "prepare_rows",
     "prepare_tokenizer",
+    "said_words",
     "spoken_words",
     "tokens_of",
     "units_of",

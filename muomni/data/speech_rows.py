@@ -18,7 +18,7 @@ from muomni.config.talker import TalkerConfig
 from muomni.data.packing import IGNORE, Batch, Ints, mixed_key, random_order
 from muomni.data.prefetch import Rows
 from muomni.data.sentences import wording
-from muomni.data.spoken import clip_words, tokens_of, units_of
+from muomni.data.spoken import said_words, tokens_of, units_of
 from muomni.data.tokenizer import Tokenizer
 from muomni.errors import DataError
 
@@ -33,7 +33,7 @@ class SpeechPairs:
     A part of the pairs (`select`) shares the arrays of frames with the whole.
 
     Attributes:
-        texts: (P) what is said, as `spoken.clip_words` takes it.
+        texts: (P) what is said: `Word.spoken` of the words, with a space between.
         voices: (P,) int64, numbers of `speakers`.
         speakers: names, sorted.
         starts: (P,) int64, where the frames of each pair begin in `codes`.
@@ -149,7 +149,7 @@ class SpeechRows:
 
         pairs = self.pairs
         places = [self.place(number) for number in numbers]
-        words = [clip_words(pairs.texts[place]) for place in places]
+        words = [said_words(pairs.texts[place]) for place in places]
         tokens = [tokens_of(said, self.tokenizer) for said in words]
         read = [units_of(said) for said in words]
         width = max(len(units) for units, _ in read)
@@ -188,7 +188,7 @@ class SpeechRows:
         lengths = speech.id_lengths
         longest = max(lengths)
         ids = torch.full((count, longest), self.tokenizer.pad_id)
-        for n, own in enumerate(speech.ids.split(lengths)):
+        for n, own in enumerate(torch.split(speech.ids, lengths)):
             ids[n, : len(own)] = own
         # What follows a pair's tokens is a segment of its own.
         starts = sorted({n * longest for n in range(count)} | {n * longest + own for n, own in enumerate(lengths)})

@@ -148,7 +148,7 @@ class SpokenText:
     def _pause(self) -> None:
         """A dash between words, or dots, is heard like a comma."""
         held = self._held
-        if held is not None and not self._breaks and held.spoken[-1].isalnum() and self._units < self._max_units:
+        if held is not None and not self._breaks and held.spoken[-1] not in _PAUSES and self._units < self._max_units:
             self._held = replace(held, spoken=f"{held.spoken},")
             self._units += 1
 
@@ -175,6 +175,16 @@ def clip_words(text: str, language: str = "en") -> list[Word]:
     words = [word for sentence in spoken_words(text, language, max_units=1 << 30) for word in sentence]
     last = len(words) - 1
     return [replace(word, first=n == 0, last=n == last) for n, word in enumerate(words)]
+
+
+def said_words(said: str) -> list[Word]:
+    """The words of one sentence out of what is said, `spoken` of each with a space between: nothing is changed."""
+    parts = said.split(" ")
+    words, end = [], -1
+    for n, part in enumerate(parts):
+        end += 1 + len(part)
+        words.append(Word(part, part, n == 0, n == len(parts) - 1, end))
+    return words
 
 
 def units_of(words: Sequence[Word]) -> tuple[list[int], list[int]]:

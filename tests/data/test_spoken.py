@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from muomni.data import Tokenizer
 from muomni.data.sentences import spoken_form
-from muomni.data.spoken import MAX_UNITS, SpokenText, Word, clip_words, spoken_words, tokens_of, units_of
+from muomni.data.spoken import MAX_UNITS, SpokenText, Word, clip_words, said_words, spoken_words, tokens_of, units_of
 
 MIXED = st.text(
     st.one_of(
@@ -109,6 +109,18 @@ def test_texts_of_recordings_are_said_as_they_were_prepared(text: str) -> None:
     assert prepared is not None
     assert " ".join(word.spoken for word in clip_words(prepared)) == prepared
     assert [" ".join(word.spoken for word in clip_words(text))] == [prepared]
+
+
+def test_what_is_said_is_taken_as_it_is() -> None:
+    said = "It's 3 o'clock - (now)"
+    words = said_words(said)
+    assert [word.spoken for word in words] == said.split(" ") and [said[: word.end] for word in words][1] == "It's 3"
+    assert bytes(units_of(words)[0][1:-1]).decode() == said
+    prepared = clip_words("Lily ate 2 bones.")
+    assert said_words("Lily ate two bones.") == [
+        Word(word.spoken, word.spoken, word.first, word.last, len(" ".join(w.spoken for w in prepared[: n + 1])))
+        for n, word in enumerate(prepared)
+    ]
 
 
 def test_digits_stay_in_other_languages() -> None:
