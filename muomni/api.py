@@ -1,9 +1,8 @@
 """`MuOmni`, the whole public interface: the model, its tokenizer, and what one does with them."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, Literal, Self, cast, get_args, overload
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -26,11 +25,12 @@ from muomni.infer.media import MediaMemory
 from muomni.infer.prepare import new_config, prepare, read_prompt, settings_of
 from muomni.infer.request import Prepared
 from muomni.infer.session import Session
+from muomni.infer.speak import SpeakingModel, SpokenStream, TextSpeech
+from muomni.infer.speak.model import Speak, check_how
 from muomni.infer.speculate import check_guessable
-from muomni.model import OmniModel
-from muomni.model.folder import CONFIG, load_model, resolve_folder, save_model
+from muomni.model.folder import CONFIG, check_replaceable, load_model, resolve_folder, save_model
 from muomni.model.gguf import GgufDtype
-from muomni.model.hub import download
+from muomni.model.hub import MODEL_CARD, download
 from muomni.model.qwen3 import to_qwen3_config
 
 # Rows of one call that are computed together, where nothing else is said.
@@ -42,30 +42,8 @@ Message = Mapping[str, Any]
 # a sound (path, bytes, (samples, rate)) or {"type": ..., ...}, ours or OpenAI's; a video is a list of pictures there.
 Prompt = str | Sequence[Message] | Sequence[Any]
 
-# Files of a saved model, ours or transformers'; a folder of nothing else may be replaced by a new one.
-_SAVED = re.compile(
-    r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
-    r"|merges\.txt|chat_template\.jinja|README\.md|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
-)
 
-
-_CARD = """\
----
-{{ card_data }}
----
-
-A model made with μOmni.
-
-```python
-from muomni import MuOmni
-
-model = MuOmni.from_pretrained("path of this folder, or its name on the Hub")
-print(model.chat("Hello!"))
-```
-"""
-
-
-class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_template=_CARD):
+class MuOmni(SpeakingModel, PyTorchModelHubMixin, library_name="muomni", model_card_template=MODEL_CARD):
     """A model with its tokenizer.
 
     It is an `nn.Module` of plain `nn.Linear`s: a user's own loop, `torch.autocast`, `torch.compile`,
@@ -83,8 +61,7 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
     def __init__(
         self, config: OmniConfig, generator: torch.Generator | None = None, tokenizer: Tokenizer | None = None
     ) -> None:
-        super().__init__(config, generator)
-        self.tokenizer = tokenizer
+        super().__init__(config, generator, tokenizer)
         self._session = Session()
         self._cache_dtype: CacheDtype = "auto"
         self._media = MediaMemory()
@@ -230,13 +207,21 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
         save_gguf(self, tokenizer, self.end_ids(), Path(out).expanduser().resolve(), dtype, each)
 
     def chat(
-        self, prompt: Prompt, *, deterministic: bool = False, speculate: "bool | MuOmni" = False, **sampling: Any
+        self,
+        prompt: Prompt,
+        *,
+        speak: Speak = False,
+        deterministic: bool = False,
+        speculate: "bool | MuOmni" = False,
+        **sampling: Any,
     ) -> Reply:
         """Answers a prompt, or the last message of a conversation.
 
         Args:
             prompt: what the user says, as a text or a list of parts, such as `["What is this?", Image.open(path)]`, or
                 messages such as `[{"role": "user", "content": "Hello"}]`, whose content may be a list of parts.
+            speak: speak the reply too, all sentences side by side: `reply.audio`. True takes the usual settings,
+                otherwise those of `say`, such as `{"voice": "anna"}`; without a seed the speech takes that of the text.
             deterministic: see `chat_batch`.
             speculate: guess tokens as long as that pays; the reply is the same. Only greedy replies can be guessed:
                 `temperature=0`, no penalty. True guesses from the text so far, for replies that repeat much of the
@@ -246,9 +231,14 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
         Raises:
             PromptError: an empty or too long prompt, or a setting that is not allowed.
             MediaError: a picture or sound that cannot be read.
-            UserError: the smaller model has other tokens.
+            UserError: the smaller model has other tokens, or the model does not speak.
+            SpeechError: the reply cannot be spoken. Where its text is wanted then, take `stream` or `chat_batch`.
         """
-        return self.stream(prompt, deterministic=deterministic, speculate=speculate, **sampling).finish()
+        settings = self._asked_speech(speak, sampling.get("seed"))
+        reply = self.stream(prompt, deterministic=deterministic, speculate=speculate, **sampling).finish()
+        if settings is None:
+            return reply
+        return self._spoken([reply], [settings], on_error="raise")[0]
 
     def complete(
         self, text: str, *, deterministic: bool = False, speculate: "bool | MuOmni" = False, **sampling: Any
@@ -256,16 +246,41 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
         """Continues a text as it stands, without the turns of a chat; otherwise as `chat`."""
         return self.stream(text, raw=True, deterministic=deterministic, speculate=speculate, **sampling).finish()
 
+    @overload
     def stream(
         self,
         prompt: Prompt,
         *,
+        speak: Literal[False] = False,
         raw: bool = False,
         deterministic: bool = False,
         speculate: "bool | MuOmni" = False,
         **sampling: Any,
-    ) -> TextStream:
+    ) -> TextStream: ...
+    @overload
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        speak: Speak,
+        raw: bool = False,
+        deterministic: bool = False,
+        speculate: "bool | MuOmni" = False,
+        **sampling: Any,
+    ) -> TextStream | SpokenStream: ...
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        speak: Speak = False,
+        raw: bool = False,
+        deterministic: bool = False,
+        speculate: "bool | MuOmni" = False,
+        **sampling: Any,
+    ) -> TextStream | SpokenStream:
         """As `chat`, or with `raw` as `complete`, but gives the pieces of the reply as they come.
+
+        With `speak` it is spoken while it is written: pieces of sound come between those of text.
 
         Returns:
             An iterator over `Piece`; after the last one its `reply` is the whole `Reply`.
@@ -274,17 +289,21 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
         if speculate is not False:
             check_guessable(params)
         tokenizer = self._tokenizer()
+        settings = self._asked_speech(speak, params.seed)
+        speech = None if settings is None else TextSpeech(self, tokenizer, self._speech, settings)
         asked = self.prepare([(prompt, params)], [""], raw=raw, alone=deterministic)[0]
         engine = self.engine(1, len(asked.ids) + room(self, (1, len(asked.ids)), params))
         guesser = self.guesser(speculate, engine)
         how: dict[str, Any] = {"deterministic": deterministic, "speculate": guesser, "media": asked.media}
-        return TextStream(engine, tokenizer, asked.ids, params, self.end_ids(), **how)
+        text = TextStream(engine, tokenizer, asked.ids, params, self.end_ids(), **how)
+        return text if speech is None else SpokenStream(text, speech)
 
     def chat_batch(
         self,
         prompts: Sequence[Prompt],
         *,
         sampling: Sequence[Mapping[str, Any]] | None = None,
+        speak: Speak = False,
         raw: bool = False,
         deterministic: bool = False,
         speculate: "bool | MuOmni" = False,
@@ -302,6 +321,7 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
         Args:
             prompts: of any kinds and lengths, each as `chat` takes it.
             sampling: settings of each prompt, which go before `settings`; None where all have the same.
+            speak: see `chat`; once all replies are written, the sentences of all of them are spoken side by side.
             raw: continue each text as it stands, as `complete`.
             deterministic: compute so that no bit of a reply depends on the other prompts. Prompts are then cut
                 at fixed places and not begun from one another's, and where the runner's result depends on the
@@ -310,7 +330,8 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
             batch_size: at most this many side by side; fewer where memory asks for it.
             progress: show a bar on standard error; None shows it in a terminal, once it has taken a second.
             on_error: what becomes of a prompt that is wrong, for example with a broken picture: `raise` answers none,
-                `reply` answers the others and gives this one a reply with `finish_reason` "error" and its `error`.
+                `reply` answers the others and gives this one a reply with `finish_reason` "error" and its `error`. A
+                reply that cannot be spoken keeps its text with `reply`.
             settings: fields of `SamplingParams` for all prompts. The same seed gives each prompt the reply that
                 `chat` gives it with that seed.
 
@@ -323,10 +344,8 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
         """
         tokenizer = self._tokenizer()
         params = settings_of(prompts, sampling, settings, guessed=speculate is not False)
-        if batch_size < 1:
-            raise PromptError(f"batch_size = {batch_size}: must be at least 1")
-        if on_error not in ("raise", "reply"):
-            raise PromptError(f"on_error = {on_error!r}: must be 'raise' or 'reply'")
+        check_how(on_error, batch_size)
+        voices = [self._asked_speech(speak, one.seed) for one in params]
         names = [f"prompt {number} of {len(prompts)}" for number in range(1, len(prompts) + 1)]
         pairs = list(zip(prompts, params, strict=True))
         asked = self.prepare(pairs, names, raw=raw, alone=deterministic, keep_going=on_error == "reply")
@@ -337,7 +356,9 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
         engine = self.engine(min(batch_size, len(asked)), longest)
         how: dict[str, Any] = {"deterministic": deterministic, "speculate": self.guesser(speculate, engine)}
         replies = reply_to_all(engine, tokenizer, asked, end_ids=self.end_ids(), **how)
-        return list(progress_bar(replies, len(asked), progress))
+        written = list(progress_bar(replies, len(asked), progress))
+        spoken = [settings for settings in voices if settings is not None]
+        return self._spoken(written, spoken, on_error=on_error, batch_size=batch_size) if spoken else written
 
     def engine(self, slots: int, capacity: int) -> Engine:
         """The engine that `chat` and the others compute with; kept while the weights stay and it is large enough.
@@ -465,32 +486,3 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
         if self.config.eos_token_ids or self.tokenizer is None:
             return self.config.eos_token_ids
         return self.tokenizer.end_ids
-
-    def _tokenizer(self) -> Tokenizer:
-        if self.tokenizer is None:
-            raise UserError(
-                "this model has no tokenizer, so it neither reads nor writes text: use generate with token ids, "
-                "or set model.tokenizer (a folder has one when it holds tokenizer.json)"
-            )
-        if self.tokenizer.vocab_size > self.config.thinker.vocab_size:
-            raise UserError(
-                f"the tokenizer has ids up to {self.tokenizer.vocab_size - 1}, but the model's vocabulary is "
-                f"{self.config.thinker.vocab_size}: it belongs to another model"
-            )
-        return self.tokenizer
-
-
-def check_replaceable(target: Path) -> None:
-    """Refuses to replace a folder that holds anything but a saved model.
-
-    Raises:
-        UserError: naming what is in the way.
-    """
-    if target.exists() and not target.is_dir():
-        raise UserError(f"{target} is a file: give a folder")
-    others = (
-        [] if not target.exists() else sorted(path.name for path in target.iterdir() if not _SAVED.fullmatch(path.name))
-    )
-    if others:
-        shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
-        raise UserError(f"{target} holds other files ({shown}), which saving would remove: give a new folder")

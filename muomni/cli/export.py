@@ -65,7 +65,8 @@ def command(
 
     import torch
 
-    from muomni.api import MuOmni, check_replaceable
+    from muomni.api import MuOmni
+    from muomni.model.folder import check_replaceable
 
     if format is Format.hf:
         check_replaceable(out.resolve())

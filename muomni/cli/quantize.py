@@ -73,7 +73,8 @@ def command(
         raise UserError(f"{out} is not empty: give a new folder, or --force to replace the model in it")
 
     from muomni.accel.quantize import tune
-    from muomni.api import MuOmni, check_replaceable
+    from muomni.api import MuOmni
+    from muomni.model.folder import check_replaceable
 
     check_replaceable(out.resolve())
     if missing := [path for path in data or [] if not path.exists()]:
@@ -129,6 +130,8 @@ def _rows(run: str, data: list[Path], model: "MuOmni") -> "PackedRows":
     if recipe is None:
         raise UserError(f"{run} has no recipe that names validation data: give --data FILE, or --no-compare")
     spec = parse(Recipe, read_json(recipe), str(recipe)).data
+    if not spec.train:
+        raise UserError(f"{recipe} names no text to compare the models on: give --data FILE, or --no-compare")
     return PackedRows(prepare(spec, tokenizer).val, min(spec.seq_len, context), shuffle=False)
 
 

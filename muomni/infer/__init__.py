@@ -5,6 +5,7 @@
 * `runner`: who computes a step; `engine`: the steps, and the front for any thread.
 * `prepare`: prompts as ids and embeddings; `media`: pictures and sounds, each encoded once.
 * `stream`: tokens as text; `batch`: many prompts; `generate`: the plain loop that all of it must agree with.
+* `speak`: a package of its own, for texts and replies that are spoken.
 """
 
 from muomni.infer.engine import Engine, make_engine

@@ -16,6 +16,7 @@ from muomni.infer.speculate import Guesser
 
 if TYPE_CHECKING:
     from muomni.data.tokenizer import Tokenizer
+    from muomni.infer.speak.settings import SpeechTiming
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,14 @@ class Piece:
     Attributes:
         text: whole characters only; may be empty in the last piece.
         tokens: ids taken in since the piece before. Text held back belongs to a later piece than its tokens do.
+        audio: (samples,) float32 mono that follows the sound before, in a piece of its own; None in a piece of text.
+        sample_rate: of `audio`, in hertz.
     """
 
     text: str
     tokens: tuple[int, ...]
+    audio: Tensor | None = None
+    sample_rate: int | None = None
 
 
 @dataclass(frozen=True)
@@ -61,11 +66,13 @@ class Reply:
         text: without end token, cut before a stop text.
         tokens: every id generated, the end token included.
         finish_reason: "stop" at an end token or a stop text, "length" at `max_new_tokens` or the end of the context,
-            "error" where the prompt could not be answered.
+            "error" where the prompt could not be answered, or the answer not be spoken.
         timing: see `Timing`.
         audio: (samples,) float32 mono, or None.
         sample_rate: of `audio`, in hertz.
-        error: what is wrong with the prompt, where it could not be answered; else None.
+        error: what is wrong with the prompt, where it could not be answered, or why the answer could not be spoken;
+            else None.
+        speech: where the time of speaking went, or None.
     """
 
     text: str
@@ -75,6 +82,7 @@ class Reply:
     audio: Tensor | None = None
     sample_rate: int | None = None
     error: str | None = None
+    speech: "SpeechTiming | None" = None
 
     @classmethod
     def failed(cls, error: str) -> "Reply":

@@ -6,6 +6,7 @@ so memory never holds the weights twice. An int8 folder says so in its `config.j
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,12 @@ _TIED = ("thinker.lm_head.weight", "thinker.lm_head.scale")
 _QUANTIZATION = "quantization"
 # Stays in fp32, see `codec.frozen`.
 _CODEC = "codec."
+
+# Files of a saved model, ours or transformers'; a folder of nothing else may be replaced by a new one.
+_SAVED = re.compile(
+    r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
+    r"|merges\.txt|chat_template\.jinja|README\.md|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
+)
 
 
 def resolve_folder(path: Path) -> Path:
@@ -253,3 +260,19 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be written: {error}") from None
+
+
+def check_replaceable(target: Path) -> None:
+    """Refuses to replace a folder that holds anything but a saved model.
+
+    Raises:
+        UserError: naming what is in the way.
+    """
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{target} is a file: give a folder")
+    others = (
+        [] if not target.exists() else sorted(path.name for path in target.iterdir() if not _SAVED.fullmatch(path.name))
+    )
+    if others:
+        shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+        raise UserError(f"{target} holds other files ({shown}), which saving would remove: give a new folder")

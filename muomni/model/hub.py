@@ -10,6 +10,22 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # What of a Hub repository is fetched: never pickles, never code.
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja"]
 
+# What goes with a model that is saved, in the Hub's form.
+MODEL_CARD = """\
+---
+{{ card_data }}
+---
+
+A model made with μOmni.
+
+```python
+from muomni import MuOmni
+
+model = MuOmni.from_pretrained("path of this folder, or its name on the Hub")
+print(model.chat("Hello!"))
+```
+"""
+
 
 def download(name: str, options: dict[str, Any]) -> Path:
     """A model of the Hub as a local folder.
