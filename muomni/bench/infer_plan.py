@@ -168,8 +168,11 @@ _PEERS: dict[Weights, tuple[tuple[str, str, Form, str], ...]] = {
 }
 
 
-def batches_of(text: str) -> Sequence[int]:
+def batches_of(text: str, option: str = "--batch") -> Sequence[int]:
     """`1,4,16` as numbers.
+
+    Args:
+        option: whose value it is.
 
     Raises:
         ConfigError: something else.
@@ -179,7 +182,7 @@ def batches_of(text: str) -> Sequence[int]:
     except ValueError:
         found = []
     if not found or min(found) < 1:
-        raise ConfigError(f"--batch {text}: must be whole numbers from 1 on, such as 1,4,16")
+        raise ConfigError(f"{option} {text}: must be whole numbers from 1 on, such as 1,4,16")
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 from muomni.errors import MuOmniError
 
-Kind = Literal["train", "infer", "judge", "bandwidth", "write", "scaling", "speculation"]
+Kind = Literal["train", "infer", "judge", "bandwidth", "write", "scaling", "speculation", "speech"]
 
 
 class RefusedError(MuOmniError):

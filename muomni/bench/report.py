@@ -181,6 +181,11 @@ class Machine(Frozen):
     memory_mib: float
     system: str
 
+    @property
+    def words(self) -> str:
+        """For a table: `AMD EPYC 9R14, 2 threads`."""
+        return self.processor + (f", {self.threads} threads" if self.device == "cpu" else "")
+
 
 class ModelInfo(Frozen):
     """What was measured: a preset or shape with random weights, or a run."""
@@ -219,7 +224,7 @@ class Report(Frozen):
     machine: Machine
     model: ModelInfo
     versions: dict[str, str]
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field(default_factory=dict)
     rows: tuple[Row, ...] = Field(default=(), strict=False)
     noise: tuple[str, ...] = Field(default=(), strict=False)
     margin: float
@@ -227,7 +232,7 @@ class Report(Frozen):
     decode: tuple[DecodePoint, ...] = Field(default=(), strict=False)
     scaling: Scaling = Scaling()
     memory: tuple[MemoryBar, ...] = Field(default=(), strict=False)
-    tuned: dict[str, Any] = {}
+    tuned: dict[str, Any] = Field(default_factory=dict)
     advice: tuple[str, ...] = Field(default=(), strict=False)
 
     @property

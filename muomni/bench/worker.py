@@ -93,6 +93,12 @@ def _speculation(case: dict[str, Any]) -> Subject:
     return SpeculationSubject(**case)
 
 
+def _speech(case: dict[str, Any]) -> Subject:
+    from muomni.bench.speech_speed import SpeechCase, SpeechSubject
+
+    return SpeechSubject(SpeechCase.model_validate(case))
+
+
 _OPEN: dict[str, Callable[[dict[str, Any]], Subject]] = {
     "train": _train,
     "infer": _infer,
@@ -101,6 +107,7 @@ _OPEN: dict[str, Callable[[dict[str, Any]], Subject]] = {
     "write": _write,
     "scaling": _scaling,
     "speculation": _speculation,
+    "speech": _speech,
 }
 
 

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from muomni.cli import bench_report
 from muomni.cli.bench_infer import infer
+from muomni.cli.bench_speech import speech
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,12 +18,25 @@ if TYPE_CHECKING:
     from muomni.bench.techniques import OnOff
     from muomni.config.model import PresetName
 
-command = typer.Typer(no_args_is_help=True, help="Measure on this machine. Example: muomni bench train --shape tiny")
+command = typer.Typer(
+    cls=bench_report.BenchGroup,
+    help="Measure every technique on this machine: muomni bench [all|train|infer|speech] [RUN or preset] "
+    "[--quick|--full]. Without a word it is `all tiny --quick`.",
+)
+command.command("all")(bench_report.everything)
 command.command("infer")(infer)
+command.command("speech")(bench_report.speech)
+command.command("claims")(bench_report.claims)
+command.command("speech")(speech)
 
 
 @command.command("train")
 def train(
+    ctx: typer.Context,
+    target: bench_report.Model = None,
+    full: bench_report.Full = None,
+    out: bench_report.Out = None,
+    repeat: bench_report.Repeat = 1,
     shape: Annotated[str, typer.Option(help="nano, tiny, small, base, 12m or 100m.")] = "tiny",
     batch_size: Annotated[int, typer.Option(min=4, help="Rows in a step.")] = 4,
     seq_len: Annotated[int, typer.Option(min=8, help="Tokens in a row.")] = 512,
@@ -32,11 +47,14 @@ def train(
     peers: Annotated[bool, typer.Option("--peers", help="Also measure transformers' own Qwen3.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON line.")] = False,
 ) -> None:
-    """Training steps: each technique on against off, and rows with media against text; with --peers transformers.
+    """Training steps, each technique on against off. With MODEL, --quick or --full a report as `bench all` makes it.
 
+    Otherwise tables of one shape: all techniques, rows with media against text, and with --peers transformers.
     Cases run in processes of their own and take turns. Ends with one JSON line.
     Example: muomni bench train --shape 12m --batch-size 8 --peers
     """
+    if bench_report.asked_for(ctx, target, full):
+        return bench_report.report(("train",), "train", target, full, out, repeat)
     from rich.console import Console
 
     from muomni.bench.compare import compare

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from muomni.cli import bench_report
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -16,6 +18,11 @@ if TYPE_CHECKING:
 
 
 def infer(
+    ctx: typer.Context,
+    target: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="As of `bench all`; makes a report.")] = None,
+    full: bench_report.Full = None,
+    out: bench_report.Out = None,
+    repeat: bench_report.Repeat = 1,
     shape: Annotated[str, typer.Option(help="nano, tiny, small, base (0.6b), 12m or 100m; random weights.")] = "tiny",
     model: Annotated[str | None, typer.Option(help="Measure this run or model instead of random weights.")] = None,
     prompt: Annotated[int, typer.Option(min=16, help="Tokens of each prompt.")] = 64,
@@ -34,11 +41,14 @@ def infer(
     work: Annotated[Path | None, typer.Option(help="Keep what is written here; default: nowhere.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON line.")] = False,
 ) -> None:
-    """Greedy decoding: runners, weights, batch sizes, KV cache, attention; with --peers beside other libraries.
+    """Ways to decode. With MODEL, --quick or --full a report as `bench all` makes it.
 
+    Otherwise tables of runners, weights, batch sizes, KV cache, attention; with --peers beside other libraries.
     Cases run in processes of their own and take turns. Tokens are held to the fp32 model, eager, one row at a
     time. Ends with one JSON line. Example: muomni bench infer --shape 12m --batch 1,16 --peers
     """
+    if bench_report.asked_for(ctx, target, full):
+        return bench_report.report(("infer",), "infer", target, full, out, repeat)
     from rich.console import Console
 
     from muomni.bench.infer_plan import batches_of, kinds_of

@@ -1,0 +1,168 @@
+"""All of the bench: from what the user named to a report with its page, its recipe fragment and its claims."""
+
+import platform
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from muomni import __version__
+from muomni.bench import tuned
+from muomni.bench.cases import SHAPES
+from muomni.bench.effort import Effort, Found, Say, Target
+from muomni.bench.infer_plan import Plan
+from muomni.bench.infer_weights import Files, make_model_folder
+from muomni.bench.machine import this_machine
+from muomni.bench.page import page
+from muomni.bench.report import JSON, ModelInfo, PartName, Report, Row
+from muomni.bench.rule import MARGIN
+from muomni.bench.suite_infer import lengths, measure_infer
+from muomni.bench.suite_train import measure_train
+from muomni.config import PRESET_NAMES, OmniConfig, preset
+from muomni.errors import UserError
+from muomni.files import atomic_file
+from muomni.model.folder import read_config, resolve_folder
+
+PAGE = "report.html"
+_SPEECH = "muomni.bench.speech_speed"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user wants.
+
+    Attributes:
+        model: a run, a model's folder, a preset or a shape of `cases.SHAPES`.
+        parts: of the bench.
+        effort: how much.
+        command: that was typed.
+    """
+
+    model: str
+    parts: tuple[PartName, ...]
+    effort: Effort
+    command: str
+
+
+def find_target(name: str) -> Target:
+    """The model that `name` means.
+
+    Raises:
+        UserError: it is neither a folder with a model nor a known shape.
+        ConfigError: its configuration cannot be read.
+    """
+    shapes = {known: preset(known).thinker for known in PRESET_NAMES} | SHAPES
+    path = Path(name)
+    if name in shapes and not path.is_dir():
+        return Target(name, shapes[name], None)
+    if not path.exists():
+        raise UserError(f"{name}: neither a run folder nor a preset; presets: {', '.join(shapes)}")
+    if not path.is_dir():
+        raise UserError(f"{name}: is a file; name a run folder or a preset ({', '.join(shapes)})")
+    folder = resolve_folder(path)
+    return Target(name, read_config(folder)[0].thinker, folder)
+
+
+def run(asked: Asked, say: Say) -> Report:
+    """Measures what was asked for.
+
+    Raises:
+        UserError: there is no such model, or it cannot be measured here at all.
+    """
+    began, date = time.monotonic(), datetime.now(UTC)
+    target = find_target(asked.model)
+    if "infer" in asked.parts:
+        lengths(target.thinker.max_position_embeddings)  # refused before anything is measured
+    found: dict[PartName, Found] = {}
+    with tempfile.TemporaryDirectory(prefix="muomni-bench-") as work:
+        for part in asked.parts:
+            say(f"{part}: measuring")
+            found[part] = _measure(part, target, Path(work), asked.effort, say)
+    rows = tuple(row for part in found.values() for row in part.rows)
+    infer = found.get("infer", Found(()))
+    return Report(
+        date=date.isoformat(timespec="seconds"),
+        command=asked.command,
+        mode=asked.effort.mode,
+        seconds=time.monotonic() - began,
+        machine=this_machine(),
+        model=ModelInfo(
+            name=asked.model, parameters=target.thinker.num_parameters(), random_weights=target.folder is None
+        ),
+        versions={"muomni": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        settings={f"{part}.{key}": value for part, one in found.items() for key, value in one.settings},
+        rows=rows,
+        noise=tuple(text for one in found.values() for text in one.noise),
+        margin=max((one.margin for one in found.values()), default=MARGIN),
+        bandwidth_gb_per_s=infer.bandwidth,
+        decode=infer.decode,
+        scaling=infer.scaling,
+        memory=tuple(bar for one in found.values() for bar in one.memory),
+        tuned=tuned.fragment(rows),
+        advice=tuned.advice(rows, None if target.folder is None else asked.model),
+    )
+
+
+def _measure(part: PartName, target: Target, work: Path, effort: Effort, say: Say) -> Found:
+    if part == "train":
+        return measure_train(target, effort, say)
+    if part == "speech":
+        return Found(measure_speech(target, effort, say))
+    folder = target.folder
+    if folder is None:
+        folder = work / "model"
+        say(f"drawing the weights of {target.name}")
+        make_model_folder(OmniConfig(thinker=target.thinker), folder)
+    prompt, new = lengths(target.thinker.max_position_embeddings)
+    plan = Plan(target.thinker, Files(folder, work), work, prompt, new, torch.get_num_threads())
+    return measure_infer(target, plan, effort, say)
+
+
+def measure_speech(target: Target, effort: Effort, say: Say) -> tuple[Row, ...]:
+    """The techniques of speaking, of a model that speaks: the function of this name in `bench.speech_speed`."""
+    reason = None
+    if target.folder is None:
+        reason = "a preset does not speak: name a run that was trained to"
+    elif getattr(read_config(target.folder)[0], "talker", None) is None:
+        reason = "this model does not speak"
+    elif find_spec(_SPEECH) is None:
+        reason = "this version measures no speech yet"
+    if reason is None:
+        rows: tuple[Row, ...] = import_module(_SPEECH).measure_speech(target, effort, say)
+        return rows
+    return (
+        Row(
+            key="talker-batching",
+            part="speech",
+            technique="talker batching",
+            off="one sentence",
+            on="sentences together",
+            claim="many times the speech a second",
+            verdict="not measured",
+            reason=reason,
+        ),
+    )
+
+
+def write(report: Report, out: Path) -> Sequence[Path]:
+    """Writes `report.json`, `report.html` and `tuned.json` into a folder; returns their paths.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    paths = [out / JSON, out / PAGE, out / tuned.TUNED]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        report.save(paths[0])
+        with atomic_file(paths[1]) as partial:
+            partial.write_text(page(report), encoding="utf-8")
+        tuned.save(report.tuned, paths[2], report.machine.words, report.date)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written: {error.strerror}") from None
+    return paths
