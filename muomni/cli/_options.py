@@ -34,6 +34,8 @@ Video = Annotated[
     ),
 ]
 
+Voice = Annotated[str | None, typer.Option(metavar="NAME", help="One of the model's voices; default: its first.")]
+
 
 class CacheDtype(StrEnum):
     """What keys and values are stored as."""

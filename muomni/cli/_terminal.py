@@ -1,19 +1,25 @@
 """Printing a reply as it comes."""
 
 import sys
+from collections.abc import Callable, Iterable
 
-from muomni.infer import TextStream, Timing
+from muomni.infer import Piece, Timing
 
 
-def say(stream: TextStream) -> None:
+def say(stream: Iterable[Piece], hear: Callable[[Piece], None] | None = None) -> None:
     """Writes the pieces to standard output as they come, then a line end.
 
     A terminal gets no control characters: it would obey them.
+
+    Args:
+        hear: told each piece once its text is written.
     """
     terminal = sys.stdout.isatty()
     for piece in stream:
         sys.stdout.write(printable(piece.text) if terminal else piece.text)
         sys.stdout.flush()
+        if hear is not None:
+            hear(piece)
     print(flush=True)
 
 

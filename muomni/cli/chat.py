@@ -12,6 +12,7 @@ from muomni.cli import _options as options
 
 if TYPE_CHECKING:
     from muomni.api import MuOmni
+    from muomni.cli._spoken import Voiced
 
 _HELP = """\
 /help               this list
@@ -35,6 +36,15 @@ def command(
     audio: options.Audio = None,
     video: options.Video = None,
     system: options.System = None,
+    speak: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OUT.wav",
+            help="Speak the replies too, into this file (.wav or .flac; in a conversation OUT-1.wav, OUT-2.wav, ...). "
+            'In a terminal they are also played, with the extra "play".',
+        ),
+    ] = None,
+    voice: options.Voice = None,
     cache: options.Cache = options.CacheDtype.auto,
     speculate: options.Speculate = False,
     draft: options.Draft = None,
@@ -56,6 +66,8 @@ def command(
     Example: muomni chat runs/demo --system "Answer in one sentence."
 
     Example: muomni chat runs/omni --image cat.png -m "What is this?"
+
+    Example: muomni chat runs/speak -m "Tell me a story." --speak story.wav
     """
     sampling = options.given(
         max_new_tokens=max_new_tokens,
@@ -75,14 +87,41 @@ def command(
     guessing = Speculation(speculate, draft)
     guessing.check(SamplingParams.of(**sampling))  # a wrong setting is told before the model is read
     terminal = message is None and sys.stdin.isatty() and sys.stdout.isatty()
+    voiced = _voiced(speak, voice, one=message is not None, played=sys.stdout.isatty())
     model = MuOmni.from_pretrained(run, device=device)
     model.cache_dtype = cache.value
-    chat = Chat(model, sampling, system, terminal=terminal, speculate=guessing.guesser(model, device))
-    for part in options.media(image, audio, video):
-        chat.attach(part)
+    with voiced or contextlib.nullcontext():
+        chat = Chat(
+            model, sampling, system, terminal=terminal, speculate=guessing.guesser(model, device), voiced=voiced
+        )
+        for part in options.media(image, audio, video):
+            chat.attach(part)
+        _run(chat, run, message)
+
+
+def _voiced(speak: Path | None, voice: str | None, *, one: bool, played: bool) -> "Voiced | None":
+    """Where the replies' speech goes; None where they are not spoken.
+
+    Raises:
+        UserError: the file cannot be written, or a voice is named and nothing is to be spoken.
+    """
+    if speak is None:
+        if voice is not None:
+            from muomni.errors import UserError
+
+            raise UserError("--voice is the one of --speak OUT.wav")
+        return None
+    from muomni.cli._spoken import Voiced
+
+    return Voiced(speak, voice, one=one, played=played)
+
+
+def _run(chat: "Chat", run: str, message: str | None) -> None:
+    """One message, a conversation at the keyboard, or lines through a pipe."""
     if message is not None:
         chat.answer(message)
-    elif terminal:
+    elif chat.terminal:
+        model = chat.model
         context = model.config.thinker.max_position_embeddings
         size = f"{model.num_parameters() / 1e6:.3g} M parameters"
         chat.note(f"{run}: {size}, context {context} tokens, on {model.device}. /help lists commands, Ctrl-D ends.")
@@ -123,6 +162,7 @@ class Chat:
         system: what the system message says, or None.
         terminal: somebody is looking: show speed and notes.
         speculate: see `MuOmni.chat`.
+        voiced: where the replies' speech goes; None where they are not spoken.
     """
 
     def __init__(
@@ -133,12 +173,14 @@ class Chat:
         *,
         terminal: bool,
         speculate: "bool | MuOmni" = False,
+        voiced: "Voiced | None" = None,
     ) -> None:
         self.model = model
         self.sampling = sampling
         self.system = system
         self.terminal = terminal
         self.speculate = speculate
+        self.voiced = voiced
         self.turns: list[dict[str, Any]] = []
         self.attached: list[dict[str, Any]] = []
         self._told_of_trimming = False
@@ -218,6 +260,7 @@ class Chat:
         """
         from muomni.cli._speculation import greedy
         from muomni.cli._terminal import say, speed
+        from muomni.errors import SpeechError
         from muomni.infer import SamplingParams
 
         content: Any = message
@@ -226,18 +269,21 @@ class Chat:
             content = [*attached, *([{"type": "text", "text": message}] if message.strip() else [])]
         guessed = greedy(SamplingParams.of(**self.sampling))
         speculate = self.speculate if guessed else False
-        stream = self.model.stream(self._prompt(content), speculate=speculate, **self.sampling)
+        how = {} if self.voiced is None else {"speak": self.voiced.begin()}
+        stream = self.model.stream(self._prompt(content), speculate=speculate, **how, **self.sampling)
         try:
-            say(stream)
+            say(stream, hear=None if self.voiced is None else self.voiced.hear)
             ending = speed(stream.reply.timing)
             if stream.reply.finish_reason == "length":
                 ending += ", cut at the longest reply"
-        except KeyboardInterrupt:
+            if self.voiced is not None:
+                ending += f"; {self.voiced.finish()}"
+        except (KeyboardInterrupt, SpeechError) as stop:
             if not self.terminal:
                 raise
             stream.close()
             print()
-            ending = "stopped"
+            ending = str(stop) or "stopped"
         self.turns += [{"role": "user", "content": content}, {"role": "assistant", "content": stream.text}]
         if self.terminal:
             self.note(f"[{ending}]")

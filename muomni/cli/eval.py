@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from muomni.cli import _options as options
 from muomni.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ def speech(
     original: Annotated[Path, typer.Option(help="Manifest of held-out sentences with their recordings.")],
     count: Annotated[int, typer.Option(min=1, help="The first so many sentences of the manifest.")] = 100,
     voice: Annotated[str | None, typer.Option(help="The model's voice; default: its first.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of the model's speech; default: as `say` has it.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the model's speech (default 0: the same each time).")] = None,
     out: Annotated[Path | None, typer.Option(help="Write report.json, spectrograms and the model's WAVs here.")] = None,
     max_ratio: Annotated[float, typer.Option(help="Word error, over that of the originals.")] = 1.5,
     max_truncated: Annotated[float, typer.Option(min=0, max=1, help="Share of the sentences.")] = 0.0,
@@ -66,7 +69,7 @@ def speech(
     check_installed()
     limits = Limits(max_ratio, max_truncated, max_run_on, max_real_time, max_first_sound)
     sentences = read_sentences(original, count)
-    speaker = _speaker(str(run))
+    speaker = _speaker(str(run), options.given(temperature=temperature, seed=seed))
     with TemporaryDirectory(prefix="muomni-") as folder, _bars(len(sentences)) as advance:
         model = _language_model(lm, sentences, Path(folder)) if lm else None
         listening: dict[str, Any] = {"workers": workers or os.cpu_count() or 1, "lm": model}
@@ -98,20 +101,19 @@ def _language_model(texts: list[Path], sentences: "list[Sentence]", folder: Path
     return path
 
 
-def _speaker(run: str) -> "Speaker":
+def _speaker(run: str, settings: dict[str, Any]) -> "Speaker":
     """The model of a folder, or the synthesiser, which is how the gate itself is tried."""
     if run.startswith("espeak:"):
+        if settings:
+            raise UserError("--temperature and --seed are a model's; the synthesiser has none")
         from muomni.bench.speech import SynthesiserSpeaker
         from muomni.data.synthesiser import Synthesiser, Voice
 
         return SynthesiserSpeaker(Synthesiser(Voice.parse(run.removeprefix("espeak:"))))
-    from muomni import MuOmni
+    from muomni.api import MuOmni
+    from muomni.bench.model_speaker import ModelSpeaker
 
-    model = MuOmni.from_pretrained(run)
-    if not callable(getattr(model, "say", None)):
-        raise UserError(f"{run}: this model has no talker, so it says nothing; train one with a `speak` stage")
-    speaker: Speaker = model  # type: ignore[assignment]
-    return speaker
+    return ModelSpeaker(MuOmni.from_pretrained(run), **{"seed": 0, **settings})
 
 
 @contextmanager
