@@ -215,7 +215,8 @@ class Group:
             from torch.nn.parallel import DistributedDataParallel
 
             ids = [device] if device.type == "cuda" else None
-            return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+            # Buffers, which are the codec's, never change: they need not be sent again with every batch.
+            return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False)
         if self.kind == "fsdp":
             from torch.distributed.device_mesh import init_device_mesh
             from torch.distributed.fsdp import fully_shard

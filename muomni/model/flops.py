@@ -10,12 +10,15 @@ Legend: N tokens or patches, D width, n tokens of a document, V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 from muomni.config import OmniConfig, SiglipConfig, ThinkerConfig, WhisperConfig
 from muomni.config.model import AudioTower, VisionTower
+from muomni.config.talker import TalkerConfig
 from muomni.model import audio, vision, whisper
 from muomni.model.heads import CLASSES, STEPS
-from muomni.model.media import Media, row_length
+from muomni.model.media import Media, filled, row_length
+from muomni.model.talker import SpeechBatch
 
 Grid = tuple[int, int]
 
@@ -50,18 +53,23 @@ class Flops:
 
 
 def model_flops(
-    config: OmniConfig, lengths: Sequence[int], media: Media | None = None, losses: Sequence[str] = ()
+    config: OmniConfig,
+    lengths: Sequence[int],
+    media: Media | None = None,
+    losses: Sequence[str] = (),
+    speech: SpeechBatch | None = None,
 ) -> dict[str, Flops]:
     """What a batch costs, by the names of the model's parts. The output head counts to the Thinker, for all tokens.
 
     Args:
         config: sizes.
-        lengths: tokens of each document of the batch, padding included.
+        lengths: tokens of each document of the batch, padding included; none where the text has no weight.
         media: what comes with them.
         losses: the other losses that are computed, `ctc` and `contrastive`; a head counts to its encoder.
+        speech: sentences that the Talker learns from; what the Thinker reads of them counts to the Thinker.
 
     Raises:
-        ValueError: media or losses that the model has no part for.
+        ValueError: media, losses or speech that the model has no part for.
     """
     found = {"thinker": thinker_flops(config.thinker, lengths, logits=sum(lengths))}
     width = config.thinker.hidden_size
@@ -90,6 +98,12 @@ def model_flops(
             if not hearing.ctc:
                 raise ValueError("a CTC loss, but no head for it")
             found["audio"] += ctc_flops(hearing.output_size, [counts[clip] for clip in media.transcripts.clips])
+    if speech is not None:
+        if config.talker is None:
+            raise ValueError("speech, but no Talker")
+        rows = _row(speech.id_lengths)
+        found["thinker"] += _blocks(config.thinker, sum(rows), _causal(rows), 3, config.talker.thinker_layer)
+        found["talker"] = talker_flops(config.talker, width, speech)
     return found
 
 
@@ -101,9 +115,30 @@ def thinker_flops(config: ThinkerConfig, lengths: Sequence[int], logits: int = 0
         lengths: tokens of each document; a token attends to itself and those before it in its own.
         logits: positions whose logits are computed.
     """
-    pairs = sum(n * (n + 1) // 2 for n in lengths)
     head = Flops(2 * logits * config.hidden_size * config.vocab_size)
-    return _blocks(config, sum(lengths), pairs, matrices=3) + head
+    return _blocks(config, sum(lengths), _causal(lengths), matrices=3) + head
+
+
+def talker_flops(config: TalkerConfig, thinker_size: int, speech: SpeechBatch) -> Flops:
+    """The Talker's, with what fills its rows; convolutions over the text are sums, not products.
+
+    Args:
+        config: sizes.
+        thinker_size: width of the states it reads.
+        speech: the sentences.
+    """
+    gap = (config.text_kernel - 1) // 2
+    units = row_length(sum(speech.unit_lengths) + gap * len(speech.unit_lengths))
+    C, D, V, K = config.text_size, config.hidden_size, config.codebook_size, config.num_codebooks
+    text = sum(speech.id_lengths) * thinker_size * C + units * (config.text_layers * 8 * C * C + C * D)
+    steps = _row([count + config.flush for count in speech.frames])
+    if config.pattern == "depth":
+        P = config.depth_size
+        codes = D * P + K * (2 * P * config.depth_intermediate + P * V)
+    else:
+        codes = K * D * V
+    heads = sum(steps) * (codes + D * config.num_moves)
+    return Flops(2 * (text + heads)) + _blocks(config.backbone, sum(steps), _causal(steps), matrices=3)
 
 
 def vision_flops(config: VisionTower, grids: Sequence[Grid]) -> Flops:
@@ -159,7 +194,18 @@ def contrastive_flops(image_size: int, text_size: int, size: int, pictures: int,
     return Flops(embedding + others, leaves=embedding)
 
 
-def _blocks(config: "_Sizes", tokens: int, pairs: int, matrices: int) -> Flops:
+def _row(lengths: Sequence[int]) -> list[int]:
+    """Lengths of these documents and of those that fill their row."""
+    bounds = filled([0, *accumulate(lengths)])
+    return [end - begin for begin, end in pairwise(bounds)]
+
+
+def _causal(lengths: Sequence[int]) -> int:
+    """Pairs of a token and one that it sees: itself, and those before it in its document."""
+    return sum(n * (n + 1) // 2 for n in lengths)
+
+
+def _blocks(config: "_Sizes", tokens: int, pairs: int, matrices: int, layers: int | None = None) -> Flops:
     """Transformer blocks.
 
     Args:
@@ -167,12 +213,14 @@ def _blocks(config: "_Sizes", tokens: int, pairs: int, matrices: int) -> Flops:
         tokens: N.
         pairs: of a query and a key that it sees.
         matrices: of the MLP: 3 in SwiGLU, 2 where an activation stands between two.
+        layers: how many blocks; None for all.
     """
+    layers = config.num_hidden_layers if layers is None else layers
     queries = config.num_attention_heads * config.head_dim
     keys = config.num_key_value_heads * config.head_dim if isinstance(config, ThinkerConfig) else queries
     projections = config.hidden_size * (2 * queries + 2 * keys)
     weights = 2 * tokens * (projections + matrices * config.hidden_size * config.intermediate_size)
-    return Flops(config.num_hidden_layers * weights, config.num_hidden_layers * 2 * 2 * pairs * queries)
+    return Flops(layers * weights, layers * 2 * 2 * pairs * queries)
 
 
 _Sizes = ThinkerConfig | VisionTower | AudioTower
