@@ -25,9 +25,8 @@ command = typer.Typer(
 )
 command.command("all")(bench_report.everything)
 command.command("infer")(infer)
-command.command("speech")(bench_report.speech)
-command.command("claims")(bench_report.claims)
 command.command("speech")(speech)
+command.command("claims")(bench_report.claims)
 
 
 @command.command("train")

@@ -54,11 +54,6 @@ def everything(model: Model = None, full: Full = None, out: Out = None, repeat: 
     report(("train", "infer", "speech"), "all", model, full, out, repeat)
 
 
-def speech(model: Model = None, full: Full = None, out: Out = None, repeat: Repeat = 1) -> None:
-    """The techniques of speaking, of a run that speaks. Example: muomni bench speech runs/omni"""
-    report(("speech",), "speech", model, full, out, repeat)
-
-
 def claims(
     reports: Annotated[list[Path], typer.Argument(metavar="REPORT...", help="report.json files or their folders.")],
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it here; printed when left out.")] = None,
