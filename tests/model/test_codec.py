@@ -101,7 +101,16 @@ def test_a_stream_goes_on_with_some_rows_and_does_not_grow() -> None:
     stream.select(torch.tensor([2, 0]))
     second = stream.push(codes[[2, 0], :, 4:])
     torch.testing.assert_close(torch.cat((first[[2, 0]], second), 1), CODEC.decode(codes[[2, 0]]), atol=1e-9, rtol=0)
-    assert sum(tail.untyped_storage().nbytes() for tail in stream._history._tails.values()) == held * 8 * 2 // 3
+    assert stored(stream) == held * 8 * 2 // 3
+    # Of short pieces it keeps no more than another such piece.
+    for t in range(9):
+        stream.push(codes[:2, :, t : t + 1])
+        assert stored(stream) <= 2 * held * 8 * 2 // 3
+
+
+def stored(stream: StreamingDecoder) -> int:
+    """Bytes that a stream keeps."""
+    return sum(tail.untyped_storage().nbytes() for tail in stream._history._tails.values())
 
 
 def test_nothing_looks_ahead() -> None:
@@ -149,11 +158,12 @@ def test_a_causal_conv_is_torchs_on_the_frames_so_far(stride: int) -> None:
     torch.testing.assert_close(layer(x), wanted.transpose(1, 2))
 
 
-def test_a_depthwise_conv_is_torchs_grouped_one() -> None:
+@pytest.mark.parametrize("frames", [1, 16, 17])
+def test_a_depthwise_conv_is_torchs_grouped_one(frames: int) -> None:
     layer = Depthwise(5, 4).double()
     nn.init.normal_(layer.weight)
     nn.init.normal_(layer.bias)
-    x = torch.randn(2, 7, 5, dtype=torch.float64)
+    x = torch.randn(2, frames, 5, dtype=torch.float64)
     wanted = F.conv1d(F.pad(x.transpose(1, 2), (3, 0)), layer.weight.T[:, None], layer.bias, groups=5)
     torch.testing.assert_close(layer(x), wanted.transpose(1, 2))
 

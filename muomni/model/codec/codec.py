@@ -173,9 +173,10 @@ class SpeechCodec(nn.Module):
             raise ValueError(
                 f"codes must be (B, {self.num_codebooks}, T) integers, and are {tuple(codes.shape)} of {codes.dtype}"
             )
-        if codes.numel() and not bool(((codes >= 0) & (codes < self.codebook_size)).all()):
-            low, high = int(codes.min()), int(codes.max())
-            raise ValueError(f"codes must be 0 to {self.codebook_size - 1}, and there are {low} to {high}")
+        if codes.numel():
+            low, high = torch.stack(codes.aminmax()).tolist()
+            if low < 0 or high >= self.codebook_size:
+                raise ValueError(f"codes must be 0 to {self.codebook_size - 1}, and there are {low} to {high}")
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, device: torch.device | str = "cpu") -> Self:

@@ -18,6 +18,8 @@ from muomni.config.codec import CodecConfig
 _DECAY = 0.97
 # A code that occurs less often than this share of the mean is dead.
 _DEAD = 0.1
+# Codes of an untrained quantiser have occurred 0 times, and are divided by this.
+_LEAST = 1e-8
 
 
 class Quantizer(nn.Module):
@@ -49,7 +51,7 @@ class Quantizer(nn.Module):
     @property
     def tables(self) -> Tensor:
         """(K, V, L) what each code stands for."""
-        return self.sums / self.counts.clamp(min=1e-8)[..., None]
+        return self.sums / self.counts.clamp(min=_LEAST)[..., None]
 
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rounds, and lets gradients pass as if it had not.
@@ -84,8 +86,10 @@ class Quantizer(nn.Module):
 
     def values(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
         """(B, K, T) codes, each from 0 to codebook_size, to (B, T, L) as the decoder takes them."""
-        tables = self.tables
-        return torch.stack([table[codes[:, k]] for k, table in enumerate(tables)]).sum(0).to(dtype)
+        # Only what is asked for is divided, not the tables.
+        at = torch.arange(len(self.counts), device=codes.device)[:, None, None], codes.transpose(0, 1)
+        vectors: Tensor = self.sums[at] / self.counts[at].clamp(min=_LEAST)[..., None]
+        return vectors.sum(0).to(dtype)
 
     @torch.no_grad()
     def update(self) -> None:
