@@ -107,8 +107,9 @@ def remedies(load: Workload, activations: int, phase: Phase) -> list[Remedy]:
         if load.precision == "fp32" and load.bf16_works:
             saving = max(0, int(activations * BF16_SAVES) - load.matrix_bytes // 2)
             found.append(Remedy('"precision": "bf16"', saving, "faster, and sums differ in the third digit"))
-        cost = "the model learns from shorter texts"
-        found.append(Remedy(f'"data": {{"seq_len": {recipe.data.seq_len // 2}}}', activations // 2, cost))
+        if recipe.data.train:
+            cost = "the model learns from shorter texts"
+            found.append(Remedy(f'"data": {{"seq_len": {recipe.data.seq_len // 2}}}', activations // 2, cost))
     if phase in ("forward", "backward") and recipe.gradient_checkpointing != "full":
         cost = 'the same result, a third more time ("selective" saves less and costs less)'
         found.append(Remedy('"gradient_checkpointing": "full"', _recomputing(load, activations), cost))
@@ -122,8 +123,10 @@ def remedies(load: Workload, activations: int, phase: Phase) -> list[Remedy]:
 
 def explain(shortage: Shortage, load: Workload, device: torch.device, now: Categories, best: Sequence[Remedy]) -> str:
     """The message: what was asked for, what is in use, and the three changes that would help most."""
+    data = load.recipe.data
+    what = f"rows × {data.seq_len} tokens" if data.train else "pairs of text and speech"
     lines = [
-        f"{shortage} on {device}, with micro-batches of {load.micro_batch} rows × {load.recipe.data.seq_len} tokens.",
+        f"{shortage} on {device}, with micro-batches of {load.micro_batch} {what}.",
         f"In use: {now} (activations: what is left when the others are taken off).",
     ]
     if best:
@@ -164,5 +167,7 @@ def _smaller_batch(load: Workload, activations: int) -> list[Remedy]:
 
 def _recomputing(load: Workload, activations: int) -> int:
     """What full checkpointing saves: all but each block's input, and one block at a time in full."""
-    inputs = load.layers * load.micro_batch * load.recipe.data.seq_len * load.hidden_size * 4
+    # How long pairs of speech are is not known here.
+    tokens = load.recipe.data.seq_len if load.recipe.data.train else 0
+    inputs = load.layers * load.micro_batch * tokens * load.hidden_size * 4
     return max(0, activations - inputs - activations // load.layers)

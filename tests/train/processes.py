@@ -3,6 +3,7 @@
 They are set up as torchrun would, but several jobs share one pair of processes, since starting those takes longest.
 """
 
+import importlib.util
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from muomni.config.recipe import OptimizerSpec
 from muomni.data import Batch
 from muomni.model import OmniModel
 from muomni.ops.loss import IGNORE
+from muomni.train import speech_pairs
 from muomni.train.loop import Sampler
 from muomni.train.optimizer import build_optimizers
 from muomni.train.run import train
@@ -55,12 +57,14 @@ def train_job(rank: int, job: dict[str, Any]) -> dict[str, Any]:
         Path(f"{job['run']}.partial").rename(job["run"])
     while copied is not None and not Path(job["run"]).exists():
         time.sleep(0.02)
-    call = TrainStep.__call__
+    call, prepare_pairs = TrainStep.__call__, speech_pairs.prepare_pairs
     if at is not None and rank == 1:
         act: Callable[[], None] = (
             (lambda: os._exit(7)) if at[0] == "die" else (lambda: signal.raise_signal(signal.SIGINT))
         )
         TrainStep.__call__ = _before(at[1], act, call)
+    if job.get("makes_pairs"):
+        speech_pairs.prepare_pairs = made_pairs().make_pairs
     try:
         result = train(
             Recipe.model_validate(job["recipe"]),
@@ -73,6 +77,16 @@ def train_job(rank: int, job: dict[str, Any]) -> dict[str, Any]:
         return {"error": type(error).__name__, "text": str(error)}
     finally:
         TrainStep.__call__ = call
+        speech_pairs.prepare_pairs = prepare_pairs
+
+
+def made_pairs() -> Any:
+    """The module beside this one; the tests are no package."""
+    spec = importlib.util.spec_from_file_location("made_pairs", Path(__file__).with_name("made_pairs.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def make_sampler(tokenizer: Any, recipe: Recipe) -> Sampler:

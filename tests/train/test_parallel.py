@@ -21,7 +21,10 @@ from safetensors.torch import load_file
 from muomni.accel.parallel import Choice, Group, alone, choose
 from muomni.accel.plan import make_plan
 from muomni.config import Recipe
+from muomni.config.codec import codec_preset
 from muomni.errors import ConfigError
+from muomni.model.codec import SpeechCodec
+from muomni.model.codec.folder import save_codec
 from muomni.train.metrics import read_lines
 from muomni.train.rescue import RescuedStep
 from muomni.train.run import train
@@ -81,6 +84,20 @@ def media_recipe(media: Path, cache: Path) -> dict[str, Any]:
     }
 
 
+def speech_recipes(corpus: Path, runs: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Pairs of text and speech alone, and beside rows of text; `runs` holds the codec and a model that reads."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "head_dim": 16}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1, "text_size": 24, "text_layers": 1, "depth_size": 24}
+    drawn = {"noise": 0.0, "state_dropout": 0.0}  # each process draws its own
+    made = make_recipe(corpus, runs / "cache", 0.0)
+    # As for media: with a smaller eps AdamW makes a whole step of some gradients' rounding.
+    made |= {"optimizer": {"eps": 1e-4}, "eval": {"every": 3, "max_rows": 5}, "losses": {"speech": 0.5}}
+    made["model"] = {"init_from": str(runs / "one"), "talker": {"codec": str(runs / "codec")} | sizes | drawn}
+    speech = {"train": "16-anna-ben", "val_fraction": 0.2}
+    beside = made | {"data": made["data"] | {"speech": speech}}
+    return made | {"data": {"speech": speech}, "losses": {"text": 0, "speech": 1}, "freeze": ["thinker"]}, beside
+
+
 @pytest.fixture(scope="module")
 def pair(corpus: Path, media: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """One pair of processes does all jobs: starting it takes longer than they do."""
@@ -92,6 +109,11 @@ def pair(corpus: Path, media: Path, tmp_path_factory: pytest.TempPathFactory) ->
     train(Recipe.model_validate(muon), runs / "one-muon", make_sampler=processes.make_sampler)
     shows = media_recipe(media, runs / "cache")
     train(Recipe.model_validate(shows), runs / "one-media")
+    (runs / "codec").mkdir()
+    save_codec(SpeechCodec(codec_preset("nano"), torch.Generator().manual_seed(1)), runs / "codec")
+    speaks, both_learn = speech_recipes(corpus, runs)
+    for name, recipe in (("one-speaks", speaks), ("one-both", both_learn)):
+        processes.train_job(0, {"recipe": recipe, "run": str(runs / name), "makes_pairs": True})
     shutil.copytree(runs / "one", runs / "one-then-two", symlinks=True)
     middle = str(runs / "one-then-two/step-00000003")
     jobs: dict[str, dict[str, Any]] = {
@@ -103,6 +125,10 @@ def pair(corpus: Path, media: Path, tmp_path_factory: pytest.TempPathFactory) ->
         "muon": {"recipe": muon | {"parallel": "fsdp"}},
         "media-ddp": {"recipe": shows},
         "media-fsdp": {"recipe": shows | {"parallel": "fsdp"}},
+        "speaks-ddp": {"recipe": speaks, "makes_pairs": True},
+        "speaks-fsdp": {"recipe": speaks | {"parallel": "fsdp"}, "makes_pairs": True},
+        "both-ddp": {"recipe": both_learn, "makes_pairs": True},
+        "both-fsdp": {"recipe": both_learn | {"parallel": "fsdp"}, "makes_pairs": True},
         "one-then-two": {"recipe": plain | {"parallel": "fsdp"}, "resume_from": middle},
         "dropout": {"recipe": dropped},
         "dropout-again": {"recipe": dropped, "resume_from": str(runs / "dropout-again/step-00000003")}
@@ -192,6 +218,25 @@ def test_two_processes_see_and_hear_what_one_does(pair, job):
             assert (name in a) == (name in b)
             assert a.get(name, 0) == pytest.approx(b.get(name, 0), rel=1e-4)
     assert sum("ctc" in line for line in one) > 2 and sum("contrastive" in line for line in one) > 2
+
+
+@pytest.mark.parametrize("job", ["speaks-ddp", "speaks-fsdp", "both-ddp", "both-fsdp"])
+def test_two_processes_speak_as_one_does(pair, job):
+    """Pairs alone, where the text is not computed, and beside rows of text."""
+    assert pair.found[job] == [{"applied": 6, "stopped": False, "main": rank == 0} for rank in range(2)]
+    one = pair.runs / f"one-{job.partition('-')[0]}"
+    keys = ("step", "batch", "frames", "speech", "grad_norm")
+    found = zip(lines_of(one, "train", *keys), lines_of(pair.runs / job, "train", *keys), strict=True)
+    for a, b in found:
+        assert a[:3] == b[:3]
+        assert a[3:] == pytest.approx(b[3:], rel=1e-4)
+    keys = ("speech", "speech_codes", "speech_moves")
+    (a, b), (c, d) = lines_of(one, "val", *keys), lines_of(pair.runs / job, "val", *keys)
+    assert (*a, *b) == pytest.approx((*c, *d), rel=1e-4)
+    a, b = (load_file(run / "last/model.safetensors") for run in (one, pair.runs / job))
+    assert a.keys() == b.keys()
+    for key in a:
+        torch.testing.assert_close(a[key], b[key], rtol=1e-3, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
 
 
 def test_two_processes_go_on_from_the_checkpoint_of_one(pair):

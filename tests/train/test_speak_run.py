@@ -231,7 +231,7 @@ def test_what_no_talker_can_be_made_of(
     start: Path, tmp_path: Path, model: dict[str, Any], error: type[Exception], words: str
 ) -> None:
     for spec in model.values():
-        if "codec" in spec:
+        if spec and "codec" in spec:
             spec["codec"] = str(start / spec["codec"])
     with pytest.raises(error, match=words.replace("{", r"\{")):
         train(recipe_of(start, model={"init_from": str(start / "text")} | model), tmp_path / "run")
