@@ -125,9 +125,9 @@ def make_case_runner(case: InferCase, model: MuOmni, cache: SlotCache, length: i
     if case.runner == "compiled":  # nothing may be compiled in the background while it is timed
         if (missing := compiled.why_not(cache)) is not None:
             raise ConfigError(f"the compiled runner cannot be had: {missing}")
-        runner = compiled.CompiledRunner(model, cache, background=False)
-        runner.prepare(case.batch, length)
-        return runner, runner.note
+        made = compiled.CompiledRunner(model, cache, background=False)
+        made.prepare(case.batch, length)
+        return made, made.note
     runners = make_runner(model, cache, case.runner)
     try:
         later = None if runners.later is None else runners.later.result()

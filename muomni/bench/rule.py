@@ -91,8 +91,9 @@ class Decision:
 def decide(speed: Interval, memory_ratio: float | None, holds: bool, margin: float = MARGIN) -> Decision:
     """The verdict on a technique.
 
-    Faster is on and slower is off, whatever the memory; a technique that is no slower is on where it saves memory.
-    The three need disjoint places of the interval, so that noise moves a verdict to "no difference" only.
+    Faster is on and slower is off. A technique that saves memory is on where it costs no more time than the margin,
+    and off only where it costs much more. Between on and off lie at least two margins, wider than what processes
+    differ by, so that noise moves a verdict to "no difference" only.
 
     Args:
         speed: on / off.
@@ -106,13 +107,15 @@ def decide(speed: Interval, memory_ratio: float | None, holds: bool, margin: flo
         return Decision("off", "its results differ by more than its class allows")
     if speed.low > 1 + margin:
         return Decision("on", "faster" + (f", {saved}" if saved else ""))
-    slow = 1 / (1 + margin)
-    if speed.high < slow:
-        return Decision("off", f"slower, but {saved}: for when memory is short" if saved else "slower")
-    if saves and speed.low >= slow:
-        return Decision("on", f"{saved}, no slower")
+    as_fast = 1 / (1 + margin)
+    if saves and speed.low >= as_fast:
+        return Decision("on", f"{saved}, as fast")
+    if saves and speed.high < as_fast**3:
+        return Decision("off", f"slower, but {saved}: for when memory is short")
     if saves:
-        return Decision("no difference", f"in speed, within the noise; {saved}")
+        return Decision("no difference", f"{saved}, at little or no cost in time")
+    if speed.high < as_fast:
+        return Decision("off", "slower")
     return Decision("no difference", "within the noise" if speed.high - speed.low > margin else "as fast")
 
 

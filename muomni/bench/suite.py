@@ -150,19 +150,30 @@ def measure_speech(target: Target, effort: Effort, say: Say) -> tuple[Row, ...]:
     )
 
 
+def make_folder(out: Path) -> None:
+    """Makes the folder that reports go to.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written: {error.strerror}") from None
+
+
 def write(report: Report, out: Path) -> Sequence[Path]:
     """Writes `report.json`, `report.html` and `tuned.json` into a folder; returns their paths.
 
     Raises:
         UserError: the folder cannot be written.
     """
+    make_folder(out)
     paths = [out / JSON, out / PAGE, out / tuned.TUNED]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        report.save(paths[0])
-        with atomic_file(paths[1]) as partial:
-            partial.write_text(page(report), encoding="utf-8")
-        tuned.save(report.tuned, paths[2], report.machine.words, report.date)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be written: {error.strerror}") from None
+    report.save(paths[0])
+    with atomic_file(paths[1]) as partial:
+        partial.write_text(page(report), encoding="utf-8")
+    tuned.save(report.tuned, paths[2], report.machine.words, report.date)
     return paths

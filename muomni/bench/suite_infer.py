@@ -164,7 +164,7 @@ class _Judge:
 
     def int8(self, weights: Weights) -> Row:
         """On disk and in speed."""
-        sizes = ()
+        sizes: tuple[Memory, ...] = ()
         if weights != "int8" and INT8 in self.cases:
             files = self.plan.files
             sizes = (Memory(what="weights", off_mib=size_mib(files.folder), on_mib=size_mib(files.form("int8"))),)

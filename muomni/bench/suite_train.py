@@ -134,9 +134,9 @@ def _sizes(target: Target, effort: Effort, device: torch.device) -> Fields:
 
 
 def _steps(target: Target, common: Fields, device: torch.device) -> int:
-    tokens = common["batch_size"] * common["seq_len"]
+    tokens: int = common["batch_size"] * common["seq_len"]
     guessed = 6 * target.thinker.num_parameters() * tokens / _GUESSED_FLOPS[device.type]
-    return min(max(1, math.ceil(_TURN_S / guessed)), _MOST_STEPS)
+    return min(max(1, math.ceil(_TURN_S / float(guessed))), _MOST_STEPS)
 
 
 def _room(target: Target, common: Fields, device: torch.device) -> int:

@@ -108,13 +108,15 @@ def report(
 
     from muomni.bench.effort import FULL, QUICK
     from muomni.bench.rule import contradictions
-    from muomni.bench.suite import Asked, run, write
+    from muomni.bench.suite import Asked, find_target, make_folder, run, write
 
     model = model or _DEFAULT
     folder = out or _RUNS / f"bench-{Path(model).name or _DEFAULT}"
     words = ["muomni", "bench", name, model, "--full" if full else "--quick"]
     asked = Asked(model, parts, FULL if full else QUICK, shlex.join(words))
     progress = Console(stderr=True)
+    find_target(model)  # mistakes are told before anything is measured
+    make_folder(folder)
 
     def say(text: str) -> None:
         progress.print(text, highlight=False, markup=False, style="dim")

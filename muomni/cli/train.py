@@ -22,7 +22,8 @@ def command(
         list[Path] | None, typer.Option("--data", help="Train on these files or folders; sets data.train.")
     ] = None,
     changes: Annotated[
-        list[str] | None, typer.Option("--set", help="Change one key, for example --set optimizer.lr=3e-4.")
+        list[str] | None,
+        typer.Option("--set", help="Change one key, such as --set optimizer.lr=3e-4, or all of a file's: --set @FILE."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME when left out.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, exactly.")] = False,

@@ -1,4 +1,4 @@
-"""Recipes from files: JSON with comments and trailing commas, `extends`, and `--set a.b=value`."""
+"""Recipes from files: JSON with comments and trailing commas, `extends`, and `--set a.b=value` or `--set @FILE`."""
 
 import difflib
 import json
@@ -22,13 +22,14 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         name_or_path: a path, or the name of a bundled recipe such as `text-tiny`.
-        overrides: `a.b=value` each; the value is JSON where it parses as such, else a string.
+        overrides: `a.b=value` each; the value is JSON where it parses as such, else a string. `@FILE` is all of a
+            file's keys, such as those of a `tuned.json`.
 
     Raises:
         ConfigError: naming file, key, value and what is allowed.
     """
     path = find_recipe(name_or_path)
-    layers = (*_read_with_parents(path, ()), *(Layer("--set", _as_change(override)) for override in overrides))
+    layers = (*_read_with_parents(path, ()), *(layer for override in overrides for layer in _override(override)))
     values: dict[str, Any] = reduce(merge, (layer.values for layer in layers), {})
     return parse(Recipe, values, str(path), layers)
 
@@ -158,6 +159,13 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         if first in merged and second in merged and (first in changes) != (second in changes):
             del merged[second if first in changes else first]
     return merged
+
+
+def _override(text: str) -> tuple[Layer, ...]:
+    """What one `--set` says."""
+    if text.startswith("@"):
+        return _read_with_parents(Path(text[1:]), ())
+    return (Layer("--set", _as_change(text)),)
 
 
 def _as_change(override: str) -> dict[str, Any]:
