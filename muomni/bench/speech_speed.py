@@ -5,7 +5,9 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from muomni.bench.effort import Effort, Target
 from muomni.bench.infer import short
@@ -33,6 +35,7 @@ SHORT_TEXTS = (
 )
 Weights = Literal["float", "int8"]
 Runner = Literal["eager", "native", "auto"]
+Texts = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 # Rounds further apart than this share of their median are noise to be told of.
 _NOISY = 0.15
 
@@ -55,7 +58,7 @@ class SpeechCase(Frozen):
 
     name: str
     model: str
-    texts: tuple[str, ...]
+    texts: Texts
     rows: int = 1
     weights: Weights = "float"
     runner: Runner = "auto"
@@ -325,7 +328,8 @@ def measure_speech(target: Target, effort: Effort, say: Callable[[str], None]) -
     rows = []
     for key, names in pairs.items():
         missing = [found.unmeasured[name] for name in names if name not in by_name]
-        rows.append(_not_measured(key, missing[0]) if missing else _row(key, *(by_name[n] for n in names), margin))
+        off, on = (by_name.get(name) for name in names)
+        rows.append(_not_measured(key, missing[0]) if off is None or on is None else _row(key, off, on, margin))
     return tuple(rows)
 
 

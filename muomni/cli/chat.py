@@ -13,6 +13,8 @@ from muomni.cli import _options as options
 if TYPE_CHECKING:
     from muomni.api import MuOmni
     from muomni.cli._spoken import Voiced
+    from muomni.infer import TextStream
+    from muomni.infer.speak import SpokenStream
 
 _HELP = """\
 /help               this list
@@ -269,8 +271,12 @@ class Chat:
             content = [*attached, *([{"type": "text", "text": message}] if message.strip() else [])]
         guessed = greedy(SamplingParams.of(**self.sampling))
         speculate = self.speculate if guessed else False
-        how = {} if self.voiced is None else {"speak": self.voiced.begin()}
-        stream = self.model.stream(self._prompt(content), speculate=speculate, **how, **self.sampling)
+        prompt = self._prompt(content)
+        stream: TextStream | SpokenStream
+        if self.voiced is None:
+            stream = self.model.stream(prompt, speculate=speculate, **self.sampling)
+        else:
+            stream = self.model.stream(prompt, speak=self.voiced.begin(), speculate=speculate, **self.sampling)
         try:
             say(stream, hear=None if self.voiced is None else self.voiced.hear)
             ending = speed(stream.reply.timing)
