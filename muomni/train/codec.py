@@ -6,10 +6,7 @@ optimizers step against each other. Schedule, clipping, skipped steps, metrics a
 
 import json
 import math
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +39,7 @@ from muomni.train.metrics import MetricsLog, tensorboard_installed
 from muomni.train.optimizer import build_optimizers
 from muomni.train.progress import ProgressLine
 from muomni.train.schedule import lr_factors
+from muomni.train.signals import StopSignal
 from muomni.train.step import StepResult, TrainStep
 
 MAX_SKIPPED_IN_A_ROW = 20
@@ -82,7 +80,8 @@ class CodecTrainer:
         if start is not None:
             self._restore(start)
         self.monitor = MemoryMonitor(self.codec, self._optimizers, precision.device)
-        self.stopped = self._asked_to_stop = False
+        self.stopped = False
+        self._stop = StopSignal()
         self._pending: list[StepResult] = []
         self._since = time.perf_counter()
         self._saved_at = self._validated_at = self.progress.applied if start is not None else -1
@@ -113,8 +112,8 @@ class CodecTrainer:
         """
         recipe, progress = self.recipe, self.progress
         self._since = time.perf_counter()
-        with self._stop_on_signal(line):
-            while not self._asked_to_stop and progress.applied < self.total_steps:
+        with self._stop.listen(line):
+            while not self._stop.asked and progress.applied < self.total_steps:
                 self._one_step()
                 line.update(progress.applied)
                 done = progress.applied
@@ -129,7 +128,7 @@ class CodecTrainer:
                     self._save()
                 self._since = time.perf_counter()
             self._flush(log, line)
-            self.stopped = self._asked_to_stop and progress.applied < self.total_steps
+            self.stopped = self._stop.asked and progress.applied < self.total_steps
             if not self.stopped and self._validated_at != progress.applied:
                 self._validate(log, line)
             self._save()
@@ -268,23 +267,6 @@ class CodecTrainer:
         self.step.counters.streak.fill_(progress.streak)
         restore_training(dict(self._learning.named_parameters()), self._optimizers, tensors, progress)
         self.progress = progress
-
-    @contextmanager
-    def _stop_on_signal(self, line: ProgressLine) -> Iterator[None]:
-        """The first Ctrl-C (or SIGTERM) ends the loop after the step in hand; a second one ends it at once."""
-
-        def stop(number: int, _frame: Any) -> None:
-            if self._asked_to_stop:
-                raise KeyboardInterrupt
-            self._asked_to_stop = True
-            line.say("stopping after this step and saving; Ctrl-C again stops at once without saving")
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def train_codec(recipe: Recipe, run: Path, start: Path | None, recipe_file: str) -> tuple[CodecTrainer, MemoryReport]:

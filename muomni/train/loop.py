@@ -5,12 +5,9 @@ the agreement to stop), so they always meet at the same points; process 0 alone 
 """
 
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -25,6 +22,7 @@ from muomni.train.figures import Figures, Pending, digest, losses_line, number, 
 from muomni.train.metrics import MetricsLog
 from muomni.train.progress import ProgressLine
 from muomni.train.rescue import Rescue, RescuedStep
+from muomni.train.signals import StopSignal
 from muomni.train.step import TrainStep, num_targets
 
 MAX_SKIPPED_IN_A_ROW = 20
@@ -73,7 +71,7 @@ class Trainer:
         self.sampler = sampler
         self.group = step.group
         self.stopped = False
-        self._asked_to_stop = False
+        self._stop = StopSignal()
         self.monitor = MemoryMonitor(model, step.optimizers, model.device)
         micro_batch = progress.micro_batch or recipe.batch_size
         self._rescued_step = RescuedStep(recipe, model, step, train_rows, self.monitor, run, micro_batch)
@@ -98,7 +96,7 @@ class Trainer:
         """
         self.model.train()
         self._since = time.perf_counter()
-        with self._stop_on_signal(line):
+        with self._stop.listen(line):
             while not self._agreed_to_stop() and self.progress.applied < self.total_steps:
                 self._one_step(log, line)
                 self._after_step(log, line)
@@ -147,7 +145,7 @@ class Trainer:
         return digest(batches, places if self._reads_text else None)
 
     def _agreed_to_stop(self) -> bool:
-        self.stopped = self.group.any(self._asked_to_stop)
+        self.stopped = self.group.any(self._stop.asked)
         return self.stopped
 
     def _after_step(self, log: MetricsLog, line: ProgressLine) -> None:
@@ -354,23 +352,6 @@ class Trainer:
             group=self.group,
         )
         self._saved_at = done
-
-    @contextmanager
-    def _stop_on_signal(self, line: ProgressLine) -> Iterator[None]:
-        """The first Ctrl-C (or SIGTERM) ends the loop after the step in hand; a second one ends it at once."""
-
-        def stop(number: int, _frame: Any) -> None:
-            if self._asked_to_stop:
-                raise KeyboardInterrupt
-            self._asked_to_stop = True
-            line.say("stopping after this step and saving; Ctrl-C again stops at once without saving")
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def _documents(rows: Rows) -> int:

@@ -1,0 +1,22 @@
+"""A training that is asked to stop: once politely, twice at once, and not at all afterwards."""
+
+import signal
+
+import pytest
+
+from muomni.train.progress import ProgressLine
+from muomni.train.signals import StopSignal
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_and_the_second_interrupts(
+    number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(number)
+    stop = StopSignal()
+    with ProgressLine(10, 0) as line, pytest.raises(KeyboardInterrupt), stop.listen(line):
+        assert not stop.asked
+        signal.raise_signal(number)
+        assert stop.asked and capsys.readouterr().err.count("stopping after this step and saving") == 1
+        signal.raise_signal(number)
+    assert signal.getsignal(number) == before and stop.asked
