@@ -188,7 +188,7 @@ class SpeechRows:
         lengths = speech.id_lengths
         longest = max(lengths)
         ids = torch.full((count, longest), self.tokenizer.pad_id)
-        for n, own in enumerate(torch.split(speech.ids, lengths)):
+        for n, own in enumerate(torch.split(speech.ids, list(lengths))):
             ids[n, : len(own)] = own
         # What follows a pair's tokens is a segment of its own.
         starts = sorted({n * longest for n in range(count)} | {n * longest + own for n, own in enumerate(lengths)})

@@ -77,9 +77,9 @@ class Recordings:
     lengths: Ints
     units: Sequence[Ints]
 
-    def read(self, numbers: Sequence[int]) -> Tensor:
+    def read(self, numbers: Ints) -> Tensor:
         """(B, T, M) float32 of −1 to 1, −1 behind the end of a recording."""
-        longest = int(self.lengths[list(numbers)].max())
+        longest = int(self.lengths[numbers].max())
         rows = torch.zeros(len(numbers), longest, MEL_BINS, dtype=torch.uint8)
         for row, number in zip(rows, numbers, strict=True):
             begin, length = int(self.starts[number]), int(self.lengths[number])
@@ -235,7 +235,7 @@ def _learn(
             reduction="sum",
         ) / int(lengths.sum())
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(listener.parameters(), 5.0)
         optimizer.step()
         schedule.step()

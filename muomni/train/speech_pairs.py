@@ -276,7 +276,7 @@ class _Preparation:
                 f"{'; '.join(self.left_out[-3:])}"
             )
         speakers = sorted({self.kept[n].speaker for n in places})
-        values = {
+        values: dict[str, NDArray[Any]] = {
             "codes": np.concatenate(parts),
             "pointers": np.concatenate(pointers),
             "frames": np.array([self.frames[n] for n in places], np.int64),
