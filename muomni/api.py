@@ -235,7 +235,8 @@ class MuOmni(SpeakingModel, PyTorchModelHubMixin, library_name="muomni", model_c
             SpeechError: the reply cannot be spoken. Where its text is wanted then, take `stream` or `chat_batch`.
         """
         settings = self._asked_speech(speak, sampling.get("seed"))
-        reply = self.stream(prompt, deterministic=deterministic, speculate=speculate, **sampling).finish()
+        how: dict[str, Any] = {"deterministic": deterministic, "speculate": speculate, **sampling}
+        reply: Reply = self.stream(prompt, **how).finish()
         if settings is None:
             return reply
         return self._spoken([reply], [settings], on_error="raise")[0]
@@ -244,7 +245,9 @@ class MuOmni(SpeakingModel, PyTorchModelHubMixin, library_name="muomni", model_c
         self, text: str, *, deterministic: bool = False, speculate: "bool | MuOmni" = False, **sampling: Any
     ) -> Reply:
         """Continues a text as it stands, without the turns of a chat; otherwise as `chat`."""
-        return self.stream(text, raw=True, deterministic=deterministic, speculate=speculate, **sampling).finish()
+        how: dict[str, Any] = {"deterministic": deterministic, "speculate": speculate, **sampling}
+        reply: Reply = self.stream(text, raw=True, **how).finish()
+        return reply
 
     @overload
     def stream(

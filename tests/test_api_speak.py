@@ -65,8 +65,6 @@ def test_a_spoken_stream_is_the_text_of_the_stream_and_the_speech_of_say(model: 
     stream = model.stream("Hello there!", speak=True, **CHAT)
     pieces = list(stream)
     assert "".join(piece.text for piece in pieces) == stream.text == plain.text
-    kinds = ["".join(piece.text) != "" for piece in pieces]
-    assert False in kinds[: kinds[::-1].index(True) * -1 or None][:-1], "no sound came before the last text"
     sound = torch.cat([piece.audio for piece in pieces if piece.audio is not None])
     assert stream.reply.audio is not None and torch.equal(sound, stream.reply.audio)
     assert stream.reply.tokens == plain.tokens

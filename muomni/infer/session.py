@@ -4,6 +4,7 @@ import threading
 from typing import Any
 
 import torch
+from torch import nn
 
 from muomni.infer.draft import Drafter, make_drafter
 from muomni.infer.engine import Engine, make_engine
@@ -85,7 +86,7 @@ class Session:
             return kept
 
 
-def fingerprint(model: OmniModel) -> tuple[object, ...]:
+def fingerprint(model: nn.Module) -> tuple[object, ...]:
     """Changes when a weight is replaced or written to in place, or a module is: what an engine was made for is gone.
 
     Not seen are writes through `.data`, which torch hides.

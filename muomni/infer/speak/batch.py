@@ -93,8 +93,8 @@ def speak_all(
     spoken: list[list[Sentence]] = []
     for text, settings in texts:
         voice, seed = settings.voice_number(voices), text_seed(settings)
-        parts = [SentenceText(words) for words in spoken_words(text)]
-        spoken.append([Sentence(part, settings, voice, sentence_seed(seed, n)) for n, part in enumerate(parts)])
+        sentences = [SentenceText(words) for words in spoken_words(text)]
+        spoken.append([Sentence(one, settings, voice, sentence_seed(seed, n)) for n, one in enumerate(sentences)])
     every = [sentence for parts in spoken for sentence in parts]
     if every:
         with session.take(model, min(batch_size, len(every))) as speaker:

@@ -126,7 +126,7 @@ def why_not(talker: Talker, cache: SlotCache) -> str | None:
         return f"a cache of {cache.dtype}: the native decoder knows float32 and bfloat16"
     if type(talker) is not Talker or "backbone" in talker.__dict__:
         return f"the native decoder does not know a {type(talker).__name__}"
-    for name, module in (*talker.layers.named_modules("talker.layers"), ("talker.norm", talker.norm)):
+    for name, module in (*talker.layers.named_modules(prefix="talker.layers"), ("talker.norm", talker.norm)):
         fault = unknown_layer(module)
         if fault:
             return f"{name}: {fault}"

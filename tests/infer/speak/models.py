@@ -16,9 +16,19 @@ def make_speaking(tokenizer: "Tokenizer", pattern: Pattern = "depth", **sizes: i
     base, codec = preset("nano"), codec_preset("nano")
     talker = TalkerConfig(
         **{
-            "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "num_key_value_heads": 1, "head_dim": 16, "thinker_layer": 1, "text_size": 24, "text_layers": 2,
-            "text_kernel": 5, "depth_size": 24, "depth_intermediate": 32, "max_move": 3,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+            "thinker_layer": 1,
+            "text_size": 24,
+            "text_layers": 2,
+            "text_kernel": 5,
+            "depth_size": 24,
+            "depth_intermediate": 32,
+            "max_move": 3,
             **sizes,
         },
         num_codebooks=codec.num_codebooks,

@@ -1,6 +1,6 @@
 """Speech side by side, in pieces and by the native decoder is what the slow loop makes, frame by frame."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,11 @@ from muomni import MuOmni
 from muomni.config.talker import Pattern
 from muomni.data.spoken import spoken_words
 from muomni.errors import SpeechError, UserError
-from muomni.infer.speak import Speech, SpeechSession, SpeechSettings, TextSpeech, speak_all, speak_pieces
+from muomni.infer.speak import Speech, SpeechSession, SpeechSettings, SpokenStream, TextSpeech, speak_all, speak_pieces
 from muomni.infer.speak.speaker import Sentence, Speaker, capacity_for, sentence_seed
 from muomni.infer.speak.steps import EagerBackbone, NativeBackbone, make_backbone, why_not
 from muomni.infer.speak.text import SentenceText, encode_sentences
+from muomni.infer.stream import Piece, Reply, Timing
 from muomni.ops.native import Unavailable, load
 from tests.infer.speak.models import make_speaking
 from tests.infer.speak.reference import speak
@@ -114,6 +115,34 @@ def test_it_speaks_before_the_sentence_is_known(model: MuOmni) -> None:
     assert sound is not None and len(sound) > 0 and not speech.ended
     first = len(sound)
     assert first <= 4 * 640
+
+
+class Written(Iterator[Piece]):
+    """Stands for a `TextStream`: a reply whose words come one by one."""
+
+    def __init__(self, text: str) -> None:
+        self.pieces = iter([Piece(f"{word} ", (1,)) for word in text.split()])
+        self.reply = Reply(text, (), "stop", Timing(0, 0, 0.0, 0.0))
+        self.closed = False
+
+    def __next__(self) -> Piece:
+        return next(self.pieces)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_speech_begins_before_the_text_has_ended_and_never_holds_it_back(model: MuOmni) -> None:
+    assert model.tokenizer is not None
+    written: Any = Written("The cat sat on the mat and then the dog ate the bone. Hello there! What is this?")
+    stream = SpokenStream(written, TextSpeech(model, model.tokenizer, SpeechSession(), HOW[0]))
+    kinds = "".join("a" if piece.audio is not None else "t" for piece in stream)
+    assert "at" in kinds, "no sound came before the last text"
+    assert "aa" not in kinds[: kinds.rindex("t")], "text waited for more than one turn of speech"
+    expected = speak_all(model, model.tokenizer, SpeechSession(), [(written.reply.text, HOW[0])])[0]
+    assert isinstance(expected, Speech)
+    torch.testing.assert_close(stream.reply.audio, expected.audio, atol=1e-5, rtol=1e-4)
+    assert written.closed
 
 
 @pytest.fixture(scope="module")
