@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from muomni.accel.memory import Categories
+from muomni.accel.oom import Shortage, Workload, explain, remedies
 from muomni.config import Recipe, SourceSpec, parse
 from muomni.config.codec import codec_preset
 from muomni.errors import ConfigError, UserError
@@ -259,3 +261,23 @@ def test_pairs_to_validate_on_are_prepared_with_the_others(start: Path) -> None:
     assert found.voices == found.val.speakers == ("anna", "ben", "default")
     assert set(found.train.texts).isdisjoint(found.val.texts)
     assert made_pairs.make_pairs([SourceSpec(path="3")]).speakers == ("default",)
+
+
+def test_what_is_advised_where_memory_runs_out_is_of_use_to_pairs(start: Path) -> None:
+    recipe = recipe_of(start)
+    load = Workload(recipe, 4, "fp32", True, layers=2, hidden_size=32, matrix_bytes=1000)
+    advice = [str(remedy) for remedy in remedies(load, 10_000_000, "backward")]
+    assert any("batch_size" in text for text in advice) and not any("seq_len" in text for text in advice)
+    none = Categories(0, 0, 0, 0, 0, 0)
+    assert "micro-batches of 4 pairs of text and speech." in explain(
+        Shortage("backward", None), load, torch.device("cpu"), none, []
+    )
+
+
+def test_quantize_says_that_a_run_of_pairs_names_no_text(speaking: Path) -> None:
+    from muomni import MuOmni
+    from muomni.cli.quantize import _rows
+
+    model = MuOmni.from_pretrained(speaking, device="cpu")
+    with pytest.raises(UserError, match="recipe.json names no text to compare the models on: give --data FILE"):
+        _rows(str(speaking), [], model)
