@@ -271,9 +271,18 @@ def test_a_step_of_a_captured_graph_waits_for_nothing() -> None:
     with torch.inference_mode():
         runner.greedy(rows, rows, rows * 0, 4)
         step = next(iter(runner._steps.values()))
+        assert step.graph is not None
+        positions = step.positions.clone()
         before = torch.cuda.get_sync_debug_mode()
+        # Clock cycles: the device is busy for some half a second.
+        torch.cuda._sleep(1_000_000_000)  # type: ignore[no-untyped-call]
         torch.cuda.set_sync_debug_mode("error")
         try:
             step.run()
         finally:
             torch.cuda.set_sync_debug_mode(before)
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        done.record()
+        assert not done.query()  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()
+        assert torch.equal(step.positions, positions + 1)
