@@ -1,8 +1,12 @@
 """Speech as files, and played while it comes."""
 
+import contextlib
 import importlib.util
+import queue
+import threading
 from contextlib import ExitStack
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -11,6 +15,8 @@ from muomni.data.audio import Samples
 from muomni.errors import UserError
 
 FORMATS = ("wav", "flac")
+# What is given to the device at one time: it stops within so many seconds.
+_STEP_S = 0.1
 
 
 def check_target(path: Path) -> None:
@@ -50,7 +56,9 @@ def numbered(path: Path, number: int) -> Path:
 
 
 class Player:
-    """Plays speech as it comes, on the machine's default device; use it with `with`.
+    """Plays speech as it comes, on the machine's default device, while its caller goes on; use it with `with`.
+
+    Leaving the block waits until all has been played, or after an error stops at once.
 
     Raises:
         UserError: `sounddevice` or its library is not installed, or there is no device.
@@ -58,35 +66,63 @@ class Player:
 
     def __init__(self) -> None:
         self._devices = _sounddevice()
-        self._stack = ExitStack()
-        self._stream: Any = None
-        self._rate = 0
         try:
             self._devices.query_devices(kind="output")
         except (self._devices.PortAudioError, ValueError) as error:
             raise UserError(f"speech cannot be played here: {error}") from None
+        self._waiting: queue.SimpleQueue[tuple[Samples, int] | None] = queue.SimpleQueue()
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="muomni-play", daemon=True)
+        self._thread.start()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *raised: object) -> None:
-        self._stack.close()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if kind is not None:
+            self.stop()
+        self._waiting.put(None)
+        self._thread.join()
+        if kind is None:
+            self._check()
 
     def play(self, samples: Samples, rate: int) -> None:
-        """Plays (S,) float32 behind what was given before; waits while there is much to play already.
+        """Plays (S,) float32 behind what was given before.
 
         Raises:
-            UserError: the device does not take it.
+            UserError: the device did not take what was given before.
         """
-        try:
-            if rate != self._rate:
-                self._stack.close()
-                self._stream = self._devices.OutputStream(samplerate=rate, channels=1, dtype="float32")
-                self._stack.enter_context(self._stream)
-                self._rate = rate
-            self._stream.write(np.ascontiguousarray(np.clip(samples, -1, 1))[:, None])
-        except self._devices.PortAudioError as error:
-            raise UserError(f"speech cannot be played here: {error}") from None
+        self._check()
+        step = max(1, round(rate * _STEP_S))
+        for begin in range(0, len(samples), step):
+            self._waiting.put((samples[begin : begin + step], rate))
+
+    def stop(self) -> None:
+        """Forgets what has not been played yet."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._waiting.get_nowait()
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise UserError(f"speech cannot be played here: {self._error}")
+
+    def _run(self) -> None:
+        """The thread's work."""
+        stream, own = None, 0
+        with ExitStack() as stack:
+            while (given := self._waiting.get()) is not None:
+                samples, rate = given
+                if self._error is not None:
+                    continue
+                try:
+                    if stream is None or rate != own:
+                        stack.close()
+                        opened = self._devices.OutputStream(samplerate=rate, channels=1, dtype="float32")
+                        stream, own = stack.enter_context(opened), rate
+                    stream.write(np.ascontiguousarray(np.clip(samples, -1, 1))[:, None])
+                except self._devices.PortAudioError as error:
+                    self._error = error
 
 
 def _sounddevice() -> Any:

@@ -63,6 +63,12 @@ class Voiced:
         if self._player is not None:
             self._player.play(samples, self._rate)
 
+    def stop(self) -> None:
+        """The reply was stopped: what was heard of it is forgotten, and playing ends."""
+        self._parts.clear()
+        if self._player is not None:
+            self._player.stop()
+
     def finish(self) -> str:
         """Writes what was heard of a reply, and says so in words.
 

@@ -288,6 +288,8 @@ class Chat:
             if not self.terminal:
                 raise
             stream.close()
+            if self.voiced is not None:
+                self.voiced.stop()
             print()
             ending = str(stop) or "stopped"
         self.turns += [{"role": "user", "content": content}, {"role": "assistant", "content": stream.text}]

@@ -1,6 +1,7 @@
 """`muomni say` and `muomni chat --speak` as they are typed, with a model that hums."""
 
 import json
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -275,13 +276,34 @@ def test_speech_is_played(model: Humming, monkeypatch: Any, tmp_path: Path) -> N
     devices = Devices()
     monkeypatch.setattr(_sound, "_sounddevice", lambda: devices)
     assert run("say", "any", "Hi.", "--play") == 0
-    assert devices.opened == [RATE, 0] and devices.heard[0].shape == (4800, 1)
+    assert devices.opened == [RATE, 0] and [len(each) for each in devices.heard] == [1600] * 3
+    np.testing.assert_array_equal(np.concatenate(devices.heard)[:, 0], hum("Hi.").numpy())
+    devices.heard.clear()
     voiced = Voiced(tmp_path / "a.wav", None, one=True, played=True)
     with voiced:
         for piece in _Humming("Well.", voiced.begin()):
             voiced.hear(piece)
         assert voiced.finish() == f"0.5 s of speech in {tmp_path / 'a.wav'}"
-    assert [len(each) for each in devices.heard[1:]] == [999, 8000 - 999]
+    np.testing.assert_array_equal(np.concatenate(devices.heard)[:, 0], hum("Well.").numpy())
+
+
+def test_playing_stops_and_its_errors_are_told(monkeypatch: Any) -> None:
+    devices = Devices()
+    monkeypatch.setattr(_sound, "_sounddevice", lambda: devices)
+    going = threading.Event()
+    devices.write = lambda samples: going.wait(10) and devices.heard.append(samples)  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt), _sound.Player() as player:
+        player.play(np.zeros(RATE, np.float32), RATE)
+        threading.Timer(0.2, going.set).start()
+        raise KeyboardInterrupt
+    assert len(devices.heard) <= 1
+
+    def broken(samples: Any) -> None:
+        raise devices.PortAudioError("unplugged")
+
+    devices.write = broken  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="unplugged"), _sound.Player() as player:
+        player.play(np.zeros(RATE, np.float32), RATE)
 
 
 def test_where_nothing_plays_it_is_said(monkeypatch: Any, tmp_path: Path, capsys: Any) -> None:
