@@ -113,7 +113,8 @@ def decide(speed: Interval, memory_ratio: float | None, holds: bool, margin: flo
     if saves and speed.high < as_fast**3:
         return Decision("off", f"slower, but {saved}: for when memory is short")
     if saves:
-        return Decision("no difference", f"{saved}, at little or no cost in time")
+        cost = ", at little or no cost in time" if speed.low >= as_fast**3 else "; in speed within the noise"
+        return Decision("no difference", saved + cost)
     if speed.high < as_fast:
         return Decision("off", "slower")
     return Decision("no difference", "within the noise" if speed.high - speed.low > margin else "as fast")

@@ -32,26 +32,28 @@ class ScalingSubject:
     Args:
         model: a folder.
         weights: that it holds, fp32 or int8.
+        runner: of the steps, `auto` or `eager`.
         points: (rows, tokens before the measured ones) each.
         steps: greedy tokens of a measurement.
         threads: of the computation.
     """
 
-    def __init__(self, model: str, weights: str, points: Sequence[Sequence[int]], steps: int, threads: int) -> None:
+    def __init__(
+        self, model: str, weights: str, runner: str, points: Sequence[Sequence[int]], steps: int, threads: int
+    ) -> None:
         torch.set_num_threads(threads)
         self._steps = steps
         loaded = MuOmni.from_pretrained(model, dtype=torch.float32)
-        self._points = [self._fill(loaded, batch, context, weights, threads) for batch, context in points]
+        fields = {"name": "scaling", "model": "", "task": "", "weights": weights, "runner": runner, "threads": threads}
+        case = InferCase.model_validate(fields)
+        self._points = [self._fill(loaded, case.replace(batch=batch), context) for batch, context in points]
         self.first: dict[str, Any] = {}
         self.turn()
 
     @torch.inference_mode()
-    def _fill(self, model: MuOmni, batch: int, context: int, weights: str, threads: int) -> _Point:
-        thinker, length = model.config.thinker, context + self._steps
+    def _fill(self, model: MuOmni, case: InferCase, context: int) -> _Point:
+        thinker, length, batch = model.config.thinker, context + self._steps, case.batch
         cache = SlotCache(thinker, batch, length, model.dtype, model.device)
-        case = InferCase.model_validate(
-            {"name": "scaling", "model": "", "task": "", "weights": weights, "batch": batch, "threads": threads}
-        )
         runner, _ = make_case_runner(case, model, cache, length)
         draw = torch.Generator().manual_seed(0)
         for row in range(batch):

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from muomni.bench.effort import Effort, Found, Say, Target
 from muomni.bench.infer import Comparison, Decoding, Group, measure
@@ -85,7 +85,12 @@ def measure_infer(target: Target, plan: Plan, effort: Effort, say: Say) -> Found
         rows=tuple(rows),
         noise=tuple(noise),
         margin=judge.margin,
-        settings=(("prompt", plan.prompt), ("new", plan.new), ("runner", base.settings)),
+        settings=(
+            ("prompt", plan.prompt),
+            ("new", plan.new),
+            ("runner", base.settings),
+            ("scaling_runner", scaling_runner(effort)),
+        ),
         memory=tuple(_bars(by_name, plan, weights)),
         decode=tuple(
             DecodePoint(
@@ -280,6 +285,13 @@ def speculation(plan: Plan, effort: Effort, margin: float, random_weights: bool,
     return measured_row("speculation", decision, (speeds[0], speeds[1]), ratios).replace(equivalence=equivalence)
 
 
+def scaling_runner(effort: Effort) -> Literal["auto", "eager"]:
+    """Who decodes for `scaling`: on a GPU the runner that a model takes is compiled for every point, which is long."""
+    import torch
+
+    return "eager" if effort.mode == "quick" and torch.cuda.is_available() else "auto"
+
+
 def scaling(plan: Plan, weights: Weights, effort: Effort, say: Say) -> Scaling:
     """Decode speed over batch sizes and contexts; nothing where it cannot be measured."""
     say("decode speed over batch size and context")
@@ -290,7 +302,7 @@ def scaling(plan: Plan, weights: Weights, effort: Effort, say: Say) -> Scaling:
     short = min(contexts[0] if contexts else room, room)
     points = [*((rows, short) for rows in _SCALING_BATCHES), *((1, context) for context in contexts)]
     folder = plan.files.form("int8") if weights == "int8" else plan.files.folder
-    case = {"model": str(folder), "weights": weights, "points": points}
+    case = {"model": str(folder), "weights": weights, "points": points, "runner": scaling_runner(effort)}
     with CaseProcess(
         "scaling", "scaling", {**case, "steps": _SCALING_STEPS, "threads": plan.threads}, plan.threads
     ) as it:

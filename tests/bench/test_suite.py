@@ -1,0 +1,330 @@
+"""The suites with stubbed measurements: which rows there are, what they say, and what is refused in plain words."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from muomni.bench import suite, suite_infer, suite_train
+from muomni.bench.compare import Figures
+from muomni.bench.effort import FULL, QUICK, Effort, Found, Target
+from muomni.bench.infer import Comparison, Decoding
+from muomni.bench.infer_plan import Plan
+from muomni.bench.infer_weights import Files
+from muomni.bench.process import RefusedError
+from muomni.bench.report import Row, Scaling, load_report
+from muomni.bench.suite_train import BASELINE, TWIN
+from muomni.config import preset
+from muomni.errors import UserError
+
+NANO = Target("nano", preset("nano").thinker, None)
+SHORT = Effort("quick", 0.0, 0.0, 5)
+MIB = 2**20
+
+
+def quiet(_text: str) -> None:
+    """Told what goes on."""
+
+
+# Training
+
+
+def figures(speed: float, peak: float = 400.0, error: float = 0.0, first_step_s: float = 1.0) -> Figures:
+    """Of a case whose rounds are all but equal and whose gradients are off by `error`."""
+    gradients = {"sha256": str(error), "sketch": [1.0, error]}
+    memory = {"weights": 10 * MIB, "gradients": 10 * MIB, "optimizer": 20 * MIB, "other": 200 * MIB}
+    first = {"first_step_s": first_step_s, "gradients": gradients, "memory": memory}
+    return Figures([speed * (1 + 0.002 * n) for n in range(5)], peak, first, 1.0)
+
+
+def stub_turns(monkeypatch, known: dict[str, Figures], refused_names: tuple[str, ...] = ()) -> list[list[str]]:
+    """Instead of measuring: figures by part of a case's name. Returns the names of each group, filled later."""
+    groups: list[list[str]] = []
+
+    def turns(cases, rounds, steps, say, refused, enough):
+        groups.append([case.name for case in cases])
+        assert len({case.name for case in cases}) == len(cases)
+        found = {}
+        for case in cases:
+            if any(part in case.name for part in refused_names):
+                refused[case.name] = "memory ran out: 3 GiB wanted"
+                continue
+            part = next((part for part in known if part in case.name), None)
+            found[case.name] = figures(100.0) if part is None else known[part]
+        return found
+
+    monkeypatch.setattr(suite_train, "take_turns", turns)
+    monkeypatch.setattr(suite_train, "pick_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr("muomni.bench.cases.pick_device", lambda _name: torch.device("cpu"))
+    return groups
+
+
+def by_key(found: Found) -> dict[str, Row]:
+    return {row.key: row for row in found.rows}
+
+
+def test_a_quick_run_measures_every_technique_of_training_in_one_group(monkeypatch):
+    monkeypatch.setattr("muomni.accel.compile.what_is_missing", lambda _device: "no C++ compiler is on the path")
+    known = {
+        "accumulation": figures(90.0, 300.0),
+        "checkpointing": figures(70.0, 250.0),
+        "attention": figures(50.0, 500.0, error=1e-6),
+        "loss": figures(101.0, 480.0, error=1e-6),
+    }
+    groups = stub_turns(monkeypatch, known)
+    found = suite_train.measure_train(NANO, SHORT, quiet)
+    rows = by_key(found)
+    assert len(groups) == 1 and groups[0][0] == BASELINE and groups[0][-1] == TWIN
+    wanted = {"precision-bf16", "accumulation", "checkpointing-full", "attention", "cross-entropy", "compile"}
+    assert wanted <= set(rows)
+    assert rows["compile"].verdict == "not measured" and "no C++ compiler" in rows["compile"].reason
+    assert rows["checkpointing-full"].verdict == "off" and "38% less memory" in rows["checkpointing-full"].reason
+    assert rows["checkpointing-full"].equivalence.equal
+    assert rows["attention"].verdict == "on" and rows["attention"].speed.ratio == pytest.approx(2)
+    assert rows["attention"].memory[0].off_mib == 500 and not rows["attention"].equivalence.equal
+    assert rows["attention"].equivalence.holds
+    assert rows["accumulation"].verdict == "no difference" and "25% less memory" in rows["accumulation"].reason
+    assert found.noise == () and found.margin == pytest.approx(0.05)
+    baseline = next(bar for bar in found.memory if bar.name == BASELINE)
+    assert baseline.activations_mib == pytest.approx(400 - 240) and TWIN not in {bar.name for bar in found.memory}
+
+
+def test_a_technique_with_wrong_results_is_off_however_fast(monkeypatch):
+    stub_turns(monkeypatch, {"checkpointing": figures(300.0, error=1e-9), "loss": figures(50.0, error=0.3)})
+    rows = by_key(suite_train.measure_train(NANO, SHORT, quiet))
+    for key in ("checkpointing-full", "cross-entropy"):
+        assert rows[key].verdict == "off" and "results differ" in rows[key].reason
+
+
+def test_what_a_technique_takes_at_the_start_is_told(monkeypatch):
+    monkeypatch.setattr("muomni.accel.compile.what_is_missing", lambda _device: None)
+    stub_turns(monkeypatch, {"compile": figures(150.0, first_step_s=21.0)})
+    row = by_key(suite_train.measure_train(NANO, SHORT, quiet))["compile"]
+    assert row.compile_s == pytest.approx(20) and row.verdict == "on"
+
+
+def test_a_case_that_finds_no_memory_is_one_row_less_and_the_baseline_is_all(monkeypatch):
+    stub_turns(monkeypatch, {}, refused_names=("attention",))
+    rows = by_key(suite_train.measure_train(NANO, SHORT, quiet))
+    assert rows["attention"].verdict == "not measured" and "memory ran out" in rows["attention"].reason
+    assert rows["accumulation"].verdict != "not measured"
+    stub_turns(monkeypatch, {}, refused_names=(BASELINE,))
+    with pytest.raises(UserError, match="memory ran out.*GiB are free on cpu: end other programs"):
+        suite_train.measure_train(NANO, SHORT, quiet)
+
+
+def test_a_model_that_cannot_fit_is_refused_before_anything_starts(monkeypatch):
+    groups = stub_turns(monkeypatch, {})
+    monkeypatch.setattr(suite_train, "free_memory", lambda _device: 100 * MIB)
+    with pytest.raises(UserError, match="training nano does not fit: .* at least 0.6 GiB. 0.1 GiB are free"):
+        suite_train.measure_train(NANO, SHORT, quiet)
+    assert groups == []
+
+
+def test_little_memory_makes_small_groups_and_every_group_has_the_baseline_twice(monkeypatch):
+    groups = stub_turns(monkeypatch, {})
+    monkeypatch.setattr(suite_train, "free_memory", lambda _device: 1700 * MIB)
+    found = suite_train.measure_train(NANO, SHORT, quiet)
+    assert len(groups) > 1 and all(group[0] == BASELINE and group[-1] == TWIN for group in groups)
+    assert all(len(group) <= 4 for group in groups)
+    assert len({row.key for row in found.rows}) == len(found.rows)
+
+
+def test_a_full_run_measures_more(monkeypatch):
+    stub_turns(monkeypatch, {})
+    quick, full = (by_key(suite_train.measure_train(NANO, effort, quiet)) for effort in (SHORT, FULL))
+    assert set(quick) < set(full) and {"allocator", "attention-packed", "checkpointing-selective"} <= set(full)
+    assert len({row.claim for row in full.values()}) > 5 and all(row.off and row.on for row in full.values())
+
+
+def test_a_noisy_machine_is_said_to_be_noisy(monkeypatch):
+    twin = Figures([130.0] * 5, 400.0, figures(1.0).first, 1.0)
+    stub_turns(monkeypatch, {TWIN: twin, "accumulation": figures(125.0)})
+    found = suite_train.measure_train(NANO, SHORT, quiet)
+    assert found.margin == pytest.approx(0.3, abs=0.01) and "differs by" in found.noise[0]
+    assert by_key(found)["accumulation"].verdict == "no difference"
+
+
+def test_quick_runs_stop_in_time_but_never_before_there_is_enough():
+    enough = replace(QUICK, rounds=7).enough(0.0)
+    assert [enough(turns) for turns in (1, 2, 3, 4)] == [False, False, False, True]
+    assert not FULL.enough(FULL.train_s)(10)
+
+
+# Inference
+
+
+def decoding(name: str, speed: float, **more: object) -> Decoding:
+    numbers = dict.fromkeys(("low", "high", "call_per_s", "first_token_ms", "load_s"), 10.0)
+    shares = dict.fromkeys(("gb_per_s", "bandwidth_share", "agreement", "ratio", "ratio_low", "ratio_high"), 1.0)
+    rest = {"call_ratio": 1.0, "worst_gap": 0.0, "verdict": "no difference", "settings": "NativeRunner"}
+    none = dict.fromkeys(("public_loss", "top1", "kl", "worst"))
+    speeds = tuple(speed * (1 + 0.002 * n) for n in range(5))
+    fields = {"name": name, "decode_per_s": speed, "peak_mib": 300.0, "speeds": speeds}
+    return Decoding(**{**numbers, **shares, **rest, **none, **fields, **more})
+
+
+@pytest.fixture
+def plan(nano_folder, tmp_path) -> Plan:
+    return Plan(preset("nano").thinker, Files(nano_folder, tmp_path), tmp_path, 16, 8, threads=1)
+
+
+def stub_infer(monkeypatch, plan: Plan, cases: dict[str, Decoding], unmeasured: dict[str, str] | None = None) -> None:
+    def measured(group, thinker, reference, rounds, say, enough):
+        assert {case.name for case in group.cases} >= set(cases)
+        missing = {case.name: "not here" for case in group.cases if case.name not in cases}
+        named = tuple(cases[case.name] for case in group.cases if case.name in cases)
+        return Comparison("g", named, {**missing, **group.unmeasured, **(unmeasured or {})}, 30.0, 29.0, 31.0, "")
+
+    monkeypatch.setattr(suite_infer, "measure", measured)
+    monkeypatch.setattr(suite_infer, "scaling", lambda *_: Scaling())
+    monkeypatch.setattr(suite_infer, "speculation", lambda *_: suite_infer.not_measured("speculation", "stub"))
+    monkeypatch.setattr(Plan, "task", lambda *_: "task")
+    small = plan.work / "int8"
+    small.mkdir(exist_ok=True)
+    (small / "model.safetensors").write_bytes(b"x" * 1000)
+
+
+ALL = {
+    "as it is": decoding("as it is", 1000.0, load_s=12.0),
+    "as it is, again": decoding("as it is, again", 1005.0),
+    "no cache": decoding("no cache", 20.0),
+    "torch's modules": decoding("torch's modules", 200.0, load_s=9.0),
+    "int8": decoding("int8", 1500.0, kl=0.001, agreement=0.9),
+    "16 rows": decoding("16 rows", 6000.0),
+}
+
+
+def test_every_technique_of_inference_has_a_row(monkeypatch, plan):
+    stub_infer(monkeypatch, plan, ALL)
+    found = suite_infer.measure_infer(replace(NANO, folder=plan.files.folder), plan, SHORT, quiet)
+    rows = by_key(found)
+    assert list(rows) == ["kv-cache", "decode-step", "int8", "batching", "speculation"]
+    assert rows["kv-cache"].speed.ratio == pytest.approx(10) and rows["kv-cache"].verdict == "on"
+    assert rows["decode-step"].speed.ratio == pytest.approx(5) and rows["decode-step"].compile_s == pytest.approx(3)
+    assert rows["int8"].equivalence.value == 0.001 and rows["int8"].equivalence.claimed == "approximate"
+    weights, peak = rows["int8"].memory
+    assert (weights.what, peak.what) == ("weights", "peak") and weights.on_mib == pytest.approx(1000 / MIB)
+    assert rows["batching"].speed.on == 6000
+    assert found.bandwidth == 30 and {point.name for point in found.decode} == set(ALL) - {
+        "no cache",
+        "as it is, again",
+    }
+    assert {bar.name for bar in found.memory} == {"decoding, as it is", "decoding, int8", "decoding, 16 rows"}
+
+
+def test_without_a_compiler_the_step_is_not_measured_and_the_reason_is_told(monkeypatch, plan):
+    eager = decoding("as it is", 200.0, settings="muomni 1, torch 2, EagerRunner no C++ compiler is on the path")
+    stub_infer(monkeypatch, plan, {**ALL, "as it is": eager})
+    row = by_key(suite_infer.measure_infer(replace(NANO, folder=plan.files.folder), plan, SHORT, quiet))["decode-step"]
+    assert (row.verdict, row.reason) == ("not measured", "no C++ compiler is on the path")
+
+
+def test_tokens_that_are_wrong_turn_a_technique_off(monkeypatch, plan):
+    wrong = {"16 rows": decoding("16 rows", 6000.0, agreement=0.5), "int8": decoding("int8", 1500.0, kl=0.5)}
+    stub_infer(monkeypatch, plan, {**ALL, **wrong})
+    rows = by_key(suite_infer.measure_infer(replace(NANO, folder=plan.files.folder), plan, SHORT, quiet))
+    assert rows["batching"].verdict == rows["int8"].verdict == "off"
+
+
+def test_nothing_without_the_baseline(monkeypatch, plan):
+    stub_infer(monkeypatch, plan, {"no cache": ALL["no cache"]})
+    with pytest.raises(UserError, match="decoding nano cannot be measured here: not here"):
+        suite_infer.measure_infer(NANO, plan, SHORT, quiet)
+
+
+def test_short_contexts_are_refused_or_given_short_prompts():
+    assert suite_infer.lengths(2048) == (64, 100)
+    assert suite_infer.lengths(128) == (64, 64) and suite_infer.lengths(64) == (32, 32)
+    with pytest.raises(UserError, match="too short"):
+        suite_infer.lengths(63)
+
+
+class FakeProcess:
+    """A process that gives what it was told to, by turns."""
+
+    def __init__(self, kind: str, name: str, case: dict, threads: int | None = None) -> None:
+        assert json.dumps(case)
+        self.first = {"equal": True}
+        self.case = case
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def ask(self, command: dict) -> dict:
+        if "points" in self.case:
+            return {"tokens_per_s": [float(rows * 100 + context) for rows, context in self.case["points"]]}
+        return {"off": 100.0, "on": 150.0 + command["speculate_first"]}
+
+
+def test_speculation_is_on_where_it_is_faster_and_random_weights_are_excused(monkeypatch, plan):
+    monkeypatch.setattr(suite_infer, "CaseProcess", FakeProcess)
+    row = suite_infer.speculation(plan, SHORT, 0.05, True, quiet)
+    assert row.verdict == "on" and "random weights repeat no text" in row.reason and row.equivalence.equal
+    assert "random" not in suite_infer.speculation(plan, SHORT, 0.05, False, quiet).reason
+
+    def refuse(*_args: object) -> None:
+        raise RefusedError("speculative decoding", "no tokenizer")
+
+    monkeypatch.setattr(suite_infer, "CaseProcess", refuse)
+    assert suite_infer.speculation(plan, SHORT, 0.05, True, quiet).reason == "no tokenizer"
+
+
+def test_scaling_stays_within_the_context(monkeypatch, plan):
+    monkeypatch.setattr(suite_infer, "CaseProcess", FakeProcess)
+    found = suite_infer.scaling(plan, "fp32", SHORT, quiet)
+    room = plan.thinker.max_position_embeddings
+    assert [point.at for point in found.batch] == [1, 2, 4, 8, 16]
+    assert found.context and all(point.at + 32 <= room for point in found.context)
+    assert found.batch[-1].tokens_per_s == 1600 + found.batch_context
+
+
+# All of it
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("huge", "neither a run folder nor a preset; presets: nano, tiny"),
+        ("{tmp}/file", "is a file"),
+        ("{tmp}", "no model in"),
+        ("", "neither a run folder nor a preset"),
+    ],
+)
+def test_a_model_that_is_none_is_a_mistake_of_the_user(name, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path / "..")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=message) as caught:
+        suite.find_target(name.replace("{tmp}", str(tmp_path)))
+    assert caught.value.exit_code == 2
+
+
+def test_a_run_is_found_by_its_folder(nano_folder):
+    found = suite.find_target(str(nano_folder))
+    assert found.folder == nano_folder and found.thinker.hidden_size == preset("nano").thinker.hidden_size
+    assert suite.find_target("tiny").folder is None
+
+
+def test_a_report_is_put_together_and_written(monkeypatch, tmp_path, nano_folder):
+    monkeypatch.setattr(suite, "measure_train", lambda *_: Found((train,), noise=("busy",), margin=0.2))
+    monkeypatch.setattr(suite, "measure_infer", lambda *_: Found((infer,), bandwidth=30.0, settings=(("new", 8),)))
+    train = suite_train._not_measured(suite_train.TECHNIQUES[1], "stub")
+    infer = suite_infer.not_measured("int8", "stub")
+    asked = suite.Asked(str(nano_folder), ("train", "infer", "speech"), SHORT, "muomni bench")
+    report = suite.run(asked, quiet)
+    assert [row.key for row in report.rows] == ["precision-bf16", "int8", "talker-batching"]
+    assert report.rows[2].reason == "this model does not speak" and not report.model.random_weights
+    assert report.margin == 0.2 and report.noise == ("busy",) and report.settings == {"infer.new": 8}
+    written = suite.write(report, tmp_path / "out")
+    assert [path.name for path in written] == ["report.json", "report.html", "tuned.json"]
+    assert load_report(tmp_path / "out").verdicts == report.verdicts
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_measuring(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="--out .*file/out: cannot be written"):
+        suite.make_folder(tmp_path / "file" / "out")
