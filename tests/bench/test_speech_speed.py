@@ -76,7 +76,7 @@ def test_cases_take_turns_and_rounds_are_summed_up(order: list[str]) -> None:
     assert (native.first_ms, native.first_low, native.first_high) == (150, 100, 200)
     assert native8.first_ms is None and native8.peak_mib == 3
     assert found.unmeasured == {case.name: "no int8 here" for case in cases if case.weights == "int8"}
-    assert found.noise.endswith("67% apart")
+    assert found.noise.endswith("75% apart")
     json.dumps(found.as_dict())
     with pytest.raises(MuOmniError, match="no int8 here"):
         measure_speaking([case for case in cases if case.weights == "int8"], 2)
