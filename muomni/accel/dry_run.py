@@ -21,7 +21,15 @@ from muomni.accel.heap import Event
 from muomni.errors import ForecastError
 from muomni.ops import blocked_cpu, flash_cpu
 
-_PROPERTIES = frozenset({"prim::device", "aten::detach", "aten::view", "aten::t", "aten::_unsafe_view"})
+# Bytes of a tensor itself and of what autograd notes of the operation that made it: small, but they lie between
+# blocks, and decide which gaps are of use.
+TENSOR = 800
+# Bytes that stay with the process for every shape a matrix product meets, in fp32 and in low precision, and for any
+# other operation. The sum matters little, but these blocks cut gaps in two: without them every large block would find
+# the gap it left a step before, and in a real heap it does not (docs/LOG.md).
+PRODUCT, OTHER = {False: 64 * 1024, True: 256 * 1024}, 4 * 1024
+_PRODUCTS = frozenset({"aten::mm", "aten::mm.out", "aten::bmm", "aten::addmm", "aten::addmm_", "aten::baddbmm"})
+_PROPERTIES = frozenset({"prim::device"})
 
 
 class Recorder(TorchDispatchMode):
@@ -34,6 +42,8 @@ class Recorder(TorchDispatchMode):
         events: in order; a storage is a number.
         shapes: of the tensor that a storage was made for.
         copied: storages that hold another one in another dtype: that one's number.
+        kernels: storages that are none: what operations keep once they have met operands of some shapes.
+        objects: storages that are none: tensors themselves.
         phase_of: says what is being done; kept with each storage in `phases`.
     """
 
@@ -46,6 +56,10 @@ class Recorder(TorchDispatchMode):
         self.phase_of: Callable[[], str] = str
         self.phases: list[str] = []
         self._known: dict[int, tuple[weakref.ref[Any], int]] = {}
+        self.kernels: set[int] = set()
+        self.objects: set[int] = set()
+        self._met: set[Any] = set()
+        self._tensors: dict[int, weakref.ref[Any]] = {}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = function.name() if hasattr(function, "name") else str(function)
@@ -53,6 +67,7 @@ class Recorder(TorchDispatchMode):
             return 1.0 if args[0].is_floating_point() else 0
         if name == "aten::nonzero":  # every token teaches
             return self._seen(args[0].new_empty((args[0].numel(), args[0].dim()), dtype=torch.int64))
+        self._first_time(name, args)
         inside = _INSIDE.get(name)
         if inside is not None:
             with self:
@@ -69,6 +84,19 @@ class Recorder(TorchDispatchMode):
                     self.copied[number] = original
         return result
 
+    def _first_time(self, name: str, args: Any) -> None:
+        """What an operation keeps once it has met operands of these shapes: code that was compiled, plans, buffers."""
+        shapes = tuple((x.dtype, tuple(x.shape)) for x in tree_iter(args) if isinstance(x, Tensor))
+        if name in _PROPERTIES or (name, shapes) in self._met:
+            return
+        self._met.add((name, shapes))
+        number = len(self.shapes)
+        self.shapes.append(())
+        self.phases.append(self.phase_of())
+        self.kernels.add(number)
+        low = name in _PRODUCTS and any(dtype.itemsize < 4 for dtype, _ in shapes)
+        self.events.append((number, PRODUCT[low] if name in _PRODUCTS else OTHER))
+
     def number(self, tensor: Tensor) -> int | None:
         """Of a tensor's storage; None where it was not made while this was entered."""
         found = self._known.get(tensor.untyped_storage()._cdata)
@@ -77,18 +105,29 @@ class Recorder(TorchDispatchMode):
     def _seen(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         size = storage.nbytes()
-        if size == 0 or self.number(tensor) is not None:
-            return tensor
+        if size and self.number(tensor) is None:
+            number, held = self._block(storage, size, tuple(tensor.shape))
+            self._known[storage._cdata] = held, number
+        if id(tensor) not in self._tensors:
+            number, self._tensors[id(tensor)] = self._block(tensor, TENSOR, (), id(tensor))
+            self.objects.add(number)
+        return tensor
+
+    def _block(
+        self, what: Any, size: int, shape: tuple[int, ...], key: int | None = None
+    ) -> tuple[int, weakref.ref[Any]]:
+        """A block that lives as long as an object."""
         number = len(self.shapes)
-        self.shapes.append(tuple(tensor.shape))
+        self.shapes.append(shape)
         self.phases.append(self.phase_of())
         self.events.append((number, size))
 
         def freed(_: Any) -> None:
             self.events.append((number, 0))
+            if key is not None:
+                del self._tensors[key]
 
-        self._known[storage._cdata] = weakref.ref(storage, freed), number
-        return tensor
+        return number, weakref.ref(what, freed)
 
 
 @contextmanager
@@ -115,7 +154,9 @@ def _attention(longest: int, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> None:
         flash_cpu.flash_forward(*(x.transpose(0, 1)[None] for x in (q, k, v)), causal=True)
 
 
-def _attention_backward(longest: int, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *_: Any) -> None:
+def _attention_backward(
+    longest: int, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *_: Any
+) -> None:
     grad, q, k, v, out = (x[:longest] for x in (grad, q, k, v, out))
     if q.dtype in flash_cpu.LOW:
         blocked_cpu.blocked_backward(grad, q, k, v)

@@ -20,6 +20,7 @@ from muomni.errors import MuOmniError
 # name: one line of help. The code is in `muomni.cli.NAME`; nothing of it is loaded to print `muomni --help`.
 COMMANDS: dict[str, str] = {
     "demo": "Train a small model on text that is already here, and talk with it.",
+    "plan": "Forecast the memory of a recipe, and say which settings fit.",
     "train": "Train one stage of a recipe; --resume goes on where it stopped.",
     "chat": "Talk to a model in the terminal.",
     "generate": "Answer one prompt, for scripts.",

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from muomni.config.recipe import OptimizerSpec, Recipe
+from muomni.config.recipe import Recipe
 from muomni.errors import ForecastError
 from muomni.files import write_atomic
 

@@ -1,6 +1,6 @@
 """How much memory training will take, and for what, without taking it.
 
-Two steps of the run are taken with fake tensors (`accel.dry_run`): the real model, autograd, checkpointing and
+Two micro-batches of the run are taken with fake tensors (`accel.dry_run`): the real model, autograd, checkpointing and
 optimizer, no numbers and no memory. What they would ask of the C library goes through a model of its heap
 (`accel.heap`), so gaps are forecast too. On a GPU the figure is what torch's allocator hands out, gaps left out.
 
@@ -17,7 +17,7 @@ Legend: B rows of a micro-batch, T tokens of a row.
 
 import math
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from muomni.accel import allocator, recompute
 from muomni.accel.device import pick_device
 from muomni.accel.dry_run import Recorder, dry_run
 from muomni.accel.heap import Heap
-from muomni.accel.memory import MIB
+from muomni.accel.memory import MIB, MemoryReport
 from muomni.accel.precision import Precision, pick_precision
 from muomni.config import OmniConfig
 from muomni.config.recipe import OptimizerSpec, Recipe
@@ -35,12 +35,27 @@ from muomni.data import Batch
 from muomni.errors import ForecastError
 from muomni.model import OmniModel
 from muomni.model.folder import read_config, resolve_folder
+from muomni.ops.loss import CHUNK_ELEMENTS
 from muomni.train.adam8bit import AdamW8bit
 from muomni.train.optimizer import build_optimizers
 from muomni.train.step import TrainStep
 
 Checkpointing = Literal["off", "selective", "full"]
-CATEGORIES = ("weights", "gradients", "optimizer", "activations", "weight_copies", "loss", "temporary", "gaps")
+# Blocks of the Thinker that are run instead of all.
+_LAYERS = (4, 6)
+# What a process on a CPU loads and keeps for its first step (kernels' code, their caches), in bytes; see docs/LOG.md.
+FIRST_STEP = 25 * MIB
+CATEGORIES = (
+    "weights",
+    "gradients",
+    "optimizer",
+    "activations",
+    "weight_copies",
+    "loss",
+    "temporary",
+    "kernels",
+    "gaps",
+)
 
 
 @dataclass(frozen=True)
@@ -65,10 +80,15 @@ class Setup:
     checkpointing: Checkpointing = "off"
     precision: Literal["bf16", "fp16", "fp32"] = "fp32"
     compiled: bool = False
-    optimizer: OptimizerSpec = OptimizerSpec()
+    optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
     frozen: tuple[str, ...] = ()
     keep: bool = True
     device: Literal["cpu", "cuda"] = "cpu"
+
+    @property
+    def computed_as(self) -> Checkpointing:
+        """The checkpointing whose memory is forecast: compiled blocks keep about what `selective` does."""
+        return "selective" if self.compiled and self.checkpointing == "off" else self.checkpointing
 
 
 def setup_of(recipe: Recipe, config: OmniConfig | None = None, device: str | None = None) -> Setup:
@@ -128,6 +148,7 @@ class Forecast:
         weight_copies: weights in autocast's dtype.
         loss: blocks of logits, and the head's gradient while it is added up.
         temporary: what the backward pass or the optimizer's step has in use.
+        kernels: what operations keep for the shapes they have met.
         gaps: in the heap, too small for what is asked for; 0 on a GPU.
         baseline: of the process before there is a model; 0 on a GPU, whose context torch's allocator does not count.
     """
@@ -139,6 +160,7 @@ class Forecast:
     weight_copies: int
     loss: int
     temporary: int
+    kernels: int
     gaps: int
     baseline: int = 0
 
@@ -163,20 +185,34 @@ def forecast(setup: Setup) -> Forecast:
         ForecastError: the run cannot be taken without its data.
         ConfigError: the optimizer needs a library that is not installed.
     """
+    layers = setup.config.thinker.num_hidden_layers
+    if layers <= _LAYERS[1]:
+        return _forecast(setup)
+    # Blocks are alike, so of a deep model a few are run and the others cost what one more of them does.
+    few, more = (_forecast(replace(setup, config=_with_layers(setup.config, number))) for number in _LAYERS)
+    each = {name: (size - getattr(few, name)) / (_LAYERS[1] - _LAYERS[0]) for name, size in vars(more).items()}
+    further = layers - _LAYERS[1]
+    return Forecast(**{name: max(0, round(size + each[name] * further)) for name, size in vars(more).items()})
+
+
+def _with_layers(config: OmniConfig, number: int) -> OmniConfig:
+    return config.replace(thinker=config.thinker.model_dump() | {"num_hidden_layers": number})
+
+
+def _forecast(setup: Setup) -> Forecast:
     with dry_run(setup.seq_len) as recorder:
         kinds = _record(setup, recorder)
     return _at_the_peak(setup, recorder, kinds)
 
 
 def _record(setup: Setup, recorder: Recorder) -> dict[int, str]:
-    """Builds the model and takes two steps; says what the storages are that outlive one."""
+    """Builds the model and takes two micro-batches; says what the storages are that outlive one."""
     # The same products whatever the device; see the module for what differs.
     precision = Precision(setup.precision, torch.device("cpu"), "forecast")
     model = OmniModel(setup.config)
     model.freeze(setup.frozen)
-    mode = "selective" if setup.compiled and setup.checkpointing == "off" else setup.checkpointing
-    if mode != "off":
-        recompute.enable(model, mode)
+    if setup.computed_as != "off":
+        recompute.enable(model, setup.computed_as)
     optimizers = build_optimizers(model, setup.optimizer, precision)
     for optimizer in optimizers:
         if isinstance(optimizer, AdamW8bit):
@@ -192,7 +228,8 @@ def _record(setup: Setup, recorder: Recorder) -> dict[int, str]:
     _name(kinds, recorder, "weights", [*model.parameters(), *model.buffers()])
     batches = [_batch(setup.micro_batch, setup.seq_len) for _ in range(min(setup.accumulation, 2))]
     model.train()
-    for _ in range(2):
+    # A second pass finds the heap as the first one left it.
+    for _ in range(2 if len(batches) == 1 else 1):
         step(batches)
     states = [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
     _name(kinds, recorder, "optimizer", [value for value in states if isinstance(value, torch.Tensor)])
@@ -222,6 +259,8 @@ def _at_the_peak(setup: Setup, recorder: Recorder, kinds: dict[int, str]) -> For
     def kind(number: int) -> str:
         if number in kinds:
             return kinds[number]
+        if number in recorder.kernels:
+            return "kernels"
         original = recorder.copied.get(number)
         if original is not None and kinds.get(original) == "weights":
             return "weight_copies"
@@ -233,7 +272,11 @@ def _at_the_peak(setup: Setup, recorder: Recorder, kinds: dict[int, str]) -> For
     live: Counter[str] = Counter()
     sizes: dict[int, int] = {}
     peak, split = 0, {}
+    # These are on the host.
+    aside = recorder.kernels | recorder.objects if setup.device == "cuda" else set()
     for number, size in recorder.events:
+        if number in aside:
+            continue
         if size:
             heap.allocate(number, size)
             sizes[number] = size
@@ -245,4 +288,55 @@ def _at_the_peak(setup: Setup, recorder: Recorder, kinds: dict[int, str]) -> For
         if reached > peak:
             peak, split = reached, dict(live)
     split["gaps"] = peak - sum(split.values())
+    if setup.device == "cuda" and split.get("loss"):
+        # Where a CPU's softmax takes the logits' place, a GPU's has a block of its own.
+        tokens = min(setup.micro_batch * setup.seq_len, max(64, CHUNK_ELEMENTS // vocabulary))
+        split["loss"] += tokens * vocabulary * (4 if setup.precision == "fp32" else 2)
     return Forecast(**{name: split.get(name, 0) for name in CATEGORIES})
+
+
+def beside(recipe: Recipe, config: OmniConfig, memory: MemoryReport, processes: int = 1) -> dict[str, Any]:
+    """The forecast of a run that has ended, and by how much it was wrong; for `memory.json`.
+
+    Args:
+        recipe: of the run.
+        config: the model's sizes.
+        memory: what was measured. What the process held before its first step is the forecast's baseline.
+        processes: that shared the run.
+    """
+    device = memory.device.split(":")[0]
+    try:
+        if processes > 1 or device not in ("cpu", "cuda"):
+            raise ForecastError("only one process on a CPU or a GPU is forecast")
+        found = forecast(setup_of(recipe, config, device))
+    except ForecastError as error:
+        return {"not_forecast": str(error)}
+    found = found.with_baseline(memory.categories.other + (FIRST_STEP if device == "cpu" else 0))
+    measured = None if memory.categories.activations is None else memory.reading.peak
+    error = None if measured is None else round(found.peak / measured - 1, 4)
+    return {**found.as_dict(), "error": error}
+
+
+def inference_memory(config: OmniConfig) -> dict[str, float]:
+    """MiB of weights and of keys and values, exact; activations and buffers of the engine are not among them.
+
+    A row's keys and values are for the model's whole context. In int8 every matrix has a scale in fp32 for each of
+    its rows, and every position of a head one for its keys and one for its values.
+    """
+    with dry_run(1):
+        model = OmniModel(config)
+        shapes = [tuple(p.shape) for p in model.parameters()]
+    numbers = [(math.prod(shape), shape[0] if len(shape) == 2 else 0) for shape in shapes]
+    plain = sum(count for count, _ in numbers)
+    int8 = sum(count + 4 * rows if rows else 4 * count for count, rows in numbers)
+    thinker = config.thinker
+    heads = 2 * thinker.num_hidden_layers * thinker.num_key_value_heads * thinker.max_position_embeddings
+    sizes = {
+        "weights_fp32": 4 * plain,
+        "weights_bf16": 2 * plain,
+        "weights_int8": int8,
+        "cache_of_a_row_fp32": 4 * heads * thinker.head_dim,
+        "cache_of_a_row_bf16": 2 * heads * thinker.head_dim,
+        "cache_of_a_row_int8": heads * (thinker.head_dim + 4),
+    }
+    return {f"{name}_mib": round(size / MIB, 2) for name, size in sizes.items()}

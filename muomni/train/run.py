@@ -32,6 +32,7 @@ from muomni.files import write_atomic
 from muomni.model import OmniModel
 from muomni.model.folder import resolve_folder
 from muomni.train.checkpoint import Progress, load_checkpoint
+from muomni.train.forecast import beside
 from muomni.train.initial import check_model, initial_config, initial_model
 from muomni.train.loop import Sampler, Trainer
 from muomni.train.metrics import MetricsLog, plot_losses, tensorboard_installed
@@ -182,7 +183,8 @@ def _train_on(
     memory = trainer.monitor.report()
     plot = None
     if group.is_main:
-        write_atomic(run / MEMORY, json.dumps(memory.as_dict(), indent=2) + "\n")
+        expected = beside(recipe, config, memory, group.size)
+        write_atomic(run / MEMORY, json.dumps({**memory.as_dict(), "forecast": expected}, indent=2) + "\n")
         plot = plot_losses(run) if progress.applied else None
     return TrainResult(run, progress, total_steps, trainer.stopped, plot, memory, group.is_main)
 

@@ -1,0 +1,73 @@
+"""`muomni plan`: its table, its fragment, and its plain words where nothing fits."""
+
+import json
+
+import pytest
+
+from muomni.cli import main
+from muomni.train import baseline
+
+NANO = [
+    "--set", 'model={"preset": "nano"}', "--set", "data.seq_len=32", "--set", "batch_size=2",
+    "--set", "gradient_accumulation_steps=2", "--set", "tokenizer.vocab_size=512", "--set", "precision=fp32",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def known_baseline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baseline, "process_baseline", lambda precision, optimizer: 300 * 2**20)
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "text-tiny", *NANO, *arguments])
+    return int(ended.value.code or 0)
+
+
+def test_json_says_what_is_taken_and_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--memory", "4GB", "--device", "cpu", "--json", "--set", "compile=off") == 0
+    found = json.loads(capsys.readouterr().out)
+    training = found["training"]
+    assert training["baseline_mib"] == 300
+    assert training["peak_mib"] == pytest.approx(sum(v for k, v in training.items() if k != "peak_mib"), abs=1)
+    ways = {(o["batch_size"], o["gradient_accumulation_steps"], o["gradient_checkpointing"]) for o in found["options"]}
+    assert ways == {(b, 4 // b, mode) for b in (1, 2, 4) for mode in ("off", "selective", "full")}
+    assert all(o["fits"] for o in found["options"])
+    assert found["fastest"] == {
+        "batch_size": 4, "gradient_accumulation_steps": 1, "gradient_checkpointing": "off", "compile": "off"
+    }  # fmt: skip
+    assert found["inference"]["weights_fp32_mib"] > found["inference"]["weights_int8_mib"]
+
+
+def test_words_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--memory", "4GB", "--device", "cpu") == 0
+    said = capsys.readouterr().out
+    assert "optimizer state" in said and "Fastest that fits" in said and "modelled" in said
+    assert '"batch_size": 4' in said
+
+
+def test_a_gpu_that_is_not_here_needs_memory_to_be_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--memory", "12GB", "--device", "cuda", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["training"]["baseline_mib"] == found["training"]["gaps_mib"] == 0
+    assert not found["rate_measured"]
+
+
+def test_what_cannot_fit_is_a_mistake_in_plain_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--memory", "100MB", "--device", "cpu") == 2
+    said = capsys.readouterr().err
+    assert "does not fit in 95 MiB" in said and "model.preset" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize("memory", ["much", "0", "-1GB", "", "nan"])
+def test_memory_that_is_no_amount(memory: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--memory", memory) == 2
+    assert "--memory" in capsys.readouterr().err
+
+
+def test_other_devices_and_codecs_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--device", "mps") == 2
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "codec-tiny"])
+    assert ended.value.code == 2
+    assert "codec" in capsys.readouterr().err
