@@ -32,7 +32,7 @@ def command(
         typer.Option(metavar="FOLDER", help="Say each text, or each line, side by side into a new folder."),
     ] = None,
     form: Annotated[str, typer.Option("--format", help="Of the sounds in a --batch folder: wav or flac.")] = "wav",
-    play: Annotated[bool, typer.Option("--play", help="Play it; needs the extra: pip install 'muomni[play]'.")] = False,
+    play: Annotated[bool, typer.Option("--play", help='Play it; needs the extra "play".')] = False,
     voice: options.Voice = None,
     temperature: Annotated[
         float | None, typer.Option(help="0 takes the most likely codes, always the same speech (default 0.7).")
