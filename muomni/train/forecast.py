@@ -18,8 +18,7 @@ Legend: B rows of a micro-batch, T tokens of a row.
 import math
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
@@ -34,11 +33,14 @@ from muomni.config.recipe import OptimizerSpec, Recipe
 from muomni.data import Batch
 from muomni.errors import ForecastError
 from muomni.model import OmniModel
-from muomni.model.folder import read_config, resolve_folder
 from muomni.ops.loss import CHUNK_ELEMENTS
 from muomni.train.adam8bit import AdamW8bit
+from muomni.train.initial import AUDIO, IMAGE, check_model, initial_config
 from muomni.train.optimizer import build_optimizers
 from muomni.train.step import TrainStep
+
+if TYPE_CHECKING:
+    from muomni.data import Tokenizer
 
 Checkpointing = Literal["off", "selective", "full"]
 # Blocks of the Thinker that are run instead of all.
@@ -69,6 +71,7 @@ class Setup:
         checkpointing, precision, compiled: how a step is computed; `compiled` for blocks or the whole model.
         optimizer: which, as in a recipe.
         frozen: parts that do not learn.
+        text: the text teaches; without it nothing but weights, gradients and optimizer state is forecast.
         keep: the C library keeps freed memory, see `accel.allocator`.
         device: where it is to run; a GPU need not be here.
     """
@@ -82,6 +85,7 @@ class Setup:
     compiled: bool = False
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
     frozen: tuple[str, ...] = ()
+    text: bool = True
     keep: bool = True
     device: Literal["cpu", "cuda"] = "cpu"
 
@@ -124,18 +128,32 @@ def setup_of(recipe: Recipe, config: OmniConfig | None = None, device: str | Non
         compiled=compiled,
         optimizer=recipe.optimizer,
         frozen=recipe.freeze,
+        text=recipe.losses.text > 0,
         keep=keep,
         device="cpu" if kind == "cpu" else "cuda",
     )
 
 
 def expected_config(recipe: Recipe) -> OmniConfig:
-    """The sizes of the model that the recipe trains, its tokenizer taken to be as large as it is asked to be."""
-    spec = recipe.model
-    if spec.init_from is not None:
-        return read_config(resolve_folder(Path(spec.init_from)))[0]
-    asked = spec.thinker.vocab_size
-    return spec.build(vocab_size=math.ceil(recipe.tokenizer.vocab_size / 64) * 64 if asked is None else asked)
+    """The sizes of the model that the recipe trains, its tokenizer taken to be as large as it is asked to be.
+
+    Raises:
+        ConfigError: parts of the recipe do not go together.
+        UserError: a folder that the recipe names holds no model.
+    """
+    check_model(recipe)
+    return initial_config(recipe, cast("Tokenizer", _Expected(recipe.tokenizer.vocab_size)))
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """What sizes ask of a tokenizer that is not trained yet."""
+
+    vocab_size: int
+    end_ids: tuple[int, ...] = ()
+
+    def id_of(self, token: str) -> int:
+        return (IMAGE, AUDIO).index(token)
 
 
 @dataclass(frozen=True)
@@ -217,20 +235,31 @@ def _record(setup: Setup, recorder: Recorder) -> dict[int, str]:
     for optimizer in optimizers:
         if isinstance(optimizer, AdamW8bit):
             optimizer._update = _nothing
+    model.train()
+    parameters, buffers = list(model.parameters()), list(model.buffers())
+    # Text alone is computed, and encoders would ask the data where their media are.
+    model.vision = model.vision_projector = model.audio = model.audio_projector = None
+    if "thinker" in setup.frozen:
+        # What stands for media teaches through it.
+        model.thinker.embed_tokens.register_forward_hook(lambda _module, _inputs, out: out.detach().requires_grad_())
     step = TrainStep(model, optimizers, torch.ones(2), 1.0, precision)
     recorder.phase_of = lambda: step.phase
     kinds: dict[int, str] = {}
 
-    def look(*_: Any) -> None:
-        _name(kinds, recorder, "gradients", [p.grad for p in model.parameters() if p.grad is not None])
+    def look() -> None:
+        for parameter in parameters:
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        _name(kinds, recorder, "gradients", [p.grad for p in parameters if p.grad is not None])
 
-    optimizers[0].register_step_pre_hook(look)
-    _name(kinds, recorder, "weights", [*model.parameters(), *model.buffers()])
+    _name(kinds, recorder, "weights", [*parameters, *buffers])
     batches = [_batch(setup.micro_batch, setup.seq_len) for _ in range(min(setup.accumulation, 2))]
-    model.train()
     # A second pass finds the heap as the first one left it.
     for _ in range(2 if len(batches) == 1 else 1):
-        step(batches)
+        if setup.text:
+            step.accumulate(batches)
+        look()
+        step.take()
     states = [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
     _name(kinds, recorder, "optimizer", [value for value in states if isinstance(value, torch.Tensor)])
     return kinds
