@@ -32,7 +32,9 @@ b.on{color:var(--c1)}b.off{color:var(--c3)}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,340px),1fr));gap:16px}
 figure{margin:0;padding:12px;background:var(--box);border-radius:6px;min-width:0}
 figcaption{font-size:14px;margin-bottom:6px}
+th:nth-child(-n+2),th:last-child{min-width:150px}
 svg{display:block;width:100%;max-width:480px;height:auto;font:11px system-ui,sans-serif}
+svg text{paint-order:stroke;stroke:var(--box);stroke-width:3px;stroke-linejoin:round}
 .key span{display:inline-block;margin-right:12px;font-size:13px}
 .key i{display:inline-block;width:10px;height:10px;border-radius:2px;margin-right:4px}
 pre{overflow-x:auto;background:var(--box);padding:10px;border-radius:6px;font-size:14px;margin:.4em 0}
@@ -83,7 +85,8 @@ def _cells(row: Row) -> str:
     means = f'<br><span class="soft">{escape(row.off)} → {escape(row.on)}</span>' if row.off else ""
     first = f"<td><b>{escape(row.technique)}</b>{means}</td>"
     verdict = f'<td><b class="{kind}">{row.verdict}</b><br><span class="soft">{escape(row.reason)}</span></td>'
-    numbers = "".join(f'<td class="n">{escape(text)}</td>' for text in (shown.ratio, shown.speeds, shown.memory))
+    texts = (shown.ratio, shown.speeds, shown.memory)
+    numbers = "".join(f'<td class="n">{escape(text).replace("; ", "<br>")}</td>' for text in texts)
     return f"{first}{verdict}{numbers}<td>{escape(shown.results)}</td><td>{escape(row.claim)}</td>"
 
 
@@ -111,7 +114,7 @@ def cells(row: Row) -> Cells:
         ratio = f"{speed.ratio:.2f}× ({speed.low:.2f}–{speed.high:.2f})"
         speeds = f"{speed.off:,.0f} → {speed.on:,.0f}"
     if row.compile_s is not None:
-        ratio += f", +{row.compile_s:.0f} s at the start"
+        ratio += f"; +{row.compile_s:.0f} s at the start"
     sizes = []
     for one in row.memory:
         of = "" if one.what == "peak" else f"{one.what} "

@@ -15,14 +15,14 @@ Kind = Literal["train", "infer", "judge", "bandwidth", "write", "scaling", "spec
 
 
 class RefusedError(MuOmniError):
-    """A case that cannot be set up here, for example because a library is not installed.
+    """A case that cannot be measured here, for example because a library is not installed or memory ran out.
 
     Attributes:
         reason: why.
     """
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"case {name!r} ended before it began: {reason}")
+        super().__init__(f"case {name!r} cannot be measured here: {reason}")
         self.reason = reason
 
 
@@ -58,8 +58,6 @@ class CaseProcess:
         )
         try:
             self.first = self.ask({"kind": kind, "case": case})
-            if "refused" in self.first:
-                raise RefusedError(name, self.first["refused"])
         except BaseException:
             self.close()
             raise
@@ -70,7 +68,12 @@ class CaseProcess:
         return self._process.pid
 
     def ask(self, command: dict[str, Any]) -> dict[str, Any]:
-        """Sends one command and waits for its answer."""
+        """Sends one command and waits for its answer.
+
+        Raises:
+            RefusedError: the case cannot be set up, or memory ran out.
+            MuOmniError: the process ended.
+        """
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
             self._process.stdin.write(json.dumps(command) + "\n")
@@ -85,6 +88,8 @@ class CaseProcess:
             said = self._said.read()[-_SHOWN:].strip()
             raise MuOmniError(f"case {self.name!r} ended with exit code {code}{killed}:\n{said}")
         answer: dict[str, Any] = json.loads(line)
+        if "refused" in answer:
+            raise RefusedError(self.name, answer["refused"])
         return answer
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ from muomni.bench.infer_plan import Plan
 from muomni.bench.infer_weights import Files, make_model_folder
 from muomni.bench.machine import this_machine
 from muomni.bench.page import page
+from muomni.bench.process import RefusedError
 from muomni.bench.report import JSON, ModelInfo, PartName, Report, Row
 from muomni.bench.rule import MARGIN
 from muomni.bench.suite_infer import lengths, measure_infer
@@ -83,7 +84,10 @@ def run(asked: Asked, say: Say) -> Report:
     with tempfile.TemporaryDirectory(prefix="muomni-bench-") as work:
         for part in asked.parts:
             say(f"{part}: measuring")
-            found[part] = _measure(part, target, Path(work), asked.effort, say)
+            try:
+                found[part] = _measure(part, target, Path(work), asked.effort, say)
+            except RefusedError as error:  # while it was measured: other programs took what was free before
+                raise UserError(f"{asked.model}: {error}; end other programs, or take a smaller model") from None
     rows = tuple(row for part in found.values() for row in part.rows)
     infer = found.get("infer", Found(()))
     return Report(

@@ -74,6 +74,11 @@ def _bars(
     height = _TOP + _ROW * len(bars) + _BOTTOM
     bottom = height - _BOTTOM
     parts = [_axis(x(tick), bottom, name(tick)) for tick in ticks]
+    parts.append(f'<path d="M{x(zero):.1f} {_TOP}V{bottom}" stroke="var(--ink)" stroke-width="1"/>')
+    if roof is not None:
+        parts.append(
+            f'<path d="M{x(roof):.1f} {_TOP}V{bottom}" stroke="var(--c3)" stroke-width="1.5" stroke-dasharray="5 3"/>'
+        )
     for number, bar in enumerate(bars):
         top = _TOP + number * _ROW
         left, right = sorted((x(zero), x(bar.value)))
@@ -90,11 +95,6 @@ def _bars(
                 f'<path d="M{low:.1f} {middle}H{high:.1f}M{low:.1f} {middle - 4}v8M{high:.1f} {middle - 4}v8" '
                 'stroke="var(--ink)" stroke-width="1.2" fill="none"/>'
             )
-    parts.append(f'<path d="M{x(zero):.1f} {_TOP}V{bottom}" stroke="var(--ink)" stroke-width="1"/>')
-    if roof is not None:
-        parts.append(
-            f'<path d="M{x(roof):.1f} {_TOP}V{bottom}" stroke="var(--c3)" stroke-width="1.5" stroke-dasharray="5 3"/>'
-        )
     return _svg(height, parts, title)
 
 

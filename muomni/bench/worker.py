@@ -34,20 +34,20 @@ def main() -> None:
     subject: Subject | None = None
     for line in sys.stdin:
         command = json.loads(line)
-        if subject is None:
-            try:
+        try:
+            if subject is None:
                 subject = _OPEN[command["kind"]](command["case"])
                 answer = subject.first
-            except UserError as error:  # not installed, or not to be had here: the others go on without it
-                answer = {"refused": str(error)}
-            except (MemoryError, RuntimeError) as error:
-                if not out_of_memory(error):
-                    raise
-                answer = {"refused": f"memory ran out: {str(error).splitlines()[0]}"}
-        else:
-            reset_peak()
-            answer = subject.turn(**command)
-            answer["peak_bytes"] = peak_bytes()
+            else:
+                reset_peak()
+                answer = subject.turn(**command)
+                answer["peak_bytes"] = peak_bytes()
+        except UserError as error:  # not installed, or not to be had here: the others go on without it
+            answer = {"refused": str(error)}
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            answer = {"refused": f"memory ran out: {str(error).splitlines()[0]}"}
         print(json.dumps(answer), file=answers, flush=True)
 
 

@@ -292,7 +292,6 @@ def test_scaling_stays_within_the_context(monkeypatch, plan):
         ("huge", "neither a run folder nor a preset; presets: nano, tiny"),
         ("{tmp}/file", "is a file"),
         ("{tmp}", "no model in"),
-        ("", "neither a run folder nor a preset"),
     ],
 )
 def test_a_model_that_is_none_is_a_mistake_of_the_user(name, message, tmp_path, monkeypatch):
@@ -322,6 +321,40 @@ def test_a_report_is_put_together_and_written(monkeypatch, tmp_path, nano_folder
     written = suite.write(report, tmp_path / "out")
     assert [path.name for path in written] == ["report.json", "report.html", "tuned.json"]
     assert load_report(tmp_path / "out").verdicts == report.verdicts
+
+
+def test_memory_that_runs_out_while_measuring_is_told_in_plain_words(monkeypatch):
+    def fail(*_args: object) -> None:
+        raise RefusedError("as it is", "memory ran out: CUDA out of memory")
+
+    monkeypatch.setattr(suite, "measure_train", fail)
+    with pytest.raises(UserError, match="nano: case 'as it is' cannot be measured here: memory ran out.*end other"):
+        suite.run(suite.Asked("nano", ("train",), SHORT, "muomni bench"), quiet)
+
+
+def test_a_worker_without_memory_says_so_and_goes_on_to_live():
+    """At the start and in a turn; a bug still ends it with its traceback."""
+    import io
+    import sys
+
+    from muomni.bench import worker
+
+    class Hungry:
+        first: dict[str, int] = {}  # noqa: RUF012 - the protocol's
+
+        def turn(self, error: str) -> dict[str, int]:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried much") if error == "memory" else ValueError(error)
+
+    lines = ['{"kind": "hungry", "case": {}}', '{"error": "memory"}', '{"error": "bug"}']
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(worker._OPEN, "hungry", lambda _case: Hungry())
+        patch.setattr(worker, "reset_peak", lambda: None)
+        patch.setattr(sys, "stdin", io.StringIO("\n".join(lines) + "\n"))
+        patch.setattr(sys, "stdout", said := io.StringIO())
+        with pytest.raises(ValueError, match="bug"):
+            worker.main()
+    answers = [json.loads(line) for line in said.getvalue().splitlines()]
+    assert answers == [{}, {"refused": "memory ran out: CUDA out of memory."}]
 
 
 def test_a_folder_that_cannot_be_written_is_said_before_measuring(tmp_path):
