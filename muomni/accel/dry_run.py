@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -29,7 +29,6 @@ TENSOR = 800
 # the gap it left a step before, and in a real heap it does not (docs/LOG.md).
 PRODUCT, OTHER = {False: 64 * 1024, True: 256 * 1024}, 4 * 1024
 _PRODUCTS = frozenset({"aten::mm", "aten::mm.out", "aten::bmm", "aten::addmm", "aten::addmm_", "aten::baddbmm"})
-_PROPERTIES = frozenset({"prim::device"})
 
 
 class Recorder(TorchDispatchMode):
@@ -62,6 +61,8 @@ class Recorder(TorchDispatchMode):
         self._tensors: dict[int, weakref.ref[Any]] = {}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.ops.prim.device.default:  # two calls in three
+            return args[0].fake_device if isinstance(args[0], FakeTensor) else function(*args)
         name = function.name() if hasattr(function, "name") else str(function)
         if name == "aten::_local_scalar_dense":  # what a number would be is not known: any will do
             return 1.0 if args[0].is_floating_point() else 0
@@ -73,21 +74,19 @@ class Recorder(TorchDispatchMode):
             with self:
                 inside(self.longest, *args)
         result = function(*args, **(kwargs or {}))
-        if name not in _PROPERTIES:
-            for tensor in tree_iter(result):
-                if isinstance(tensor, Tensor):
-                    self._seen(tensor)
-            if name == "aten::_to_copy" and self.number(args[0]) is not None:
-                number, original = self.number(result), self.number(args[0])
-                assert number is not None and original is not None
-                if number != original:
-                    self.copied[number] = original
+        for tensor in tree_iter(result):
+            if isinstance(tensor, Tensor):
+                self._seen(tensor)
+        if name == "aten::_to_copy":
+            number, original = self.number(result), self.number(args[0])
+            if number is not None and original is not None and number != original:
+                self.copied[number] = original
         return result
 
     def _first_time(self, name: str, args: Any) -> None:
         """What an operation keeps once it has met operands of these shapes: code that was compiled, plans, buffers."""
         shapes = tuple((x.dtype, tuple(x.shape)) for x in tree_iter(args) if isinstance(x, Tensor))
-        if name in _PROPERTIES or (name, shapes) in self._met:
+        if (name, shapes) in self._met:
             return
         self._met.add((name, shapes))
         number = len(self.shapes)

@@ -254,8 +254,8 @@ def _record(setup: Setup, recorder: Recorder) -> dict[int, str]:
 
     _name(kinds, recorder, "weights", [*parameters, *buffers])
     batches = [_batch(setup.micro_batch, setup.seq_len) for _ in range(min(setup.accumulation, 2))]
-    # A second pass finds the heap as the first one left it.
-    for _ in range(2 if len(batches) == 1 else 1):
+    # A second pass finds the heap as the first one left it. Only AdamW has its state before the first step.
+    for _ in range(1 if len(batches) == 2 and setup.optimizer.name == "adamw" else 2):
         if setup.text:
             step.accumulate(batches)
         look()

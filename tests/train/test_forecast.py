@@ -36,18 +36,19 @@ def test_weights_and_adamw_are_exact() -> None:
 
 
 def test_nothing_is_allocated() -> None:
-    # A hundred layers of the largest preset would be 50 GB.
-    config = preset("base")
-    deep = config.replace(thinker=config.thinker.model_dump() | {"num_hidden_layers": 200, "vocab_size": 8192})
+    # Weights alone would be 400 GB.
+    sizes = {"hidden_size": 8192, "intermediate_size": 32768, "num_hidden_layers": 100, "vocab_size": 8192}
+    config = preset("nano")
+    deep = config.replace(thinker=config.thinker.model_dump() | sizes)
     found = forecast(with_(config=deep, checkpointing="full"))
     assert found.weights == pytest.approx(4 * deep.thinker.num_parameters(), rel=1e-6)
 
 
 def test_checkpointing_keeps_fewer_activations() -> None:
-    config = preset("tiny")
-    config = config.replace(thinker=config.thinker.model_dump() | {"vocab_size": 320, "num_hidden_layers": 4})
+    config = preset("nano")
+    config = config.replace(thinker=config.thinker.model_dump() | {"vocab_size": 320})
     peaks = {
-        mode: forecast(with_(config=config, seq_len=256, checkpointing=mode)).peak
+        mode: forecast(with_(config=config, seq_len=256, micro_batch=16, checkpointing=mode)).peak
         for mode in ("off", "selective", "full")
     }
     assert peaks["off"] > peaks["selective"] > peaks["full"]
