@@ -91,8 +91,8 @@ def speech(
     """Make pairs of text and speech with a synthesiser, in any number.
 
     Sentences are cut from the texts, their numbers put into words, and each wording is taken once. A run that was
-    stopped goes on with the same command. Needs the extra: pip install 'muomni[speech]' (eSpeak NG, under the GPL;
-    it runs as a program of its own).
+    stopped goes on with the same command. Needs the extra "speech" (eSpeak NG, under the GPL; it runs as a program
+    of its own).
 
     Example: muomni data speech stories.jsonl --out speech --count 4000
     """

@@ -56,7 +56,7 @@ def speech(
 
     The recogniser hears the original recordings too, and the model's word error is held against theirs. Truncated is
     speech that lacks more than 10% of words and length, run-on what lasts 1.5 times the original. Exit code 1 where a
-    limit is passed. Needs the extra: pip install 'muomni[eval]' (PocketSphinx with its American English model).
+    limit is passed. Needs the extra "eval" (PocketSphinx with its American English model).
 
     --lm gives the recogniser a language model of your texts, without the sentences that are judged, for both sides
     alike. It hears better then, and the limit on the word error is a stricter one.
