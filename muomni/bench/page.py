@@ -120,7 +120,7 @@ def cells(row: Row) -> Cells:
         of = "" if one.what == "peak" else f"{one.what} "
         sizes.append(f"{of}{one.off_mib:,.0f} → {one.on_mib:,.0f} MiB ({one.ratio:.2f}×)")
     if equal is not None:
-        value = "equal" if equal.equal else f"{equal.value:.2g}"
+        value = "equal" if equal.equal else f"{equal.value:.3g}"
         results = f"{equal.claimed}: {value}" + ("" if equal.holds else ", too far")
     return Cells(ratio, speeds, "; ".join(sizes) or "–", results)
 
