@@ -31,7 +31,7 @@ PRODUCT, OTHER = {False: 64 * 1024, True: 256 * 1024}, 4 * 1024
 _PRODUCTS = frozenset({"aten::mm", "aten::mm.out", "aten::bmm", "aten::addmm", "aten::addmm_", "aten::baddbmm"})
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes down every storage that comes and goes while it is entered.
 
     Args:
@@ -47,7 +47,7 @@ class Recorder(TorchDispatchMode):
     """
 
     def __init__(self, longest: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.longest = longest
         self.events: list[Event] = []
         self.shapes: list[tuple[int, ...]] = []
@@ -150,7 +150,7 @@ def _attention(longest: int, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> None:
     if q.dtype in flash_cpu.LOW:
         blocked_cpu.blocked_forward(q, k, v)
     else:
-        flash_cpu.flash_forward(*(x.transpose(0, 1)[None] for x in (q, k, v)), causal=True)
+        flash_cpu.flash_forward(_heads_first(q), _heads_first(k), _heads_first(v), True)
 
 
 def _attention_backward(
@@ -160,8 +160,12 @@ def _attention_backward(
     if q.dtype in flash_cpu.LOW:
         blocked_cpu.blocked_backward(grad, q, k, v)
     else:
-        heads_first = [x.transpose(0, 1)[None] for x in (grad, q, k, v, out)]
-        flash_cpu.flash_backward(*heads_first, lse[:longest].transpose(0, 1)[None], causal=True)
+        grad, q, k, v, out, lse = (_heads_first(x) for x in (grad, q, k, v, out, lse[:longest]))
+        flash_cpu.flash_backward(grad, q, k, v, out, lse, True)
+
+
+def _heads_first(x: Tensor) -> Tensor:
+    return x.transpose(0, 1)[None]
 
 
 # What operations of ours use inside, which is as much in Python as the rest.

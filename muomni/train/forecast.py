@@ -341,8 +341,8 @@ def beside(recipe: Recipe, config: OmniConfig, memory: MemoryReport, processes: 
         if processes > 1 or device not in ("cpu", "cuda"):
             raise ForecastError("only one process on a CPU or a GPU is forecast")
         found = forecast(setup_of(recipe, config, device))
-    except ForecastError as error:
-        return {"not_forecast": str(error)}
+    except ForecastError as reason:
+        return {"not_forecast": str(reason)}
     found = found.with_baseline(memory.categories.other + (FIRST_STEP if device == "cpu" else 0))
     measured = None if memory.categories.activations is None else memory.reading.peak
     error = None if measured is None else round(found.peak / measured - 1, 4)
