@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 command = typer.Typer(
     cls=bench_report.BenchGroup,
     help="Measure every technique on this machine: muomni bench [all|train|infer|speech] [RUN or preset] "
-    "[--quick|--full]. Without a word it is `all tiny --quick`.",
+    "[--quick|--full]. Without a word it is `all tiny --quick`.\n\nExample: muomni bench runs/demo --quick",
 )
 command.command("all")(bench_report.everything)
 command.command("infer")(infer)

@@ -78,6 +78,11 @@ def cut_sentences(text: str) -> Iterator[str]:
 
 
 def is_abbreviation(before: str, end: str, rest: str) -> bool:
+    """Whether a mark ends a shortened word ("Dr.", "No. 5", an initial) and not the sentence.
+
+    Args:
+        before, end, rest: the text up to the mark, the mark, and what follows, which is not empty.
+    """
     last = before.rpartition(" ")[2].lstrip("\"'(")
     if last.lower() in _BEFORE_NUMBERS and rest[0].isdigit():
         return end == "."
@@ -124,6 +129,7 @@ def wording(sentence: str) -> str:
 
 
 def titles_in_words(text: str) -> str:
+    """Titles and the like as they are said: "Dr." as "Doctor"."""
     return re.sub(r"\b(Mr|Mrs|Dr|Prof|vs|etc)\.(?=\s|$)", lambda match: _SPELLED[match[1].lower()], text)
 
 

@@ -93,6 +93,7 @@ def why_not(model: OmniModel, cache: SlotCache) -> str | None:
 
 
 def unknown_layer(module: nn.Module) -> str | None:
+    """What about a module the native decoder cannot do; None when it can do all of it."""
     # Exact types: a subclass or a wrapper, such as LoRA's, computes something else.
     if type(module) not in _KNOWN:
         return f"the native decoder does not know a {type(module).__name__}"
@@ -126,6 +127,7 @@ def _weights(model: OmniModel) -> DecoderWeights:
 
 
 def layer_weights(block: Block) -> LayerWeights:
+    """A block's weights as the native decoder reads them, in place."""
     attention, mlp = block.self_attn, block.mlp
     return LayerWeights(
         input_norm=_norm(block.input_layernorm),

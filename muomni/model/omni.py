@@ -203,10 +203,7 @@ class OmniModel(nn.Module):
             UserError: the model has no encoder for the media, or no head for a loss.
         """
         divisors, weights = self._check_losses(labels, num_targets, divisors, weights)
-        if speech is not None and labels is None:
-            raise ValueError("speech is for the loss: give labels too")
-        if labels is not None and (cache is not None or last is not None):
-            raise ValueError("labels ask for a loss over whole rows: give neither cache nor last")
+        _check_labels(labels, speech, cache, last)
         if media is not None and features is not None:
             raise ValueError("features are media that are encoded: give media or features, not both")
         losses: dict[str, Tensor] = {}
@@ -216,11 +213,11 @@ class OmniModel(nn.Module):
             encoded, losses, impossible, nothing = self._encode(media or Media(), divisors, weights, blanks)
             features = encoded if features is None else features
         spoken = self._speech_losses(speech, weights, blanks)
-        if speech is not None and spoken is not None and weights.get("speech", 0) > 0:
-            losses["speech"] = (spoken.codes + spoken.moves) / divisors.get("speech", speech.num_frames)
-        elif spoken is not None:
+        if spoken is not None and (speech is None or weights.get("speech", 0) == 0):
             nothing = 0 * (spoken.codes + spoken.moves) + (0 if nothing is None else nothing)
             spoken = None
+        if spoken is not None and speech is not None:
+            losses["speech"] = (spoken.codes + spoken.moves) / divisors.get("speech", speech.num_frames)
         if labels is not None and weights["text"] == 0:
             loss = _weighted(losses, weights) if losses else self._idle_heads(losses)
             loss = loss if nothing is None else loss + nothing
@@ -445,6 +442,14 @@ class OmniModel(nn.Module):
                 raise ValueError('num_targets is divisors["text"]: give one of them')
             given["text"] = num_targets
         return given, {"text": 1.0} | dict(weights or {})
+
+
+def _check_labels(labels: Tensor | None, speech: SpeechBatch | None, cache: Cache | None, last: int | None) -> None:
+    """Refuses what goes only with a loss, or not with one."""
+    if speech is not None and labels is None:
+        raise ValueError("speech is for the loss: give labels too")
+    if labels is not None and (cache is not None or last is not None):
+        raise ValueError("labels ask for a loss over whole rows: give neither cache nor last")
 
 
 def _weighted(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

@@ -1,5 +1,6 @@
 """What a Talker begins with: the codec of its speech, the pairs it learns from, and its first weights."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +79,15 @@ def check_talker(spec: ModelSpec) -> bool:
     return True
 
 
+def _tell(text: str) -> None:
+    """A line for the user before the run has a progress line."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _nothing(text: str) -> None:
+    """Another process tells it."""
+
+
 def prepare_speech(recipe: Recipe, device: torch.device, progress: bool) -> Speech:
     """The pairs of `data.speech` as codes, aligned with their texts; computed once and kept.
 
@@ -99,6 +109,7 @@ def prepare_speech(recipe: Recipe, device: torch.device, progress: bool) -> Spee
         cache_dir=None if recipe.data.cache_dir is None else Path(recipe.data.cache_dir).expanduser(),
         max_bad=recipe.data.max_bad,
         progress=progress,
+        say=_tell if progress else _nothing,
     )
     return Speech(train, val)
 

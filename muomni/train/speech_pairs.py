@@ -181,6 +181,7 @@ class _Preparation:
     def run(self, progress: bool, say: Callable[[str], None]) -> None:
         """Writes all files."""
         features, codes = self.folder / "features.raw", self.folder / "codes.raw"
+        say(f"encoding {len(self.pairs):,} recordings, then aligning them with their texts; kept for later runs")
         with features.open("wb") as heard, codes.open("wb") as coded, _bar("encoding speech", progress) as report:
             for done in self._encode(heard, coded):
                 report(done / len(self.pairs))

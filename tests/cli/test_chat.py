@@ -283,9 +283,12 @@ def test_a_chat_in_a_terminal(nano_folder: Path) -> None:
         os.write(master, b"/set max_new_tokens=3\n")
         at = wait_for("> ", wait_for("max_new_tokens=3", at))
         # At the prompt it only says how to end. The prompt is on the screen a moment before anybody
-        # waits behind it, and a signal in that moment is not seen before the next key.
-        time.sleep(1)
-        os.killpg(process.pid, signal.SIGINT)
+        # waits behind it, and a signal in that moment is not seen before the next key: it comes again then.
+        deadline = time.monotonic() + 60
+        while "/quit ends" not in screen[at:] and time.monotonic() < deadline:
+            os.killpg(process.pid, signal.SIGINT)
+            if select.select([master], [], [], 2)[0]:
+                screen += os.read(master, 4096).decode(errors="replace")
         at = wait_for("> ", wait_for("/quit ends", at))
         os.write(master, b"\x04")
         assert process.wait(timeout=60) == 0
