@@ -29,6 +29,8 @@ TENSOR = 800
 # the gap it left a step before, and in a real heap it does not (docs/LOG.md).
 PRODUCT, OTHER = {False: 64 * 1024, True: 256 * 1024}, 4 * 1024
 _PRODUCTS = frozenset({"aten::mm", "aten::mm.out", "aten::bmm", "aten::addmm", "aten::addmm_", "aten::baddbmm"})
+# Changes tensors where they are, and makes none.
+_IN_PLACE = frozenset({"aten::_fused_adamw_", "aten::_fused_adamw_.tensor_lr"})
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -69,6 +71,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name == "aten::nonzero":  # every token teaches
             return self._seen(args[0].new_empty((args[0].numel(), args[0].dim()), dtype=torch.int64))
         self._first_time(name, args)
+        if name in _IN_PLACE:  # torch knows no shapes for it, and would take it with real tensors instead
+            return None
         inside = _INSIDE.get(name)
         if inside is not None:
             with self:
@@ -138,7 +142,7 @@ def dry_run(longest: int) -> Iterator[Recorder]:
     """
     recorder = Recorder(longest)
     try:
-        with FakeTensorMode(), recorder:
+        with FakeTensorMode(allow_fallback_kernels=False), recorder:
             yield recorder
     except (RuntimeError, NotImplementedError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)

@@ -48,8 +48,6 @@ _LAYERS = (4, 6)
 # What a process on a CPU loads and keeps for its first step besides what is forecast, mostly kernels' code: measured
 # at `nano` in fp32, with a vocabulary of 512 and of 8,192 (16.4 and 16.7 MiB). In bytes.
 FIRST_STEP = 17 * MIB
-# Blocks of the Thinker that are run instead of all.
-_LAYERS = (4, 6)
 CATEGORIES = (
     "weights",
     "gradients",
@@ -226,11 +224,17 @@ def _forecast(setup: Setup) -> Forecast:
     return _at_the_peak(setup, recorder, kinds)
 
 
+class _Model(OmniModel):
+    """The same model, whose passes are none of the run's: what has replaced or counts those does not see these."""
+
+    forward = OmniModel.forward
+
+
 def _record(setup: Setup, recorder: Recorder) -> dict[int, str]:
     """Builds the model and takes two micro-batches; says what the storages are that outlive one."""
     # The same products whatever the device; see the module for what differs.
     precision = Precision(setup.precision, torch.device("cpu"), "forecast")
-    model = OmniModel(setup.config)
+    model = _Model(setup.config)
     model.freeze(setup.frozen)
     if setup.computed_as != "off":
         recompute.enable(model, setup.computed_as)

@@ -260,6 +260,8 @@ def test_the_memory_of_a_run_is_written_down(recipe, tmp_path):
     names = {"rss_mib", "rss_peak_mib", "available_mib", "weights_mib", "gradients_mib", "optimizer_mib", "cache_mib"}
     assert speed and all(names | {"activations_mib", "other_mib"} <= line.keys() for line in speed)
     stored = json.loads((tmp_path / "run/memory.json").read_text())
+    forecast = stored.pop("forecast")
+    assert forecast["peak_mib"] > forecast["weights_mib"] > 0
     assert stored == result.memory.as_dict()
     assert stored["categories"]["optimizer_mib"] >= stored["categories"]["weights_mib"] > 0
 
