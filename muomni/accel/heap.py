@@ -7,14 +7,26 @@ The GNU C library gives a block the smallest gap that holds it, joins neighbouri
 heap grow at its end (malloc/malloc.c, bins of large chunks). Blocks that are larger than a threshold have a mapping
 of their own, which is given back when they are freed; the threshold rises with the blocks that are freed, up to
 32 MiB. Small blocks have bins of their own, which are not modelled: they are under a hundredth of the bytes.
+
+torch asks for addresses that are multiples of 64 (`posix_memalign`). For that the library looks for a gap that is
+larger than the block by the alignment and the smallest chunk, and gives back what it did not need. So a block does not
+fit into the gap that its like has left. The small pieces given back go to the thread's cache first, which keeps
+seven of a size as if they were in use: these keep neighbouring gaps apart (malloc/malloc.c, _int_memalign, tcache).
 """
 
 from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Iterable
 
 # torch asks for blocks at multiples of 64 bytes; a chunk has a header of 16.
 _ALIGNMENT = 64
 _HEADER = 64
+# What is looked for beyond a block: the alignment and the smallest chunk, 96 bytes, at multiples of the alignment.
+_SPARE = 128
+# Pieces of a size that a thread's cache holds.
+_CACHED = 7
+# Blocks up to this size are tensors themselves and the like, not numbers, and are not aligned. In bytes.
+_UNALIGNED = 1024
 _FIRST_THRESHOLD = 128 * 1024
 _LAST_THRESHOLD = 32 * 1024 * 1024
 # A number of a block and its bytes; 0 bytes give it back.
@@ -41,6 +53,7 @@ class Heap:
         self._gaps: list[tuple[int, int]] = []  # (bytes, start), sorted
         self._starting: dict[int, int] = {}  # gaps by start: their bytes
         self._ending: dict[int, int] = {}  # gaps by end: their start
+        self._cached: deque[int] = deque()  # starts of spare pieces, the oldest first
 
     def take(self, events: Iterable[Event]) -> None:
         """Does what the events say, in order."""
@@ -57,7 +70,7 @@ class Heap:
             self._blocks[number] = -1, taken, size
             self.now += taken
         else:
-            self._blocks[number] = self._place(taken), taken, size
+            self._blocks[number] = self._place_aligned(taken), taken, size
         self.live += size
         self.peak = max(self.peak, self.now)
 
@@ -69,7 +82,9 @@ class Heap:
             self.now -= taken
             self._threshold = min(max(self._threshold, size), _LAST_THRESHOLD)
             return
-        end = start + taken
+        self._give_back(start, start + taken)
+
+    def _give_back(self, start: int, end: int) -> None:
         if start in self._ending:
             first = self._ending[start]
             self._remove(first)
@@ -84,6 +99,17 @@ class Heap:
                 self.now -= end - start
             return
         self._add(start, end - start)
+
+    def _place_aligned(self, taken: int) -> int:
+        # Only in a heap that holds the large blocks do the pieces lie between them.
+        if not self.keep or taken <= _UNALIGNED:
+            return self._place(taken)
+        start = self._place(taken + _SPARE)
+        self._cached.append(start + taken)
+        if len(self._cached) > _CACHED:
+            oldest = self._cached.popleft()
+            self._give_back(oldest, oldest + _SPARE)
+        return start
 
     def _place(self, taken: int) -> int:
         found = bisect_left(self._gaps, (taken, -1))
