@@ -18,11 +18,13 @@ from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable
 
-# torch asks for blocks at multiples of 64 bytes; a chunk has a header of 16.
+# Chunks lie at multiples of 16 bytes and have a header of 8; the smallest has 32.
+_CHUNK = 16
+_HEADER = 8
+_SMALLEST = 32
+# torch asks for addresses at multiples of 64.
 _ALIGNMENT = 64
-_HEADER = 64
-# What is looked for beyond a block: the alignment and the smallest chunk, 96 bytes, at multiples of the alignment.
-_SPARE = 128
+_SPARE = _ALIGNMENT + _SMALLEST
 # Pieces of a size that a thread's cache holds.
 _CACHED = 7
 # Blocks up to this size are tensors themselves and the like, not numbers, and are not aligned. In bytes.
@@ -53,7 +55,7 @@ class Heap:
         self._gaps: list[tuple[int, int]] = []  # (bytes, start), sorted
         self._starting: dict[int, int] = {}  # gaps by start: their bytes
         self._ending: dict[int, int] = {}  # gaps by end: their start
-        self._cached: deque[int] = deque()  # starts of spare pieces, the oldest first
+        self._cached: dict[int, deque[int]] = {}  # starts of spare pieces by size, the oldest first
 
     def take(self, events: Iterable[Event]) -> None:
         """Does what the events say, in order."""
@@ -65,12 +67,15 @@ class Heap:
 
     def allocate(self, number: int, size: int) -> None:
         """Makes a block."""
-        taken = -(-size // _ALIGNMENT) * _ALIGNMENT + _HEADER
+        taken = max(_SMALLEST, -(-(size + _HEADER) // _CHUNK) * _CHUNK)
         if not self.keep and size >= self._threshold:
-            self._blocks[number] = -1, taken, size
             self.now += taken
+            start = -1
+        elif self.keep and size > _UNALIGNED:  # only here do the spare pieces lie between large blocks
+            start, taken = self._place_aligned(taken)
         else:
-            self._blocks[number] = self._place_aligned(taken), taken, size
+            start = self._place(taken)
+        self._blocks[number] = start, taken, size
         self.live += size
         self.peak = max(self.peak, self.now)
 
@@ -100,16 +105,29 @@ class Heap:
             return
         self._add(start, end - start)
 
-    def _place_aligned(self, taken: int) -> int:
-        # Only in a heap that holds the large blocks do the pieces lie between them.
-        if not self.keep or taken <= _UNALIGNED:
-            return self._place(taken)
-        start = self._place(taken + _SPARE)
-        self._cached.append(start + taken)
-        if len(self._cached) > _CACHED:
-            oldest = self._cached.popleft()
-            self._give_back(oldest, oldest + _SPARE)
-        return start
+    def _place_aligned(self, taken: int) -> tuple[int, int]:
+        found = self._place(taken + _SPARE)
+        # What is at the multiple is the memory, behind two words of the chunk.
+        before = -(found + 2 * _HEADER) % _ALIGNMENT
+        if 0 < before < _SMALLEST:
+            before += _ALIGNMENT
+        behind = _SPARE - before
+        start = found + before
+        if before:
+            self._cache(found, before)
+        if behind > _SMALLEST:
+            self._cache(start + taken, behind)
+        else:
+            taken += behind
+        return start, taken
+
+    def _cache(self, start: int, size: int) -> None:
+        """A spare piece goes to the thread's cache; the oldest of its size leaves that."""
+        pieces = self._cached.setdefault(size, deque())
+        pieces.append(start)
+        if len(pieces) > _CACHED:
+            oldest = pieces.popleft()
+            self._give_back(oldest, oldest + size)
 
     def _place(self, taken: int) -> int:
         found = bisect_left(self._gaps, (taken, -1))

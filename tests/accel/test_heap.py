@@ -30,10 +30,10 @@ def test_a_block_takes_the_smallest_gap_that_holds_it() -> None:
 
 def test_neighbouring_gaps_become_one() -> None:
     heap = Heap(keep=True)
-    # The last seven blocks still have a piece of the thread's cache behind them, the first ones have not.
-    heap.take([*((n, MIB) for n in range(11)), (0, 0), (2, 0), (1, 0)])
+    # The last blocks still have pieces of the thread's cache between them, the first ones have not.
+    heap.take([*((n, MIB) for n in range(40)), (0, 0), (2, 0), (1, 0)])
     before = heap.peak
-    heap.take([(11, 3 * MIB)])
+    heap.take([(40, 3 * MIB)])
     assert heap.peak == before
 
 
