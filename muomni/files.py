@@ -11,6 +11,12 @@ from typing import Any
 _PARTIAL = ".partial-"
 
 
+def cache_home() -> Path:
+    """Where what can be made again is kept: `$MUOMNI_CACHE`, `$XDG_CACHE_HOME/muomni` or `~/.cache/muomni`."""
+    named, xdg = os.environ.get("MUOMNI_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    return Path(named).expanduser() if named else Path(xdg or Path.home() / ".cache").expanduser() / "muomni"
+
+
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
     """A temporary folder beside `target` that takes its name when the block ends well.

@@ -12,7 +12,7 @@ is too short for compilation to earn twice its usual cost even if it gained as m
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -31,10 +31,19 @@ _COMPILING_PASSES = 2  # documents of other lengths may compile once more
 # Validation compiles the blocks once more, without gradients: that comes on top of what is measured.
 _MARGIN = 1.5
 
+# What has to be known of an earlier trial.
+_FIGURES = {"eager_s", "compiled_s", "least_saved_s", "cost_s"}
+
 Pass = Callable[[int], None]
 
 
-def measure(model: nn.Module, one_pass: Pass, passes: int, device: torch.device) -> Choice:
+def measure(
+    model: nn.Module,
+    one_pass: Pass,
+    passes: int,
+    device: torch.device,
+    earlier: Mapping[str, float] | None = None,
+) -> Choice:
     """Finds out whether compiling the blocks of `model` saves time; leaves the model compiled if so.
 
     Args:
@@ -42,12 +51,17 @@ def measure(model: nn.Module, one_pass: Pass, passes: int, device: torch.device)
         one_pass: takes the forward and backward pass of a micro-batch of the run, the one with this number.
         passes: micro-batches that the run will take.
         device: of the model.
+        earlier: figures of a trial of the same thing on this machine: nothing is tried again.
 
     Returns:
         `blocks` or `off`, with a reason that says both numbers.
     """
     if passes < _FEWEST_PASSES:
         return Choice("off", f"not measured: {passes} micro-batches are too few for compiling to pay")
+    if earlier is not None and earlier.keys() >= _FIGURES:
+        choice = _decide(earlier, passes, "an earlier trial here: ")
+        compilation.apply(model, choice)
+        return choice
     random = random_states(device)
     try:
         choice = _measure(model, _Timer(model, one_pass, device), passes, device)
@@ -117,20 +131,23 @@ def judge(eager: list[float], compiled: list[float], compiling_s: float, passes:
     """The decision from figures in seconds: of a pass in each turn, and of the passes that compiled."""
     cost = max(0.0, compiling_s - _COMPILING_PASSES * statistics.median(compiled))
     least = min(e - c for e, c in zip(eager, compiled, strict=True))
-    saved = least * passes
-    pays = saved > cost * _MARGIN
     figures = {
         "eager_s": statistics.median(eager),
         "compiled_s": statistics.median(compiled),
         "least_saved_s": least,
         "cost_s": cost,
-        "passes": passes,
     }
+    return _decide(figures, passes)
+
+
+def _decide(figures: Mapping[str, float], passes: int, whence: str = "") -> Choice:
+    saved, cost = figures["least_saved_s"] * passes, figures["cost_s"]
+    pays = saved > cost * _MARGIN
     words = (
-        f"a pass takes {figures['eager_s']:.3g} s eager and {figures['compiled_s']:.3g} s compiled; over {passes} "
-        f"passes that saves {'at least ' if saved > 0 else ''}{saved:.0f} s, and compiling took {cost:.0f} s"
+        f"{whence}a pass takes {figures['eager_s']:.3g} s eager and {figures['compiled_s']:.3g} s compiled; over "
+        f"{passes} passes that saves {'at least ' if saved > 0 else ''}{saved:.0f} s, and compiling took {cost:.0f} s"
     )
-    return Choice("blocks" if pays else "off", words, figures)
+    return Choice("blocks" if pays else "off", words, {**figures, "passes": passes})
 
 
 def remembered(mode: compilation.Mode, device: torch.device) -> Choice:

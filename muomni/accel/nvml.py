@@ -5,6 +5,7 @@ processes on the same GPU. `nvidia-ml-py` reads them; it comes with the `gpu` ex
 """
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,3 +52,19 @@ def open_nvml(device: torch.device) -> tuple[Nvml | None, str | None]:
     if of_process is None:
         return opened, "nvidia-smi's figure for this process is missing: the driver lists no process of this id"
     return opened, None
+
+
+def driver_version() -> str:
+    """Of NVIDIA's driver; `not known` where neither the system nor NVML tells."""
+    file = Path("/proc/driver/nvidia/version")
+    if file.is_file():
+        return file.read_text(encoding="utf-8", errors="replace").partition("\n")[0].strip()
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except (ImportError, OSError):
+        return "not known"
+    except pynvml.NVMLError as error:
+        return f"not known: {error}"

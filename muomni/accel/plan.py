@@ -9,16 +9,17 @@
 Precision is no transformation of the model: it is the context of a forward pass, see `precision`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from muomni.accel import allocator, attention, recompute
+from muomni.accel import allocator, attention, measured, recompute
 from muomni.accel import compile as compilation
 from muomni.accel import parallel as processes
 from muomni.accel.device import pick_device
+from muomni.accel.measured import NOTHING, Findings
 from muomni.accel.precision import Precision, pick_precision
 from muomni.config.recipe import Recipe
 from muomni.config.talker import TalkerConfig
@@ -72,8 +73,12 @@ class Plan:
         return group.apply(model, self.device)
 
 
-def make_plan(recipe: Recipe) -> Plan:
+def make_plan(recipe: Recipe, found: Findings = NOTHING) -> Plan:
     """Decides device, precision, attention, checkpointing, compilation and how several processes share the work.
+
+    Args:
+        recipe: what it names is obeyed; its `auto`s are decided here.
+        found: what was measured to lose on this machine with this model, which no `auto` takes.
 
     Raises:
         ConfigError: something the recipe names does not work on this machine.
@@ -82,9 +87,10 @@ def make_plan(recipe: Recipe) -> Plan:
     device = pick_device(recipe.device)
     several = processes.choose(recipe, device)
     device = several.take_device(device)
+    recipe, why = without_losers(recipe, device, found)
     precision = pick_precision(recipe.precision, device)
     checkpointing = None if recipe.gradient_checkpointing == "off" else recipe.gradient_checkpointing
-    return Plan(
+    plan = Plan(
         device,
         allocator.choose(recipe.allocator, device),
         precision,
@@ -93,6 +99,33 @@ def make_plan(recipe: Recipe) -> Plan:
         compilation.choose(recipe.compile, device, several.size),
         several,
     )
+    # Not asked for by the user: the log says what was measured.
+    return replace(plan, **{name: replace(getattr(plan, name), reason=reason) for name, reason in why.items()})
+
+
+def without_losers(recipe: Recipe, device: torch.device, found: Findings) -> tuple[Recipe, dict[str, str]]:
+    """The recipe with every `auto` that would take what was measured to lose replaced by what it is to take.
+
+    Returns:
+        The recipe, and by name of the setting why it was replaced.
+    """
+    taken: dict[str, str] = {}
+    why: dict[str, str] = {}
+
+    def decline(setting: str, key: str, name: str, instead: str) -> None:
+        reason = found.loss(key, name)
+        if getattr(recipe, setting) == "auto" and reason is not None:
+            taken[setting], why[setting] = instead, reason
+
+    decline("allocator", measured.ALLOCATOR, "keeping freed memory", "system")
+    decline("compile", measured.COMPILE, "compiling the blocks", "off")
+    if recipe.precision == "auto":
+        name = pick_precision("auto", device).name
+        if name != "fp32":
+            decline("precision", measured.BF16 if name == "bf16" else measured.FP16, name, "fp32")
+    if device.type == "cuda":
+        decline("attention", measured.VARLEN, "varlen attention", "sdpa")
+    return recipe.replace(**taken), why
 
 
 def _head_dims(recipe: Recipe) -> tuple[int, ...]:

@@ -8,26 +8,24 @@ activations (decoding), 16 (a batch) and 128 (a prompt), against the float produ
 user's cache, by torch version, processor, threads and shape, so that this happens once.
 """
 
-import json
-import os
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from muomni.accel.kept import Kept
+from muomni.accel.machine import signature
 from muomni.errors import ConfigError, UserError
-from muomni.files import write_atomic
 from muomni.model.quantized import Int8Linear, is_quantized, to_float, to_int8
 from muomni.ops.int8 import KERNELS, Kernel, dequantize, int8_linear, why_not
 
 METHODS = ("int8",)
+TIMINGS = Kept("int8.json", "the int8 kernels")
 KeepFloat = Literal["auto", "never"]
 # Rows of activations that stand for decoding, a batch and a prompt; see `model.quantized.ROWS`.
 _ROWS = (1, 16, 128)
@@ -192,11 +190,11 @@ def tune(model: nn.Module, keep_float: KeepFloat = "never") -> tuple[Choice, ...
         if isinstance(module, Int8Linear) and not module.weight.is_meta:
             shape = (module.out_features, module.in_features, module.weight.device, module.dtype)
             groups.setdefault(shape, []).append(module)
-    known = _read_cache() if groups else {}
+    known = TIMINGS.read() if groups else {}
     fresh: dict[str, Any] = {}
     choices = []
     for (N, K, device, dtype), layers in groups.items():
-        key = f"{_machine(device)} | {str(dtype)[6:]} {N} × {K}"
+        key = f"{signature(device)} | {str(dtype)[6:]} {N} × {K}"
         times = known.get(key)
         if not _is_complete(times):
             times = fresh[key] = _measure([layer.weight for layer in layers], layers[0].scale, dtype)
@@ -208,7 +206,7 @@ def tune(model: nn.Module, keep_float: KeepFloat = "never") -> tuple[Choice, ...
             layer.float_copy = layer.dequantized(layer.dtype) if choice.float_bytes else None
         choices.append(choice)
     if fresh:
-        _write_cache(fresh)
+        TIMINGS.add(fresh)
     return tuple(choices)
 
 
@@ -275,35 +273,6 @@ def _wait(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-def _machine(device: torch.device) -> str:
-    """What a timing depends on, shape apart."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    elif device.type == "cpu":
-        name = f"{torch.cpu.get_capabilities().get('cpu_name', 'CPU')}, {torch.get_num_threads()} threads"
-    else:
-        name = device.type
-    return f"torch {torch.__version__} | {name}"
-
-
-def cache_file() -> Path:
-    """Where the timings are: `$MUOMNI_CACHE/int8.json`, or `~/.cache/muomni/int8.json`."""
-    root = os.environ.get("MUOMNI_CACHE")
-    return (Path(root).expanduser() if root else Path.home() / ".cache" / "muomni") / "int8.json"
-
-
-def _read_cache() -> dict[str, Any]:
-    path = cache_file()
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        warnings.warn(f"{path} cannot be used, so the int8 kernels are timed again: {error}", stacklevel=2)
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
 def _is_complete(times: Any) -> bool:
     """Whether a cache entry has a time of float and of some kernel for all rows."""
     if not isinstance(times, dict) or set(times) != {str(rows) for rows in _ROWS}:
@@ -312,13 +281,3 @@ def _is_complete(times: Any) -> bool:
         isinstance(of, dict) and _FLOAT in of and "cast" in of and all(isinstance(s, float) for s in of.values())
         for of in times.values()
     )
-
-
-def _write_cache(fresh: dict[str, Any]) -> None:
-    path = cache_file()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Read again: another process may have added its shapes meanwhile.
-        write_atomic(path, json.dumps(_read_cache() | fresh, indent=1) + "\n")
-    except OSError as error:
-        warnings.warn(f"{path} cannot be written, so the int8 kernels are timed each time: {error}", stacklevel=2)

@@ -9,6 +9,7 @@ import tempfile
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from muomni.accel.measured import IGNORE
 from muomni.errors import MuOmniError
 
 Kind = Literal["train", "infer", "judge", "bandwidth", "write", "scaling", "speculation", "speech"]
@@ -54,7 +55,7 @@ class CaseProcess:
             stdout=subprocess.PIPE,
             stderr=self._said,
             text=True,
-            env={**os.environ, **limits},
+            env={**os.environ, **limits, IGNORE: "1"},
         )
         try:
             self.first = self.ask({"kind": kind, "case": case})

@@ -113,7 +113,12 @@ def decide(speed: Interval, memory_ratio: float | None, holds: bool, margin: flo
     if saves and speed.high < as_fast**3:
         return Decision("off", f"slower, but {saved}: for when memory is short")
     if saves:
-        cost = ", at little or no cost in time" if speed.low >= as_fast**3 else "; in speed within the noise"
+        if speed.low >= as_fast**3:
+            cost = ", at little or no cost in time"
+        elif speed.high < 1:
+            cost = f", for {1 - speed.middle:.0%} of the speed: for when memory is short"
+        else:
+            cost = "; in speed within the noise"
         return Decision("no difference", saved + cost)
     if speed.high < as_fast:
         return Decision("off", "slower")

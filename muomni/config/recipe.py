@@ -103,6 +103,16 @@ class CheckpointSpec(Frozen):
     keep: PositiveInt = 2
 
 
+class TuneSpec(Frozen):
+    """The search before a run, see `train.tune`.
+
+    Attributes:
+        minutes: after which no more ways are tried.
+    """
+
+    minutes: float = Field(default=3.0, gt=0)
+
+
 # What a recipe with "codec" may not change.
 _NOT_FOR_CODEC = (
     "model",
@@ -114,6 +124,7 @@ _NOT_FOR_CODEC = (
     "compile",
     "on_oom",
     "parallel",
+    "tune",
 )
 _NOT_FOR_CODEC_DATA = ("speech", "seq_len", "augment")
 
@@ -153,6 +164,9 @@ class Recipe(Frozen):
         on_oom: when memory runs out in a step, `stop` ends the run and says what would help; `rescue` takes
             the step again, and goes on, with micro-batches of half the rows and twice as many of them (with one
             process only).
+        tune: before a new run, take some steps in different ways and go on with the fastest that fits: another
+            micro-batch with the same effective batch, checkpointing, compiled blocks, attention, threads that read
+            media. Nothing changes what is learnt beyond rounding. `true` is `{"minutes": 3}`.
         parallel: with several processes (`torchrun --nproc-per-node N -m muomni train RECIPE`) the rows of a
             step are shared out between them, so what is learnt is the same for any N that divides
             `batch_size` × `gradient_accumulation_steps`; only dropout draws other numbers. A process takes
@@ -189,6 +203,7 @@ class Recipe(Frozen):
     compile: Literal["auto", "off", "blocks", "full"] = "auto"
     allocator: Literal["auto", "keep", "system"] = "auto"
     on_oom: Literal["stop", "rescue"] = "stop"
+    tune: bool | TuneSpec = False
     parallel: Literal["auto", "off", "ddp", "fsdp"] = "auto"
     seed: int = Field(default=0, ge=0, lt=2**63)
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
@@ -221,6 +236,13 @@ class Recipe(Frozen):
             if found is not None:
                 raise conflict(*found)
         return self
+
+    @property
+    def minutes_of_tuning(self) -> float:
+        """How long the search before the run may take; 0 without one."""
+        if isinstance(self.tune, TuneSpec):
+            return self.tune.minutes
+        return TuneSpec().minutes if self.tune else 0.0
 
     def _codec_alone(self) -> None:
         """Refuses what means nothing to a codec: no option is silently ignored."""

@@ -36,7 +36,7 @@ from muomni.data.cache_writer import Part, PartMeta, Split, token_dtype, write_p
 from muomni.data.sources import source_files
 from muomni.data.tokenizer import Tokenizer
 from muomni.errors import DataError
-from muomni.files import flush
+from muomni.files import cache_home, flush
 
 # Goes up when the same input would give other bytes, so that older caches are left alone.
 FORMAT = 1
@@ -127,9 +127,8 @@ class Mapped:
 
 
 def default_cache_dir() -> Path:
-    """`$MUOMNI_CACHE/tokens`, or `~/.cache/muomni/tokens`."""
-    root = os.environ.get("MUOMNI_CACHE")
-    return (Path(root).expanduser() if root else Path.home() / ".cache" / "muomni") / "tokens"
+    """See `muomni.files.cache_home`."""
+    return cache_home() / "tokens"
 
 
 def build_token_cache(

@@ -18,10 +18,12 @@ from typing import Literal, Protocol, cast, get_args
 import torch
 from torch import Tensor
 
+from muomni.accel import measured
 from muomni.errors import ConfigError, EngineError
 from muomni.infer.generate import evaluating
 from muomni.infer.request import MediaChunk
 from muomni.model import OmniModel, SlotBatch, SlotCache
+from muomni.model.quantized import is_quantized
 
 
 class Runner(Protocol):
@@ -138,7 +140,8 @@ def make_runner(model: OmniModel, cache: SlotCache, name: RunnerName | None = No
         cache: on the model's device.
         name: `auto` takes the native runner on CPUs where it can run the model, compiled in the background the first
             time on a machine, the compiled one on GPUs, and torch's modules until then and elsewhere. None is what the
-            environment variable `MUOMNI_RUNNER` says, or `auto`.
+            environment variable `MUOMNI_RUNNER` says, or `auto`. What `muomni bench` has measured to lose with this
+            model here is not taken by `auto`.
 
     Raises:
         ConfigError: no such runner, or the named one cannot run this model here.
@@ -149,6 +152,12 @@ def make_runner(model: OmniModel, cache: SlotCache, name: RunnerName | None = No
     eager = EagerRunner(model, cache)
     if name == "eager":
         return Runners(eager, note="as asked")
+    if name == "auto":
+        weights = "int8" if is_quantized(model) else "float"
+        found = measured.recall(cache.device, model.config.thinker, weights)
+        lost = found.loss(measured.DECODE_STEP, "a step in one call")
+        if lost is not None:
+            return Runners(eager, note=lost)
     if name == "compiled" or (name == "auto" and cache.device.type != "cpu"):
         return _compiled(model, cache, eager, named=name == "compiled")
     from muomni.infer import native

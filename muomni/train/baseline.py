@@ -6,7 +6,6 @@ forecast for so small a model taken off, is the interpreter, the libraries, thei
 is kept in the user's cache, by versions, processor and threads, so that this happens once; some seconds.
 """
 
-import json
 import os
 import platform
 import subprocess
@@ -14,14 +13,15 @@ import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from muomni.accel.kept import Kept
+from muomni.accel.machine import signature
 from muomni.config.recipe import Recipe
 from muomni.errors import ForecastError
-from muomni.files import write_atomic
 
+BASELINES = Kept("baseline.json", "baselines of processes")
 _ROWS, _TOKENS = 2, 64
 # A little more than the megabyte that is encoded at once (`data.cache_writer`), whose memory the process keeps.
 _LINES = 26_000
@@ -37,13 +37,12 @@ def process_baseline(precision: str, optimizer: str) -> int:
     Raises:
         ForecastError: the child could not train; with the last of what it said.
     """
-    path, key = _cache_file(), _key(precision, optimizer)
-    known = _read(path)
-    if key not in known:
-        known = {**_read(path), key: _measure(precision, optimizer)}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps(known, indent=2) + "\n")
-    return known[key]
+    key = _key(precision, optimizer)
+    known = BASELINES.read().get(key)
+    if not isinstance(known, int):
+        known = _measure(precision, optimizer)
+        BASELINES.add({key: known})
+    return known
 
 
 def _measure(precision: str, optimizer: str) -> int:
@@ -88,22 +87,8 @@ def _train(precision: str, optimizer: str) -> int:
 
 
 def _key(precision: str, optimizer: str) -> str:
-    what = (precision, optimizer, f"{torch.get_num_threads()} threads", platform.processor() or platform.machine())
-    versions = (version("torch"), platform.python_version(), version("muomni"))
-    return ", ".join((*what, *versions))
-
-
-def _cache_file() -> Path:
-    root = os.environ.get("MUOMNI_CACHE")
-    return (Path(root) if root else Path.home() / ".cache" / "muomni") / "baseline.json"
-
-
-def _read(path: Path) -> dict[str, int]:
-    try:
-        found: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # not there yet, or written by another version: measured again
-        return {}
-    return found if isinstance(found, dict) else {}
+    versions = (f"Python {platform.python_version()}", f"muomni {version('muomni')}")
+    return " | ".join((signature(torch.device("cpu")), *versions, precision, optimizer))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,9 @@ from muomni.accel import allocator, recompute
 from muomni.accel.device import pick_device
 from muomni.accel.dry_run import Recorder, dry_run
 from muomni.accel.heap import Heap
+from muomni.accel.measured import recall
 from muomni.accel.memory import MIB, MemoryReport
+from muomni.accel.plan import without_losers
 from muomni.accel.precision import Precision, pick_precision
 from muomni.config import OmniConfig
 from muomni.config.recipe import OptimizerSpec, Recipe
@@ -111,8 +113,11 @@ def setup_of(recipe: Recipe, config: OmniConfig | None = None, device: str | Non
     kind = pick_device(recipe.device).type if device is None else device
     if kind not in ("cpu", "cuda"):
         raise ForecastError(f"memory on {kind} is not forecast; name cpu or cuda")
+    config = expected_config(recipe) if config is None else config
     precision: Any = recipe.precision
     if kind == "cpu" or torch.cuda.is_available():
+        there = torch.device(kind)
+        recipe, _ = without_losers(recipe, there, recall(there, config.thinker))
         precision = pick_precision(recipe.precision, torch.device(kind)).name
     elif precision == "auto":
         precision = "bf16"
@@ -120,7 +125,7 @@ def setup_of(recipe: Recipe, config: OmniConfig | None = None, device: str | Non
     compiled = recipe.compile in ("blocks", "full")
     keep = kind == "cpu" and allocator.choose(recipe.allocator, torch.device("cpu")).keep
     return Setup(
-        config=expected_config(recipe) if config is None else config,
+        config=config,
         micro_batch=recipe.batch_size,
         accumulation=recipe.gradient_accumulation_steps,
         seq_len=recipe.data.seq_len,

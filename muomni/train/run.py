@@ -1,56 +1,41 @@
 """A stage from its recipe: data, tokenizer, model, optimizer, then the loop."""
 
+import hashlib
 import json
-import math
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from muomni.accel import compile as compilation
-from muomni.accel import compile_trial
+from muomni.accel import compile_trial, measured
+from muomni.accel.device import pick_device
 from muomni.accel.memory import MemoryReport
 from muomni.accel.parallel import Group, connect
 from muomni.accel.plan import Plan, make_plan
-from muomni.config import OmniConfig, Recipe, parse, read_json
-from muomni.data import (
-    Prefetched,
-    PreparedRows,
-    Rows,
-    SpeechRows,
-    Tokenizer,
-    WithSpeech,
-    prepare_rows,
-    prepare_tokenizer,
-)
+from muomni.config import Recipe, parse, read_json
+from muomni.data import Rows, Tokenizer
 from muomni.errors import ConfigError, UserError
 from muomni.files import write_atomic
 from muomni.model import OmniModel
-from muomni.model.folder import resolve_folder
+from muomni.train.assemble import Read, build, count_steps, find_tokenizer, open_rows
 from muomni.train.checkpoint import Progress, load_checkpoint
-from muomni.train.forecast import beside
-from muomni.train.initial import check_model, initial_config, initial_model
+from muomni.train.forecast import beside, expected_config
+from muomni.train.initial import check_model
 from muomni.train.loop import Sampler, Trainer
 from muomni.train.metrics import MetricsLog, plot_losses, tensorboard_installed
-from muomni.train.optimizer import build_optimizers, check_optimizer
+from muomni.train.optimizer import check_optimizer
 from muomni.train.progress import ProgressLine
-from muomni.train.schedule import lr_factors
-from muomni.train.speech import Speech, prepare_speech
-from muomni.train.step import TrainStep
+from muomni.train.tune import as_tuned, tune
 
-ResultT = TypeVar("ResultT")
 RECIPE = "recipe.json"
 MEMORY = "memory.json"
-# Between the seeds of two processes, so that neighbouring recipe seeds share no process's random numbers.
-_RANK_SEEDS = 0x9E3779B97F4A7C15
 # What may differ between a run and its resumption: nothing that changes what is computed. With `on_oom`
 # that is so until memory runs out, where the other choice is the end of the run.
 # Another number of processes, or another way to share the work, changes rounding and what dropout draws.
-_MAY_CHANGE = {"schema_", "name", "log_every", "checkpoint", "eval", "on_oom", "allocator", "parallel"}
+_MAY_CHANGE = {"schema_", "name", "log_every", "checkpoint", "eval", "on_oom", "allocator", "parallel", "tune"}
 
 
 @dataclass(frozen=True)
@@ -92,14 +77,26 @@ def train(
         MemoryShortageError: memory ran out; see the recipe's `on_oom`.
     """
     start = _starting_point(recipe, run, resume, resume_from)
+    if recipe.tune and start is not None:
+        recipe = as_tuned(recipe, run)
+    if start is not None and (run / RECIPE).is_file():
+        _check_same(recipe, parse(Recipe, read_json(run / RECIPE), str(run / RECIPE)), run)
     if recipe.codec is not None:
         return _train_codec(recipe, run, start)
     check_model(recipe)
-    plan = make_plan(recipe)
+    tokenizer = None
+    if recipe.tune and start is None:
+        recipe, tokenizer = tune(recipe, run)
+    plan = plan_of(recipe)
     check_optimizer(recipe.optimizer, plan.precision)
     plan.begin()
     with connect(plan.parallel, plan.device) as group:
-        return _train(recipe, run, start, plan, group, make_sampler)
+        return _train(recipe, run, start, plan, group, tokenizer, make_sampler)
+
+
+def plan_of(recipe: Recipe) -> Plan:
+    """The optimizations of a run, less those that were measured to lose with this model here; see `make_plan`."""
+    return make_plan(recipe, measured.recall(pick_device(recipe.device), expected_config(recipe).thinker))
 
 
 def _train_codec(recipe: Recipe, run: Path, start: Path | None) -> TrainResult:
@@ -117,22 +114,17 @@ def _train(
     start: Path | None,
     plan: Plan,
     group: Group,
+    tokenizer: Tokenizer | None,
     make_sampler: Callable[[Tokenizer, Recipe], Sampler] | None,
 ) -> TrainResult:
-    tokenizer = group.from_main(lambda: _tokenizer(recipe, start))
-    speech = _on_each_machine(group, partial(prepare_speech, recipe, plan.device)) if recipe.data.speech else None
-    config = initial_config(recipe, tokenizer, () if speech is None else speech.voices)
-    data = _data(recipe, tokenizer, config, group, speech)
-    with ExitStack() as threads:
-        inner = data.train.rows if isinstance(data.train, WithSpeech) else data.train
-        if isinstance(inner, Prefetched):
-            threads.enter_context(inner)
-        return _train_on(data, config, tokenizer, recipe, run, start, plan, group, make_sampler)
+    if tokenizer is None:
+        tokenizer = group.from_main(lambda: find_tokenizer(recipe, start))
+    with open_rows(recipe, tokenizer, plan, group) as read:
+        return _train_on(read, tokenizer, recipe, run, start, plan, group, make_sampler)
 
 
 def _train_on(
-    data: PreparedRows,
-    config: OmniConfig,
+    read: Read,
     tokenizer: Tokenizer,
     recipe: Recipe,
     run: Path,
@@ -141,21 +133,12 @@ def _train_on(
     group: Group,
     make_sampler: Callable[[Tokenizer, Recipe], Sampler] | None,
 ) -> TrainResult:
-    total_steps = _total_steps(recipe, data.train)
-    torch.manual_seed((recipe.seed + group.rank * _RANK_SEEDS) % 2**63)
-    model = initial_model(recipe, config)
-    model.freeze(recipe.freeze)
-    if group.kind != "fsdp":
-        model = model.to(plan.device)
-    called = plan.apply(model, group)
-    optimizers = build_optimizers(model, recipe.optimizer, plan.precision)
-    factors = lr_factors(recipe.schedule, total_steps)
-    step = TrainStep(
-        called, optimizers, factors, recipe.max_grad_norm, plan.precision, group, recipe.losses.model_dump()
-    )
+    data, config = read.rows, read.config
+    total_steps = count_steps(recipe, data.train)
+    model, step = build(recipe, config, plan, group, total_steps)
     progress = Progress()
     if start is not None:
-        progress = load_checkpoint(start, model, optimizers, group)
+        progress = load_checkpoint(start, model, step.optimizers, group)
         if progress.applied >= total_steps:
             raise UserError(f"{run} is complete: it has taken all of its {total_steps} steps")
         step.counters.applied.fill_(progress.applied)
@@ -198,46 +181,24 @@ def _settle_compilation(plan: Plan, trainer: Trainer, log: MetricsLog, line: Pro
             compilation.apply(trainer.model, choice)
         else:
             trainer.model.train()
-            choice = compile_trial.measure(trainer.model, trainer.try_micro_batch, trainer.passes_left, plan.device)
+            thinker, what = trainer.model.config.thinker, _compiled_work(plan, trainer)
+            earlier = measured.recall_trial(plan.device, thinker, what)
+            passes, one_pass = trainer.passes_left, trainer.try_micro_batch
+            choice = compile_trial.measure(trainer.model, one_pass, passes, plan.device, earlier)
+            if earlier is None and "compiled_s" in choice.figures:
+                measured.remember_trial(plan.device, thinker, what, choice.figures)
         line.say(f"compile {choice.mode}: {choice.reason}")
         log.write("compile", progress.applied, mode=choice.mode, **choice.figures)
     assert choice.mode != "measure"
     progress.compile = choice.mode
 
 
-def _data(
-    recipe: Recipe, tokenizer: Tokenizer, config: OmniConfig, group: Group, speech: Speech | None
-) -> PreparedRows:
-    """The rows: of text and media, of pairs of text and speech, or both."""
-    if recipe.data.train:
-        prepare = partial(prepare_rows, recipe.data, tokenizer, config, recipe.seed)
-        data = _on_each_machine(group, lambda progress: prepare(progress=progress))
-        if speech is None:
-            return data
-    assert speech is not None and recipe.data.speech is not None and config.talker is not None
-    spoken = SpeechRows(speech.train, tokenizer, config.talker, recipe.seed, shuffle=recipe.data.shuffle)
-    held_out = SpeechRows(speech.val, tokenizer, config.talker, recipe.seed, shuffle=False)
-    if not recipe.data.train:
-        return PreparedRows(spoken, held_out, speech.notes)
-    count = recipe.data.speech.per_row
-    return PreparedRows(
-        WithSpeech(data.train, spoken, count), WithSpeech(data.val, held_out, count), (*data.notes, *speech.notes)
-    )
-
-
-def _on_each_machine(group: Group, prepare: Callable[[bool], ResultT]) -> ResultT:
-    """What `prepare` gives; its caches are built by one process of each machine and then opened by the others.
-
-    Args:
-        group: all of them.
-        prepare: called with whether to show progress.
-    """
-    if group.local_rank == 0:
-        result = prepare(group.is_main)
-    group.wait()
-    if group.local_rank != 0:
-        result = prepare(False)
-    return result
+def _compiled_work(plan: Plan, trainer: Trainer) -> str:
+    """What the time of a pass depends on besides machine and Thinker."""
+    recipe = trainer.recipe
+    parts = recipe.model_dump(mode="json", include={"data", "model", "losses", "freeze", "batch_size"})
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return f"{digest}, {plan.precision.name}, attention {plan.attention.backend}, checkpointing {plan.checkpointing}"
 
 
 def _starting_point(recipe: Recipe, run: Path, resume: bool, resume_from: Path | None) -> Path | None:
@@ -250,8 +211,6 @@ def _starting_point(recipe: Recipe, run: Path, resume: bool, resume_from: Path |
     start = resume_from if resume_from is not None else run / "last"
     if not (start / "training").is_dir():
         raise UserError(f"nothing to resume: {start} is not a checkpoint with training state")
-    if (run / RECIPE).is_file():
-        _check_same(recipe, parse(Recipe, read_json(run / RECIPE), str(run / RECIPE)), run)
     return start.resolve()
 
 
@@ -273,22 +232,6 @@ def _plain(recipe: Recipe) -> dict[str, Any]:
     """Plain values, but for how many threads read the data and when bad data ends the run."""
     values = recipe.model_dump(mode="json")
     return values | {"data": {k: v for k, v in values["data"].items() if k not in ("workers", "max_bad")}}
-
-
-def _tokenizer(recipe: Recipe, start: Path | None) -> Tokenizer:
-    if start is not None:
-        return Tokenizer.load(start)
-    if recipe.model.init_from is not None:
-        return Tokenizer.load(resolve_folder(Path(recipe.model.init_from)))
-    return prepare_tokenizer(recipe.tokenizer, recipe.data)
-
-
-def _total_steps(recipe: Recipe, rows: Rows) -> int:
-    if recipe.max_steps is not None:
-        return recipe.max_steps
-    assert recipe.epochs is not None  # the recipe checks that one of the two is there
-    per_step = recipe.batch_size * recipe.gradient_accumulation_steps
-    return max(1, math.ceil(recipe.epochs * rows.num_rows / per_step))
 
 
 def _opening(

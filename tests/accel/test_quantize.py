@@ -12,7 +12,7 @@ from torch import nn
 
 import muomni.accel.quantize as quantize_module
 from muomni import MuOmni
-from muomni.accel.quantize import cache_file, dequantize_model, quantize, tune
+from muomni.accel.quantize import TIMINGS, dequantize_model, quantize, tune
 from muomni.errors import ConfigError, UserError
 from muomni.model.quantized import Int8Linear
 from muomni.ops.int8 import why_not
@@ -104,7 +104,7 @@ def test_measurements_are_kept(model: MuOmni, own_cache: Path, monkeypatch: pyte
 
     monkeypatch.setattr(quantize_module, "_measure", measure)
     first = model.quantize()
-    assert cache_file() == own_cache and len(asked) == len(first.choices)
+    assert TIMINGS.path == own_cache and len(asked) == len(first.choices)
     assert len(json.loads(own_cache.read_text())) == len(first.choices)
     assert tune(model) == first.choices
     assert len(asked) == len(first.choices)

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from muomni.files import cache_home
+
 _SOURCES = Path(__file__).parent
 _OPTIONS = ("-O3", "-std=gnu++17", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread", "-w")
 _TIMEOUT_SECONDS = 300
@@ -120,8 +122,7 @@ def _run(command: list[str], failure: str) -> subprocess.CompletedProcess[bytes]
 
 def _cache_folder() -> tuple[Path, str]:
     """Where libraries are kept, and a note when that is only for this process."""
-    named, xdg = os.environ.get("MUOMNI_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    folder = (Path(named) if named else Path(xdg or Path.home() / ".cache") / "muomni") / "native"
+    folder = cache_home() / "native"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
