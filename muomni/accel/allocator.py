@@ -1,9 +1,12 @@
-"""Freed memory stays with the process: what training on a CPU gains most from beside fast kernels.
+"""Where tensors on a CPU have their memory: what training there gains most from beside fast kernels.
 
 A training step allocates and frees the same gigabytes each time. glibc gives large blocks back to the
 system as soon as they are freed, and the system hands them out again page by page, each one cleared: at
 100 M parameters 350,000 page faults a step. Kept, they cost nothing the second time. The process's
 memory then stays at its peak until it ends, which in training it returns to at every step anyway.
+
+`keep` tells glibc to keep them. `pool` keeps them in a region for large tensors alone (`accel.pool`), which takes
+less memory: in the heap small blocks break up the gaps of large ones.
 """
 
 import ctypes
@@ -13,9 +16,11 @@ from typing import Literal
 
 import torch
 
+from muomni.accel import pool
 from muomni.errors import ConfigError
 
-Name = Literal["auto", "keep", "system"]
+Name = Literal["auto", "pool", "keep", "system"]
+Mode = Literal["pool", "keep", "system"]
 
 # From malloc.h of the GNU C library.
 _M_TRIM_THRESHOLD = -1
@@ -24,41 +29,64 @@ _M_MMAP_MAX = -4
 
 @dataclass(frozen=True)
 class Choice:
-    """Whether freed memory is kept, and why."""
+    """Where tensors have their memory, and why."""
 
-    keep: bool
+    mode: Mode
     reason: str
+
+    @property
+    def words(self) -> str:
+        """For the log."""
+        what = {
+            "pool": "large tensors in a pool of their own",
+            "keep": "freed memory kept",
+            "system": "freed memory as the system has it",
+        }
+        return f"{what[self.mode]}: {self.reason}"
 
 
 def choose(asked: Name, device: torch.device) -> Choice:
-    """`auto` keeps memory where a CPU computes and the C library is glibc.
+    """`auto` takes the pool where a CPU computes and it can be compiled, else keeps memory where that is possible.
 
     Raises:
-        ConfigError: keeping was named and the C library cannot be told to.
+        ConfigError: the named one cannot be had here.
     """
     if asked == "system":
-        return Choice(False, "as asked")
+        return Choice("system", "as asked")
     if asked == "auto" and device.type != "cpu":
-        return Choice(False, f"tensors are in the memory of {device.type}")
+        return Choice("system", f"tensors are in the memory of {device.type}")
+    missing = ""
+    if asked in ("auto", "pool"):
+        found = pool.load() if is_glibc() else "the C library is not glibc"
+        if isinstance(found, pool.Pool):
+            return Choice("pool", "as asked" if asked == "pool" else "a step finds its memory again, without gaps")
+        if asked == "pool":
+            raise ConfigError(f'allocator = "pool": {found}; use "keep" or "system"')
+        missing = found
     if not is_glibc():
         if asked == "keep":
             raise ConfigError('allocator = "keep": only glibc can be told to keep freed memory; use "system"')
-        return Choice(False, "the C library is not glibc")
-    return Choice(True, "as asked" if asked == "keep" else "a step needs it again")
+        return Choice("system", "the C library is not glibc")
+    return Choice("keep", "as asked" if asked == "keep" else f"a step needs it again; no pool, {missing}")
 
 
 def apply(choice: Choice) -> None:
-    """Tells the C library of this process; for good, since large blocks live where they were made.
+    """Tells torch and the C library of this process; for good, since large blocks live where they were made.
 
     Raises:
-        ConfigError: the C library refuses.
+        ConfigError: they refuse.
     """
-    if not choice.keep:
+    if choice.mode == "system":
         return
     library = ctypes.CDLL(None)
     # No block has a mapping of its own, and the heap's end is not given back (-1: whatever its size).
     if not (library.mallopt(_M_MMAP_MAX, 0) and library.mallopt(_M_TRIM_THRESHOLD, -1)):
         raise ConfigError('the C library refuses to keep freed memory; set "allocator" to "system"')
+    if choice.mode == "pool":
+        found = pool.load()
+        if isinstance(found, str) or not found.install():
+            reason = found if isinstance(found, str) else "the system gives no addresses for it (ulimit -v)"
+            raise ConfigError(f'the pool for tensors cannot be had: {reason}; set "allocator" to "keep"')
 
 
 def is_glibc() -> bool:

@@ -22,8 +22,9 @@ from muomni.config import ThinkerConfig
 
 FILE = Kept("measured.json", "techniques")
 # Keys that the bench's verdicts and what heeds them share: `bench.report.Row.key`.
-ALLOCATOR, BF16, FP16, VARLEN, COMPILE = (
+ALLOCATOR, POOL, BF16, FP16, VARLEN, COMPILE = (
     "allocator",
+    "allocator-pool",
     "precision-bf16",
     "precision-fp16",
     "attention-varlen",

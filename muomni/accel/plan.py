@@ -47,7 +47,7 @@ class Plan:
         return [
             *several,
             f"device {self.device}; precision {self.precision.name}: {self.precision.reason}",
-            f"freed memory {'kept' if self.allocator.keep else 'as the system has it'}: {self.allocator.reason}",
+            f"memory: {self.allocator.words}",
             f"attention {self.attention.backend}: {self.attention.reason}",
             f"gradient checkpointing {self.checkpointing or 'off'}; compile {self.compile.mode}: {self.compile.reason}",
         ]
@@ -117,6 +117,7 @@ def without_losers(recipe: Recipe, device: torch.device, found: Findings) -> tup
         if getattr(recipe, setting) == "auto" and reason is not None:
             taken[setting], why[setting] = instead, reason
 
+    decline("allocator", measured.POOL, "a pool for large tensors", "keep")
     decline("allocator", measured.ALLOCATOR, "keeping freed memory", "system")
     decline("compile", measured.COMPILE, "compiling the blocks", "off")
     if recipe.precision == "auto":

@@ -88,7 +88,7 @@ class TrainCase(Frozen):
         optimizer: `adamw`, `adamw8bit` or `muon`.
         adamw: `fused` in one kernel, which also clips; `foreach` in a few, `for-loop` one parameter after the
             other, both after a pass for clipping.
-        allocator: `auto` keeps freed memory as a run does, `system` does not; transformers' users have `system`.
+        allocator: see `accel.allocator`; `auto` as a run has it, and transformers' users have `system`.
         updates: also compare what three steps did to the weights.
         device: where.
     """
@@ -110,7 +110,7 @@ class TrainCase(Frozen):
     loss: Literal["chunked", "logits", "torch", "torch chunked"] = "chunked"
     optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
     adamw: Literal["fused", "foreach", "for-loop"] = "fused"
-    allocator: Literal["auto", "keep", "system"] = "auto"
+    allocator: Literal["auto", "pool", "keep", "system"] = "auto"
     updates: bool = False
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
 

@@ -49,6 +49,9 @@ class _Shown:
 
 _SHOWN = {
     "freed memory kept": _Shown("allocator", "given back to the system", "kept for the next step", "fewer page faults"),
+    "large tensors in a pool": _Shown(
+        "allocator-pool", "in the C library's heap", "in a region of their own", "no gaps between blocks", True
+    ),
     "mixed precision, bf16": _Shown("precision-bf16", "fp32", "bf16", "2× faster, half of the memory", True),
     "mixed precision, fp16": _Shown("precision-fp16", "fp32", "fp16", "2× faster, half of the memory"),
     "gradient accumulation, 4 micro-batches": _Shown(

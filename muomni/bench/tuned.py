@@ -14,7 +14,7 @@ from muomni.files import atomic_file
 
 TUNED = "tuned.json"
 # Key of a row: the recipe's key, its value where the verdict is on, and where it is off (None: left out).
-_RECIPE: tuple[tuple[str, str, str, str | None], ...] = (
+_RECIPE: tuple[tuple[str, str, str | None, str | None], ...] = (
     ("precision-fp16", "precision", "fp16", "fp32"),
     ("precision-bf16", "precision", "bf16", "fp32"),
     ("checkpointing-full", "gradient_checkpointing", "full", None),
@@ -23,7 +23,8 @@ _RECIPE: tuple[tuple[str, str, str, str | None], ...] = (
     ("attention-flash", "attention", "flash_attn", None),
     ("compile", "compile", "blocks", "off"),
     ("compile-full", "compile", "full", None),
-    ("allocator", "allocator", "keep", "system"),
+    ("allocator", "allocator", None, "system"),  # where they are on, `auto` takes them
+    ("allocator-pool", "allocator", None, "keep"),
 )
 
 

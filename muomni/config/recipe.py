@@ -159,8 +159,9 @@ class Recipe(Frozen):
         compile: `blocks` compiles the blocks with `torch.compile`, `full` the whole model; `auto` tries both ways
             at the start and compiles blocks where that saves more time over the run than compiling takes. Short
             runs are not tried, nor are several processes: there `auto` is `blocks` on GPUs, `off` on CPUs.
-        allocator: `keep` leaves the memory that a step frees with the process for the next one (glibc only); `auto`
-            keeps it where a CPU computes, and `system` lets the C library decide.
+        allocator: where a CPU computes. `pool` has large tensors in a region of their own, which takes less memory
+            than the C library's heap (Linux with a compiler); `keep` leaves what a step frees with the process for
+            the next one (glibc); `auto` takes the first of these that works, and `system` lets the C library decide.
         on_oom: when memory runs out in a step, `stop` ends the run and says what would help; `rescue` takes
             the step again, and goes on, with micro-batches of half the rows and twice as many of them (with one
             process only).
@@ -201,7 +202,7 @@ class Recipe(Frozen):
     attention: Literal["auto", "sdpa", "varlen", "flash_attn", "flex", "reference"] = "auto"
     gradient_checkpointing: Literal["off", "full", "selective"] = "off"
     compile: Literal["auto", "off", "blocks", "full"] = "auto"
-    allocator: Literal["auto", "keep", "system"] = "auto"
+    allocator: Literal["auto", "pool", "keep", "system"] = "auto"
     on_oom: Literal["stop", "rescue"] = "stop"
     tune: bool | TuneSpec = False
     parallel: Literal["auto", "off", "ddp", "fsdp"] = "auto"

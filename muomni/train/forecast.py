@@ -1,8 +1,9 @@
 """How much memory training will take, and for what, without taking it.
 
 Two micro-batches of the run are taken with fake tensors (`accel.dry_run`): the real model, autograd, checkpointing and
-optimizer, no numbers and no memory. What they would ask of the C library goes through a model of its heap
-(`accel.heap`), so gaps are forecast too. On a GPU the figure is what torch's allocator hands out, gaps left out.
+optimizer, no numbers and no memory. What they would ask for goes through a model of the pool that tensors have on a
+CPU (`accel.pool`), which is exact; or without a pool of the C library's heap (`accel.heap`), which is not: real heaps
+were up to a quarter larger. On a GPU the figure is what torch's allocator hands out, gaps left out.
 
 What is in the process besides, `baseline`, cannot be derived: the interpreter, torch, its kernels' code and their
 caches. It is measured, see `train.baseline`.
@@ -29,6 +30,7 @@ from muomni.accel.heap import Heap
 from muomni.accel.measured import recall
 from muomni.accel.memory import MIB, MemoryReport
 from muomni.accel.plan import without_losers
+from muomni.accel.pool.model import PoolModel
 from muomni.accel.precision import Precision, pick_precision
 from muomni.config import OmniConfig
 from muomni.config.recipe import OptimizerSpec, Recipe
@@ -75,7 +77,7 @@ class Setup:
         optimizer: which, as in a recipe.
         frozen: parts that do not learn.
         text: the text teaches; without it nothing but weights, gradients and optimizer state is forecast.
-        keep: the C library keeps freed memory, see `accel.allocator`.
+        memory: where tensors on a CPU have their memory, see `accel.allocator`.
         device: where it is to run; a GPU need not be here.
     """
 
@@ -89,7 +91,7 @@ class Setup:
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
     frozen: tuple[str, ...] = ()
     text: bool = True
-    keep: bool = True
+    memory: allocator.Mode = "pool"
     device: Literal["cpu", "cuda"] = "cpu"
 
     @property
@@ -123,7 +125,7 @@ def setup_of(recipe: Recipe, config: OmniConfig | None = None, device: str | Non
         precision = "bf16"
     # What `measure` decides is not known before it has measured.
     compiled = recipe.compile in ("blocks", "full")
-    keep = kind == "cpu" and allocator.choose(recipe.allocator, torch.device("cpu")).keep
+    memory = allocator.choose(recipe.allocator, torch.device(kind)).mode
     return Setup(
         config=config,
         micro_batch=recipe.batch_size,
@@ -135,7 +137,7 @@ def setup_of(recipe: Recipe, config: OmniConfig | None = None, device: str | Non
         optimizer=recipe.optimizer,
         frozen=recipe.freeze,
         text=recipe.losses.text > 0,
-        keep=keep,
+        memory=memory,
         device="cpu" if kind == "cpu" else "cuda",
     )
 
@@ -309,25 +311,34 @@ def _at_the_peak(setup: Setup, recorder: Recorder, kinds: dict[int, str]) -> For
             return "loss"
         return "activations" if recorder.phases[number] == "forward" else "temporary"
 
-    heap = Heap(setup.keep)
+    heap = PoolModel() if setup.memory == "pool" else Heap(setup.memory == "keep")
+    outside = recorder.kernels | recorder.objects
     live: Counter[str] = Counter()
     sizes: dict[int, int] = {}
     peak, split = 0, {}
     # These are on the host.
-    aside = recorder.kernels | recorder.objects if setup.device == "cuda" else set()
+    aside = outside if setup.device == "cuda" else set()
     for number, size in recorder.events:
         if number in aside:
             continue
         if size:
-            heap.allocate(number, size)
+            if isinstance(heap, PoolModel):
+                heap.allocate(number, size, number not in outside)
+            else:
+                heap.allocate(number, size)
             sizes[number] = size
             live[kind(number)] += size
         else:
             heap.free(number)
             live[kind(number)] -= sizes.pop(number)
-        reached = heap.live if setup.device == "cuda" else heap.now
+        if setup.device == "cuda":
+            reached = heap.live
+        else:
+            reached = heap.peak if isinstance(heap, PoolModel) else heap.now
         if reached > peak:
             peak, split = reached, dict(live)
+    if isinstance(heap, PoolModel) and setup.device == "cpu":
+        peak = heap.now  # and what lies outside
     split["gaps"] = peak - sum(split.values())
     if setup.device == "cuda" and split.get("loss"):
         # Where a CPU's softmax takes the logits' place, a GPU's has a block of its own.

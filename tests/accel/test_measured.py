@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from muomni.accel import machine, measured
+from muomni.accel import allocator, machine, measured
 from muomni.accel.compile_trial import measure
 from muomni.accel.measured import FILE, Finding, Findings, recall, recall_trial, remember, remember_trial
 from muomni.accel.plan import make_plan
@@ -107,7 +107,7 @@ def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path: Path, monkeypatc
 def test_a_plan_leaves_losers_off_and_says_both_numbers() -> None:
     found = Findings(dict.fromkeys((measured.ALLOCATOR, measured.COMPILE, measured.BF16), LOST))
     plan = make_plan(make_recipe(), found)
-    assert not plan.allocator.keep and plan.compile.mode == "off" and plan.precision.name == "fp32"
+    assert plan.allocator.mode == "system" and plan.compile.mode == "off" and plan.precision.name == "fp32"
     words = "\n".join(plan.lines)
     assert words.count("80 tokens/s with it, 100 without (muomni bench, 2026-01-02)") == (
         3 if pick_precision("auto", CPU).name == "bf16" else 2
@@ -121,8 +121,15 @@ def test_what_a_recipe_names_is_obeyed_whatever_was_measured() -> None:
         plan = make_plan(recipe, found)
     except ConfigError as error:  # not glibc
         pytest.skip(str(error))
-    assert plan.allocator.keep and plan.allocator.reason == "as asked"
+    assert plan.allocator.mode == "keep" and plan.allocator.reason == "as asked"
     assert plan.precision.reason == "as asked"
+
+
+def test_a_pool_that_lost_leaves_memory_kept() -> None:
+    plan = make_plan(make_recipe(precision="fp32"), Findings({measured.POOL: LOST}))
+    if not allocator.is_glibc():
+        pytest.skip("the C library is not glibc")
+    assert plan.allocator.mode == "keep" and "a pool for large tensors was measured to lose" in plan.allocator.reason
 
 
 def test_what_won_or_made_no_difference_changes_nothing() -> None:

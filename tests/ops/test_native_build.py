@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from muomni.ops.native import Library, Unavailable, build, load
+from muomni.ops.compiled import PARTIAL, find_compiler
+from muomni.ops.native import Library, Unavailable, load
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A compiler that knows little: it notes each compilation and links a library with one function."""
-    real = build.find_compiler()
+    real = find_compiler()
     if real is None:
         pytest.skip("there is no C++ compiler")
     small = tmp_path / "small.cpp"
@@ -92,7 +93,7 @@ def test_failure_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache:
 
 def test_what_killed_compilers_left(compiler: Path, cache: Path) -> None:
     cache.mkdir(parents=True)
-    old, fresh = (cache / f"{build._PARTIAL}{name}" for name in ("old", "fresh"))
+    old, fresh = (cache / f"{PARTIAL}{name}" for name in ("old", "fresh"))
     for path in (old, fresh):
         path.write_bytes(b"half")
     os.utime(old, (0, 0))
