@@ -126,7 +126,7 @@ def without_losers(recipe: Recipe, device: torch.device, found: Findings) -> tup
             decline("precision", measured.BF16 if name == "bf16" else measured.FP16, name, "fp32")
     if device.type == "cuda":
         decline("attention", measured.VARLEN, "varlen attention", "sdpa")
-    return recipe.replace(**taken), why
+    return recipe.replace(**taken) if taken else recipe, why
 
 
 def _head_dims(recipe: Recipe) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from html import escape
 
 from muomni.bench.report import MemoryBar, Report, Row
 from muomni.bench.svg import Bar, Point, amount_plot, line_plot, ratio_plot, stack_plot
+from muomni.config.load import CHAT
 
 _CATEGORIES = ("weights", "gradients", "optimizer", "activations", "cache", "other")
 _PARTS = {"train": "Training", "infer": "Inference", "speech": "Speech"}
@@ -193,8 +194,8 @@ def _scaling_plots(report: Report) -> list[str]:
 
 def _next(report: Report) -> str:
     parts = [f"<h2>Again</h2><pre>{escape(report.command)}</pre>"]
-    if report.tuned:
-        lines = "\n".join(f"{key} = {value}" for key, value in report.tuned.items())
+    if report.tuned.keys() - {CHAT}:
+        lines = "\n".join(f"{key} = {value}" for key, value in report.tuned.items() if key != CHAT)
         parts.append(
             "<h2>For a recipe</h2><p>tuned.json holds what was faster here: "
             f"muomni train RECIPE --set @tuned.json</p><pre>{escape(lines)}</pre>"

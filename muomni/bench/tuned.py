@@ -1,7 +1,10 @@
-"""What a report suggests: a recipe fragment, and words for what no recipe says.
+"""What a report suggests: a recipe fragment, what a chat is to do, and words for what neither says.
 
 The fragment holds what was faster on this machine and changes neither the batch, nor the learning rate, nor the
-class of the results. What made no difference is left out, so that a recipe's own choice stays.
+class of the results. What made no difference is left out, so that a recipe's own choice stays. A section `chat` says
+what `muomni chat --tuned` heeds; recipes leave it alone.
+
+What `auto` settings heed without being told, the verdicts, is kept for this machine and model (`accel.measured`).
 """
 
 import json
@@ -9,7 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from muomni.bench.report import Row
+from muomni.accel import measured
+from muomni.accel.device import pick_device
+from muomni.accel.measured import Finding
+from muomni.bench.effort import Target
+from muomni.bench.report import Report, Row
+from muomni.config.load import CHAT
 from muomni.files import atomic_file
 
 TUNED = "tuned.json"
@@ -28,8 +36,18 @@ _RECIPE: tuple[tuple[str, str, str | None, str | None], ...] = (
 )
 
 
+# Rows that `auto` settings heed, of training and of inference.
+_HEEDED = {
+    "train": (measured.ALLOCATOR, measured.POOL, measured.BF16, measured.FP16, measured.VARLEN, measured.COMPILE),
+    "infer": (measured.DECODE_STEP,),
+}
+
+
 def fragment(rows: Sequence[Row]) -> dict[str, Any]:
-    """The keys of a recipe that measurements speak for; of two that are on for one key, the faster one."""
+    """The keys of a recipe that measurements speak for; of two that are on for one key, the faster one.
+
+    Where int8 weights were measured, `chat` says whether they were faster.
+    """
     chosen: dict[str, tuple[float, str]] = {}
     for key, name, on, off in _RECIPE:
         row = next((row for row in rows if row.key == key), None)
@@ -41,7 +59,30 @@ def fragment(rows: Sequence[Row]) -> dict[str, Any]:
         speed = row.speed.ratio if row.verdict == "on" else 0.0
         if name not in chosen or speed > chosen[name][0]:
             chosen[name] = (speed, value)
-    return {name: value for name, (_, value) in chosen.items()}
+    found: dict[str, Any] = {name: value for name, (_, value) in chosen.items()}
+    int8 = next((row for row in rows if row.key == "int8" and row.speed is not None), None)
+    if int8 is not None:
+        found[CHAT] = {"int8": int8.verdict == "on"}
+    return found
+
+
+def remember(report: Report, target: Target) -> list[str]:
+    """Keeps the verdicts that `auto` settings heed; returns the keys of those that lost."""
+    from muomni.model.folder import read_quantization
+
+    device = pick_device()
+    int8 = target.folder is not None and read_quantization(target.folder) is not None
+    lost = []
+    for part, keys in _HEEDED.items():
+        rows = [row for row in report.rows if row.key in keys and row.speed is not None]
+        found = {
+            row.key: Finding(row.verdict, row.speed.off, row.speed.on, row.speed.unit, report.date)
+            for row in rows
+            if row.speed is not None
+        }
+        measured.remember(device, target.thinker, found, "int8" if int8 and part == "infer" else "float")
+        lost += [key for key, one in found.items() if one.lost]
+    return lost
 
 
 def advice(rows: Sequence[Row], run: str | None) -> tuple[str, ...]:
@@ -58,7 +99,9 @@ def advice(rows: Sequence[Row], run: str | None) -> tuple[str, ...]:
             continue
         gain = f"{row.speed.ratio:.1f}×"
         if row.key == "int8":
-            said.append(f"int8 weights decode {gain} as fast: muomni quantize {named}, then chat with what it writes")
+            said.append(
+                f"int8 weights decode {gain} as fast: muomni chat {named} --tuned {TUNED}, or muomni quantize {named}"
+            )
         if row.key == "speculation":
             said.append(f"guessing is {gain} as fast: muomni chat {named} --speculate --temperature 0")
         if row.key == "batching":
@@ -71,6 +114,7 @@ def save(values: dict[str, Any], path: Path, machine: str, date: str) -> None:
     head = (
         f"// What muomni bench measured to be faster on: {machine}; {date}.\n"
         f'// muomni train RECIPE --set @{path.name}, or "extends": "{path.name}" in a recipe.\n'
+        f"// muomni chat RUN --tuned {path.name}\n"
     )
     with atomic_file(path) as partial:
         partial.write_text(head + json.dumps(values, indent=2) + "\n", encoding="utf-8")

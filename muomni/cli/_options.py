@@ -1,6 +1,7 @@
 """Options that several commands share. Each sampling option is one field of `SamplingParams`."""
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -44,6 +45,14 @@ class CacheDtype(StrEnum):
     int8 = "int8"
 
 
+Tuned = Annotated[
+    Path | None,
+    typer.Option(
+        "--tuned",
+        metavar="FILE",
+        help="A tuned.json of muomni bench: float weights are made int8 while they are read if that was faster.",
+    ),
+]
 Cache = Annotated[
     CacheDtype,
     typer.Option(
@@ -111,3 +120,18 @@ def media(image: list[str] | None, audio: list[str] | None, video: list[str] | N
 def given(**options: Any) -> dict[str, Any]:
     """The sampling options that were given on the command line; the others keep their defaults."""
     return {key: value for key, value in options.items() if value is not None and value != []}
+
+
+def int8_by(tuned: Path | None, run: str) -> bool:
+    """Whether a model's weights are to be made int8 while they are read; see `Tuned`.
+
+    Raises:
+        ConfigError: the file is no `tuned.json`, or says nothing of a chat.
+    """
+    if tuned is None:
+        return False
+    from muomni.config.load import tuned_for_chat
+    from muomni.model.folder import read_quantization, resolve_folder
+
+    faster, folder = tuned_for_chat(tuned), Path(run)
+    return faster and (not folder.is_dir() or read_quantization(resolve_folder(folder)) is None)

@@ -109,13 +109,14 @@ def report(
     from muomni.bench.effort import FULL, QUICK
     from muomni.bench.rule import contradictions
     from muomni.bench.suite import Asked, find_target, make_folder, run, write
+    from muomni.bench.tuned import remember
 
     model = model or _DEFAULT
     folder = out or _RUNS / f"bench-{Path(model).name or _DEFAULT}"
     words = ["muomni", "bench", name, model, "--full" if full else "--quick"]
     asked = Asked(model, parts, FULL if full else QUICK, shlex.join(words))
     progress = Console(stderr=True)
-    find_target(model)  # mistakes are told before anything is measured
+    target = find_target(model)  # mistakes are told before anything is measured
     make_folder(folder)
 
     def say(text: str) -> None:
@@ -124,13 +125,15 @@ def report(
     found = []
     for number in range(repeat):
         found.append(run(asked, say))
-        target = folder if repeat == 1 else folder / str(number + 1)
-        paths = write(found[-1], target)
+        paths = write(found[-1], folder if repeat == 1 else folder / str(number + 1))
         print_report(found[-1])
         print("written: " + ", ".join(str(path) for path in paths))
     against = contradictions([one.verdicts for one in found])
     if against:
         raise MuOmniError(f"{repeat} measurements contradict one another: {'; '.join(against)}")
+    lost = remember(found[-1], target)
+    if lost:
+        print(f"auto settings leave off here, for this model, from now on: {', '.join(lost)}")
     if repeat > 1:
         print(f"{repeat} measurements agree: no technique is on in one and off in another")
 
@@ -140,6 +143,7 @@ def print_report(found: "Report") -> None:
     from rich.table import Table
 
     from muomni.bench.page import cells
+    from muomni.config.load import CHAT
 
     title = f"{found.model.name} on {found.machine.words}: on against off ({found.mode}, {found.seconds:.0f} s)"
     table = Table(title=title)
@@ -156,7 +160,8 @@ def print_report(found: "Report") -> None:
         console.print(f"A noisy machine: {said}. Small differences mean nothing here.", highlight=False, markup=False)
     console.print(f"A difference counts beyond {found.margin:.0%}.", highlight=False)
     for key, value in found.tuned.items():
-        console.print(f"for a recipe: {key} = {value}", highlight=False, markup=False)
+        if key != CHAT:
+            console.print(f"for a recipe: {key} = {value}", highlight=False, markup=False)
     for text in found.advice:
         console.print(text, highlight=False, markup=False)
 

@@ -47,6 +47,7 @@ def command(
         ),
     ] = None,
     voice: options.Voice = None,
+    tuned: options.Tuned = None,
     cache: options.Cache = options.CacheDtype.auto,
     speculate: options.Speculate = False,
     draft: options.Draft = None,
@@ -90,7 +91,7 @@ def command(
     guessing.check(SamplingParams.of(**sampling))  # a wrong setting is told before the model is read
     terminal = message is None and sys.stdin.isatty() and sys.stdout.isatty()
     voiced = _voiced(speak, voice, one=message is not None, played=sys.stdout.isatty())
-    model = MuOmni.from_pretrained(run, device=device)
+    model = MuOmni.from_pretrained(run, device=device, int8=options.int8_by(tuned, run))
     model.cache_dtype = cache.value
     with voiced or contextlib.nullcontext():
         chat = Chat(

@@ -29,7 +29,7 @@ class Frozen(BaseModel):
 
     def replace(self, **changes: Any) -> Self:
         """A validated copy with `changes`; unlike `model_copy`, every check runs again."""
-        return type(self).model_validate(self.model_dump(exclude_unset=True) | changes)
+        return type(self).model_validate(self.model_dump(by_alias=True, exclude_unset=True) | changes)
 
     @classmethod
     def field_docs(cls) -> dict[str, str]:

@@ -331,10 +331,8 @@ def _at_the_peak(setup: Setup, recorder: Recorder, kinds: dict[int, str]) -> For
         else:
             heap.free(number)
             live[kind(number)] -= sizes.pop(number)
-        if setup.device == "cuda":
-            reached = heap.live
-        else:
-            reached = heap.peak if isinstance(heap, PoolModel) else heap.now
+        region = heap.peak if isinstance(heap, PoolModel) else heap.now
+        reached = heap.live if setup.device == "cuda" else region
         if reached > peak:
             peak, split = reached, dict(live)
     if isinstance(heap, PoolModel) and setup.device == "cpu":

@@ -6,11 +6,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from muomni.accel import measured
 from muomni.bench import tuned
 from muomni.bench.claims import CLAIMS, claims
+from muomni.bench.effort import Target
 from muomni.bench.page import cells, page
 from muomni.bench.report import (
     DecodePoint,
@@ -27,7 +30,8 @@ from muomni.bench.report import (
     load_report,
 )
 from muomni.bench.svg import WIDTH, Bar, Point, amount_plot, line_plot, ratio_plot, stack_plot
-from muomni.config import load_recipe
+from muomni.config import load_recipe, preset
+from muomni.config.load import tuned_for_chat
 from muomni.errors import ConfigError, UserError
 
 RATIOS = st.floats(0.01, 100)
@@ -225,13 +229,34 @@ def test_the_fragment_holds_what_won_and_what_lost_and_no_more(tmp_path):
         row("int8", "on", part="infer"),
     ]
     found = tuned.fragment(rows)
-    assert found == {"precision": "bf16", "compile": "full", "allocator": "system"}
+    assert found == {"precision": "bf16", "compile": "full", "allocator": "system", "chat": {"int8": True}}
     tuned.save(found, tmp_path / "tuned.json", "a machine", "today")
     (tmp_path / "recipe.json").write_text('{"data": {"train": "x"}, "max_steps": 99, "compile": "off"}')
     taken = load_recipe(str(tmp_path / "recipe.json"), [f"@{tmp_path / 'tuned.json'}", "precision=fp32"])
     assert (taken.compile, taken.allocator, taken.precision) == ("full", "system", "fp32")
     (tmp_path / "recipe.json").write_text('{"extends": "tuned.json", "data": {"train": "x"}, "max_steps": 99}')
     assert load_recipe(str(tmp_path / "recipe.json")).compile == "full"
+
+
+def test_a_chat_takes_what_inference_was_measured_to_do(tmp_path):
+    for verdict in ("on", "no difference"):
+        found = tuned.fragment([row("int8", verdict, part="infer")])
+        tuned.save(found, tmp_path / "tuned.json", "a machine", "today")
+        assert tuned_for_chat(tmp_path / "tuned.json") == (verdict == "on")
+    for text in ("{}", '{"chat": true}', '{"chat": {"int8": 1}}', '{"chat": {"int9": true}}'):
+        (tmp_path / "tuned.json").write_text(text)
+        with pytest.raises(ConfigError, match="has no"):
+            tuned_for_chat(tmp_path / "tuned.json")
+
+
+def test_verdicts_are_kept_for_this_model(tmp_path, monkeypatch):
+    monkeypatch.setenv("MUOMNI_CACHE", str(tmp_path))
+    monkeypatch.delenv(measured.IGNORE)
+    target = Target("nano", preset("nano").thinker, None)
+    rows = (row("allocator", "off"), row("decode-step", "off", part="infer"), row("int8", "off", part="infer"))
+    assert tuned.remember(report(*rows), target) == ["allocator", "decode-step"]
+    known = measured.recall(torch.device("cpu"), target.thinker).known
+    assert {key: one.verdict for key, one in known.items()} == {"allocator": "off", "decode-step": "off"}
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
