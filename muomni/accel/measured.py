@@ -30,7 +30,7 @@ ALLOCATOR, POOL, BF16, FP16, VARLEN, COMPILE = (
     "attention-varlen",
     "compile",
 )
-DECODE_STEP = "decode-step"
+DECODE_STEP, TALKER_STEP = "decode-step", "talker-native"
 # This environment variable, when not empty, lets nothing be known: measurements are not to depend on earlier ones.
 IGNORE = "MUOMNI_IGNORE_MEASURED"
 

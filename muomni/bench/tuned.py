@@ -36,10 +36,11 @@ _RECIPE: tuple[tuple[str, str, str | None, str | None], ...] = (
 )
 
 
-# Rows that `auto` settings heed, of training and of inference.
+# Rows that `auto` settings heed.
 _HEEDED = {
     "train": (measured.ALLOCATOR, measured.POOL, measured.BF16, measured.FP16, measured.VARLEN, measured.COMPILE),
     "infer": (measured.DECODE_STEP,),
+    "speech": (measured.TALKER_STEP,),
 }
 
 
@@ -80,7 +81,7 @@ def remember(report: Report, target: Target) -> list[str]:
             for row in rows
             if row.speed is not None
         }
-        measured.remember(device, target.thinker, found, "int8" if int8 and part == "infer" else "float")
+        measured.remember(device, target.thinker, found, "int8" if int8 and part != "train" else "float")
         lost += [key for key, one in found.items() if one.lost]
     return lost
 

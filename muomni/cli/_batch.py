@@ -43,6 +43,7 @@ class Job:
         deterministic: see `MuOmni.chat_batch`.
         guessing: who guesses tokens.
         cache: what keys and values are stored as.
+        int8: make the weights int8 while they are read.
     """
 
     prompts: Path
@@ -54,6 +55,7 @@ class Job:
     deterministic: bool
     guessing: Speculation
     cache: Literal["auto", "int8"] = "auto"
+    int8: bool = False
 
 
 class Figures(TypedDict):
@@ -89,7 +91,7 @@ def answer_file(run: str, device: str, job: Job) -> Figures:
     from muomni.infer.batch import progress_bar, reply_to_all
 
     _check_settings(job)  # mistakes in the file are told before the model is read
-    model = MuOmni.from_pretrained(run, device=device)
+    model = MuOmni.from_pretrained(run, device=device, int8=job.int8)
     model.cache_dtype = job.cache
     left, longest = 0, 1
     for line in _lines(job, kept):

@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
 
 import typer
 
@@ -45,6 +45,7 @@ def command(
     image: options.Image = None,
     audio: options.Audio = None,
     video: options.Video = None,
+    tuned: options.Tuned = None,
     cache: options.Cache = options.CacheDtype.auto,
     speculate: options.Speculate = False,
     draft: options.Draft = None,
@@ -94,14 +95,16 @@ def command(
         seed=seed,
         ignore_eos=ignore_eos,
     )
+    int8 = options.int8_by(tuned, run)
     if batch is not None and out is not None:
         from muomni.cli._batch import Job
 
-        job = Job(batch, out, sampling, raw, system, batch_size, deterministic, guessing, cache.value)
+        job = Job(batch, out, sampling, raw, system, batch_size, deterministic, guessing, cache.value, int8)
         _answer_file(run, device, job, as_json)
         return
     asked = _asked(prompt, shown, system)
-    _answer(run, device, asked, sampling, as_json, {"raw": raw, "deterministic": deterministic}, guessing, cache)
+    model = _Model(run, device, cache, int8)
+    _answer(model, asked, sampling, as_json, {"raw": raw, "deterministic": deterministic}, guessing)
 
 
 def _asked(prompt: str | None, shown: list[dict[str, str]], system: str | None) -> "Prompt":
@@ -145,15 +148,22 @@ def _check_options(
         raise UserError("--system says something in a chat; --raw continues a plain text: give one of them")
 
 
+class _Model(NamedTuple):
+    """What is read, and how."""
+
+    run: str
+    device: str
+    cache: options.CacheDtype
+    int8: bool
+
+
 def _answer(
-    run: str,
-    device: str,
+    asked: _Model,
     prompt: "Prompt",
     sampling: dict[str, Any],
     as_json: bool,
     how: dict[str, bool],
     guessing: "Speculation",
-    cache: options.CacheDtype,
 ) -> None:
     """Prints one reply as it comes, or as JSON once it is whole."""
     from muomni.api import MuOmni
@@ -161,9 +171,9 @@ def _answer(
     from muomni.infer import SamplingParams
 
     guessing.check(SamplingParams.of(**sampling))  # a wrong setting is told before the model is read
-    model = MuOmni.from_pretrained(run, device=device)
-    model.cache_dtype = cache.value
-    stream = model.stream(prompt, speculate=guessing.guesser(model, device), **how, **sampling)
+    model = MuOmni.from_pretrained(asked.run, device=asked.device, int8=asked.int8)
+    model.cache_dtype = asked.cache.value
+    stream = model.stream(prompt, speculate=guessing.guesser(model, asked.device), **how, **sampling)
     if as_json:
         reply = stream.finish()
         timing = vars(reply.timing) | {"tokens_per_s": reply.timing.tokens_per_s}

@@ -1,6 +1,7 @@
 """`muomni plan`: what a recipe will take of memory, and which of its settings fit."""
 
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,6 +10,10 @@ from muomni.config import load_recipe
 from muomni.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from muomni.bench.ways import Speed
+    from muomni.config import Recipe
     from muomni.train.fitting import Option
     from muomni.train.forecast import Setup
 
@@ -35,12 +40,18 @@ def command(
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value; may be repeated.")
     ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure/--no-measure", help="Time the best few where the device is here, up to about two minutes."
+        ),
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print only one JSON line.")] = False,
 ) -> None:
     """Forecast the memory of training and inference without taking it, and say which settings fit.
 
     The effective batch, the learning rate and what is learnt stay as they are; what changes is how a step is cut and
-    computed. Ends with exit code 2 where nothing fits. Speeds are modelled, not measured.
+    computed. Ends with exit code 2 where nothing fits. Speeds are modelled, and of the best few measured.
 
     Example: muomni plan text-tiny --memory 2GB --set data.train=book.txt
     """
@@ -49,19 +60,67 @@ def command(
     stage = load_recipe(recipe, _with_data(changes or []))
     if stage.codec is not None:
         raise ConfigError("codec: memory is forecast for models; training a codec is not modelled yet")
-    from muomni.train.fitting import fastest, options, parse_memory, step_seconds, words
-    from muomni.train.forecast import forecast, inference_memory, setup_of
+    from muomni.train.fitting import parse_memory, words
 
     asked = None if memory is None else parse_memory(memory)
+    say = _silent if as_json else _say
+    plan = _plan(stage, device, asked, measure, say)
+    if as_json:
+        print(json.dumps(plan.result))
+    else:
+        _print(plan)
+    if plan.best is None:
+        least = min(plan.found, key=lambda option: option.forecast.peak)
+        way = f"micro-batches of {least.setup.micro_batch} and checkpointing {least.setup.checkpointing}"
+        raise UserError(
+            f"{recipe} does not fit in {words(plan.room)}: with {way}, the least there is, it takes about "
+            f"{words(least.forecast.peak)}. A smaller model.preset, tokenizer.vocab_size or data.seq_len takes less"
+        )
+    if not as_json:
+        _print_fastest(plan, plan.best)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What was found.
+
+    Attributes:
+        setup: of the recipe as it is.
+        room, whence: bytes that there are, and how that is known.
+        found: every way to take the steps; `best` is the one to take, None where none fits.
+        speeds: measured, by `bench.ways.name_of`; `unmeasured` says why there are none.
+        result: all of it for `--json`.
+    """
+
+    setup: "Setup"
+    room: int
+    whence: str
+    found: "list[Option]"
+    best: "Option | None"
+    speeds: "dict[str, Speed]"
+    unmeasured: str | None
+    result: dict[str, Any]
+
+
+def _plan(stage: "Recipe", device: str | None, asked: int | None, measure: bool, say: "Callable[[str], None]") -> _Plan:
+    import torch
+
+    from muomni.bench import ways
+    from muomni.train.fitting import fastest, options, step_seconds
+    from muomni.train.forecast import forecast, inference_memory, setup_of
+    from muomni.train.past import past_errors
+
     setup = setup_of(stage, device=device)
     room, whence = _room(setup, asked)
     baseline = _baseline(setup)
     rate, measured = _rate(setup)
     own = forecast(setup).with_baseline(baseline)
-    say = None if as_json else _say
-    compiled = stage.compile != "off" and _compiler(setup)
-    found = list(options(setup, baseline, rate, compiled, say or _silent))
+    found = list(options(setup, baseline, rate, stage.compile != "off" and _compiler(setup), say))
     best = fastest(found, room)
+    fitting = [option for option in found if option.fits(room)]
+    speeds, unmeasured = _speeds(fitting, setup, measure, say)
+    if speeds:
+        best = ways.fastest(fitting, speeds)
     result: dict[str, Any] = {
         "device": setup.device,
         "precision": setup.precision,
@@ -70,30 +129,31 @@ def command(
         "rate_measured": measured,
         "training": own.as_dict(),
         "step_seconds_modelled": step_seconds(setup, rate),
+        "past_errors": past_errors(torch.device(setup.device)) if _is_here(setup) else [],
         "inference": inference_memory(setup.config),
         "not_modelled": _not_modelled(stage),
-        "options": [option.as_dict() | {"fits": option.fits(room)} for option in found],
+        "not_measured": unmeasured,
+        "options": [
+            option.as_dict()
+            | {"fits": option.fits(room)}
+            | ({"seconds_measured": one.seconds} if (one := speeds.get(ways.name_of(option))) is not None else {})
+            for option in found
+        ],
         "fastest": None if best is None else best.fragment,
     }
-    if as_json:
-        print(json.dumps(result))
-    else:
-        _print(setup, result, found, room, whence)
-    if best is None:
-        least = min(found, key=lambda option: option.forecast.peak)
-        way = f"micro-batches of {least.setup.micro_batch} and checkpointing {least.setup.checkpointing}"
-        raise UserError(
-            f"{recipe} does not fit in {words(room)}: with {way}, the least there is, it takes about "
-            f"{words(least.forecast.peak)}. A smaller model.preset, tokenizer.vocab_size or data.seq_len takes less"
-        )
-    if not as_json:
-        _print_fastest(best, rate, measured)
+    return _Plan(setup, room, whence, found, best, speeds, unmeasured, result)
 
 
 def _with_data(changes: list[str]) -> list[str]:
     """Bundled recipes leave the data to the user; a forecast does not read it."""
     given = any(change.startswith("data.train") for change in changes)
     return changes if given else ['data.train=["the data are not read"]', *changes]
+
+
+def _is_here(setup: "Setup") -> bool:
+    import torch
+
+    return setup.device != "cuda" or torch.cuda.is_available()
 
 
 def _room(setup: "Setup", asked: int | None) -> tuple[int, str]:
@@ -104,7 +164,7 @@ def _room(setup: "Setup", asked: int | None) -> tuple[int, str]:
 
     from muomni.accel.device import free_memory
 
-    if setup.device == "cuda" and not torch.cuda.is_available():
+    if not _is_here(setup):
         raise UserError("no GPU is here whose memory could be read: say how much there is with --memory")
     return free_memory(torch.device(setup.device)), "free now"
 
@@ -120,7 +180,7 @@ def _compiler(setup: "Setup") -> bool:
 
     from muomni.accel.compile import what_is_missing
 
-    if setup.device == "cuda" and not torch.cuda.is_available():
+    if not _is_here(setup):
         return True  # it is known of that machine as little as the rest
     return what_is_missing(torch.device(setup.device)) is None
 
@@ -131,9 +191,24 @@ def _rate(setup: "Setup") -> tuple[float, bool]:
 
     from muomni.train.fitting import ASSUMED_RATE, measure_rate
 
-    if setup.device == "cuda" and not torch.cuda.is_available():
+    if not _is_here(setup):
         return ASSUMED_RATE, False
     return measure_rate(torch.device(setup.device), setup.precision), True
+
+
+def _speeds(
+    fitting: "list[Option]", setup: "Setup", asked: bool, say: "Callable[[str], None]"
+) -> "tuple[dict[str, Speed], str | None]":
+    """What steps of the best few take here, or why that was not measured."""
+    from muomni.bench.ways import candidates, measure, why_not
+
+    if not asked:
+        return {}, "as asked"
+    if not _is_here(setup):
+        return {}, "the device is not here"
+    chosen = candidates(fitting)
+    reason = why_not(chosen)
+    return ({}, reason) if reason is not None else (measure(chosen, say), None)
 
 
 def _not_modelled(stage: Any) -> list[str]:
@@ -159,15 +234,18 @@ def _say(text: str) -> None:
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
-def _print(setup: "Setup", result: dict[str, Any], found: "list[Option]", room: int, whence: str) -> None:
+def _print(plan: _Plan) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
+    from muomni.bench.ways import name_of
     from muomni.train.fitting import words
+    from muomni.train.past import in_words
 
     _say("")
     console = Console()
+    setup, result, room = plan.setup, plan.result, plan.room
     training = result["training"]
     console.print(
         f"Training on {setup.device} in {setup.precision}, {setup.micro_batch} × {setup.seq_len} tokens, "
@@ -178,10 +256,19 @@ def _print(setup: "Setup", result: dict[str, Any], found: "list[Option]", room: 
     for name, text in _SAID.items():
         if training[f"{name}_mib"]:
             console.print(f"  {text:<46}{training[f'{name}_mib']:>10,.0f}", highlight=False)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"in {words(room)} ({whence})", title_justify="left")
-    for heading in ("micro-batch", "× times", "checkpointing", "compile", "MiB", "fits", "s/step, modelled"):
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"in {words(room)} ({plan.whence})", title_justify="left")
+    for heading in (
+        "micro-batch",
+        "× times",
+        "checkpointing",
+        "compile",
+        "MiB",
+        "fits",
+        "s/step, modelled",
+        "measured",
+    ):
         table.add_column(heading, justify="right" if heading not in ("checkpointing", "compile", "fits") else "left")
-    for option in found:
+    for option in plan.found:
         s = option.setup
         table.add_row(
             str(s.micro_batch),
@@ -191,16 +278,27 @@ def _print(setup: "Setup", result: dict[str, Any], found: "list[Option]", room: 
             f"{option.forecast.peak / 2**20:,.0f}",
             "yes" if option.fits(room) else "no",
             f"{option.seconds:.3g}",
+            f"{plan.speeds[name_of(option)].seconds:.3g}" if name_of(option) in plan.speeds else "",
         )
     console.print(table)
     console.print("Inference, weights and keys and values (besides the process):", highlight=False)
     for text, size in result["inference"].items():
         console.print(f"  {text.removesuffix('_mib').replace('_', ' '):<46}{size:>10,.1f} MiB", highlight=False)
+    console.print(f"{in_words(result['past_errors']).capitalize()}.", highlight=False)
     for text in result["not_modelled"]:
         console.print(f"Not modelled: {text}", highlight=False)
 
 
-def _print_fastest(best: "Option", rate: float, measured: bool) -> None:
-    how = "measured on this device" if measured else "assumed: the device is not here"
-    print(f"\nFastest that fits, modelled by operations at {rate / 1e9:,.0f} GFLOP/s ({how}):")
+def _print_fastest(plan: _Plan, best: "Option") -> None:
+    from muomni.bench.ways import name_of
+
+    if plan.speeds:
+        one = plan.speeds[name_of(best)]
+        print(f"\nFastest that fits, measured: {one.seconds:.3g} s/step ({one.low:.3g} to {one.high:.3g}); of those as")
+        print("fast within the noise, the one with least memory:")
+    else:
+        how = "measured on this device" if plan.result["rate_measured"] else "assumed: the device is not here"
+        rate = plan.result["rate_flops"] / 1e9
+        print(f"\nFastest that fits, modelled by operations at {rate:,.0f} GFLOP/s ({how});")
+        print(f"no steps were measured: {plan.unmeasured}:")
     print(json.dumps(best.fragment, indent=2))

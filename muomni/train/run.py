@@ -27,6 +27,7 @@ from muomni.train.initial import check_model
 from muomni.train.loop import Sampler, Trainer
 from muomni.train.metrics import MetricsLog, plot_losses, tensorboard_installed
 from muomni.train.optimizer import check_optimizer
+from muomni.train.past import remember_error
 from muomni.train.progress import ProgressLine
 from muomni.train.tune import as_tuned, tune
 
@@ -84,11 +85,11 @@ def train(
     if recipe.codec is not None:
         return _train_codec(recipe, run, start)
     check_model(recipe)
-    tokenizer = None
+    plan, tokenizer = plan_of(recipe), None
+    check_optimizer(recipe.optimizer, plan.precision)
     if recipe.tune and start is None:
         recipe, tokenizer = tune(recipe, run)
-    plan = plan_of(recipe)
-    check_optimizer(recipe.optimizer, plan.precision)
+        plan = plan_of(recipe)
     plan.begin()
     with connect(plan.parallel, plan.device) as group:
         return _train(recipe, run, start, plan, group, tokenizer, make_sampler)
@@ -167,6 +168,7 @@ def _train_on(
     plot = None
     if group.is_main:
         expected = beside(recipe, config, memory, group.size)
+        remember_error(plan.device, expected)
         write_atomic(run / MEMORY, json.dumps({**memory.as_dict(), "forecast": expected}, indent=2) + "\n")
         plot = plot_losses(run) if progress.applied else None
     return TrainResult(run, progress, total_steps, trainer.stopped, plot, memory, group.is_main)

@@ -10,8 +10,7 @@ from muomni.accel import plan
 from muomni.cli import main
 from muomni.errors import ConfigError
 from muomni.model import OmniModel
-from muomni.train import adam8bit
-from muomni.train import run as run_module
+from muomni.train import adam8bit, assemble
 
 
 def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,8 +56,8 @@ def test_it_is_refused_before_anything_is_allocated(monkeypatch, tmp_path, capsy
         raise AssertionError("this came too late")
 
     monkeypatch.setattr(OmniModel, "__init__", must_not)
-    monkeypatch.setattr(run_module, "prepare_tokenizer", must_not)
-    monkeypatch.setattr(run_module, "prepare_rows", must_not)
+    monkeypatch.setattr(assemble, "prepare_tokenizer", must_not)
+    monkeypatch.setattr(assemble, "prepare_rows", must_not)
     monkeypatch.setattr(adam8bit, "find_spec", lambda name: name)
     machine(monkeypatch)
     (tmp_path / "text.txt").write_text("A few words. " * 100)
@@ -78,7 +77,7 @@ def test_the_test_sees_what_is_made_too_early(monkeypatch, tmp_path):
     def must_not(*_: object, **__: object) -> None:
         raise AssertionError("this came too late")
 
-    monkeypatch.setattr(run_module, "prepare_tokenizer", must_not)
+    monkeypatch.setattr(assemble, "prepare_tokenizer", must_not)
     (tmp_path / "text.txt").write_text("A few words. " * 100)
     with pytest.raises(AssertionError, match="too late"):
         main(["train", "text-nano", "--data", str(tmp_path / "text.txt"), "--out", str(tmp_path / "run")])

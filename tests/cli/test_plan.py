@@ -4,12 +4,16 @@ import json
 
 import pytest
 
+from muomni.bench import ways
+from muomni.bench.cases import TrainCase
+from muomni.bench.compare import Figures
 from muomni.cli import main
 from muomni.train import baseline
 
 NANO = [
     "--set", 'model={"preset": "nano"}', "--set", "data.seq_len=32", "--set", "batch_size=2",
     "--set", "gradient_accumulation_steps=2", "--set", "tokenizer.vocab_size=512", "--set", "precision=fp32",
+    "--no-measure",
 ]  # fmt: skip
 
 
@@ -44,6 +48,32 @@ def test_words_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert "optimizer state" in said and "Fastest that fits" in said and "modelled" in said
     assert '"batch_size": 4' in said
+
+
+def test_the_best_few_are_measured_and_the_fastest_of_them_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[TrainCase] = []
+
+    def turns(cases: list[TrainCase], rounds: int, *_: object) -> dict[str, Figures]:
+        asked.extend(cases)
+        # Two rows at a time are fastest, whatever the model says.
+        return {c.name: Figures([c.tokens / (1 if "2 × 2" in c.name else 2)] * rounds, 1, {}, 1) for c in cases}
+
+    monkeypatch.setattr(ways, "take_turns", turns)
+    assert run("--memory", "4GB", "--device", "cpu", "--json", "--set", "compile=off", "--measure") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(asked) == 3 and {case.batch_size for case in asked} == {4} and found["not_measured"] is None
+    assert found["fastest"]["batch_size"] == 2 and found["fastest"]["gradient_accumulation_steps"] == 2
+    assert sum("seconds_measured" in option for option in found["options"]) == 3
+    assert run("--memory", "4GB", "--device", "cpu", "--set", "compile=off", "--measure") == 0
+    assert "Fastest that fits, measured: 1 s/step" in capsys.readouterr().out
+
+
+def test_what_would_take_long_is_not_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    long = ["--set", 'model={"preset": "base"}', "--set", "batch_size=64", "--measure", "--set", "compile=off"]
+    assert run("--memory", "4000GB", "--device", "cpu", "--json", *long) == 0
+    assert "would take some" in json.loads(capsys.readouterr().out)["not_measured"]
 
 
 def test_a_gpu_that_is_not_here_needs_memory_to_be_said(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 
+from muomni.accel import measured
 from muomni.errors import ConfigError, UserError
 from muomni.infer.generate import evaluating
 from muomni.infer.session import fingerprint
@@ -12,6 +13,7 @@ from muomni.infer.speak.speaker import Speaker, capacity_for
 from muomni.infer.speak.steps import Backbone, make_backbone
 from muomni.model import OmniModel
 from muomni.model.codec import SpeechCodec
+from muomni.model.quantized import is_quantized
 from muomni.model.talker import Talker
 from muomni.ops.native import Library, Unavailable, load
 
@@ -57,7 +59,7 @@ class SpeechSession:
                 backbone = None  # its cache is given back before the next one is made
                 with evaluating(talker):
                     capacity = capacity_for(talker, codec.frame_rate)
-                    backbone = make_backbone(talker, slots, capacity, self._native(talker))
+                    backbone = make_backbone(talker, slots, capacity, self._native(model, talker))
             self._weights = weights
         return Loan(self, weights, backbone, Speaker(talker, backbone, codec.frame_rate))
 
@@ -67,13 +69,19 @@ class SpeechSession:
             if weights == self._weights and larger and _COMPILING not in backbone.note:
                 self._kept = backbone
 
-    def _native(self, talker: Talker) -> Library | str:
+    def _native(self, model: OmniModel, talker: Talker) -> Library | str:
         """The compiled decoder, or why it is not used; compiled in the background the first time on a machine."""
         name = os.environ.get("MUOMNI_RUNNER", "auto")
         if name == "eager":
             return "as asked"
         if talker.norm.weight.device.type != "cpu":
             return "the native decoder is for CPUs"
+        if name == "auto":
+            weights = "int8" if is_quantized(talker) else "float"
+            found = measured.recall(talker.norm.weight.device, model.config.thinker, weights)
+            lost = found.loss(measured.TALKER_STEP, "a talker's frame in one call")
+            if lost is not None:
+                return lost
         if self._library is None:
             self._library = _in_background(load)
         try:
