@@ -18,7 +18,7 @@ from muomni.train.forecast import Setup
 
 # Ways that are tried: the best by the model, of them one compiled.
 _EAGER, _COMPILED = 3, 1
-_ROUNDS, _MOST_MICRO_BATCHES = 4, 4
+_ROUNDS, _MOST_MICRO_BATCHES = 3, 4
 # Beyond this many seconds, as modelled, nothing is measured.
 MOST_SECONDS = 120.0
 # Setting up a case takes about so long, its first step and warm-up as long as these steps.
