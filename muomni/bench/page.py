@@ -21,7 +21,7 @@ _STYLE = """
 --c0:#6aa5de;--c1:#5fbf88;--c2:#d9a84a;--c3:#e8786f;--c4:#a98be0;--c5:#6f7b86}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif;overflow-wrap:anywhere}
-main{max-width:1000px;margin:0 auto;padding:16px}
+main{max-width:1280px;margin:0 auto;padding:16px}
 h1{font-size:1.5em;margin:.2em 0}h2{font-size:1.2em;margin:1.6em 0 .4em}
 p{margin:.4em 0}.soft{color:var(--soft)}
 .noise{border-left:4px solid var(--c3);background:var(--box);padding:8px 12px;margin:12px 0}
@@ -175,7 +175,10 @@ def _roof_plot(report: Report) -> str:
         Bar(p.name, p.gb_per_s, p.gb_per_s, p.gb_per_s, f"{p.gb_per_s:.1f} GB/s, {p.gb_per_s / roof:.0%}")
         for p in report.decode
     ]
-    title = f"Decoding: weights read in a second; the dashed roof is this machine's memory, {roof:.0f} GB/s"
+    title = (
+        f"Decoding: weights read in a second; the dashed roof is this machine's memory, {roof:.0f} GB/s (weights that "
+        "fit the processor's caches can exceed it)"
+    )
     return _figure(title, amount_plot(bars, "GB/s", title, roof))
 
 

@@ -16,6 +16,8 @@ WIDTH = 340
 _ROW, _TOP, _BOTTOM = 34, 6, 26
 _LEFT, _RIGHT = 8, 12
 _LINE_HEIGHT = 190
+# Width of a letter of the plots' text, on average.
+_LETTER = 6.0
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def _bars(
         left, right = sorted((x(zero), x(bar.value)))
         middle = top + 23
         parts += [
-            _text(_LEFT, top + 13, bar.label),
+            _text(_LEFT, top + 13, _beside(bar.label, bar.note)),
             _text(WIDTH - _RIGHT, top + 13, bar.note, "end", "soft"),
             f'<rect x="{left:.1f}" y="{top + 18}" width="{max(right - left, 1):.1f}" height="10" rx="2" '
             f'fill="var(--c{bar.colour})"/>',
@@ -98,6 +100,12 @@ def _bars(
     return _svg(height, parts, title)
 
 
+def _beside(label: str, note: str) -> str:
+    """A label cut to the room that its note leaves, since neither can wrap."""
+    room = int((WIDTH - _LEFT - _RIGHT) / _LETTER) - len(note) - 1
+    return label if len(label) <= room else label[: room - 1].rstrip(" ,:") + "…"
+
+
 def stack_plot(bars: Sequence[tuple[str, Sequence[float]]], unit: str, title: str) -> str:
     """Bars of parts in a row; the number of a part is that of its colour."""
     most = max([*(sum(parts) for _, parts in bars), 1e-9]) * 1.02
@@ -106,8 +114,9 @@ def stack_plot(bars: Sequence[tuple[str, Sequence[float]]], unit: str, title: st
     drawn = [_axis(_LEFT + tick * scale, height - _BOTTOM, f"{tick:g}") for tick in _ticks(most)]
     for number, (label, parts) in enumerate(bars):
         top, left = _TOP + number * _ROW, float(_LEFT)
-        drawn.append(_text(_LEFT, top + 13, label))
-        drawn.append(_text(WIDTH - _RIGHT, top + 13, f"{sum(parts):,.0f} {unit}", "end", "soft"))
+        note = f"{sum(parts):,.0f} {unit}"
+        drawn.append(_text(_LEFT, top + 13, _beside(label, note)))
+        drawn.append(_text(WIDTH - _RIGHT, top + 13, note, "end", "soft"))
         for colour, part in enumerate(parts):
             if part > 0:
                 place = f'x="{left:.1f}" y="{top + 18}" width="{part * scale:.1f}" height="10"'

@@ -88,6 +88,7 @@ def train(
     plan, tokenizer = plan_of(recipe), None
     check_optimizer(recipe.optimizer, plan.precision)
     if recipe.tune and start is None:
+        _make_folder(run)
         recipe, tokenizer = tune(recipe, run)
         plan = plan_of(recipe)
     plan.begin()
@@ -147,7 +148,7 @@ def _train_on(
         step.counters.streak.fill_(progress.streak)
         step.scaler.load_state_dict(progress.scaler)
     if group.is_main:
-        run.mkdir(parents=True, exist_ok=True)
+        _make_folder(run)
         stored = recipe.model_dump(mode="json", exclude_none=True, by_alias=True)
         write_atomic(run / RECIPE, json.dumps(stored, indent=2) + "\n")
     silent = not group.is_main
@@ -193,6 +194,13 @@ def _settle_compilation(plan: Plan, trainer: Trainer, log: MetricsLog, line: Pro
         log.write("compile", progress.applied, mode=choice.mode, **choice.figures)
     assert choice.mode != "measure"
     progress.compile = choice.mode
+
+
+def _make_folder(run: Path) -> None:
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{run}: the run folder cannot be made: {error.strerror}; --out names another one") from None
 
 
 def _compiled_work(plan: Plan, trainer: Trainer) -> str:

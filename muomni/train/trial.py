@@ -5,8 +5,10 @@ read from standard input and one is written to standard output; `train.tune` is 
 """
 
 import json
+import os
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,8 @@ _LEAST_STEPS, _MOST_STEPS = 3, 20
 
 def main() -> None:
     """Answers one command."""
-    command = json.load(sys.stdin)
+    command = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # Whatever a library prints must not get before the answer.
     answers, sys.stdout = sys.stdout, sys.stderr
     try:
@@ -42,6 +45,12 @@ def main() -> None:
             raise
         answer = {"short": _first_line(error)}
     print(json.dumps(answer), file=answers, flush=True)
+
+
+def _end_with_parent() -> None:
+    """Standard input ends when the process that asked does."""
+    sys.stdin.read()
+    os._exit(1)
 
 
 def measure(recipe: dict[str, Any], tokenizer: str, seconds: float, memory: int | None) -> dict[str, Any]:

@@ -12,12 +12,14 @@ processes of one program differ by; else the recipe's own stays.
 
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -133,7 +135,7 @@ def tune(recipe: Recipe, run: Path, say: Say | None = None) -> tuple[Recipe, Tok
 
     Args:
         recipe: with `tune`, of a model.
-        run: the run folder, made here.
+        run: the run folder, which exists.
         say: is told what is going on; None prints to standard error.
 
     Returns:
@@ -142,11 +144,11 @@ def tune(recipe: Recipe, run: Path, say: Say | None = None) -> tuple[Recipe, Tok
     Raises:
         ConfigError: several processes share the run.
         UserError: not a single way can be taken here.
+        TrainingError: a trial ended for no reason that is known, or the run folder cannot be written.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("tune: with several processes nothing is tuned; tune with one, then name what it found")
     say = say or _print
-    run.mkdir(parents=True, exist_ok=True)
     tokenizer = find_tokenizer(recipe)
     with tempfile.TemporaryDirectory(prefix="muomni-tune-") as folder:
         tokenizer.save(folder)
@@ -155,9 +157,12 @@ def tune(recipe: Recipe, run: Path, say: Say | None = None) -> tuple[Recipe, Tok
         say(f"tuning for at most {recipe.minutes_of_tuning:g} min; the effective batch stays {search.rows} rows")
         best = search.run()
     fragment = best.way.changes(search.own)
-    write_atomic(run / TUNED, json.dumps(fragment, indent=2) + "\n")
     all_of_them = [{**asdict(trial), "seconds": trial.seconds if trial.step_s else None} for trial in search.trials]
-    write_atomic(run / TUNING, json.dumps({"chosen": fragment, "trials": all_of_them}, indent=2) + "\n")
+    try:
+        write_atomic(run / TUNED, json.dumps(fragment, indent=2) + "\n")
+        write_atomic(run / TUNING, json.dumps({"chosen": fragment, "trials": all_of_them}, indent=2) + "\n")
+    except OSError as error:
+        raise TrainingError(f"{run}: what tuning found cannot be written: {error.strerror}") from None
     return _with(recipe, fragment, "what tuning found"), tokenizer
 
 
@@ -224,27 +229,18 @@ class _Trials:
             "seconds": _STEP_SECONDS,
             "memory": self.memory if self.device.type == "cpu" else None,
         }
-        shown = None if not self._prepared else subprocess.PIPE  # the first one shows how far the data are
-        timeout = None if not self._prepared else max(1.0, deadline - time.monotonic())
+        # The first one shows how far the data are, and preparing them is not counted.
+        timeout = max(1.0, deadline - time.monotonic()) if self._prepared else None
         try:
-            child = subprocess.run(
-                [sys.executable, "-m", "muomni.train.trial"],
-                input=json.dumps(command),
-                stdout=subprocess.PIPE,
-                stderr=shown,
-                text=True,
-                timeout=timeout,
-                check=False,
-            )
+            code, answered, said = _child(json.dumps(command), timeout, shows=not self._prepared)
         except subprocess.TimeoutExpired:
             return Trial(way, why_not="not measured: the time for tuning is over")
         self._prepared = True
-        if child.returncode == -9:
+        if code == -signal.SIGKILL:
             return Trial(way, why_not="the system ended it: memory ran out", short=True)
-        if child.returncode or not child.stdout:
-            said = (child.stderr or "")[-_SHOWN:].strip()
-            raise TrainingError(f"tuning: {way} ended with exit code {child.returncode}:\n{said}")
-        answer: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
+        if code or not answered:
+            raise TrainingError(f"tuning: {way} ended with exit code {code}:\n{said[-_SHOWN:].strip()}")
+        answer: dict[str, Any] = json.loads(answered.splitlines()[-1])
         if "short" in answer:
             return Trial(way, why_not=answer["short"], short=True)
         if "refused" in answer:
@@ -254,6 +250,36 @@ class _Trials:
             room = f"{words(found.peak)}, more than {HEADROOM:.0%} of what is free ({words(self.memory)})"
             return replace(found, step_s=(), why_not=room, short=True)
         return found
+
+
+def _child(command: str, timeout: float | None, *, shows: bool) -> tuple[int, str, str]:
+    """Runs `train.trial`: its exit code, standard output and, unless it `shows` that, standard error.
+
+    The child ends when this process does, however that ends: its standard input stays open until then.
+
+    Raises:
+        subprocess.TimeoutExpired: it took too long, and was ended.
+    """
+    with (
+        tempfile.TemporaryFile("w+", errors="replace") as said,
+        subprocess.Popen(
+            [sys.executable, "-m", "muomni.train.trial"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=None if shows else said,
+            text=True,
+        ) as child,
+    ):
+        assert child.stdin is not None and child.stdout is not None
+        try:
+            with suppress(BrokenPipeError):  # it ended before it read this: its exit code tells
+                child.stdin.write(command + "\n")
+                child.stdin.flush()
+            child.wait(timeout)  # the answer is far smaller than what a pipe holds
+            said.seek(0)
+            return child.returncode, child.stdout.read(), said.read()
+        finally:
+            child.kill()
 
 
 class Search:

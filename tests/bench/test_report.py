@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from muomni.accel import measured
+from muomni.bench import svg as svg_module
 from muomni.bench import tuned
 from muomni.bench.claims import CLAIMS, claims
 from muomni.bench.effort import Target
@@ -203,6 +204,13 @@ def test_amount_and_stack_plots_stay_inside_their_box(values, roof):
     svg = amount_plot(bars, "GB/s", "title", roof)
     assert all(0 <= x <= WIDTH for x in numbers_of(svg)) and "stroke-dasharray" in svg
     assert all(0 <= x <= WIDTH for x in numbers_of(stack_plot([("a", values)], "MiB", "title")))
+
+
+@given(st.text("abc mW", min_size=1, max_size=80), st.text("0.×ab", max_size=25))
+def test_labels_leave_room_for_their_notes(label, note):
+    cut = svg_module._beside(label, note)
+    assert cut == label or (cut.endswith("…") and label.startswith(cut[:-1]))
+    assert (len(cut) + len(note)) * svg_module._LETTER <= WIDTH
 
 
 @given(st.lists(st.floats(0.1, 1e7), min_size=2, max_size=8))

@@ -1,6 +1,7 @@
 """The search before a run: over trials that the test makes up, and a real one."""
 
 import json
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from muomni.config import Recipe, read_json
 from muomni.errors import ConfigError, UserError
 from muomni.train.metrics import read_lines
 from muomni.train.run import train
-from muomni.train.tune import TUNED, TUNING, Search, Trial, Way, own_way, tune
+from muomni.train.tune import TUNED, TUNING, Search, Trial, Way, _child, own_way, tune
 
 MIB = 2**20
 
@@ -150,6 +151,19 @@ def test_several_processes_are_not_tuned(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="with several processes nothing is tuned"):
         tune(make_recipe(), tmp_path)
+
+
+def test_a_run_folder_that_cannot_be_made_is_told_before_anything_is_tried(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="cannot be made"):
+        train(make_recipe(), tmp_path / "file" / "run")
+
+
+def test_a_child_that_fails_is_told_with_what_it_said() -> None:
+    code, answered, said = _child("{}", 60, shows=False)
+    assert code == 1 and not answered and "TypeError" in said
+    with pytest.raises(subprocess.TimeoutExpired):
+        _child("{}", 0.01, shows=False)
 
 
 def test_a_codec_is_not_tuned() -> None:
