@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from muomni.cli import bench_report
+from muomni.cli._console import wide_console
 from muomni.cli.bench_infer import infer
 from muomni.cli.bench_speech import speech
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from muomni.bench.compare import Measured
     from muomni.bench.media import MediaCost
     from muomni.bench.techniques import OnOff
@@ -96,7 +95,7 @@ def _media(shape: str, common: dict[str, Any], rounds: int, steps: int, say: Cal
         found = measure_media(common, *towers(cast("PresetName", SHAPES_TOWERS.get(shape, shape))), rounds, steps, say)
     except ConfigError as error:
         if title:
-            _wide().print(f"media: not measured, {error}", highlight=False, markup=False)
+            wide_console().print(f"media: not measured, {error}", highlight=False, markup=False)
         return {"not_measured": str(error)}
     if title:
         _print_media(title, found)
@@ -142,14 +141,6 @@ def _peer_cases(common: dict[str, Any], precision: str) -> list[Any]:
     return [*compiled, *plain, *ours]
 
 
-def _wide() -> "Console":
-    """A console that does not squeeze tables where the width is not known."""
-    from rich.console import Console
-
-    console = Console()
-    return console if console.is_terminal else Console(width=140)
-
-
 def _print_peers(title: str, rows: "list[Measured]") -> None:
     from rich.table import Table
 
@@ -176,7 +167,7 @@ def _print_peers(title: str, rows: "list[Measured]") -> None:
             f"{row.memory_ratio:.2f}×",
             row.verdict,
         )
-    _wide().print(table)
+    wide_console().print(table)
 
 
 def _print_techniques(title: str, rows: "list[OnOff]") -> None:
@@ -198,7 +189,7 @@ def _print_techniques(title: str, rows: "list[OnOff]") -> None:
             f"{row.off.first_step_s:.1f} → {row.on.first_step_s:.1f}",
             row.on.verdict,
         )
-    console = _wide()
+    console = wide_console()
     console.print(table)
     for row in rows:
         if row.not_measured:
@@ -224,7 +215,7 @@ def _print_media(title: str, rows: "list[MediaCost]") -> None:
             f"{m.peak_mib:,.0f}",
             row.verdict if number else "",
         )
-    _wide().print(table)
+    wide_console().print(table)
 
 
 def _equivalence(claim: str, on: "Measured") -> str:

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from muomni.cli import bench_report
+from muomni.cli._console import wide_console
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from muomni.bench.infer import Comparison, Decoding
     from muomni.bench.infer_plan import Plan
 
@@ -155,7 +154,7 @@ def print_comparison(title: str, found: "Comparison") -> None:
         table.add_column(name, justify="left" if name in ("case", "verdict") else "right")
     for row in found.cases:
         table.add_row(*_cells(row))
-    console = _wide()
+    console = wide_console()
     console.print(table)
     console.print(
         f"memory: {found.bandwidth:.1f} GB/s ({found.bandwidth_low:.1f}–{found.bandwidth_high:.1f})", highlight=False
@@ -185,11 +184,3 @@ def _cells(row: "Decoding") -> list[str]:
         shown(row.top1, ".1%"),
         shown(row.kl, ".1e"),
     ]
-
-
-def _wide() -> "Console":
-    """A console that does not squeeze tables where the width is not known."""
-    from rich.console import Console
-
-    console = Console()
-    return console if console.is_terminal else Console(width=180)

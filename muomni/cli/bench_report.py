@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from muomni.cli._console import wide_console
 from muomni.errors import MuOmniError, UserError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from muomni.bench.report import PartName, Report
 
 _RUNS = Path("runs")
@@ -153,7 +152,7 @@ def print_report(found: "Report") -> None:
         shown = cells(row)
         said = f"{row.verdict}: {row.reason}"
         table.add_row(row.technique, shown.speeds, shown.ratio, shown.memory, shown.results, row.claim, said)
-    console = _wide()
+    console = wide_console()
     console.print(table)
     if found.noise:
         said = "; ".join(found.noise)
@@ -164,11 +163,3 @@ def print_report(found: "Report") -> None:
             console.print(f"for a recipe: {key} = {value}", highlight=False, markup=False)
     for text in found.advice:
         console.print(text, highlight=False, markup=False)
-
-
-def _wide() -> "Console":
-    """A console that does not squeeze the table where the width is not known."""
-    from rich.console import Console
-
-    console = Console()
-    return console if console.is_terminal else Console(width=200)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from muomni.cli import _options as options
+from muomni.cli._console import wide_console
 from muomni.errors import UserError
 
 if TYPE_CHECKING:
@@ -105,7 +106,6 @@ def _lines(file: Path) -> tuple[str, ...]:
 
 def print_speaking(title: str, found: "SpeakingFound") -> None:
     """A table, with what was left out and how far the machine can be trusted."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title)
@@ -122,9 +122,7 @@ def print_speaking(title: str, found: "SpeakingFound") -> None:
             f"{row.load_s:.1f}",
             f"{row.peak_mib:,.0f}",
         )
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=180)
+    console = wide_console()
     console.print(table)
     for name, reason in found.unmeasured.items():
         console.print(f"{name}: not measured, {reason}", highlight=False, markup=False)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from muomni.cli._console import wide_console
 from muomni.config import load_recipe
 from muomni.errors import ConfigError, UserError
 
@@ -236,7 +237,6 @@ def _say(text: str) -> None:
 
 def _print(plan: _Plan) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     from muomni.bench.ways import name_of
@@ -244,7 +244,7 @@ def _print(plan: _Plan) -> None:
     from muomni.train.past import in_words
 
     _say("")
-    console = Console()
+    console = wide_console()
     setup, result, room = plan.setup, plan.result, plan.room
     training = result["training"]
     console.print(

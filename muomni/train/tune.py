@@ -157,6 +157,8 @@ def tune(recipe: Recipe, run: Path, say: Say | None = None) -> tuple[Recipe, Tok
         say(f"tuning for at most {recipe.minutes_of_tuning:g} min; the effective batch stays {search.rows} rows")
         best = search.run()
     fragment = best.way.changes(search.own)
+    if recipe.compile == "auto" and not any(trial.way.compile == "blocks" and trial.step_s for trial in search.trials):
+        del fragment["compile"]  # there was no time to try it: the run does that itself
     all_of_them = [{**asdict(trial), "seconds": trial.seconds if trial.step_s else None} for trial in search.trials]
     try:
         write_atomic(run / TUNED, json.dumps(fragment, indent=2) + "\n")
