@@ -116,7 +116,7 @@ def train_one(case: dict[str, Any]) -> dict[str, Any]:
         )
         result = train(recipe, Path(folder, "run"))
         measured = result.memory.reading.peak
-        baseline = process_baseline(case["precision"], case["optimizer"])
+        baseline = process_baseline(case["precision"], case["optimizer"], case["compile"] != "off")
         expected = forecast(setup_of(recipe)).with_baseline(baseline)
     return {
         "measured": measured / 2**20,

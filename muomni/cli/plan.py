@@ -113,10 +113,11 @@ def _plan(stage: "Recipe", device: str | None, asked: int | None, measure: bool,
 
     setup = setup_of(stage, device=device)
     room, whence = _room(setup, asked)
-    baseline = _baseline(setup)
+    compiles = stage.compile != "off" and _compiler(setup)
+    baselines = [_baseline(setup, compiled) for compiled in ((False, True) if compiles else (False,))]
     rate, measured = _rate(setup)
-    own = forecast(setup).with_baseline(baseline)
-    found = list(options(setup, baseline, rate, stage.compile != "off" and _compiler(setup), say))
+    own = forecast(setup).with_baseline(baselines[-1 if setup.compiled else 0])
+    found = list(options(setup, baselines, rate, say))
     best = fastest(found, room)
     fitting = [option for option in found if option.fits(room)]
     speeds, unmeasured = _speeds(fitting, setup, measure, say)
@@ -170,10 +171,10 @@ def _room(setup: "Setup", asked: int | None) -> tuple[int, str]:
     return free_memory(torch.device(setup.device)), "free now"
 
 
-def _baseline(setup: "Setup") -> int:
+def _baseline(setup: "Setup", compiled: bool) -> int:
     from muomni.train.baseline import process_baseline
 
-    return process_baseline(setup.precision, setup.optimizer.name) if setup.device == "cpu" else 0
+    return process_baseline(setup.precision, setup.optimizer.name, compiled) if setup.device == "cpu" else 0
 
 
 def _compiler(setup: "Setup") -> bool:
@@ -218,7 +219,7 @@ def _not_modelled(stage: Any) -> list[str]:
         if getattr(stage.model, name, None) is not None:
             found.append(f"activations of {what}: only weights, gradients and optimizer state of that part are here")
     if stage.compile != "off":
-        found.append("compiled blocks: taken to keep what selective checkpointing keeps; the compiler is left out")
+        found.append("compiled blocks: taken to keep what selective checkpointing keeps")
     if stage.parallel == "fsdp":
         found.append("fsdp: the figures are those of one process that holds everything")
     return found

@@ -18,6 +18,7 @@ import torch
 
 from muomni.accel.kept import Kept
 from muomni.accel.machine import signature
+from muomni.accel.measured import IGNORE
 from muomni.config.recipe import Recipe
 from muomni.errors import ForecastError
 
@@ -27,31 +28,32 @@ _ROWS, _TOKENS = 2, 64
 _LINES = 26_000
 
 
-def process_baseline(precision: str, optimizer: str) -> int:
+def process_baseline(precision: str, optimizer: str, compiled: bool = False) -> int:
     """Bytes of a training process on the CPU without its tensors.
 
     Args:
         precision: `fp32` or `bf16`.
         optimizer: its name in a recipe.
+        compiled: with the compiler of blocks in it, which takes half a minute the first time.
 
     Raises:
         ForecastError: the child could not train; with the last of what it said.
     """
-    key = _key(precision, optimizer)
+    key = _key(precision, optimizer, compiled)
     known = BASELINES.read().get(key)
     if not isinstance(known, int):
-        known = _measure(precision, optimizer)
+        known = _measure(precision, optimizer, compiled)
         BASELINES.add({key: known})
     return known
 
 
-def _measure(precision: str, optimizer: str) -> int:
+def _measure(precision: str, optimizer: str, compiled: bool) -> int:
     threads = str(torch.get_num_threads())
     child = subprocess.run(
-        [sys.executable, "-m", "muomni.train.baseline", precision, optimizer],
+        [sys.executable, "-m", "muomni.train.baseline", precision, optimizer, "blocks" if compiled else "off"],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
+        env={**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, IGNORE: "1"},
         check=False,
     )
     if child.returncode:
@@ -59,7 +61,7 @@ def _measure(precision: str, optimizer: str) -> int:
     return int(child.stdout.splitlines()[-1])
 
 
-def _train(precision: str, optimizer: str) -> int:
+def _train(precision: str, optimizer: str, compiled: str) -> int:
     """Trains in this process; bytes of its peak less the forecast."""
     from muomni.train.forecast import forecast, setup_of
     from muomni.train.run import train
@@ -78,7 +80,7 @@ def _train(precision: str, optimizer: str) -> int:
                 "precision": precision,
                 "optimizer": {"name": optimizer},
                 "device": "cpu",
-                "compile": "off",
+                "compile": compiled,
                 "eval": {"every": 0, "max_rows": _ROWS},
             }
         )
@@ -86,10 +88,12 @@ def _train(precision: str, optimizer: str) -> int:
         return result.memory.reading.peak - forecast(setup_of(recipe)).peak
 
 
-def _key(precision: str, optimizer: str) -> str:
+def _key(precision: str, optimizer: str, compiled: bool) -> str:
     versions = (f"Python {platform.python_version()}", f"muomni {version('muomni')}")
-    return " | ".join((signature(torch.device("cpu")), *versions, precision, optimizer))
+    return " | ".join(
+        (signature(torch.device("cpu")), *versions, precision, optimizer, *(["compiled"] if compiled else []))
+    )
 
 
 if __name__ == "__main__":
-    print(_train(*sys.argv[1:3]))
+    print(_train(*sys.argv[1:4]))

@@ -8,7 +8,7 @@ and what each micro-batch reads and writes of weights and gradients. It serves t
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -77,15 +77,14 @@ def micro_batches(rows: int) -> list[int]:
 
 
 def options(
-    setup: Setup, baseline: int, rate: float, compiled: bool, said: Callable[[str], None] = lambda _: None
+    setup: Setup, baselines: Sequence[int], rate: float, said: Callable[[str], None] = lambda _: None
 ) -> Iterator[Option]:
     """Every way, by checkpointing and then micro-batch, the largest first.
 
     Args:
         setup: the recipe's own way.
-        baseline: bytes of the process.
+        baselines: bytes of the process, and of one with a compiler in it; without the second nothing is compiled.
         rate: floating-point operations a second.
-        compiled: there is a compiler for the device.
         said: is told what is being forecast.
 
     Raises:
@@ -95,13 +94,15 @@ def options(
     known: dict[tuple[str, int], Forecast] = {}
     for mode in MODES:
         for size in micro_batches(rows):
-            for compiles in (False, True) if compiled else (False,):
-                way = replace(setup, micro_batch=size, accumulation=rows // size, checkpointing=mode, compiled=compiles)
+            for compiles, baseline in enumerate(baselines):
+                way = replace(
+                    setup, micro_batch=size, accumulation=rows // size, checkpointing=mode, compiled=bool(compiles)
+                )
                 key = way.computed_as, size
                 if key not in known:
                     said(f"forecasting checkpointing {mode}, micro-batches of {size}")
-                    known[key] = forecast(way).with_baseline(baseline)
-                yield Option(way, known[key], step_seconds(way, rate))
+                    known[key] = forecast(way)
+                yield Option(way, known[key].with_baseline(baseline), step_seconds(way, rate))
 
 
 def fastest(found: list[Option], memory: int) -> Option | None:

@@ -1,5 +1,6 @@
 """How near forecasts of memory came on this machine: each run leaves its error, and `muomni plan` shows them."""
 
+import os
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ import torch
 from muomni import __version__
 from muomni.accel.kept import Kept
 from muomni.accel.machine import signature
+from muomni.accel.measured import IGNORE
 
 ERRORS = Kept("forecasts.json", "errors of forecasts")
 _MOST = 100
@@ -20,7 +22,7 @@ def remember_error(device: torch.device, forecast: dict[str, Any]) -> None:
         forecast: what `train.forecast.beside` gave.
     """
     error = forecast.get("error")
-    if error is not None:
+    if error is not None and not os.environ.get(IGNORE):
         ERRORS.add({_key(device): [*past_errors(device), error][-_MOST:]})
 
 

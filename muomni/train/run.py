@@ -168,7 +168,7 @@ def _train_on(
     memory = trainer.monitor.report()
     plot = None
     if group.is_main:
-        expected = beside(recipe, config, memory, group.size)
+        expected = beside(recipe.replace(compile=progress.compile or "off"), config, memory, group.size)
         remember_error(plan.device, expected)
         write_atomic(run / MEMORY, json.dumps({**memory.as_dict(), "forecast": expected}, indent=2) + "\n")
         plot = plot_losses(run) if progress.applied else None

@@ -109,7 +109,7 @@ def test_inference_is_exact() -> None:
 
 
 def test_options_keep_the_effective_batch_and_the_fastest_fits() -> None:
-    found = list(options(NANO, baseline=0, rate=1e9, compiled=False))
+    found = list(options(NANO, baselines=[0], rate=1e9))
     assert {o.setup.micro_batch * o.setup.accumulation for o in found} == {4}
     assert {o.setup.checkpointing for o in found} == {"off", "selective", "full"}
     peaks = sorted(o.forecast.peak for o in found)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from muomni.accel.measured import IGNORE
 from muomni.train.past import ERRORS, in_words, past_errors, remember_error
 
 CPU = torch.device("cpu")
@@ -12,6 +13,9 @@ CPU = torch.device("cpu")
 
 def test_the_latest_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUOMNI_CACHE", str(tmp_path))
+    remember_error(CPU, {"error": 0.1})  # a measurement's own run, as this session of tests is
+    assert not ERRORS.path.exists()
+    monkeypatch.delenv(IGNORE)
     assert past_errors(CPU) == [] and "no run" in in_words([])
     remember_error(CPU, {"not_forecast": "a reason"})
     remember_error(CPU, {"error": None})
