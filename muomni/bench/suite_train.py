@@ -90,7 +90,8 @@ def measure_train(target: Target, effort: Effort, say: Say) -> Found:
     """
     device = pick_device()
     best = pick_precision("auto", device).name
-    common = _sizes(target, effort, device) | {"thinker": target.thinker, "precision": best}
+    # Dropout draws anew wherever a step is cut or compiled another way: what differs then says nothing.
+    common = _sizes(target, effort, device) | {"thinker": target.thinker.replace(dropout=0.0), "precision": best}
     techniques = [t for t in TECHNIQUES if t.name in _SHOWN and (effort.mode == "full" or _is_quick(t, best))]
     room = _room(target, common, device)
     plan = Cases(common)

@@ -104,6 +104,15 @@ def test_what_a_technique_takes_at_the_start_is_told(monkeypatch):
     assert row.compile_s == pytest.approx(20) and row.verdict == "on"
 
 
+def test_results_are_compared_without_dropout(monkeypatch):
+    seen = []
+    stub_turns(monkeypatch, {})
+    turns = suite_train.take_turns
+    monkeypatch.setattr(suite_train, "take_turns", lambda cases, *more: seen.extend(cases) or turns(cases, *more))
+    suite_train.measure_train(replace(NANO, thinker=NANO.thinker.replace(dropout=0.1)), SHORT, quiet)
+    assert seen and all(case.thinker.dropout == 0 for case in seen)
+
+
 def test_a_case_that_finds_no_memory_is_one_row_less_and_the_baseline_is_all(monkeypatch):
     stub_turns(monkeypatch, {}, refused_names=("attention",))
     rows = by_key(suite_train.measure_train(NANO, SHORT, quiet))
