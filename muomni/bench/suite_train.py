@@ -13,7 +13,7 @@ from muomni.bench.cases import TrainCase, check
 from muomni.bench.compare import Figures, Measured, measured, take_turns
 from muomni.bench.effort import Effort, Found, Say, Target
 from muomni.bench.report import Equivalence, Memory, MemoryBar, Row, Speed
-from muomni.bench.rule import decide, interval_of, margin_of, noise_of, ratios_of
+from muomni.bench.rule import decide, interval_of, margin_of, noise_of, ratios_of, spread_of
 from muomni.bench.techniques import TECHNIQUES, Fields, Technique
 from muomni.errors import ConfigError, UserError
 
@@ -102,8 +102,7 @@ def measure_train(target: Target, effort: Effort, say: Say) -> Found:
             reasons[technique.name] = reason
     steps = _steps(target, common, device)
     rows: dict[str, Row] = {}
-    noise: list[str] = []
-    margin, bars = 0.0, []
+    baselines, all_twins, bars = [], [], []
     for group in _groups([t for t in techniques if t.name not in reasons], plan, min(room, _MOST_CASES)):
         refused: dict[str, str] = {}
         enough = effort.enough(effort.train_s)
@@ -111,17 +110,19 @@ def measure_train(target: Target, effort: Effort, say: Say) -> Found:
         if BASELINE not in found:
             raise UserError(f"training {target.name} cannot be measured here: {refused[BASELINE]}. {_free(device)}")
         twins = ratios_of(found[TWIN].speeds, found[BASELINE].speeds) if TWIN in found else []
-        noise += noise_of("the baseline of training", found[BASELINE].speeds, twins)
-        margin = max(margin, margin_of(twins))
+        baselines.append(found[BASELINE].speeds)
+        all_twins.append(twins)
         bars += [bar_of(name, figures) for name, figures in found.items() if name != TWIN]
         for technique in group.techniques:
             rows[technique.name] = _row(technique, plan, found, refused, margin_of(twins))
     rows |= {t.name: _not_measured(t, reasons[t.name]) for t in techniques if t.name in reasons}
     settings = {key: value for key, value in common.items() if key != "thinker"}
+    twins = max(all_twins, key=margin_of, default=[])
+    noise = noise_of("the baseline of training", max(baselines, key=spread_of), twins) if baselines else []
     return Found(
         rows=tuple(rows[t.name] for t in techniques),
-        noise=tuple(dict.fromkeys(noise)),
-        margin=max(margin, margin_of([])),
+        noise=tuple(noise),
+        margin=margin_of(twins),
         settings=tuple(settings.items()),
         memory=tuple({bar.name: bar for bar in bars}.values()),
     )
