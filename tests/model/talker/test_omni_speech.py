@@ -7,7 +7,7 @@ import torch
 
 from muomni.accel import compile as compilation
 from muomni.accel import recompute
-from muomni.accel.quantize import dequantize_model, quantize
+from muomni.accel.quantize import dequantize_model, quantize, tune
 from muomni.config import OmniConfig
 from muomni.config.codec import codec_preset
 from muomni.errors import UserError
@@ -102,7 +102,8 @@ def learning(model: OmniModel) -> set[str]:
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_parts_learn_unless_they_are_frozen_and_the_codec_never_does(pattern):
-    model = make_model(pattern=pattern).train()
+    # Without dropping states: where chance drops those of all three sentences the Thinker has no gradient.
+    model = make_model(pattern=pattern, state_dropout=0.0).train()
     speech = make_batch(model)
     assert "codec" not in model.parts and not model.codec.training
     speak(model, speech).backward()
@@ -186,6 +187,7 @@ def test_int8_says_nearly_the_same_and_is_saved(tmp_path: Path, pattern):
         torch.testing.assert_close(found, wanted, rtol=0.02, atol=0)
         save_model(model, tmp_path)
         loaded = load_model(tmp_path)
+        tune(loaded)  # the same kernels: those that were faster
         torch.testing.assert_close(speak(loaded, speech), found, rtol=1e-5, atol=1e-5)
         assert torch.equal(loaded.codec.decode(codes), decoded)
         dequantize_model(model)
@@ -200,6 +202,7 @@ def test_a_float_folder_is_read_as_int8(tmp_path: Path):
     speech = make_batch(model)
     loaded = load_model(tmp_path, int8=True)
     quantize(model)
+    tune(loaded)  # the same kernels: those that were faster
     with torch.no_grad():
         torch.testing.assert_close(speak(loaded, speech), speak(model, speech), rtol=1e-4, atol=1e-4)
 
