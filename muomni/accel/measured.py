@@ -11,11 +11,11 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from typing import Any
 
 import torch
 
-from muomni import __version__
 from muomni.accel.kept import Kept
 from muomni.accel.machine import signature
 from muomni.config import ThinkerConfig
@@ -137,4 +137,4 @@ def _parsed(value: Any) -> Finding | None:
 def _key(device: torch.device, thinker: ThinkerConfig, what: str) -> str:
     shape = json.dumps(thinker.model_dump(mode="json"), sort_keys=True)
     digest = hashlib.sha256(shape.encode()).hexdigest()[:16]
-    return f"{signature(device)} | muomni {__version__} | {digest} {what}"
+    return f"{signature(device)} | muomni {version('muomni')} | {digest} {what}"

@@ -1,11 +1,11 @@
 """How near forecasts of memory came on this machine: each run leaves its error, and `muomni plan` shows them."""
 
 import os
+from importlib.metadata import version
 from typing import Any
 
 import torch
 
-from muomni import __version__
 from muomni.accel.kept import Kept
 from muomni.accel.machine import signature
 from muomni.accel.measured import IGNORE
@@ -43,4 +43,4 @@ def in_words(errors: list[float]) -> str:
 
 
 def _key(device: torch.device) -> str:
-    return f"{signature(device)} | muomni {__version__}"
+    return f"{signature(device)} | muomni {version('muomni')}"

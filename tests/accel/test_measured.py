@@ -56,7 +56,7 @@ def test_another_machine_or_version_knows_nothing(what: str, monkeypatch: pytest
     elif what == "processor":
         monkeypatch.setattr(machine, "processor", lambda _: "another")
     else:
-        monkeypatch.setattr(measured, "__version__", "99")
+        monkeypatch.setattr(measured, "version", lambda _name: "99")
     assert recall(CPU, NANO).known == {}
 
 
