@@ -14,9 +14,10 @@ fit into the gap that its like has left. The small pieces given back go to the t
 seven of a size as if they were in use: these keep neighbouring gaps apart (malloc/malloc.c, _int_memalign, tcache).
 """
 
-from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable
+
+from muomni.accel.pool.gaps import Gaps
 
 # Chunks lie at multiples of 16 bytes and have a header of 8; the smallest has 32.
 _CHUNK = 16
@@ -52,9 +53,7 @@ class Heap:
         self._end = 0
         self._threshold = _FIRST_THRESHOLD
         self._blocks: dict[int, tuple[int, int, int]] = {}  # number: start (-1: a mapping), bytes taken, bytes asked
-        self._gaps: list[tuple[int, int]] = []  # (bytes, start), sorted
-        self._starting: dict[int, int] = {}  # gaps by start: their bytes
-        self._ending: dict[int, int] = {}  # gaps by end: their start
+        self._gaps = Gaps()
         self._cached: dict[int, deque[int]] = {}  # starts of spare pieces by size, the oldest first
 
     def take(self, events: Iterable[Event]) -> None:
@@ -90,20 +89,13 @@ class Heap:
         self._give_back(start, start + taken)
 
     def _give_back(self, start: int, end: int) -> None:
-        if start in self._ending:
-            first = self._ending[start]
-            self._remove(first)
-            start = first
-        if end in self._starting:
-            following = self._starting[end]
-            self._remove(end)
-            end += following
+        start, end = self._gaps.joined(start, end)
         if end == self._end:
             self._end = start
             if not self.keep:
                 self.now -= end - start
             return
-        self._add(start, end - start)
+        self._gaps.add(start, end - start)
 
     def _place_aligned(self, taken: int) -> tuple[int, int]:
         found = self._place(taken + _SPARE)
@@ -130,12 +122,11 @@ class Heap:
             self._give_back(oldest, oldest + size)
 
     def _place(self, taken: int) -> int:
-        found = bisect_left(self._gaps, (taken, -1))
-        if found < len(self._gaps):
-            size, start = self._gaps[found]
-            self._remove(start)
+        found = self._gaps.take(taken)
+        if found is not None:
+            size, start = found
             if size > taken:
-                self._add(start + taken, size - taken)
+                self._gaps.add(start + taken, size - taken)
             return start
         start = self._end
         self._end += taken
@@ -144,13 +135,3 @@ class Heap:
         else:
             self.now += taken
         return start
-
-    def _add(self, start: int, size: int) -> None:
-        insort(self._gaps, (size, start))
-        self._starting[start] = size
-        self._ending[start + size] = start
-
-    def _remove(self, start: int) -> None:
-        size = self._starting.pop(start)
-        del self._ending[start + size]
-        del self._gaps[bisect_left(self._gaps, (size, start))]

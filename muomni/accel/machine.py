@@ -15,10 +15,11 @@ def processor(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     file = Path("/proc/cpuinfo")
     if file.is_file():
-        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name" and value.strip() not in ("", "unknown"):
-                return value.strip()
+        with file.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:  # many cores make it long, and the first says it
+                key, _, value = line.partition(":")
+                if key.strip() == "model name" and value.strip() not in ("", "unknown"):
+                    return value.strip()
     return platform.processor() or platform.machine()
 
 

@@ -5,7 +5,7 @@ What it costs: the weights are rounded to 1/254 of each row's range. `ops.int8` 
 
 No kernel is the fastest on every shape and machine, so each is timed on the model's own weights with one row of
 activations (decoding), 16 (a batch) and 128 (a prompt), against the float product. The result is kept in the
-user's cache, by torch version, processor, threads and shape, so that this happens once.
+user's cache, by torch version, processor, driver or threads, and shape, so that this happens once.
 """
 
 import time
@@ -191,10 +191,11 @@ def tune(model: nn.Module, keep_float: KeepFloat = "never") -> tuple[Choice, ...
             shape = (module.out_features, module.in_features, module.weight.device, module.dtype)
             groups.setdefault(shape, []).append(module)
     known = TIMINGS.read() if groups else {}
+    machines = {device: signature(device) for _, _, device, _ in groups}
     fresh: dict[str, Any] = {}
     choices = []
     for (N, K, device, dtype), layers in groups.items():
-        key = f"{signature(device)} | {str(dtype)[6:]} {N} × {K}"
+        key = f"{machines[device]} | {str(dtype)[6:]} {N} × {K}"
         times = known.get(key)
         if not _is_complete(times):
             times = fresh[key] = _measure([layer.weight for layer in layers], layers[0].scale, dtype)

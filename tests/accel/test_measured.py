@@ -102,6 +102,9 @@ def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path: Path, monkeypatc
     monkeypatch.setenv("MUOMNI_CACHE", str(blocked))
     with pytest.warns(UserWarning, match="cannot be"):
         remember(CPU, NANO, {"compile": LOST})
+    assert blocked.read_text() == ""
+    with pytest.warns(UserWarning, match="measured again"):
+        assert recall(CPU, NANO).known == {}  # nothing was kept, and nothing fails
 
 
 def test_a_plan_leaves_losers_off_and_says_both_numbers() -> None:

@@ -46,11 +46,11 @@ def test_blocks_never_overlap_and_gaps_are_joined(steps: list[tuple[bool, int, i
         assert all(end <= start for end, (start, _) in zip(ends, large[1:], strict=False))
         assert model.live == sum(size for _, size in blocks.values())
         assert model.end >= max(ends, default=0) and model.now >= model.end
-        gaps = sorted((start, start + size) for size, start in model._gaps)
+        gaps = sorted((start, start + size) for size, start in model.gaps.ranges)
         assert all(end < start for (_, end), (start, _) in pairwise(gaps))
     for number in list(blocks):
         model.free(number)
-    assert model.end == 0 and not model._gaps and model.live == 0
+    assert model.end == 0 and not model.gaps.ranges and model.live == 0
 
 
 @here
@@ -183,4 +183,4 @@ def test_a_gap_that_is_hardly_larger_is_taken_whole() -> None:
         model.allocate(number, size)
     model.free(0)
     taken = -(-(2**20) // UNIT) * UNIT + UNIT
-    assert model.allocate(3, taken - UNIT - LEAST_GAP + UNIT) == 0 and not model._gaps
+    assert model.allocate(3, taken - UNIT - LEAST_GAP + UNIT) == 0 and not model.gaps.ranges

@@ -1,6 +1,6 @@
 """What `pool.cpp` does, block by block, without any memory: for forecasts."""
 
-from bisect import bisect_left, insort
+from muomni.accel.pool.gaps import Gaps
 
 # As in pool.cpp. Smaller tensors are the C library's.
 SMALL = 32 * 1024
@@ -14,6 +14,7 @@ class PoolModel:
     Attributes:
         live: bytes that were asked for.
         end, peak: of the region, now and at most so far.
+        gaps: of the region.
         now: bytes of the process: the region as far as it ever was in use, and the small blocks at their most.
     """
 
@@ -21,9 +22,7 @@ class PoolModel:
         self.live = self.end = self.now = self.peak = 0
         self._small = self._most_small = 0
         self._blocks: dict[int, tuple[int, int, int]] = {}  # number: start (-1: small), bytes taken, bytes asked
-        self._gaps: list[tuple[int, int]] = []  # (bytes, start), sorted
-        self._starting: dict[int, int] = {}  # gaps by start: their bytes
-        self._ending: dict[int, int] = {}  # gaps by end: their start
+        self.gaps = Gaps()
 
     def allocate(self, number: int, size: int, pooled: bool = True) -> int:
         """Makes a block; returns where it begins, -1 for one outside.
@@ -51,38 +50,21 @@ class PoolModel:
         if start < 0:
             self._small -= size
             return
-        end = start + taken
-        if end in self._starting:
-            end += self._remove(end)
-        if start in self._ending:
-            start = self._ending[start]
-            self._remove(start)
+        start, end = self.gaps.joined(start, start + taken)
         if end == self.end:
             self.end = start
         else:
-            self._add(start, end - start)
+            self.gaps.add(start, end - start)
 
     def _place(self, taken: int) -> tuple[int, int]:
-        found = bisect_left(self._gaps, (taken, -1))
-        if found < len(self._gaps):
-            size, start = self._gaps[found]
-            self._remove(start)
+        found = self.gaps.take(taken)
+        if found is not None:
+            size, start = found
             if size - taken < LEAST_GAP:
                 return start, size
-            self._add(start + taken, size - taken)
+            self.gaps.add(start + taken, size - taken)
             return start, taken
         start = self.end
         self.end += taken
         self.peak = max(self.peak, self.end)
         return start, taken
-
-    def _add(self, start: int, size: int) -> None:
-        insort(self._gaps, (size, start))
-        self._starting[start] = size
-        self._ending[start + size] = start
-
-    def _remove(self, start: int) -> int:
-        size = self._starting.pop(start)
-        del self._ending[start + size]
-        del self._gaps[bisect_left(self._gaps, (size, start))]
-        return size
