@@ -9,7 +9,7 @@
 Precision is no transformation of the model: it is the context of a forward pass, see `precision`.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -29,7 +29,11 @@ from muomni.model.towers import read_siglip, read_whisper
 
 @dataclass(frozen=True)
 class Plan:
-    """What was decided for a run, before anything is allocated; `lines` says it in words, for the log."""
+    """What was decided for a run, before anything is allocated; `lines` says it in words, for the log.
+
+    `declined` holds the settings of which an `auto` took something else because of what was measured here, with what
+    it took: a run that goes on names these, whatever was measured since.
+    """
 
     device: torch.device
     allocator: allocator.Choice
@@ -38,6 +42,7 @@ class Plan:
     checkpointing: recompute.Mode | None
     compile: compilation.Choice
     parallel: processes.Choice
+    declined: dict[str, str] = field(default_factory=dict)
 
     @property
     def lines(self) -> list[str]:
@@ -78,7 +83,8 @@ def make_plan(recipe: Recipe, found: Findings = NOTHING) -> Plan:
 
     Args:
         recipe: what it names is obeyed; its `auto`s are decided here.
-        found: what was measured to lose on this machine with this model, which no `auto` takes.
+        found: what was measured to lose on this machine with this model, which no `auto` takes; not heeded where
+            several processes share the run.
 
     Raises:
         ConfigError: something the recipe names does not work on this machine.
@@ -87,7 +93,10 @@ def make_plan(recipe: Recipe, found: Findings = NOTHING) -> Plan:
     device = pick_device(recipe.device)
     several = processes.choose(recipe, device)
     device = several.take_device(device)
-    recipe, why = without_losers(recipe, device, found)
+    # Several processes have to decide alike, and may be on machines that measured different things.
+    settled, why = without_losers(recipe, device, found if several.size == 1 else NOTHING)
+    declined = {name: getattr(settled, name) for name in why}
+    recipe = settled
     precision = pick_precision(recipe.precision, device)
     checkpointing = None if recipe.gradient_checkpointing == "off" else recipe.gradient_checkpointing
     plan = Plan(
@@ -98,6 +107,7 @@ def make_plan(recipe: Recipe, found: Findings = NOTHING) -> Plan:
         checkpointing,
         compilation.choose(recipe.compile, device, several.size),
         several,
+        declined,
     )
     # Not asked for by the user: the log says what was measured.
     return replace(plan, **{name: replace(getattr(plan, name), reason=reason) for name, reason in why.items()})

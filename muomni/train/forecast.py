@@ -351,7 +351,7 @@ def beside(recipe: Recipe, config: OmniConfig, memory: MemoryReport, processes: 
     """The forecast of a run that has ended, and by how much it was wrong; for `memory.json`.
 
     Args:
-        recipe: of the run, its `compile` as it was decided.
+        recipe: of the run, its `compile`, `precision` and `allocator` as they were decided.
         config: the model's sizes.
         memory: what was measured. What the process held before its first step is the forecast's baseline.
         processes: that shared the run.

@@ -33,6 +33,7 @@ from muomni.train.tune import as_tuned, tune
 
 RECIPE = "recipe.json"
 MEMORY = "memory.json"
+DECLINED = "declined.json"
 # What may differ between a run and its resumption: nothing that changes what is computed. With `on_oom`
 # that is so until memory runs out, where the other choice is the end of the run.
 # Another number of processes, or another way to share the work, changes rounding and what dropout draws.
@@ -85,7 +86,7 @@ def train(
     if recipe.codec is not None:
         return _train_codec(recipe, run, start)
     check_model(recipe)
-    plan, tokenizer = plan_of(recipe), None
+    plan, tokenizer = plan_of(recipe, None if start is None else run), None
     check_optimizer(recipe.optimizer, plan.precision)
     if recipe.tune and start is None:
         _make_folder(run)
@@ -96,8 +97,16 @@ def train(
         return _train(recipe, run, start, plan, group, tokenizer, make_sampler)
 
 
-def plan_of(recipe: Recipe) -> Plan:
-    """The optimizations of a run, less those that were measured to lose with this model here; see `make_plan`."""
+def plan_of(recipe: Recipe, run: Path | None = None) -> Plan:
+    """The optimizations of a run, less those that were measured to lose with this model here; see `make_plan`.
+
+    Args:
+        recipe: of the run.
+        run: its folder where it goes on: with what it left off when it began, whatever was measured since.
+    """
+    if run is not None:
+        path = run / DECLINED
+        return make_plan(recipe.replace(**read_json(path)) if path.is_file() else recipe)
     return make_plan(recipe, measured.recall(pick_device(recipe.device), expected_config(recipe).thinker))
 
 
@@ -151,6 +160,8 @@ def _train_on(
         _make_folder(run)
         stored = recipe.model_dump(mode="json", exclude_none=True, by_alias=True)
         write_atomic(run / RECIPE, json.dumps(stored, indent=2) + "\n")
+        if start is None:
+            write_atomic(run / DECLINED, json.dumps(plan.declined) + "\n")
     silent = not group.is_main
     sampler = make_sampler(tokenizer, recipe) if make_sampler is not None else None
     with (
@@ -168,7 +179,9 @@ def _train_on(
     memory = trainer.monitor.report()
     plot = None
     if group.is_main:
-        expected = beside(recipe.replace(compile=progress.compile or "off"), config, memory, group.size)
+        decided = {"precision": plan.precision.name, "allocator": plan.allocator.mode}
+        as_run = recipe.replace(compile=progress.compile or "off", **decided)
+        expected = beside(as_run, config, memory, group.size)
         remember_error(plan.device, expected)
         write_atomic(run / MEMORY, json.dumps({**memory.as_dict(), "forecast": expected}, indent=2) + "\n")
         plot = plot_losses(run) if progress.applied else None

@@ -455,7 +455,9 @@ class Search:
             self._say(f"tuned: the recipe's own way stays, {best}")
             return first
         again = self._take(best.way)
-        if not first.step_s and again.step_s:
+        if not first.step_s and not again.step_s:
+            raise UserError(f"no way to take the recipe's steps fits here for sure: {best}; then {again}")
+        if not first.step_s:
             self._say(f"tuned: {again}; the recipe's own way does not fit")
             return again
         own_again = self._take(self.own)

@@ -1,5 +1,6 @@
 """What was measured to lose is left off, said with both numbers, and forgotten where machine or model change."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from muomni.accel import allocator, machine, measured
+from muomni.accel import plan as plan_module
 from muomni.accel.compile_trial import measure
 from muomni.accel.measured import FILE, Finding, Findings, recall, recall_trial, remember, remember_trial
 from muomni.accel.plan import make_plan
@@ -16,6 +18,8 @@ from muomni.config.recipe import Recipe
 from muomni.errors import ConfigError
 from muomni.infer.runner import make_runner
 from muomni.model import OmniModel, SlotCache
+from muomni.train.forecast import expected_config
+from muomni.train.run import DECLINED, plan_of
 
 CPU = torch.device("cpu")
 NANO, TINY = preset("nano").thinker, preset("tiny").thinker
@@ -133,6 +137,29 @@ def test_a_pool_that_lost_leaves_memory_kept() -> None:
     if not allocator.is_glibc():
         pytest.skip("the C library is not glibc")
     assert plan.allocator.mode == "keep" and "a pool for large tensors was measured to lose" in plan.allocator.reason
+
+
+def test_several_processes_heed_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    several = dataclasses.replace(make_plan(make_recipe()).parallel, kind="ddp", size=2)
+    monkeypatch.setattr(plan_module.processes, "choose", lambda *_: several)
+    plan = make_plan(make_recipe(), Findings({measured.ALLOCATOR: LOST}))
+    assert plan.declined == {} and "measured to lose" not in plan.allocator.reason
+
+
+def test_a_run_goes_on_as_it_began_whatever_was_measured_since(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = make_recipe(precision="fp32")
+    thinker = expected_config(recipe).thinker
+    before = plan_of(recipe)
+    (tmp_path / DECLINED).write_text(json.dumps(before.declined))
+    remember(CPU, thinker, {measured.ALLOCATOR: LOST, measured.COMPILE: LOST})
+    assert plan_of(recipe).declined == {"allocator": "system", "compile": "off"}
+    after = plan_of(recipe, tmp_path)
+    assert (after.allocator, after.compile) == (before.allocator, before.compile)
+    # And the other way round.
+    (tmp_path / DECLINED).write_text(json.dumps(plan_of(recipe).declined))
+    FILE.path.unlink()
+    again = plan_of(recipe, tmp_path)
+    assert again.allocator.mode == "system" and again.compile.mode == "off"
 
 
 def test_what_won_or_made_no_difference_changes_nothing() -> None:

@@ -95,6 +95,17 @@ def test_what_cannot_fit_at_all_is_said() -> None:
         search(make_recipe(), lambda _: 1.0, lambda _: 2000 * MIB).run()
 
 
+def test_what_fits_once_and_not_again_is_not_taken() -> None:
+    recipe, tried = make_recipe(), []
+
+    def peak(way: Way) -> int:
+        tried.append(way)
+        return (500 if way.micro_batch == 2 and tried.count(way) < 2 else 2000) * MIB
+
+    with pytest.raises(UserError, match="for sure"):
+        search(recipe, lambda _: 1.0, peak).run()
+
+
 def test_compiling_has_to_pay_over_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compilation, "what_is_missing", lambda _: None)
 
