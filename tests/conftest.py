@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from muomni.data.tokenizer import Tokenizer
+    from muomni.data.text.tokenizer import Tokenizer
 
 # Read by torch and huggingface_hub when they are imported, so set before any test module is.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -58,7 +58,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def small_tokenizer() -> "Tokenizer":
     """Trained on a few sentences: common words are one token, an emoji is four."""
-    from muomni.data.tokenizer import Tokenizer
+    from muomni.data.text.tokenizer import Tokenizer
 
     text = "The cat sat on the mat. The dog ate the bone, and then the dog slept. Hello there! What is this? "
     return Tokenizer.train([text] * 3, vocab_size=320)

@@ -9,7 +9,7 @@ import tempfile
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from muomni.accel.measured import IGNORE
+from muomni.accel.measurements.verdicts import IGNORE
 from muomni.errors import MuOmniError
 
 Kind = Literal["train", "infer", "judge", "bandwidth", "write", "scaling", "speculation", "speech"]

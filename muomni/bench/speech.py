@@ -1,334 +1,378 @@
-"""Judging speech: does a model say what it was given, all of it, nothing more, and fast enough?
+"""How fast a model speaks: ways to compute it side by side, each in a process of its own, taking turns."""
 
-The held-out sentences come with original recordings, of a reader or of the synthesiser that made the training
-speech. Model and originals are written down by the same independent recogniser (`muomni.bench.recogniser`), which
-knows nothing of what was said; the model is judged by its word error beside that of the originals.
-
-Definitions. *Truncated*: fewer than 90% of the words, that is, of as many words as the recogniser wrote down of the
-original (but at most as many as the sentence has), and less than 90% of the original's length: the recogniser alone
-drops words of good speech too. *Run-on*: longer than 1.5 times the original. Both lengths are those of the speech
-without silence around it for truncated, and of everything for run-on.
-"""
-
-import json
+import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal
 
-import numpy as np
+from pydantic import Field
 
-from muomni.bench.recogniser import transcribe_all
-from muomni.bench.words import WordErrors, spoken_words, word_errors
-from muomni.data.audio import SAMPLE_RATE, Samples, load_audio
-from muomni.data.media import MediaRef
-from muomni.data.speech import trim_silence
-from muomni.data.synthesiser import Synthesiser
-from muomni.errors import DataError, MuOmniError
+from muomni.bench.decoding.compare import short
+from muomni.bench.process import CaseProcess, RefusedError
+from muomni.bench.report.report import Equivalence, Memory, Row, Speed
+from muomni.bench.report.sections import Effort, Target
+from muomni.bench.statistics import decide, interval_of, margin_of, ratios_of, spread_of
+from muomni.config.base import Frozen
+from muomni.errors import MuOmniError, UserError
 
-TRUNCATED, RUN_ON = 0.9, 1.5
-
-
-class Speaker(Protocol):
-    """What is judged."""
-
-    def say(self, text: str, *, voice: str | None = None) -> tuple[Samples, int]:
-        """The whole speech, (S,) float32, and its rate in Hz."""
-        ...
-
-
-@runtime_checkable
-class StreamingSpeaker(Protocol):
-    """A Speaker whose speech comes in pieces, so that its first sound can be timed."""
-
-    def say_pieces(self, text: str, *, voice: str | None = None) -> Iterator[tuple[Samples, int]]:
-        """The speech in pieces, (S,) float32 each, and their rate in Hz."""
-        ...
-
-
-class SynthesiserSpeaker:
-    """The synthesiser as a Speaker, to try the gate itself: it must pass against its own recordings."""
-
-    def __init__(self, synthesiser: Synthesiser) -> None:
-        self._synthesiser = synthesiser
-
-    def say(self, text: str, *, voice: str | None = None) -> tuple[Samples, int]:
-        """See `Speaker.say`; as in the training data without silence around the speech."""
-        samples, rate = self._synthesiser.say(text, voice)
-        return trim_silence(samples, rate), rate
+# What is said where nothing else is given: sentences of stories, of unequal length.
+TEXTS = (
+    "Once upon a time there was a little girl named Lily.",
+    "She loved to play outside in the sun.",
+    "One day, she found a big red ball under a tree.",
+    'Her mom said, "Let us take it home and ask who lost it."',
+    "Tom was sad because he could not find his toy.",
+    "The dog ran to the park.",
+    "They laughed and played together until it was time to go to bed.",
+    "In the end, everyone was happy.",
+)
+# Short ones, for a quick look.
+SHORT_TEXTS = (
+    *("He ran home.", "She was very happy.", "It was a red ball.", "The cat sat down.", "Mom said no."),
+    *("They had fun.", "The sun was hot.", "Tom liked his toy."),
+)
+Weights = Literal["float", "int8"]
+Runner = Literal["eager", "native", "auto"]
+Texts = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+# Rounds further apart than this share of their median are noise to be told of.
+_NOISY = 0.15
 
 
-@dataclass(frozen=True)
-class Sentence:
-    """A held-out sentence and the original recording of it, (S,) float32 at 16 kHz."""
-
-    text: str
-    original: Samples
-
-
-@dataclass(frozen=True)
-class Spoken:
-    """What a model made of a sentence: (S,) float32 at 16 kHz, seconds until all and until the first sound were there.
-
-    `first` is None where the model does not stream.
-    """
-
-    samples: Samples
-    seconds: float
-    first: float | None
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The gate.
+class SpeechCase(Frozen):
+    """One way to speak.
 
     Attributes:
-        ratio: of the model's word error to the originals'.
-        truncated, run_on: shares of the sentences.
-        real_time: seconds of work for a second of speech.
-        first_sound: milliseconds, the median; None where it is not judged.
+        name: shown in tables.
+        model: the folder.
+        texts: all of them are said in each turn.
+        rows: texts that are spoken side by side.
+        weights: `int8` quantises a float model as it is loaded.
+        runner: what computes the Thinker's and the Talker's steps; see `MUOMNI_RUNNER`.
+        voice: one of the model's; empty for its first.
+        temperature: of the codes.
+        firsts: texts whose first sound is timed in a turn, where there is one row.
+        threads: of the computation.
     """
 
-    ratio: float = 1.5
-    truncated: float = 0.0
-    run_on: float = 0.0
-    real_time: float = 0.25
-    first_sound: float | None = 300.0
+    name: str
+    model: str
+    texts: Texts
+    rows: int = 1
+    weights: Weights = "float"
+    runner: Runner = "auto"
+    voice: str = ""
+    temperature: float = 0.7
+    firsts: int = 4
+    threads: int
+
+
+class SpeechSubject:
+    """A case for `muomni.bench.worker`.
+
+    Attributes:
+        first: `load_s` from a started process to a model in memory, `warm_s` of a first turn, and the `samples` of each
+            text's sound.
+
+    Raises:
+        UserError: the model does not speak, or the runner cannot be had.
+    """
+
+    def __init__(self, case: SpeechCase) -> None:
+        import os
+
+        # The process is the case's alone, and both runners read this when they are made.
+        os.environ["MUOMNI_RUNNER"] = case.runner
+        import torch
+
+        from muomni.api.model import MuOmni
+        from muomni.eval.model_speaker import ModelSpeaker
+
+        torch.set_num_threads(case.threads)
+        began = time.perf_counter()
+        model = MuOmni.from_pretrained(case.model, device="cpu")
+        if case.weights == "int8" and not model.is_quantized:
+            model.quantize("int8")
+        elif case.weights == "float" and model.is_quantized:
+            raise UserError(f"{case.model} holds int8 weights: the case {case.name!r} wants float ones")
+        self._model, self._case = model, case
+        self._settings: dict[str, Any] = {"temperature": case.temperature, "seed": 1}
+        self._voice = case.voice or None
+        self._speaker = ModelSpeaker(model, **self._settings)
+        loaded = time.perf_counter()
+        self._samples: list[int] = []
+        self.turn()
+        warm_s = time.perf_counter() - loaded
+        self.first: dict[str, Any] = {"load_s": loaded - began, "warm_s": warm_s, "samples": self._samples}
+
+    def turn(self) -> dict[str, Any]:
+        """Says all texts: seconds of work, of sound, and until the first sound of some texts, one row alone."""
+        from muomni.eval.model_speaker import heard
+        from muomni.eval.speech_gate import say_timed
+
+        texts, rows = self._case.texts, self._case.rows
+        began = time.perf_counter()
+        replies = []
+        for start in range(0, len(texts), rows):
+            some = texts[start : start + rows]
+            replies += self._model.say_batch(
+                some, voice=self._voice, batch_size=rows, on_error="raise", **self._settings
+            )
+        work_s = time.perf_counter() - began
+        sounds = [heard(reply) for reply in replies]
+        self._samples = [len(samples) for samples, _ in sounds]
+        audio_s = sum(len(samples) / rate for samples, rate in sounds)
+        firsts = []
+        if rows == 1:
+            spoken = [say_timed(self._speaker, text, self._voice) for text in texts[: self._case.firsts]]
+            firsts = [1000 * one.first for one in spoken if one.first is not None]
+        return {"work_s": work_s, "audio_s": audio_s, "first_ms": statistics.median(firsts) if firsts else None}
 
 
 @dataclass(frozen=True)
-class Judged:
-    """One sentence: what was heard of model and original, both lengths in seconds, and what is wrong."""
+class Speaking:
+    """Figures of one case, each median over the rounds, with the extremes.
 
-    text: str
-    heard: str
-    heard_original: str
-    seconds: float
-    original_seconds: float
-    truncated: bool
-    run_on: bool
-
-    @property
-    def faulty(self) -> bool:
-        """Whether anything but single words is wrong."""
-        return self.truncated or self.run_on
-
-
-@dataclass(frozen=True)
-class SpeechReport:
-    """Attributes:
-    sentences: in order.
-    errors, original_errors: the recogniser's on the model's speech and on the originals.
-    real_time: seconds of work for a second of speech, over all sentences.
-    first_sound: milliseconds until the first sound, median and the slowest of 20 (95th percentile); None where the
-        model does not stream.
+    Attributes:
+        name: the case's.
+        rows: texts side by side.
+        real_time: seconds of work for a second of sound; `low` and `high` are its extremes.
+        ratio: how many times as much sound as the first case makes in the same time, by the rounds' own ratios;
+            `ratio_low` and `ratio_high` their extremes.
+        first_ms: from the first token of a text to its first sound, warm, text after text; None for several rows.
+            `first_low` and `first_high` are its extremes over the rounds.
+        load_s: from a started process to a model in memory.
+        warm_s: the first turn, with what is compiled then.
+        peak_mib: of the process while it speaks.
+        audio_s: sound of a turn.
+        speeds: seconds of sound a second, of each round.
+        samples: of each text's sound.
     """
 
-    sentences: list[Judged]
-    errors: WordErrors
-    original_errors: WordErrors
+    name: str
+    rows: int
     real_time: float
-    first_sound: tuple[float, float] | None
+    low: float
+    high: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    first_ms: float | None
+    first_low: float | None
+    first_high: float | None
+    load_s: float
+    warm_s: float
+    peak_mib: float
+    audio_s: float
+    speeds: tuple[float, ...]
+    samples: tuple[int, ...]
 
-    @property
-    def ratio(self) -> float:
-        """Word error of the model over that of the originals, of which at least one error is assumed."""
-        floor = 1 / max(1, self.original_errors.words)
-        return self.errors.rate / max(self.original_errors.rate, floor)
-
-    def share(self, fault: Literal["truncated", "run_on"]) -> float:
-        """Share of the sentences that have the fault."""
-        return sum(bool(getattr(judged, fault)) for judged in self.sentences) / len(self.sentences)
-
-    def _fewer(self, heard: str) -> float:
-        """Share of the sentences of which fewer than 90% of the words were heard, whoever lost them."""
-        counts = [(len(spoken_words(getattr(one, heard))), len(spoken_words(one.text))) for one in self.sentences]
-        return sum(count < TRUNCATED * said for count, said in counts) / len(counts)
-
-    def failures(self, limits: Limits) -> list[str]:
-        """Each limit that is passed, in words; empty when the model is good enough."""
-        measured = [
-            ("word error over the originals'", self.ratio, limits.ratio, "{:.2f}"),
-            ("share truncated", self.share("truncated"), limits.truncated, "{:.1%}"),
-            ("share run-on", self.share("run_on"), limits.run_on, "{:.1%}"),
-            ("real-time factor", self.real_time, limits.real_time, "{:.3f}"),
-        ]
-        if self.first_sound is not None and limits.first_sound is not None:
-            measured.append(("first sound, ms", self.first_sound[0], limits.first_sound, "{:.0f}"))
-        return [
-            f"{name} {form.format(value)}, at most {form.format(limit)}"
-            for name, value, limit, form in measured
-            if not value <= limit
-        ]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain values for JSON."""
-        first = self.first_sound
-        return {
-            "sentences": len(self.sentences),
-            "word_error": self.errors.rate,
-            "original_word_error": self.original_errors.rate,
-            "ratio": self.ratio,
-            "words": self.errors.words,
-            "truncated": self.share("truncated"),
-            "fewer_words": {"model": self._fewer("heard"), "originals": self._fewer("heard_original")},
-            "run_on": self.share("run_on"),
-            "real_time_factor": self.real_time,
-            "first_sound_ms": None if first is None else {"median": first[0], "p95": first[1]},
-            "each": [vars(judged) for judged in self.sentences],
-        }
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {key: short(value) for key, value in asdict(self).items()}
 
 
-def judge(
-    speaker: Speaker,
-    sentences: Sequence[Sentence],
-    *,
-    voice: str | None = None,
-    workers: int = 1,
-    heard_originals: Sequence[str] | None = None,
-    lm: Path | None = None,
-    report: Callable[[str], None] = lambda what: None,
-) -> tuple[SpeechReport, list[Spoken]]:
-    """Lets a model say sentences, one after the other, and judges what is heard.
+@dataclass(frozen=True)
+class SpeakingFound:
+    """Attributes:
+    cases: in the order asked; ratios are to the first.
+    unmeasured: names of cases that could not be set up, with the reason.
+    noise: why the figures are to be read with care; empty on a quiet machine.
+    """
+
+    cases: tuple[Speaking, ...]
+    unmeasured: dict[str, str] = field(default_factory=dict)
+    noise: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        cases = [case.as_dict() for case in self.cases]
+        return {"cases": cases, "unmeasured": self.unmeasured, "noise": self.noise}
+
+
+def speech_cases(rows: Sequence[int], common: dict[str, Any]) -> list[SpeechCase]:
+    """All ways for each number of rows: float and int8 weights, torch's modules and the native decoder.
 
     Args:
-        workers: processes of the recogniser; they start when the model has said everything, so that its times are
-            undisturbed.
-        heard_originals: what the recogniser wrote down of the originals, where that is known.
-        lm: the recogniser's language model, for model and originals alike; see `recogniser.Recogniser`.
-        report: called with "speaking" or "listening" after each clip.
+        rows: texts side by side.
+        common: fields that all cases share.
+    """
+    cases = []
+    for count in rows:
+        for weights in ("float", "int8"):
+            for runner in ("eager", "native"):
+                way = "torch's modules" if runner == "eager" else "native"
+                name = f"{weights}, {way}, {count} {'row' if count == 1 else 'rows'}"
+                fields = {**common, "name": name, "rows": count, "weights": weights, "runner": runner}
+                cases.append(SpeechCase.model_validate(fields))
+    return cases
+
+
+def measure_speaking(
+    cases: Sequence[SpeechCase], rounds: int, say: Callable[[str], None] = lambda _: None
+) -> SpeakingFound:
+    """Measures cases in turns: A B C, A B C, ...
+
+    Args:
+        cases: all of them stay in memory at once.
+        rounds: turns; each gives one figure per case.
+        say: told what is going on.
 
     Raises:
-        DataError: there are no sentences.
-        UserError: the recogniser is not installed.
-        MuOmniError: the model failed to speak; whatever it raises goes through.
+        MuOmniError: no case could be set up, or one of them failed to speak.
     """
-    if not sentences:
-        raise DataError("there are no sentences to judge by")
-    say_timed(speaker, sentences[0].text, voice)  # warm
-    spoken = []
-    for sentence in sentences:
-        spoken.append(say_timed(speaker, sentence.text, voice))
-        report("speaking")
-    clips = [one.samples for one in spoken]
-    clips += [] if heard_originals is not None else [sentence.original for sentence in sentences]
-    heard = transcribe_all(clips, workers, lambda: report("listening"), lm)
-    heard_first = list(heard_originals) if heard_originals is not None else heard[len(spoken) :]
-    judged = [_judge_one(*each) for each in zip(sentences, spoken, heard, heard_first, strict=False)]
-    texts = [sentence.text for sentence in sentences]
-    firsts = [one.first * 1000 for one in spoken if one.first is not None]
-    result = SpeechReport(
-        judged,
-        word_errors(zip(texts, heard, strict=False)),
-        word_errors(zip(texts, heard_first, strict=True)),
-        sum(one.seconds for one in spoken) / sum(len(one.samples) / SAMPLE_RATE for one in spoken),
-        (float(np.median(firsts)), float(np.percentile(firsts, 95))) if firsts else None,
-    )
-    return result, spoken
-
-
-def say_timed(speaker: Speaker, text: str, voice: str | None) -> Spoken:
-    """Says a text and takes the time.
-
-    Raises:
-        MuOmniError: what comes is no speech: nothing, or not float32 of one channel.
-    """
-    began = time.perf_counter()
-    first = None
-    if isinstance(speaker, StreamingSpeaker):
-        pieces, rate = [], SAMPLE_RATE
-        for piece, rate in speaker.say_pieces(text, voice=voice):  # noqa: B007 (the last one's rate is all pieces')
-            if first is None and len(piece):
-                first = time.perf_counter() - began
-            pieces.append(np.asarray(piece))
-        samples = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
-    else:
-        given, rate = speaker.say(text, voice=voice)
-        samples = np.asarray(given)
-    seconds = time.perf_counter() - began
-    if samples.ndim != 1 or samples.dtype != np.float32 or not len(samples):
-        raise MuOmniError(
-            f"the model's speech for {text[:80]!r} must be (S,) float32 with at least one sample, not "
-            f"{samples.shape} {samples.dtype}"
-        )
-    return Spoken(load_audio((samples, rate), max_seconds=float("inf")), seconds, first)
-
-
-def _judge_one(sentence: Sentence, spoken: Spoken, heard: str, heard_original: str) -> Judged:
-    length, original = len(spoken.samples), len(sentence.original)
-    speech, original_speech = (
-        len(trim_silence(samples, SAMPLE_RATE, 0)) for samples in (spoken.samples, sentence.original)
-    )
-    expected = min(len(spoken_words(heard_original)), len(spoken_words(sentence.text)))
-    few = len(spoken_words(heard)) < TRUNCATED * expected
-    return Judged(
-        sentence.text,
-        heard,
-        heard_original,
-        length / SAMPLE_RATE,
-        original / SAMPLE_RATE,
-        truncated=few and speech < TRUNCATED * original_speech,
-        run_on=length > RUN_ON * original,
-    )
-
-
-def read_sentences(manifest: Path, count: int | None = None) -> list[Sentence]:
-    """The first `count` sentences (None: all) of a manifest with `text` and `audio`, with their recordings.
-
-    Raises:
-        DataError: the manifest is missing, or a row of it is no such pair.
-        MediaError: a recording does not load.
-    """
-    sentences: list[Sentence] = []
-    for where, row in _rows(manifest):
-        if count is not None and len(sentences) >= count:
-            break
-        text, audio, archive = (row.get(key) for key in ("text", "audio", "archive"))
-        if not isinstance(text, str) or not isinstance(audio, str) or not spoken_words(text):
-            raise DataError(f"{where}: needs text and audio, as `muomni data speech` and `recordings` write them")
-        path = manifest.parent / (archive or audio)
-        sentences.append(Sentence(text, load_audio(MediaRef("audio", str(path), audio if archive else None))))
-    if not sentences:
-        raise DataError(f"{manifest}: holds no recordings")
-    return sentences
-
-
-def _rows(manifest: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        lines = manifest.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{manifest}: cannot be read: {error}") from None
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            where = f"{manifest}: line {number}"
+    unmeasured: dict[str, str] = {}
+    opened: list[tuple[SpeechCase, CaseProcess, list[dict[str, Any]]]] = []
+    with ExitStack() as stack:
+        for case in cases:
+            say(f"setting up {case.name}")
             try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{where}: not valid JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise DataError(f"{where}: must be a JSON object")
-            yield where, row
+                process = CaseProcess("speech", case.name, case.model_dump(mode="json"), case.threads)
+            except RefusedError as error:
+                unmeasured[case.name] = error.reason
+                continue
+            opened.append((case, stack.enter_context(process), []))
+        if not opened:
+            raise MuOmniError("; ".join(f"{name}: {reason}" for name, reason in unmeasured.items()))
+        for turn in range(rounds):
+            for _, process, turns in opened:
+                turns.append(process.ask({}))
+            say(f"round {turn + 1} of {rounds}")
+    base = _speeds(opened[0][2])
+    found = tuple(_figures(case, process.first, turns, base) for case, process, turns in opened)
+    spreads = {case.name: spread_of(_speeds(turns)) for case, _, turns in opened}
+    worst = max(spreads, key=spreads.__getitem__)
+    noise = f"rounds of {worst} are {spreads[worst]:.0%} apart" if spreads[worst] > _NOISY else ""
+    return SpeakingFound(found, unmeasured, noise)
 
 
-def plot_spectrograms(pairs: Sequence[tuple[Sentence, Spoken]], target: Path) -> None:
-    """A PNG: each sentence a row, the original on the left and the model's speech on the right, to one time scale."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def _speeds(turns: Sequence[dict[str, Any]]) -> list[float]:
+    """Seconds of sound a second, of each round."""
+    return [turn["audio_s"] / turn["work_s"] for turn in turns]
 
-    from muomni.data.audio import to_mel
 
-    figure = Figure(figsize=(12, 2.2 * len(pairs)), layout="constrained")
-    grid = figure.subplots(len(pairs), 2, squeeze=False)
-    for row, (sentence, spoken) in zip(grid, pairs, strict=True):
-        sounds: Mapping[str, Samples] = {"original": sentence.original, "model": spoken.samples}
-        longest = max(map(len, sounds.values())) / SAMPLE_RATE
-        for axes, (name, samples) in zip(row, sounds.items(), strict=True):
-            axes.imshow(to_mel(samples).T, origin="lower", aspect="auto", extent=(0, len(samples) / SAMPLE_RATE, 0, 80))
-            axes.set_xlim(0, longest)
-            axes.set_title(f"{name}: {sentence.text[:70]}", fontsize=7, parse_math=False)
-            axes.tick_params(labelsize=6)
-        row[0].set_ylabel("mel band", fontsize=6)
-        row[1].set_yticks([])
-    canvas: Any = FigureCanvasAgg(figure)
-    canvas.print_png(str(target))
+def _figures(
+    case: SpeechCase, first: dict[str, Any], turns: Sequence[dict[str, Any]], base: Sequence[float]
+) -> Speaking:
+    speeds = _speeds(turns)
+    factors = [1 / speed for speed in speeds]
+    ratios = [speed / other for speed, other in zip(speeds, base, strict=True)]
+    firsts = [turn["first_ms"] for turn in turns if turn["first_ms"] is not None]
+    return Speaking(
+        case.name,
+        case.rows,
+        statistics.median(factors),
+        min(factors),
+        max(factors),
+        statistics.median(ratios),
+        min(ratios),
+        max(ratios),
+        statistics.median(firsts) if firsts else None,
+        min(firsts, default=None),
+        max(firsts, default=None),
+        first["load_s"],
+        first["warm_s"],
+        max(turn["peak_bytes"] for turn in turns) / 2**20,
+        statistics.median(turn["audio_s"] for turn in turns),
+        tuple(speeds),
+        tuple(first["samples"]),
+    )
+
+
+_ROWS: dict[str, tuple[str, str, str, str]] = {
+    "talker-batching": ("talker batching", "one sentence", "8 sentences together", "many times the speech a second"),
+    "talker-native": ("one call a frame of the talker", "torch's modules", "native", "2–5× at batch 1"),
+    "talker-int8": ("int8 talker", "float", "int8", "4× smaller, faster where memory is the limit"),
+}
+_BASE, _TWIN, _EAGER, _INT8, _BATCHED = "as it is", "as it is, again", "torch's modules", "int8", "8 rows"
+_TOGETHER = 8
+# Share of the texts whose sound has as many samples; by how much int8 may change how long speech lasts.
+_LEAST_SAME, _MOST_LONGER = 0.85, 0.1
+_QUICK_ROUNDS = 4
+
+
+def measure_speech(target: Target, effort: Effort, say: Callable[[str], None]) -> tuple[Row, ...]:
+    """The techniques of speaking as rows of a report. No codes are drawn, so what differs is the technique's.
+
+    Args:
+        target: a model with a talker; it has a folder.
+        effort: quick says short sentences and takes fewer turns.
+        say: told what is going on.
+
+    Raises:
+        MuOmniError: not even the baseline can be measured, or a case failed to speak.
+    """
+    import torch
+
+    full = effort.mode == "full"
+    texts = TEXTS if full else SHORT_TEXTS
+    common = {"model": str(target.folder), "texts": texts, "temperature": 0.0, "firsts": 0}
+    ways: dict[str, dict[str, Any]] = {
+        _BASE: {},
+        _EAGER: {"runner": "eager"},
+        _INT8: {"weights": "int8"},
+        _BATCHED: {"rows": _TOGETHER},
+        _TWIN: {},
+    }
+    cases = [
+        SpeechCase.model_validate({**common, "name": name, "threads": torch.get_num_threads(), **way})
+        for name, way in ways.items()
+    ]
+    found = measure_speaking(cases, effort.rounds if full else _QUICK_ROUNDS, say)
+    by_name = {case.name: case for case in found.cases}
+    if _BASE not in by_name:
+        raise MuOmniError(f"speech of {target.name} cannot be measured here: {found.unmeasured[_BASE]}")
+    margin = margin_of(ratios_of(by_name[_TWIN].speeds, by_name[_BASE].speeds)) if _TWIN in by_name else margin_of(())
+    pairs = {"talker-batching": (_BASE, _BATCHED), "talker-native": (_EAGER, _BASE), "talker-int8": (_BASE, _INT8)}
+    rows = []
+    for key, names in pairs.items():
+        missing = [found.unmeasured[name] for name in names if name not in by_name]
+        off, on = (by_name.get(name) for name in names)
+        rows.append(_not_measured(key, missing[0]) if off is None or on is None else _row(key, off, on, margin))
+    return tuple(rows)
+
+
+def _row(key: str, off: Speaking, on: Speaking, margin: float) -> Row:
+    ratios = ratios_of(on.speeds, off.speeds)
+    interval = interval_of(ratios)
+    memory = Memory(off_mib=off.peak_mib, on_mib=on.peak_mib)
+    equivalence = _equivalence(off, on, approximate=key == "talker-int8")
+    decision = decide(interval, memory.ratio, equivalence.holds, margin)
+    speed = Speed(
+        unit="seconds of speech/s",
+        off=statistics.median(off.speeds),
+        on=statistics.median(on.speeds),
+        ratio=interval.middle,
+        low=interval.low,
+        high=interval.high,
+        rounds=tuple(ratios),
+    )
+    return _not_measured(key, decision.reason).replace(
+        verdict=decision.verdict, speed=speed, memory=(memory,), equivalence=equivalence
+    )
+
+
+def _equivalence(off: Speaking, on: Speaking, *, approximate: bool) -> Equivalence:
+    equal = on.samples == off.samples
+    if approximate:
+        value = abs(sum(on.samples) / sum(off.samples) - 1)
+        measure, holds = "how much longer or shorter speech is, as a share", value <= _MOST_LONGER
+        return Equivalence(claimed="approximate", measure=measure, value=value, equal=equal, holds=holds)
+    value = statistics.fmean(a == b for a, b in zip(on.samples, off.samples, strict=True))
+    measure, holds = "share of the texts whose speech has as many samples", value >= _LEAST_SAME
+    return Equivalence(claimed="rounding", measure=measure, value=value, equal=equal, holds=holds)
+
+
+def _not_measured(key: str, reason: str) -> Row:
+    technique, off, on, claim = _ROWS[key]
+    return Row(
+        key=key,
+        part="speech",
+        technique=technique,
+        off=off,
+        on=on,
+        claim=claim,
+        verdict="not measured",
+        reason=reason,
+    )

@@ -13,25 +13,25 @@ from pathlib import Path
 import torch
 
 from muomni import __version__
-from muomni.bench import tuned
-from muomni.bench.cases import SHAPES
-from muomni.bench.effort import Effort, Found, Say, Target
-from muomni.bench.infer_plan import Plan
-from muomni.bench.infer_weights import Files, make_model_folder
-from muomni.bench.machine import this_machine
-from muomni.bench.page import page
+from muomni.bench.decoding.comparisons import Plan
+from muomni.bench.decoding.models import Files, make_model_folder
+from muomni.bench.decoding.report_rows import lengths, measure_infer
 from muomni.bench.process import RefusedError
-from muomni.bench.report import JSON, ModelInfo, PartName, Report, Row
-from muomni.bench.rule import MARGIN
-from muomni.bench.suite_infer import lengths, measure_infer
-from muomni.bench.suite_train import measure_train
+from muomni.bench.report import recommendations
+from muomni.bench.report.html import page
+from muomni.bench.report.report import JSON, ModelInfo, PartName, Report, Row, this_machine
+from muomni.bench.report.sections import Effort, Found, Say, Target
+from muomni.bench.shapes import SHAPES
+from muomni.bench.statistics import MARGIN
+from muomni.bench.training.report_rows import measure_train
 from muomni.config import PRESET_NAMES, OmniConfig, preset
 from muomni.errors import UserError
 from muomni.files import atomic_file
-from muomni.model.folder import read_config, resolve_folder
+from muomni.formats.pretrained import read_config
+from muomni.formats.tensors import resolve_folder
 
 PAGE = "report.html"
-_SPEECH = "muomni.bench.speech_speed"
+_SPEECH = "muomni.bench.speech"
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ def run(asked: Asked, say: Say) -> Report:
         decode=infer.decode,
         scaling=infer.scaling,
         memory=tuple(bar for one in found.values() for bar in one.memory),
-        tuned=tuned.fragment(rows),
-        advice=tuned.advice(rows, None if target.folder is None else asked.model),
+        tuned=recommendations.fragment(rows),
+        advice=recommendations.advice(rows, None if target.folder is None else asked.model),
     )
 
 
@@ -129,7 +129,7 @@ def _measure(part: PartName, target: Target, work: Path, effort: Effort, say: Sa
 
 
 def measure_speech(target: Target, effort: Effort, say: Say) -> tuple[Row, ...]:
-    """The techniques of speaking, of a model that speaks: the function of this name in `bench.speech_speed`."""
+    """The techniques of speaking, of a model that speaks: the function of this name in `bench.speech`."""
     reason = None
     if target.folder is None:
         reason = "a preset does not speak: name a run that was trained to"
@@ -175,9 +175,9 @@ def write(report: Report, out: Path) -> Sequence[Path]:
         UserError: the folder cannot be written.
     """
     make_folder(out)
-    paths = [out / JSON, out / PAGE, out / tuned.TUNED]
+    paths = [out / JSON, out / PAGE, out / recommendations.TUNED]
     report.save(paths[0])
     with atomic_file(paths[1]) as partial:
         partial.write_text(page(report), encoding="utf-8")
-    tuned.save(report.tuned, paths[2], report.machine.words, report.date)
+    recommendations.save(report.tuned, paths[2], report.machine.words, report.date)
     return paths

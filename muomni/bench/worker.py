@@ -52,49 +52,50 @@ def main() -> None:
 
 
 def _train(case: dict[str, Any]) -> Subject:
-    from muomni.bench.cases import TrainCase, TrainSubject
+    from muomni.bench.training.case import TrainCase, TrainSubject
 
     return TrainSubject(TrainCase.model_validate(case))
 
 
 def _infer(case: dict[str, Any]) -> Subject:
-    from muomni.bench.infer_cases import InferCase, InferSubject
+    from muomni.bench.decoding.case import InferCase
+    from muomni.bench.decoding.subject import InferSubject
 
     return InferSubject(InferCase.model_validate(case))
 
 
 def _judge(case: dict[str, Any]) -> Subject:
-    from muomni.bench.infer_judge import Judge
+    from muomni.bench.decoding.fidelity import Judge
 
     return Judge(**case)
 
 
 def _bandwidth(case: dict[str, Any]) -> Subject:
-    from muomni.bench.bandwidth import Bandwidth
+    from muomni.bench.decoding.bandwidth import Bandwidth
 
     return Bandwidth(**case)
 
 
 def _write(case: dict[str, Any]) -> Subject:
-    from muomni.bench.infer_weights import Written
+    from muomni.bench.decoding.models import Written
 
     return Written(**case)
 
 
 def _scaling(case: dict[str, Any]) -> Subject:
-    from muomni.bench.scaling import ScalingSubject
+    from muomni.bench.decoding.scaling import ScalingSubject
 
     return ScalingSubject(**case)
 
 
 def _speculation(case: dict[str, Any]) -> Subject:
-    from muomni.bench.speculation import SpeculationSubject
+    from muomni.bench.decoding.speculation import SpeculationSubject
 
     return SpeculationSubject(**case)
 
 
 def _speech(case: dict[str, Any]) -> Subject:
-    from muomni.bench.speech_speed import SpeechCase, SpeechSubject
+    from muomni.bench.speech import SpeechCase, SpeechSubject
 
     return SpeechSubject(SpeechCase.model_validate(case))
 

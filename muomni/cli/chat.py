@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from muomni.cli import _options as options
+from muomni.cli.common import options
 
 if TYPE_CHECKING:
-    from muomni.api import MuOmni
-    from muomni.cli._spoken import Voiced
+    from muomni.api.model import MuOmni
+    from muomni.cli.common.reply_audio import Voiced
     from muomni.infer import TextStream
-    from muomni.infer.speak import SpokenStream
+    from muomni.infer.speech import SpokenStream
 
 _HELP = """\
 /help               this list
@@ -83,8 +83,8 @@ def command(
         seed=seed,
         ignore_eos=ignore_eos,
     )
-    from muomni.api import MuOmni
-    from muomni.cli._speculation import Speculation
+    from muomni.api.model import MuOmni
+    from muomni.cli.common.speculation import Speculation
     from muomni.infer import SamplingParams
 
     guessing = Speculation(speculate, draft)
@@ -114,7 +114,7 @@ def _voiced(speak: Path | None, voice: str | None, *, one: bool, played: bool) -
 
             raise UserError("--voice is the one of --speak OUT.wav")
         return None
-    from muomni.cli._spoken import Voiced
+    from muomni.cli.common.reply_audio import Voiced
 
     return Voiced(speak, voice, one=one, played=played)
 
@@ -237,13 +237,13 @@ class Chat:
         Raises:
             UserError: the model does not take it, or it cannot be read.
         """
-        from muomni.data.media import open_bytes
+        from muomni.data.media.media_ref import open_bytes
         from muomni.infer import SamplingParams
 
         kind = part["type"]
         path = Path(part[kind]).expanduser()
         if kind == "video" and self.model.config.vision is not None:
-            from muomni.data.video import video_frames
+            from muomni.data.media.video import video_frames
 
             part = {"type": kind, kind: video_frames(path)}
         alone = [{"role": "user", "content": [part]}]
@@ -261,8 +261,8 @@ class Chat:
         Raises:
             UserError: the message cannot be answered; the conversation is as before.
         """
-        from muomni.cli._speculation import greedy
-        from muomni.cli._terminal import say, speed
+        from muomni.cli.common.speculation import greedy
+        from muomni.cli.common.terminal import say, speed
         from muomni.errors import SpeechError
         from muomni.infer import SamplingParams
 
@@ -313,7 +313,7 @@ class Chat:
         return [*first, *self.turns, *new]
 
     def _set(self, text: str) -> None:
-        from muomni.cli._speculation import greedy
+        from muomni.cli.common.speculation import greedy
         from muomni.errors import PromptError
         from muomni.infer import SamplingParams
 

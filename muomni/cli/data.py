@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from muomni.config.model import PresetName
-    from muomni.data.check import Findings
+    from muomni.data.validation.check import Findings
 
 command = typer.Typer(
     help="Data for training: read everything once and say what is wrong; make speech from texts.\n\n"
@@ -45,7 +45,7 @@ def check(
 
     Example: muomni data check train.jsonl val.jsonl --out report
     """
-    from muomni.data.check import check_manifests
+    from muomni.data.validation.check import check_manifests
 
     with _bar("reading rows") as progress:
         task = progress.add_task("", total=None)
@@ -96,9 +96,9 @@ def speech(
 
     Example: muomni data speech stories.jsonl --out speech --count 4000
     """
-    from muomni.data.sentences import SentenceLimits, draw_sentences, sentences_of, wording
-    from muomni.data.speech import SpeechSettings, make_speech
-    from muomni.data.synthesiser import Voice, installed_library
+    from muomni.data.speech.espeak_client import Voice, installed_library
+    from muomni.data.speech.sentences import SentenceLimits, draw_sentences, sentences_of, wording
+    from muomni.data.speech.synthesis import SpeechSettings, make_speech
 
     if form not in ("flac", "wav"):
         raise UserError(f"--format {form}: must be flac or wav")
@@ -145,7 +145,7 @@ def recordings(
 
     Example: muomni data recordings my-voice --out my-voice.jsonl
     """
-    from muomni.data.recordings import write_recordings
+    from muomni.data.speech.recordings import write_recordings
 
     with _bar("reading") as progress:
         task = progress.add_task("", total=None)
@@ -175,7 +175,7 @@ def _bar(what: str) -> "Progress":
 
 
 def _write(found: "Findings", out: Path) -> None:
-    from muomni.data.check_plots import plot_contact_sheet, plot_histograms
+    from muomni.data.validation.plots import plot_contact_sheet, plot_histograms
     from muomni.files import write_json
 
     try:
@@ -193,7 +193,7 @@ def _print(found: "Findings") -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from muomni.data.check import KINDS
+    from muomni.data.validation.check import KINDS
 
     console = Console()
     minutes = sum(found.seconds) / 60

@@ -62,7 +62,7 @@ def _clear(out: Path) -> None:
 
 
 def _python_docs(out: Path) -> Path:
-    from muomni.data.python_docs import write_python_docs
+    from muomni.data.sources.python_docs import write_python_docs
 
     corpus = out / "data" / "python_docs.jsonl"
     size = write_python_docs(corpus)
@@ -102,7 +102,7 @@ def _train_and_interrupt(out: Path, corpus: Path, changes: list[str], stop_at: i
 
 
 def _last_step(out: Path) -> int:
-    from muomni.train.metrics import METRICS, read_lines
+    from muomni.train.reporting.metrics_log import METRICS, read_lines
 
     lines = read_lines(out / METRICS)
     return int(lines[-1]["step"]) if lines else 0
@@ -110,10 +110,10 @@ def _last_step(out: Path) -> int:
 
 def _report(out: Path) -> None:
     """Validation loss beside the bigram baseline on the same rows, and the speed."""
-    from muomni.bench.bigram import Bigram
     from muomni.config import load_recipe
     from muomni.data import PackedRows, Tokenizer, prepare
-    from muomni.train.metrics import METRICS, read_lines
+    from muomni.eval.bigram_baseline import Bigram
+    from muomni.train.reporting.metrics_log import METRICS, read_lines
 
     recipe = load_recipe(str(out / "recipe.json"))
     tokenizer = Tokenizer.load(out / "last")

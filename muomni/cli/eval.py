@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from muomni.cli import _options as options
+from muomni.cli.common import options
 from muomni.errors import UserError
 
 if TYPE_CHECKING:
-    from muomni.bench.speech import Limits, Sentence, Speaker, SpeechReport, Spoken
+    from muomni.eval.speech_gate import Limits, Sentence, Speaker, SpeechReport, Spoken
 
 # Sentences on a picture of spectrograms, and on all of them.
 SPECTROGRAMS, MAX_SPECTROGRAMS = 8, 32
@@ -63,8 +63,8 @@ def speech(
 
     Example: muomni eval speech runs/omni --original held-out/manifest.jsonl --lm stories.jsonl --out judged
     """
-    from muomni.bench.recogniser import check_installed
-    from muomni.bench.speech import Limits, judge, read_sentences
+    from muomni.eval.recogniser import check_installed
+    from muomni.eval.speech_gate import Limits, judge, read_sentences
 
     check_installed()
     limits = Limits(max_ratio, max_truncated, max_run_on, max_real_time, max_first_sound)
@@ -91,9 +91,9 @@ def _language_model(texts: list[Path], sentences: "list[Sentence]", folder: Path
     Raises:
         DataError: a file is missing or unreadable, or nothing is left.
     """
-    from muomni.bench.ngram import write_lm
-    from muomni.bench.words import spoken_words
-    from muomni.data.sentences import sentences_of, wording
+    from muomni.data.speech.sentences import sentences_of, wording
+    from muomni.eval.ngram_lm import write_lm
+    from muomni.eval.wer import spoken_words
 
     judged = {wording(sentence.text) for sentence in sentences}
     path = folder / "texts.arpa"
@@ -106,12 +106,12 @@ def _speaker(run: str, settings: dict[str, Any]) -> "Speaker":
     if run.startswith("espeak:"):
         if settings:
             raise UserError("--temperature and --seed are a model's; the synthesiser has none")
-        from muomni.bench.speech import SynthesiserSpeaker
-        from muomni.data.synthesiser import Synthesiser, Voice
+        from muomni.data.speech.espeak_client import Synthesiser, Voice
+        from muomni.eval.speech_gate import SynthesiserSpeaker
 
         return SynthesiserSpeaker(Synthesiser(Voice.parse(run.removeprefix("espeak:"))))
-    from muomni.api import MuOmni
-    from muomni.bench.model_speaker import ModelSpeaker
+    from muomni.api.model import MuOmni
+    from muomni.eval.model_speaker import ModelSpeaker
 
     return ModelSpeaker(MuOmni.from_pretrained(run), **{"seed": 0, **settings})
 
@@ -135,9 +135,9 @@ def _steps(count: int) -> list[tuple[str, int]]:
 def _write(
     report: "SpeechReport", sentences: "list[Sentence]", spoken: "list[Spoken]", failures: list[str], out: Path
 ) -> None:
-    from muomni.bench.speech import plot_spectrograms
-    from muomni.data.audio import SAMPLE_RATE
-    from muomni.data.speech import encode
+    from muomni.data.media.audio import SAMPLE_RATE
+    from muomni.data.speech.synthesis import encode
+    from muomni.eval.speech_gate import plot_spectrograms
     from muomni.files import write_json
 
     try:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from muomni.cli import _options as options
+from muomni.cli.common import options
 
 if TYPE_CHECKING:
-    from muomni.api import MuOmni
+    from muomni.api.model import MuOmni
 
 
 class Format(StrEnum):
@@ -65,8 +65,8 @@ def command(
 
     import torch
 
-    from muomni.api import MuOmni
-    from muomni.model.folder import check_replaceable
+    from muomni.api.model import MuOmni
+    from muomni.formats.pretrained import check_replaceable
 
     if format is Format.hf:
         check_replaceable(out.resolve())

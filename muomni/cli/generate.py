@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
 
 import typer
 
-from muomni.cli import _options as options
+from muomni.cli.common import options
 
 if TYPE_CHECKING:
-    from muomni.api import Prompt
-    from muomni.cli._batch import Figures, Job
-    from muomni.cli._speculation import Speculation
+    from muomni.api.model import Prompt
+    from muomni.cli.common.batch_file import Figures, Job
+    from muomni.cli.common.speculation import Speculation
 
 
 Deterministic = Annotated[
@@ -77,7 +77,7 @@ def command(
 
     Example: muomni generate runs/demo --batch prompts.jsonl --out replies.jsonl --seed 1
     """
-    from muomni.cli._speculation import Speculation
+    from muomni.cli.common.speculation import Speculation
 
     guessing = Speculation(speculate, draft)
     shown = options.media(image, audio, video)
@@ -97,7 +97,7 @@ def command(
     )
     int8 = options.int8_by(tuned, run)
     if batch is not None and out is not None:
-        from muomni.cli._batch import Job
+        from muomni.cli.common.batch_file import Job
 
         job = Job(batch, out, sampling, raw, system, batch_size, deterministic, guessing, cache.value, int8)
         _answer_file(run, device, job, as_json)
@@ -122,7 +122,7 @@ def _answer_file(run: str, device: str, job: "Job", as_json: bool) -> None:
     Raises:
         UserError: some of the prompts could not be answered; the others have been.
     """
-    from muomni.cli._batch import answer_file
+    from muomni.cli.common.batch_file import answer_file
     from muomni.errors import UserError
 
     figures = answer_file(run, device, job)
@@ -166,8 +166,8 @@ def _answer(
     guessing: "Speculation",
 ) -> None:
     """Prints one reply as it comes, or as JSON once it is whole."""
-    from muomni.api import MuOmni
-    from muomni.cli._terminal import say, speed
+    from muomni.api.model import MuOmni
+    from muomni.cli.common.terminal import say, speed
     from muomni.infer import SamplingParams
 
     guessing.check(SamplingParams.of(**sampling))  # a wrong setting is told before the model is read

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from muomni.cli._console import wide_console
+from muomni.cli.common.terminal import wide_console
 from muomni.config import load_recipe
 from muomni.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from muomni.bench.ways import Speed
+    from muomni.bench.training.step_configs import Speed
     from muomni.config import Recipe
-    from muomni.train.fitting import Option
-    from muomni.train.forecast import Setup
+    from muomni.train.forecast.memory import Setup
+    from muomni.train.forecast.search import Option
 
 _SAID = {
     "weights": "weights",
@@ -61,7 +61,7 @@ def command(
     stage = load_recipe(recipe, _with_data(changes or []))
     if stage.codec is not None:
         raise ConfigError("codec: memory is forecast for models; training a codec is not modelled yet")
-    from muomni.train.fitting import parse_memory, words
+    from muomni.train.forecast.search import parse_memory, words
 
     asked = None if memory is None else parse_memory(memory)
     say = _silent if as_json else _say
@@ -89,7 +89,7 @@ class _Plan:
         setup: of the recipe as it is.
         room, whence: bytes that there are, and how that is known.
         found: every way to take the steps; `best` is the one to take, None where none fits.
-        speeds: measured, by `bench.ways.name_of`; `unmeasured` says why there are none.
+        speeds: measured, by `bench.training.step_configs.name_of`; `unmeasured` says why there are none.
         result: all of it for `--json`.
     """
 
@@ -106,10 +106,10 @@ class _Plan:
 def _plan(stage: "Recipe", device: str | None, asked: int | None, measure: bool, say: "Callable[[str], None]") -> _Plan:
     import torch
 
-    from muomni.bench import ways
-    from muomni.train.fitting import fastest, options, step_seconds
-    from muomni.train.forecast import forecast, inference_memory, setup_of
-    from muomni.train.past import past_errors
+    from muomni.bench.training import step_configs
+    from muomni.train.forecast.accuracy import past_errors
+    from muomni.train.forecast.memory import forecast, inference_memory, setup_of
+    from muomni.train.forecast.search import fastest, options, step_seconds
 
     setup = setup_of(stage, device=device)
     room, whence = _room(setup, asked)
@@ -122,7 +122,7 @@ def _plan(stage: "Recipe", device: str | None, asked: int | None, measure: bool,
     fitting = [option for option in found if option.fits(room)]
     speeds, unmeasured = _speeds(fitting, setup, measure, say)
     if speeds:
-        best = ways.fastest(fitting, speeds)
+        best = step_configs.fastest(fitting, speeds)
     result: dict[str, Any] = {
         "device": setup.device,
         "precision": setup.precision,
@@ -138,7 +138,11 @@ def _plan(stage: "Recipe", device: str | None, asked: int | None, measure: bool,
         "options": [
             option.as_dict()
             | {"fits": option.fits(room)}
-            | ({"seconds_measured": one.seconds} if (one := speeds.get(ways.name_of(option))) is not None else {})
+            | (
+                {"seconds_measured": one.seconds}
+                if (one := speeds.get(step_configs.name_of(option))) is not None
+                else {}
+            )
             for option in found
         ],
         "fastest": None if best is None else best.fragment,
@@ -172,7 +176,7 @@ def _room(setup: "Setup", asked: int | None) -> tuple[int, str]:
 
 
 def _baseline(setup: "Setup", compiled: bool) -> int:
-    from muomni.train.baseline import process_baseline
+    from muomni.train.process_overhead import process_baseline
 
     return process_baseline(setup.precision, setup.optimizer.name, compiled) if setup.device == "cpu" else 0
 
@@ -180,7 +184,7 @@ def _baseline(setup: "Setup", compiled: bool) -> int:
 def _compiler(setup: "Setup") -> bool:
     import torch
 
-    from muomni.accel.compile import what_is_missing
+    from muomni.accel.compile.blocks import what_is_missing
 
     if not _is_here(setup):
         return True  # it is known of that machine as little as the rest
@@ -191,7 +195,7 @@ def _rate(setup: "Setup") -> tuple[float, bool]:
     """Floating-point operations a second of a matrix product, and whether that was measured."""
     import torch
 
-    from muomni.train.fitting import ASSUMED_RATE, measure_rate
+    from muomni.train.forecast.search import ASSUMED_RATE, measure_rate
 
     if not _is_here(setup):
         return ASSUMED_RATE, False
@@ -202,7 +206,7 @@ def _speeds(
     fitting: "list[Option]", setup: "Setup", asked: bool, say: "Callable[[str], None]"
 ) -> "tuple[dict[str, Speed], str | None]":
     """What steps of the best few take here, or why that was not measured."""
-    from muomni.bench.ways import candidates, measure, why_not
+    from muomni.bench.training.step_configs import candidates, measure, why_not
 
     if not asked:
         return {}, "as asked"
@@ -240,9 +244,9 @@ def _print(plan: _Plan) -> None:
     from rich import box
     from rich.table import Table
 
-    from muomni.bench.ways import name_of
-    from muomni.train.fitting import words
-    from muomni.train.past import in_words
+    from muomni.bench.training.step_configs import name_of
+    from muomni.train.forecast.accuracy import in_words
+    from muomni.train.forecast.search import words
 
     _say("")
     console = wide_console()
@@ -291,7 +295,7 @@ def _print(plan: _Plan) -> None:
 
 
 def _print_fastest(plan: _Plan, best: "Option") -> None:
-    from muomni.bench.ways import name_of
+    from muomni.bench.training.step_configs import name_of
 
     if plan.speeds:
         one = plan.speeds[name_of(best)]

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from muomni.cli import _options as options
+from muomni.cli.common import options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.progress import Progress
 
-    from muomni.accel.quantize import Choice
-    from muomni.api import MuOmni
-    from muomni.bench.quality import Quality
+    from muomni.accel.int8 import Choice
+    from muomni.api.model import MuOmni
     from muomni.data import PackedRows
+    from muomni.eval.quantization_quality import Quality
 
 _SEQ_LEN = 512
 
@@ -72,9 +72,9 @@ def command(
     if out.is_dir() and any(out.iterdir()) and not force:
         raise UserError(f"{out} is not empty: give a new folder, or --force to replace the model in it")
 
-    from muomni.accel.quantize import tune
-    from muomni.api import MuOmni
-    from muomni.model.folder import check_replaceable
+    from muomni.accel.int8 import tune
+    from muomni.api.model import MuOmni
+    from muomni.formats.pretrained import check_replaceable
 
     check_replaceable(out.resolve())
     if missing := [path for path in data or [] if not path.exists()]:
@@ -115,7 +115,7 @@ def _rows(run: str, data: list[Path], model: "MuOmni") -> "PackedRows":
     """The rows to compare on: of `--data`, else of the validation data that the run's recipe names."""
     from muomni.config import DataSpec, Recipe, parse, read_json
     from muomni.data import PackedRows, prepare
-    from muomni.data.cache import build_token_cache
+    from muomni.data.index.token_cache import build_token_cache
     from muomni.errors import UserError
 
     tokenizer = model.tokenizer
@@ -136,7 +136,7 @@ def _rows(run: str, data: list[Path], model: "MuOmni") -> "PackedRows":
 
 
 def _compare(reference: "MuOmni", model: "MuOmni", rows: "PackedRows", max_rows: int, bar: "Progress") -> "Quality":
-    from muomni.bench.quality import compare_models
+    from muomni.eval.quantization_quality import compare_models
 
     task = bar.add_task("compare", total=min(max_rows, rows.num_rows))
     return compare_models(reference, model, rows, max_rows, lambda done: bar.update(task, completed=done))

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from muomni.cli import _options as options
+from muomni.cli.common import options
 from muomni.errors import UserError
 
 if TYPE_CHECKING:
-    from muomni.api import MuOmni
+    from muomni.api.model import MuOmni
     from muomni.infer import Reply
 
 MANIFEST = "manifest.jsonl"
@@ -54,23 +54,23 @@ def command(
 
     Example: muomni say runs/speak --file lines.txt --batch spoken --voice en-us
     """
-    from muomni.cli import _sound
+    from muomni.cli.common import audio_output
 
     _check_options(text, file, out, batch, play, form)
     if out is not None:
-        _sound.check_target(out)
+        audio_output.check_target(out)
     texts = _read_texts(text, file, whole=batch is None)
     settings = options.given(voice=voice, temperature=temperature, top_k=top_k, seed=seed)
     with ExitStack() as stack:
-        player = stack.enter_context(_sound.Player()) if play else None
-        from muomni.data.spoken import spoken_words
-        from muomni.infer.speak import SpeechSettings
+        player = stack.enter_context(audio_output.Player()) if play else None
+        from muomni.data.speech.spoken_text import spoken_words
+        from muomni.infer.speech import SpeechSettings
 
         SpeechSettings.of(**settings)  # a wrong setting is told before the model is read
         if batch is None and not spoken_words(texts[0]):
             raise UserError(f"there is nothing to say in {texts[0][:80]!r}: no letters and no digits")
-        from muomni.api import MuOmni
-        from muomni.bench.model_speaker import heard
+        from muomni.api.model import MuOmni
+        from muomni.eval.model_speaker import heard
 
         model = MuOmni.from_pretrained(run, device=device)
         if batch is not None:
@@ -80,7 +80,7 @@ def command(
         samples, rate = heard(reply)
         values: dict[str, Any] = {"text": texts[0]}
         if out is not None:
-            _sound.write_sound(out, samples, rate)
+            audio_output.write_sound(out, samples, rate)
             values["audio"] = str(out)
         values |= {"sample_rate": rate, "seconds": round(len(samples) / rate, 3), "timing": _timing_of(reply)}
         if as_json:
@@ -153,8 +153,8 @@ def _say_all(
     Raises:
         UserError: the folder is there already or cannot be written, or some texts could not be said; the others are.
     """
-    from muomni.bench.model_speaker import heard
-    from muomni.cli._sound import write_sound
+    from muomni.cli.common.audio_output import write_sound
+    from muomni.eval.model_speaker import heard
     from muomni.files import atomic_folder
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -9,7 +9,7 @@ from muomni.config import Recipe, load_recipe
 from muomni.errors import UserError
 
 if TYPE_CHECKING:
-    from muomni.train.run import TrainResult
+    from muomni.train.stage import TrainResult
 
 RUNS = Path("runs")
 
@@ -36,8 +36,8 @@ def command(
     Several processes, one a GPU: torchrun --nproc-per-node 2 -m muomni train text-tiny --data stories.jsonl
     """
     run, stage = _stage(recipe, data or [], changes or [], out)
-    from muomni.cli.samples import make_sampler
-    from muomni.train.run import train
+    from muomni.cli.common.train_sampler import make_sampler
+    from muomni.train.stage import train
 
     result = train(stage, run, resume=resume, resume_from=resume_from, make_sampler=make_sampler)
     if result.is_main:
@@ -56,7 +56,7 @@ def _report(result: "TrainResult", run: Path, stage: Recipe) -> None:
     if result.stopped:
         print(f"go on: muomni train {run} --resume")
     elif stage.codec is not None:
-        print(f'use it: muomni.model.codec.SpeechCodec.from_pretrained("{run}")')
+        print(f'use it: muomni.formats.codec.load_codec("{run}")')
     else:
         print(f"chat with it: muomni chat {run}")
     if result.plot is not None:

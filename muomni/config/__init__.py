@@ -1,12 +1,12 @@
 """Frozen, validated configurations. Read `model` and `recipe` first."""
 
 from muomni.config.base import parse
-from muomni.config.data_spec import DataSpec, SourceSpec, SpeechDataSpec, TokenizerSpec
-from muomni.config.load import bundled_recipes, load_recipe, read_json
+from muomni.config.loader import bundled_recipes, load_recipe, read_json
 from muomni.config.model import PRESET_NAMES, AudioConfig, OmniConfig, ThinkerConfig, VisionConfig, preset, towers
+from muomni.config.pretrained_encoders import SiglipConfig, WhisperConfig
 from muomni.config.recipe import Recipe
+from muomni.config.recipe_data import DataSpec, SourceSpec, SpeechDataSpec, TokenizerSpec
 from muomni.config.schema import recipe_schema
-from muomni.config.towers import SiglipConfig, WhisperConfig
 
 __all__ = [
     "PRESET_NAMES",

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, Validat
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
-from muomni.config.words import Layer, in_words
+from muomni.config.validation_errors import Layer, in_words
 from muomni.errors import ConfigError
 
 ModelT = TypeVar("ModelT", bound=BaseModel)

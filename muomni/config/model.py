@@ -6,9 +6,9 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from muomni.config.base import Frozen, Positive, PositiveInt, Probability, conflict
 from muomni.config.codec import CodecConfig
+from muomni.config.pretrained_encoders import SiglipConfig, WhisperConfig
 from muomni.config.talker import TalkerConfig
 from muomni.config.thinker import ThinkerConfig as ThinkerConfig
-from muomni.config.towers import SiglipConfig, WhisperConfig
 from muomni.errors import ConfigError
 
 PresetName = Literal["nano", "tiny", "small", "base"]
@@ -192,6 +192,12 @@ class OmniConfig(Frozen):
         if self.image_token_id is not None and self.image_token_id == self.audio_token_id:
             raise conflict("audio_token_id", self.audio_token_id, "must differ from image_token_id")
         return self
+
+    @property
+    def head_dims(self) -> tuple[int, ...]:
+        """Head sizes of all attention layers: the Thinker's, then those of the encoders and of the Talker."""
+        parts = (self.thinker, self.vision, self.audio, self.talker)
+        return tuple(part.head_dim for part in parts if part is not None)
 
     def with_towers(
         self,

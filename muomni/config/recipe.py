@@ -6,8 +6,8 @@ from pydantic import Field, model_validator
 
 from muomni.config.base import Fraction, Frozen, PositiveInt, Probability, conflict
 from muomni.config.codec import CodecSpec
-from muomni.config.data_spec import DataSpec, TokenizerSpec
-from muomni.config.model_spec import ModelSpec
+from muomni.config.recipe_data import DataSpec, TokenizerSpec
+from muomni.config.recipe_model import ModelSpec
 
 NonNegativeInt = Annotated[int, Field(ge=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -104,7 +104,7 @@ class CheckpointSpec(Frozen):
 
 
 class TuneSpec(Frozen):
-    """The search before a run, see `train.tune`.
+    """The search before a run, see `train.tune.search`.
 
     Attributes:
         minutes: after which no more ways are tried.

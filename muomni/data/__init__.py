@@ -1,18 +1,22 @@
 """Data for training: tokenizer, conversations, sources, the token cache and packed rows."""
 
-from muomni.data.cache import TokenCache, build_token_cache, default_cache_dir
-from muomni.data.chat import ChatTemplate, EncodedChat, Message, check_messages, encode_chat, expand
-from muomni.data.media_index import MediaIndex, build_media_index
-from muomni.data.media_rows import MediaRows
-from muomni.data.packing import Batch, PackedRows, Row
-from muomni.data.parts import MediaPart
-from muomni.data.prefetch import Prefetched, Rows
-from muomni.data.prepare import Prepared, PreparedRows, prepare, prepare_rows, prepare_tokenizer
-from muomni.data.readers import Document
-from muomni.data.sources import iter_documents, iter_texts
-from muomni.data.speech_rows import SpeechPairs, SpeechRows, WithSpeech
-from muomni.data.spoken import SpokenText, Word, clip_words, said_words, spoken_words, tokens_of, units_of
-from muomni.data.tokenizer import SPECIAL, Detokenizer, SpecialTokens, Tokenizer
+from muomni.data.build import Prepared, PreparedRows, prepare, prepare_rows, prepare_tokenizer
+from muomni.data.datasets.batch import Batch, Row
+from muomni.data.datasets.multimodal import MediaRows
+from muomni.data.datasets.packed import PackedRows
+from muomni.data.datasets.prefetch import Prefetched, Rows
+from muomni.data.datasets.speech import SpeechRows, WithSpeech
+from muomni.data.index.build_media_index import build_media_index
+from muomni.data.index.media_index import MediaIndex
+from muomni.data.index.token_cache import TokenCache, build_token_cache, default_cache_dir
+from muomni.data.sources.readers import Document
+from muomni.data.sources.sources import iter_documents, iter_texts
+from muomni.data.speech.paired_data import SpeechPairs
+from muomni.data.speech.spoken_text import SpokenText, Word, clip_words, said_words, spoken_words, tokens_of, units_of
+from muomni.data.text.chat import EncodedChat, Message, check_messages, encode_chat, expand
+from muomni.data.text.chat_template import ChatTemplate
+from muomni.data.text.content_parts import MediaPart
+from muomni.data.text.tokenizer import SPECIAL, Detokenizer, SpecialTokens, Tokenizer
 
 __all__ = [
     "SPECIAL",

@@ -8,12 +8,14 @@
 * `speak`: a package of its own, for texts and replies that are spoken.
 """
 
-from muomni.infer.engine import Engine, make_engine
-from muomni.infer.generate import generate
+from muomni.infer.engine.engine import Engine, make_engine
+from muomni.infer.reference import generate
+from muomni.infer.reply import Piece, Reply, Timing
 from muomni.infer.request import FinishReason, Request
-from muomni.infer.runner import EagerRunner, Runner, Runners, make_runner
+from muomni.infer.runners.base import EagerRunner, Runner
+from muomni.infer.runners.select import Runners, make_runner
 from muomni.infer.sampling import SamplingParams, sample
-from muomni.infer.stream import Piece, Reply, TextStream, Timing
+from muomni.infer.streaming import TextStream
 
 __all__ = [
     "EagerRunner",

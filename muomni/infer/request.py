@@ -10,53 +10,12 @@ from random import Random
 from threading import Event
 from typing import Literal, NamedTuple
 
-import torch
-from torch import Tensor
-
 from muomni.errors import UserError
+from muomni.infer.prompt_media import PromptMedia
 from muomni.infer.sampling import SamplingParams, draw_uniform, make_random
-from muomni.infer.speculate import Guesser, Guesses
+from muomni.infer.speculative.drafts import Guesser, Guesses
 
 FinishReason = Literal["stop", "length"]
-
-
-class MediaChunk(NamedTuple):
-    """The media of some consecutive tokens of a prompt.
-
-    Attributes:
-        features: (K, D) what the encoders made, in the place of K token embeddings.
-        places: (K,) int64 on the CPU, which tokens those are, counted from the first of the chunk.
-        positions: (3, T) int64 on the CPU, of all tokens of the chunk.
-    """
-
-    features: Tensor
-    places: Tensor
-    positions: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class PromptMedia:
-    """What a prompt of T tokens holds besides text: N tokens are embeddings of pictures and sounds.
-
-    Attributes:
-        features: (N, D) on the model's device, in the order of their places.
-        places: (N,) int64 on the CPU, rising.
-        positions: (3, T) int64 on the CPU: time, height and width. Outside of pictures all three are the index.
-        keys: T numbers that tell prompts apart where token ids do not: the token ids, but for tokens of media
-            negative numbers made from their content.
-    """
-
-    features: Tensor
-    places: Tensor
-    positions: Tensor
-    keys: list[int]
-
-    def chunk(self, begin: int, end: int) -> MediaChunk | None:
-        """The part of tokens `begin` to `end` (which may cut a picture); None where they are text."""
-        first, last = torch.searchsorted(self.places, torch.tensor([begin, end])).tolist()
-        if first == last:
-            return None
-        return MediaChunk(self.features[first:last], self.places[first:last] - begin, self.positions[:, begin:end])
 
 
 class Prepared(NamedTuple):

@@ -15,9 +15,9 @@ from itertools import accumulate, pairwise
 from muomni.config import OmniConfig, SiglipConfig, ThinkerConfig, WhisperConfig
 from muomni.config.model import AudioTower, VisionTower
 from muomni.config.talker import TalkerConfig
-from muomni.model import audio, vision, whisper
-from muomni.model.heads import CLASSES, STEPS
-from muomni.model.media import Media, filled, row_length
+from muomni.model.encoders import audio, vision, whisper
+from muomni.model.encoders.auxiliary_heads import CLASSES, STEPS
+from muomni.model.inputs import Media, filled, row_length
 from muomni.model.talker import SpeechBatch
 
 Grid = tuple[int, int]

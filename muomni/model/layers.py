@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from muomni.model.cache import Cache
+from muomni.model.kv_cache import Cache
 from muomni.ops.attention import AttentionFunction, Segments, attention
-from muomni.ops.norm import rms_norm
+from muomni.ops.rms_norm import rms_norm
 from muomni.ops.rope import apply_rope
 
 Rotation = tuple[Tensor, Tensor]
@@ -37,7 +37,7 @@ class BlockConfig(Protocol):
 
 
 class RMSNorm(nn.Module):
-    """See `ops.norm.rms_norm`; the weight starts at one."""
+    """See `ops.rms_norm.rms_norm`; the weight starts at one."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -51,8 +51,8 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Grouped-query self-attention with RMSNorm on queries and keys, then rotary positions.
 
-    `attend` is the backend; `accel.attention` sets another from outside. In an encoder (`causal` is False) every
-    token sees all of its document.
+    `attend` is the backend; `accel.attention_backend` sets another from outside. In an encoder (`causal` is False)
+    every token sees all of its document.
     """
 
     def __init__(self, config: BlockConfig, layer: int, causal: bool = True) -> None:

@@ -12,23 +12,23 @@ from torch import Tensor, nn
 
 from muomni.config import AudioConfig, OmniConfig, VisionConfig
 from muomni.errors import UserError
-from muomni.model.audio import AudioEncoder
-from muomni.model.cache import Cache
 from muomni.model.codec.frozen import FrozenCodec
-from muomni.model.heads import ContrastiveHead, CtcHead
-from muomni.model.media import Clips, Images, Media
+from muomni.model.encoders.audio import AudioEncoder
+from muomni.model.encoders.auxiliary_heads import ContrastiveHead, CtcHead
+from muomni.model.encoders.projector import Projector
+from muomni.model.encoders.siglip import SiglipEncoder
+from muomni.model.encoders.vision import VisionEncoder
+from muomni.model.encoders.whisper import WhisperEncoder
+from muomni.model.inputs import Clips, Images, Media
+from muomni.model.int8_layers import Int8Embedding, Int8Weight, is_quantized
+from muomni.model.kv_cache import Cache
 from muomni.model.outputs import LOSSES, Features, OmniOutput
-from muomni.model.projector import Projector
-from muomni.model.quantized import Int8Embedding, Int8Weight, is_quantized
-from muomni.model.siglip import SiglipEncoder
-from muomni.model.splice import splice
+from muomni.model.placeholders import splice
 from muomni.model.talker import SpeechBatch, Talker, TalkerLosses, blank_speech
-from muomni.model.talker.layout import lay_out_sentences
+from muomni.model.talker.packing import lay_out_sentences
 from muomni.model.thinker import Thinker
-from muomni.model.vision import VisionEncoder
-from muomni.model.whisper import WhisperEncoder
 from muomni.ops.attention import Segments
-from muomni.ops.loss import IGNORE, linear_cross_entropy, shift_labels
+from muomni.ops.cross_entropy import IGNORE, linear_cross_entropy, shift_labels
 
 # Positions whose logits are in memory at one time where the loss is computed through a quantised head.
 _LOSS_ROWS = 512

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from muomni.config import ThinkerConfig
-from muomni.model.cache import Cache
+from muomni.model.int8_layers import Int8Embedding, Int8Linear
+from muomni.model.kv_cache import Cache
 from muomni.model.layers import Block, RMSNorm
-from muomni.model.quantized import Int8Embedding, Int8Linear
 from muomni.ops.attention import Segments
 from muomni.ops.rope import rope_tables
 
@@ -24,7 +24,7 @@ class Thinker(nn.Module):
     def __init__(self, config: ThinkerConfig) -> None:
         super().__init__()
         self.config = config
-        # `model.quantized.to_int8` puts int8 layers in the place of these.
+        # `model.int8_layers.to_int8` puts int8 layers in the place of these.
         # With a weight given, torch draws none: `init_weights` does, and on `meta` torch would load its compiler to.
         table = torch.empty(config.vocab_size, config.hidden_size)
         self.embed_tokens: nn.Embedding | Int8Embedding = nn.Embedding(

@@ -15,7 +15,7 @@ and decoding one token reads every weight once, so it is bound by just these byt
   in integers (VNNI on a CPU, tensor cores on a GPU). Several times faster than float where it is there.
 
 `packed` and `dynamic` use operators that torch keeps private: `why_not` says whether they are here and work.
-Which is fastest depends on shape, rows and machine; `accel.quantize` measures and chooses.
+Which is fastest depends on shape, rows and machine; `accel.int8` measures and chooses.
 
 Legend: M rows (tokens), N output channels, K input channels.
 """

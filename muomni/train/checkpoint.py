@@ -30,12 +30,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from muomni.accel.parallel import Group, alone, divided, whole
+from muomni.accel.distributed import Group, alone, divided, whole
 from muomni.data import Tokenizer
 from muomni.errors import CheckpointError
 from muomni.files import atomic_folder, link_atomic, remove_partial, write_json
+from muomni.formats.pretrained import save_model
+from muomni.formats.tensors import save_tensors
 from muomni.model import OmniModel
-from muomni.model.folder import save_model, save_tensors
 
 _STATE = "training/state.json"
 _TENSORS = "training/state.safetensors"

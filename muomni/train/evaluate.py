@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from muomni.accel.parallel import Group, alone
+from muomni.accel.distributed import Group, alone
 from muomni.data import Batch, Rows
-from muomni.ops.loss import IGNORE, shift_labels
+from muomni.ops.cross_entropy import IGNORE, shift_labels
 from muomni.train.step import loss_of, num_targets
 
 

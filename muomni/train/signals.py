@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from muomni.train.progress import ProgressLine
+from muomni.progress import ProgressLine
 
 
 class StopSignal:

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from muomni.accel.oom import Phase
-from muomni.accel.parallel import Group, alone, whole
-from muomni.accel.precision import Precision
+from muomni.accel.distributed import Group, alone, whole
+from muomni.accel.memory.out_of_memory import Phase
+from muomni.accel.mixed_precision import Precision
 from muomni.data import Batch
 from muomni.ops.attention import Segments
 
@@ -121,9 +121,9 @@ class TrainStep:
 
     Args:
         model: called as `model(ids, labels=..., positions=..., segments=..., num_targets=...)`, with media and
-            other losses as `OmniModel` is; with several processes as `accel.parallel` gave it.
-        optimizers: their groups carry a tensor `lr` and a float `base_lr`; see `train.optimizer`.
-        factors: (steps + 1,) the schedule's table, see `train.schedule`.
+            other losses as `OmniModel` is; with several processes as `accel.distributed` gave it.
+        optimizers: their groups carry a tensor `lr` and a float `base_lr`; see `train.optim.build`.
+        factors: (steps + 1,) the schedule's table, see `train.optim.lr_schedule`.
         max_grad_norm: 0 turns clipping off.
         precision: of the forward passes. fp16 scales the loss in the order scale, backward,
             unscale, clip, step, update.

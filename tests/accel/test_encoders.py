@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from muomni.accel import attention, recompute
-from muomni.accel import compile as compilation
-from muomni.accel.quantize import quantize, weight_bytes
+from muomni.accel import activation_checkpointing, attention_backend
+from muomni.accel.compile import blocks as compilation
+from muomni.accel.int8 import quantize, weight_bytes
 from muomni.config import OmniConfig, SiglipConfig, WhisperConfig, preset, towers
+from muomni.formats.pretrained import load_model, save_model
 from muomni.model import OmniModel
-from muomni.model.folder import load_model, save_model
-from muomni.model.media import Captions, Media, Transcripts
-from muomni.model.positions import media_positions
-from muomni.model.published import ATTENTIONS
-from muomni.model.quantized import Int8Linear, to_int8
+from muomni.model.encoders.layers import ATTENTIONS
+from muomni.model.inputs import Captions, Media, Transcripts
+from muomni.model.int8_layers import Int8Linear, to_int8
+from muomni.model.mrope import media_positions
 from muomni.ops.attention import attention_reference
 from tests.model.media import AUDIO, IMAGE, make_clips, make_config, make_images
 
@@ -80,7 +80,7 @@ def gradients(model: OmniModel, precision: torch.dtype | None = None) -> list[Te
 @pytest.mark.parametrize("mode", ["full", "selective"])
 def test_checkpointing_gives_bit_equal_gradients(config: Callable[[float], OmniConfig], precision, mode):
     plain, checkpointed = make_model(config(0.2)), make_model(config(0.2))
-    recompute.enable(checkpointed, mode)
+    activation_checkpointing.enable(checkpointed, mode)
     for a, b in zip(gradients(plain, precision), gradients(checkpointed, precision), strict=True):
         assert torch.equal(a, b)
 
@@ -101,7 +101,7 @@ def test_checkpointing_keeps_less_of_encoders(config):
         return sum(sizes.values())
 
     everything = kept()
-    recompute.enable(model, "full")
+    activation_checkpointing.enable(model, "full")
     assert kept() < 0.75 * everything
 
 
@@ -116,7 +116,7 @@ def test_attention_is_set_everywhere_and_is_not_causal(config):
         return attention_reference(q, k, v, segments, causal=causal)
 
     expected = loss_of(model)
-    attention.apply(model, attention.Choice("reference", "for this test", attend))
+    attention_backend.apply(model, attention_backend.Choice("reference", "for this test", attend))
     torch.testing.assert_close(loss_of(model), expected)
     assert seen == [False] * 4 + [True] * 2
     assert len([module for module in model.modules() if isinstance(module, ATTENTIONS)]) == 6

@@ -1,179 +1,137 @@
-"""The gate for speech: speakers with known faults, heard by a stand-in that hears perfectly, and by the real one."""
+"""The bench of speech: cases in turns, figures that a reader can check, one JSON line at the end."""
 
-import importlib.util
 import json
-from collections.abc import Callable, Iterator, Sequence
+import statistics
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
+from typer.testing import CliRunner
 
-from muomni.bench import speech
-from muomni.bench.recogniser import Recogniser, check_installed
-from muomni.bench.speech import Limits, Sentence, SpeechReport, Spoken, judge, plot_spectrograms, read_sentences
-from muomni.data.audio import Samples
-from muomni.data.speech import resample, trim_silence
-from muomni.data.synthesiser import Synthesiser
-from muomni.errors import DataError, MuOmniError, UserError
+from muomni.bench import speech as speech_speed
+from muomni.bench.process import RefusedError
+from muomni.bench.report.sections import QUICK, Target
+from muomni.bench.speech import SpeechCase, measure_speaking, measure_speech, speech_cases
+from muomni.cli.bench.training import command
+from muomni.config import preset
+from muomni.errors import ConfigError, MuOmniError, UserError
 
-RATE = 16_000
-WORDS = ["once", "upon", "a", "time", "there", "was", "little", "cat", "that", "sat", "on", "the", "big", "red", "mat"]
-TEXTS = ["Once upon a time there was a cat.", "The little cat sat on the big red mat.", "That was the time."]
-SAME = Limits(real_time=1e9, first_sound=1e9)
-needs_both = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("espeakng_loader", "pocketsphinx")),
-    reason="needs synthesiser and recogniser: pip install 'muomni[speech,eval]'",
-)
+COMMON: dict[str, Any] = {"model": "runs/speak", "texts": ("One.", "Two."), "threads": 1}
+# Seconds of work for ten of sound, each round; eight rows are four times as fast.
+WORK = {"eager": [4.0, 2.0, 3.0, 3.0], "native": [2.0, 1.0, 1.5, 1.5], "auto": [2.0, 1.0, 1.5, 1.5]}
 
 
-def sound(words: Sequence[str]) -> Samples:
-    """Each word 0.2 s at a level of its own."""
-    levels = [0.1 + 0.05 * WORDS.index(word) for word in words]
-    return np.repeat(np.array(levels, np.float32), RATE // 5)
+class Process:
+    """A case that works as fast as `WORK` says; int8 is not to be had."""
 
+    order: list[str]
 
-def words_of(text: str) -> list[str]:
-    return text.lower().strip(".").split()
+    def __init__(self, kind: str, name: str, case: dict[str, Any], threads: int) -> None:
+        assert kind == "speech" and threads >= 1
+        self.case = SpeechCase.model_validate(case)
+        if self.case.weights == "int8":
+            raise RefusedError(name, "no int8 here")
+        samples = [len(text) for text in self.case.texts]
+        self.first = {"load_s": 1.0, "warm_s": 2.0, "samples": samples}
+        self.round = 0
 
+    def ask(self, asked: dict[str, Any]) -> dict[str, Any]:
+        self.order.append(self.case.name)
+        work = WORK[self.case.runner][self.round] / (4 if self.case.rows == 8 else 1)
+        self.round += 1
+        first = 100 * work if self.case.rows == 1 else None
+        return {"work_s": work, "audio_s": 10.0, "first_ms": first, "peak_bytes": self.round << 20}
 
-def hear(
-    clips: Sequence[Samples], workers: int, report: Callable[[], None] = lambda: None, lm: Path | None = None
-) -> list[str]:
-    """A recogniser that hears what `sound` says, and nothing else."""
-    heard = []
-    for clip in clips:
-        levels = (clip[RATE // 10 :: RATE // 5] - 0.1) / 0.05
-        known = [round(float(level)) for level in levels if abs(level - round(float(level))) < 0.01 and level > -0.5]
-        heard.append(" ".join(WORDS[place] for place in known if place < len(WORDS)))
-        report()
-    return heard
+    def __enter__(self) -> "Process":
+        return self
 
-
-class Standin:
-    """Says each text after `change` did something to its words, with `silence` seconds behind it."""
-
-    def __init__(self, change: Callable[[list[str]], list[str]] = list, silence: float = 0.0) -> None:
-        self.change, self.silence = change, silence
-
-    def say(self, text: str, *, voice: str | None = None) -> tuple[Samples, int]:
-        said = sound(self.change(words_of(text)))
-        return np.concatenate([said, np.zeros(int(self.silence * RATE), np.float32)]), RATE
-
-
-class Streaming(Standin):
-    def say_pieces(self, text: str, *, voice: str | None = None) -> Iterator[tuple[Samples, int]]:
-        samples, rate = self.say(text)
-        yield samples[:0], rate
-        yield samples[:999], rate
-        yield samples[999:], rate
+    def __exit__(self, *raised: object) -> None: ...
 
 
 @pytest.fixture
-def sentences(monkeypatch: pytest.MonkeyPatch) -> list[Sentence]:
-    monkeypatch.setattr(speech, "transcribe_all", hear)
-    return [Sentence(text, sound(words_of(text))) for text in TEXTS]
+def order(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    Process.order = []
+    monkeypatch.setattr(speech_speed, "CaseProcess", Process)
+    return Process.order
 
 
-def report_on(speaker: Standin, sentences: list[Sentence]) -> SpeechReport:
-    return judge(speaker, sentences)[0]
+def test_every_way_for_every_number_of_rows() -> None:
+    cases = speech_cases([1, 8], COMMON)
+    assert len({case.name for case in cases}) == len(cases) == 8
+    assert {(case.rows, case.weights, case.runner) for case in cases} == {
+        (rows, weights, runner) for rows in (1, 8) for weights in ("float", "int8") for runner in ("eager", "native")
+    }
+    assert (cases[0].name, cases[-1].name) == ("float, torch's modules, 1 row", "int8, native, 8 rows")
 
 
-def test_the_originals_themselves_pass(sentences: list[Sentence]) -> None:
-    steps: list[str] = []
-    report, spoken = judge(Streaming(), sentences, report=steps.append)
-    assert (report.errors.rate, report.original_errors.rate, report.ratio) == (0, 0, 0)
-    assert report.failures(SAME) == []
-    assert report.first_sound is not None and 0 < report.first_sound[0] <= report.first_sound[1]
-    assert steps.count("speaking") == 3 and steps.count("listening") == 6
-    for one, sentence in zip(spoken, sentences, strict=True):
-        np.testing.assert_array_equal(one.samples, sentence.original)
-        assert one.first is not None and one.first < one.seconds
-    assert report_on(Standin(), sentences).first_sound is None
-    json.dumps(report.to_dict())
+def test_cases_take_turns_and_rounds_are_summed_up(order: list[str]) -> None:
+    cases = speech_cases([1, 8], COMMON)
+    found = measure_speaking(cases, 3)
+    names = [case.name for case in cases if case.weights == "float"]
+    assert order == names * 3
+    eager, native, eager8, native8 = found.cases
+    assert (eager.real_time, eager.low, eager.high) == (0.3, 0.2, 0.4)
+    assert (eager.ratio, eager.ratio_low, eager.ratio_high) == (1, 1, 1)
+    assert (native.ratio, eager8.ratio, native8.ratio) == pytest.approx((2, 4, 8))
+    assert (native.first_ms, native.first_low, native.first_high) == (150, 100, 200)
+    assert native8.first_ms is None and native8.peak_mib == 3
+    assert found.unmeasured == {case.name: "no int8 here" for case in cases if case.weights == "int8"}
+    assert found.noise.endswith("75% apart")
+    json.dumps(found.as_dict())
+    with pytest.raises(MuOmniError, match="no int8 here"):
+        measure_speaking([case for case in cases if case.weights == "int8"], 2)
+
+
+def test_the_command_prints_a_table_and_one_json_line(
+    order: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talking = type("Config", (), {"talker": object()})
+    monkeypatch.setattr("muomni.formats.tensors.resolve_folder", lambda path: path)
+    monkeypatch.setattr("muomni.formats.pretrained.read_config", lambda path: (talking, None))
+    (tmp_path / "lines.txt").write_text("One.\n\nTwo.\nThree.\n")
+    asked = ["speech", "runs/speak", "--rows", "8", "--rounds", "3", "--threads", "1"]
+    done = CliRunner().invoke(command, [*asked, "--file", str(tmp_path / "lines.txt")])
+    assert done.exit_code == 0, done.output
+    assert "0.075 (0.050–0.100)" in done.stdout and "not measured, no int8 here" in done.stdout
+    values = json.loads(done.stdout.splitlines()[-1])
+    assert (values["texts"], values["rounds"], len(values["cases"])) == (3, 3, 2)
+    assert values["cases"][0]["real_time"] == statistics.median([0.1, 0.05, 0.075])
+    assert json.loads(CliRunner().invoke(command, [*asked, "--json"]).stdout)["texts"] == len(speech_speed.TEXTS)
+
+
+def test_the_rows_of_a_report(order: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    target = Target("runs/speak", preset("nano").thinker, Path("runs/speak"))
+    batching, native, int8 = measure_speech(target, QUICK, lambda _: None)
+    assert len(order) == 4 * 4  # the baseline twice, torch's modules and eight rows
+    assert (batching.key, batching.part, batching.verdict) == ("talker-batching", "speech", "on")
+    assert batching.speed is not None and batching.speed.ratio == pytest.approx(4)
+    assert native.speed is not None and native.speed.ratio == pytest.approx(2) and native.verdict == "on"
+    assert native.equivalence is not None and native.equivalence.equal and native.equivalence.value == 1
+    assert (int8.verdict, int8.reason, int8.speed) == ("not measured", "no int8 here", None)
+    # Where speech is another one, a faster way is none.
+    process = Process.__init__
+
+    def other(self: Process, kind: str, name: str, case: dict[str, Any], threads: int) -> None:
+        process(self, kind, name, case, threads)
+        if self.case.rows == 8:
+            self.first["samples"][:2] = [7, 7]
+
+    monkeypatch.setattr(Process, "__init__", other)
+    batching = measure_speech(target, QUICK, lambda _: None)[0]
+    assert batching.verdict == "off" and batching.equivalence is not None and batching.equivalence.value == 0.75
 
 
 @pytest.mark.parametrize(
-    ("speaker", "faults"),
+    ("options", "kind", "message"),
     [
-        (Standin(lambda words: words[:-2]), {"truncated"}),
-        (Standin(lambda words: words[2:]), {"truncated"}),
-        (Standin(lambda words: words[:1]), {"truncated"}),
-        (Standin(lambda words: words * 2), {"run-on"}),
-        (Standin(silence=3.0), {"run-on"}),
-        (Standin(lambda words: words[:1], silence=4.0), {"truncated", "run-on"}),
-        (Standin(lambda words: ["once"] * len(words)), set()),
+        (["no/such/run"], UserError, "no run or model"),
+        (["NANO"], UserError, "no talker"),
+        (["NANO", "--rows", "0"], ConfigError, "--rows 0"),
+        (["NANO", "--out", "x"], UserError, "--out is for a report"),
+        (["NANO", "--quick", "--json"], UserError, "--json is not for a report"),
+        (["NANO", "--file", "no-such-file"], UserError, "cannot be read"),
     ],
 )
-def test_each_fault_is_found(speaker: Standin, faults: set[str], sentences: list[Sentence]) -> None:
-    report = report_on(speaker, sentences)
-    assert report.share("truncated") == float("truncated" in faults)
-    assert report.share("run_on") == float("run-on" in faults)
-    failures = " ".join(report.failures(SAME))
-    assert {fault for fault in ("truncated", "run-on") if fault in failures} == faults
-    if speaker.silence != 3.0:
-        assert "word error" in failures
-
-
-def test_speech_that_is_whole_but_not_understood_is_not_truncated(
-    sentences: list[Sentence], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(speech, "transcribe_all", lambda clips, workers, report, lm: ["cat"] * len(clips))
-    report = report_on(Standin(), sentences)
-    assert report.share("truncated") == 0
-    assert report.to_dict()["fewer_words"] == {"model": 1.0, "originals": 1.0}
-
-
-def test_limits_are_limits(sentences: list[Sentence]) -> None:
-    report = report_on(Streaming(lambda words: ["cat", *words[1:]]), sentences)
-    assert len(report.failures(Limits(real_time=0, first_sound=0))) == 3
-    assert any(failure.startswith("real-time factor") for failure in report.failures(Limits(real_time=0)))
-    assert report.ratio == pytest.approx(3)  # three errors, where one is assumed of the originals at least
-    assert report.failures(Limits(3.001, real_time=1e9, first_sound=None)) == []
-
-
-@pytest.mark.parametrize("given", [np.zeros(0, np.float32), np.zeros((2, 9), np.float32), np.zeros(9, np.float64)])
-def test_what_is_no_speech_is_an_error(given: Samples, sentences: list[Sentence]) -> None:
-    speaker = Standin()
-    speaker.say = lambda text, voice=None: (given, RATE)  # type: ignore[method-assign]
-    with pytest.raises(MuOmniError, match="Once upon a time"):
-        judge(speaker, sentences)
-    with pytest.raises(DataError, match="no sentences"):
-        judge(speaker, [])
-
-
-def test_spectrograms_are_drawn(tmp_path: Path) -> None:
-    pairs = [(Sentence(text, sound(words_of(text))), Spoken(sound(["cat"]), 0.1, None)) for text in TEXTS[:2]]
-    plot_spectrograms(pairs, tmp_path / "a.png")
-    assert Image.open(tmp_path / "a.png").width > 500
-
-
-def test_wrong_manifests(tmp_path: Path) -> None:
-    manifest = tmp_path / "rows.jsonl"
-    for content, complaint in (("", "no recordings"), ("{}\n", "needs text and audio"), ("[]\n", "JSON object"),
-                               ("{\n", "line 1: not valid JSON")):  # fmt: skip
-        manifest.write_text(content)
-        with pytest.raises(DataError, match=complaint):
-            read_sentences(manifest)
-    with pytest.raises(DataError, match="cannot be read"):
-        read_sentences(tmp_path / "none.jsonl")
-
-
-def test_without_the_recogniser_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'muomni\[eval\]'"):
-        check_installed()
-
-
-@needs_both
-def test_the_recogniser_hears_speech_and_forgets_it() -> None:
-    recogniser = Recogniser()
-    with Synthesiser() as synthesiser:
-        samples, rate = synthesiser.say("Once upon a time there was a little girl.", "en-us:130")
-    clip = resample(trim_silence(samples, rate), rate, RATE)
-    first = recogniser.transcribe(clip)
-    assert len(set(first.split()) & {"once", "upon", "time", "there", "was", "little", "girl"}) >= 3, first
-    noise = np.random.default_rng(0).uniform(-0.3, 0.3, RATE).astype(np.float32)
-    assert len(recogniser.transcribe(noise).split()) < 3
-    assert recogniser.transcribe(np.zeros(RATE, np.float32)) == recogniser.transcribe(np.zeros(0, np.float32)) == ""
-    assert recogniser.transcribe(clip / 100) == recogniser.transcribe(clip) == first
+def test_mistakes_are_named(options: list[str], kind: type[Exception], message: str, nano_folder: Path) -> None:
+    done = CliRunner().invoke(command, ["speech", *(str(nano_folder) if each == "NANO" else each for each in options)])
+    assert isinstance(done.exception, kind) and message in str(done.exception)

@@ -6,15 +6,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from muomni.bench import suite, suite_infer, suite_train
-from muomni.bench.compare import Figures
-from muomni.bench.effort import FULL, QUICK, Effort, Found, Target
-from muomni.bench.infer import Comparison, Decoding
-from muomni.bench.infer_plan import Plan
-from muomni.bench.infer_weights import Files
+from muomni.bench import suite
+from muomni.bench.decoding import report_rows
+from muomni.bench.decoding.compare import Comparison, Decoding
+from muomni.bench.decoding.comparisons import Plan
+from muomni.bench.decoding.models import Files
 from muomni.bench.process import RefusedError
-from muomni.bench.report import Row, Scaling, load_report
-from muomni.bench.suite_train import BASELINE, TWIN
+from muomni.bench.report.report import Row, Scaling, load_report
+from muomni.bench.report.sections import FULL, QUICK, Effort, Found, Target
+from muomni.bench.training import report_rows as suite_train
+from muomni.bench.training.compare import Figures
+from muomni.bench.training.report_rows import BASELINE, TWIN
 from muomni.config import preset
 from muomni.errors import UserError
 
@@ -56,7 +58,7 @@ def stub_turns(monkeypatch, known: dict[str, Figures], refused_names: tuple[str,
 
     monkeypatch.setattr(suite_train, "take_turns", turns)
     monkeypatch.setattr(suite_train, "pick_device", lambda: torch.device("cpu"))
-    monkeypatch.setattr("muomni.bench.cases.pick_device", lambda _name: torch.device("cpu"))
+    monkeypatch.setattr("muomni.bench.training.case.pick_device", lambda _name: torch.device("cpu"))
     return groups
 
 
@@ -65,7 +67,7 @@ def by_key(found: Found) -> dict[str, Row]:
 
 
 def test_a_quick_run_measures_every_technique_of_training_in_one_group(monkeypatch):
-    monkeypatch.setattr("muomni.accel.compile.what_is_missing", lambda _device: "no C++ compiler is on the path")
+    monkeypatch.setattr("muomni.accel.compile.blocks.what_is_missing", lambda _device: "no C++ compiler is on the path")
     known = {
         "accumulation": figures(90.0, 300.0),
         "checkpointing": figures(70.0, 250.0),
@@ -98,7 +100,7 @@ def test_a_technique_with_wrong_results_is_off_however_fast(monkeypatch):
 
 
 def test_what_a_technique_takes_at_the_start_is_told(monkeypatch):
-    monkeypatch.setattr("muomni.accel.compile.what_is_missing", lambda _device: None)
+    monkeypatch.setattr("muomni.accel.compile.blocks.what_is_missing", lambda _device: None)
     stub_turns(monkeypatch, {"compile": figures(150.0, first_step_s=21.0)})
     row = by_key(suite_train.measure_train(NANO, SHORT, quiet))["compile"]
     assert row.compile_s == pytest.approx(20) and row.verdict == "on"
@@ -186,9 +188,9 @@ def stub_infer(monkeypatch, plan: Plan, cases: dict[str, Decoding], unmeasured: 
         named = tuple(cases[case.name] for case in group.cases if case.name in cases)
         return Comparison("g", named, {**missing, **group.unmeasured, **(unmeasured or {})}, 30.0, 29.0, 31.0, "")
 
-    monkeypatch.setattr(suite_infer, "measure", measured)
-    monkeypatch.setattr(suite_infer, "scaling", lambda *_: Scaling())
-    monkeypatch.setattr(suite_infer, "speculation", lambda *_: suite_infer.not_measured("speculation", "stub"))
+    monkeypatch.setattr(report_rows, "measure", measured)
+    monkeypatch.setattr(report_rows, "scaling", lambda *_: Scaling())
+    monkeypatch.setattr(report_rows, "speculation", lambda *_: report_rows.not_measured("speculation", "stub"))
     monkeypatch.setattr(Plan, "task", lambda *_: "task")
     small = plan.work / "int8"
     small.mkdir(exist_ok=True)
@@ -207,7 +209,7 @@ ALL = {
 
 def test_every_technique_of_inference_has_a_row(monkeypatch, plan):
     stub_infer(monkeypatch, plan, ALL)
-    found = suite_infer.measure_infer(replace(NANO, folder=plan.files.folder), plan, SHORT, quiet)
+    found = report_rows.measure_infer(replace(NANO, folder=plan.files.folder), plan, SHORT, quiet)
     rows = by_key(found)
     assert list(rows) == ["kv-cache", "decode-step", "int8", "batching", "speculation"]
     assert rows["kv-cache"].speed.ratio == pytest.approx(10) and rows["kv-cache"].verdict == "on"
@@ -226,28 +228,28 @@ def test_every_technique_of_inference_has_a_row(monkeypatch, plan):
 def test_without_a_compiler_the_step_is_not_measured_and_the_reason_is_told(monkeypatch, plan):
     eager = decoding("as it is", 200.0, settings="muomni 1, torch 2, EagerRunner no C++ compiler is on the path")
     stub_infer(monkeypatch, plan, {**ALL, "as it is": eager})
-    row = by_key(suite_infer.measure_infer(replace(NANO, folder=plan.files.folder), plan, SHORT, quiet))["decode-step"]
+    row = by_key(report_rows.measure_infer(replace(NANO, folder=plan.files.folder), plan, SHORT, quiet))["decode-step"]
     assert (row.verdict, row.reason) == ("not measured", "no C++ compiler is on the path")
 
 
 def test_tokens_that_are_wrong_turn_a_technique_off(monkeypatch, plan):
     wrong = {"16 rows": decoding("16 rows", 6000.0, agreement=0.5), "int8": decoding("int8", 1500.0, kl=0.5)}
     stub_infer(monkeypatch, plan, {**ALL, **wrong})
-    rows = by_key(suite_infer.measure_infer(replace(NANO, folder=plan.files.folder), plan, SHORT, quiet))
+    rows = by_key(report_rows.measure_infer(replace(NANO, folder=plan.files.folder), plan, SHORT, quiet))
     assert rows["batching"].verdict == rows["int8"].verdict == "off"
 
 
 def test_nothing_without_the_baseline(monkeypatch, plan):
     stub_infer(monkeypatch, plan, {"no cache": ALL["no cache"]})
     with pytest.raises(UserError, match="decoding nano cannot be measured here: not here"):
-        suite_infer.measure_infer(NANO, plan, SHORT, quiet)
+        report_rows.measure_infer(NANO, plan, SHORT, quiet)
 
 
 def test_short_contexts_are_refused_or_given_short_prompts():
-    assert suite_infer.lengths(2048) == (64, 100)
-    assert suite_infer.lengths(128) == (64, 64) and suite_infer.lengths(64) == (32, 32)
+    assert report_rows.lengths(2048) == (64, 100)
+    assert report_rows.lengths(128) == (64, 64) and report_rows.lengths(64) == (32, 32)
     with pytest.raises(UserError, match="too short"):
-        suite_infer.lengths(63)
+        report_rows.lengths(63)
 
 
 class FakeProcess:
@@ -271,21 +273,21 @@ class FakeProcess:
 
 
 def test_speculation_is_on_where_it_is_faster_and_random_weights_are_excused(monkeypatch, plan):
-    monkeypatch.setattr(suite_infer, "CaseProcess", FakeProcess)
-    row = suite_infer.speculation(plan, SHORT, 0.05, True, quiet)
+    monkeypatch.setattr(report_rows, "CaseProcess", FakeProcess)
+    row = report_rows.speculation(plan, SHORT, 0.05, True, quiet)
     assert row.verdict == "on" and "random weights repeat no text" in row.reason and row.equivalence.equal
-    assert "random" not in suite_infer.speculation(plan, SHORT, 0.05, False, quiet).reason
+    assert "random" not in report_rows.speculation(plan, SHORT, 0.05, False, quiet).reason
 
     def refuse(*_args: object) -> None:
         raise RefusedError("speculative decoding", "no tokenizer")
 
-    monkeypatch.setattr(suite_infer, "CaseProcess", refuse)
-    assert suite_infer.speculation(plan, SHORT, 0.05, True, quiet).reason == "no tokenizer"
+    monkeypatch.setattr(report_rows, "CaseProcess", refuse)
+    assert report_rows.speculation(plan, SHORT, 0.05, True, quiet).reason == "no tokenizer"
 
 
 def test_scaling_stays_within_the_context(monkeypatch, plan):
-    monkeypatch.setattr(suite_infer, "CaseProcess", FakeProcess)
-    found = suite_infer.scaling(plan, "fp32", SHORT, quiet)
+    monkeypatch.setattr(report_rows, "CaseProcess", FakeProcess)
+    found = report_rows.scaling(plan, "fp32", SHORT, quiet)
     room = plan.thinker.max_position_embeddings
     assert [point.at for point in found.batch] == [1, 2, 4, 8, 16]
     assert found.context and all(point.at + 32 <= room for point in found.context)
@@ -321,7 +323,7 @@ def test_a_report_is_put_together_and_written(monkeypatch, tmp_path, nano_folder
     monkeypatch.setattr(suite, "measure_train", lambda *_: Found((train,), noise=("busy",), margin=0.2))
     monkeypatch.setattr(suite, "measure_infer", lambda *_: Found((infer,), bandwidth=30.0, settings=(("new", 8),)))
     train = suite_train._not_measured(next(t for t in suite_train.TECHNIQUES if "bf16" in t.name), "stub")
-    infer = suite_infer.not_measured("int8", "stub")
+    infer = report_rows.not_measured("int8", "stub")
     asked = suite.Asked(str(nano_folder), ("train", "infer", "speech"), SHORT, "muomni bench")
     report = suite.run(asked, quiet)
     assert [row.key for row in report.rows] == ["precision-bf16", "int8", "talker-batching"]

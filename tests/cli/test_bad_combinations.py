@@ -5,12 +5,13 @@ import shutil
 import pytest
 import torch
 
-from muomni.accel import compile as compilation
-from muomni.accel import plan
+from muomni.accel import execution_plan
+from muomni.accel.compile import blocks as compilation
 from muomni.cli import main
 from muomni.errors import ConfigError
 from muomni.model import OmniModel
-from muomni.train import adam8bit, assemble
+from muomni.train import setup as assemble
+from muomni.train.optim import adamw8bit
 
 
 def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,16 +19,16 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def no_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adam8bit, "find_spec", lambda _name: None)
+    monkeypatch.setattr(adamw8bit, "find_spec", lambda _name: None)
 
 
 def torchao_but_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adam8bit, "find_spec", lambda name: name)
+    monkeypatch.setattr(adamw8bit, "find_spec", lambda name: name)
     no_compiler(monkeypatch)
 
 
 def on_mps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "pick_device", lambda _name: torch.device("mps"))
+    monkeypatch.setattr(execution_plan, "pick_device", lambda _name: torch.device("mps"))
 
 
 def as_it_is(_monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +59,7 @@ def test_it_is_refused_before_anything_is_allocated(monkeypatch, tmp_path, capsy
     monkeypatch.setattr(OmniModel, "__init__", must_not)
     monkeypatch.setattr(assemble, "prepare_tokenizer", must_not)
     monkeypatch.setattr(assemble, "prepare_rows", must_not)
-    monkeypatch.setattr(adam8bit, "find_spec", lambda name: name)
+    monkeypatch.setattr(adamw8bit, "find_spec", lambda name: name)
     machine(monkeypatch)
     (tmp_path / "text.txt").write_text("A few words. " * 100)
     out = tmp_path / "run"

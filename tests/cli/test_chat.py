@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from muomni import MuOmni
-from muomni.cli import _options, main
+from muomni.cli import main
 from muomni.cli.chat import Chat
+from muomni.cli.common import options as _options
 from muomni.errors import PromptError
 from muomni.infer import SamplingParams
 

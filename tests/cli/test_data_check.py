@@ -13,7 +13,7 @@ from PIL import Image
 
 from muomni.cli import main
 from muomni.config import towers
-from muomni.data.image import token_grid
+from muomni.data.media.image import token_grid
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:

@@ -18,7 +18,7 @@ from muomni.config import preset, towers
 from muomni.errors import MediaError
 
 if TYPE_CHECKING:
-    from muomni.data.tokenizer import Tokenizer
+    from muomni.data.text.tokenizer import Tokenizer
 
 SETTINGS: dict[str, Any] = {"temperature": 0, "max_new_tokens": 6, "ignore_eos": True}
 OPTIONS = ("--temperature", 0, "--max-new-tokens", 6, "--ignore-eos", "--device", "cpu")

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from muomni.bench import ways
-from muomni.bench.cases import TrainCase
-from muomni.bench.compare import Figures
+from muomni.bench.training import step_configs
+from muomni.bench.training.case import TrainCase
+from muomni.bench.training.compare import Figures
 from muomni.cli import main
-from muomni.train import baseline
+from muomni.train import process_overhead
 
 NANO = [
     "--set", 'model={"preset": "nano"}', "--set", "data.seq_len=32", "--set", "batch_size=2",
@@ -20,7 +20,7 @@ NANO = [
 @pytest.fixture(autouse=True)
 def known_baseline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        baseline, "process_baseline", lambda precision, optimizer, compiled: (400 if compiled else 300) * 2**20
+        process_overhead, "process_baseline", lambda precision, optimizer, compiled: (400 if compiled else 300) * 2**20
     )
 
 
@@ -36,8 +36,10 @@ def test_json_says_what_is_taken_and_what_fits(capsys: pytest.CaptureFixture[str
     training = found["training"]
     assert training["baseline_mib"] == 300
     assert training["peak_mib"] == pytest.approx(sum(v for k, v in training.items() if k != "peak_mib"), abs=1)
-    ways = {(o["batch_size"], o["gradient_accumulation_steps"], o["gradient_checkpointing"]) for o in found["options"]}
-    assert ways == {(b, 4 // b, mode) for b in (1, 2, 4) for mode in ("off", "selective", "full")}
+    step_configs = {
+        (o["batch_size"], o["gradient_accumulation_steps"], o["gradient_checkpointing"]) for o in found["options"]
+    }
+    assert step_configs == {(b, 4 // b, mode) for b in (1, 2, 4) for mode in ("off", "selective", "full")}
     assert all(o["fits"] for o in found["options"])
     assert found["fastest"] == {
         "batch_size": 4, "gradient_accumulation_steps": 1, "gradient_checkpointing": "off", "compile": "off"
@@ -62,7 +64,7 @@ def test_the_best_few_are_measured_and_the_fastest_of_them_is_named(
         # Two rows at a time are fastest, whatever the model says.
         return {c.name: Figures([c.tokens / (1 if "2 × 2" in c.name else 2)] * rounds, 1, {}, 1) for c in cases}
 
-    monkeypatch.setattr(ways, "take_turns", turns)
+    monkeypatch.setattr(step_configs, "take_turns", turns)
     assert run("--memory", "4GB", "--device", "cpu", "--json", "--set", "compile=off", "--measure") == 0
     found = json.loads(capsys.readouterr().out)
     assert len(asked) == 3 and {case.batch_size for case in asked} == {4} and found["not_measured"] is None

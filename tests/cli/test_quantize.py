@@ -10,7 +10,7 @@ import torch
 from muomni import MuOmni
 from muomni.cli import main
 from muomni.files import write_json
-from muomni.model.folder import read_quantization
+from muomni.formats.pretrained import read_quantization
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_float_copies_are_compared_where_asked_for_and_never_written(
     muomni: Any, nano_folder: Path, tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loses = {"float": 1.0, "cast": 2.0}
-    monkeypatch.setattr("muomni.accel.quantize._measure", lambda *_: dict.fromkeys(("1", "16", "128"), loses))
+    monkeypatch.setattr("muomni.accel.int8._measure", lambda *_: dict.fromkeys(("1", "16", "128"), loses))
     found = {}
     for keep in ("never", "auto"):
         args = ("--data", text, "--max-rows", "1", "--keep-float", keep, "--json")
@@ -168,6 +168,6 @@ def test_export_mistakes(muomni: Any, nano_folder: Path, tmp_path: Path, monkeyp
 
     refused("q8_0 is for --format gguf", "--dtype", "q8_0", "--out", tmp_path / "x")
     refused("writes a file", "--format", "gguf", "--out", tmp_path)
-    monkeypatch.setattr("muomni.model.gguf.find_spec", lambda name: None)
+    monkeypatch.setattr("muomni.formats.gguf.find_spec", lambda name: None)
     refused("pip install 'muomni[gguf]'", "--format", "gguf", "--out", tmp_path / "x.gguf")
     assert not (tmp_path / "x.gguf").exists()

@@ -13,12 +13,13 @@ import soundfile
 import torch
 
 from muomni import MuOmni
-from muomni.cli import _sound, main
-from muomni.cli._spoken import Voiced
+from muomni.cli import main
+from muomni.cli.common import audio_output
+from muomni.cli.common.reply_audio import Voiced
 from muomni.errors import SpeechError, UserError
 from muomni.infer import Piece, Reply, Timing
-from muomni.infer.speak import SpeechSettings, SpeechTiming
-from tests.infer.speak.models import make_speaking
+from muomni.infer.speech import SpeechSettings, SpeechTiming
+from tests.infer.speech.models import make_speaking
 
 RATE = 16_000
 
@@ -131,7 +132,7 @@ def test_each_line_becomes_a_file(model: Humming, tmp_path: Path, capsys: pytest
     assert [(row["audio"], row["text"]) for row in rows] == [("0000.flac", "One."), ("0001.flac", "Two and a half.")]
     assert soundfile.info(folder / "0001.flac").duration == rows[1]["duration"] == 1.5
     # What was made is training data: text and sound by the names that manifests have.
-    from muomni.bench.speech import read_sentences
+    from muomni.eval.speech_gate import read_sentences
 
     assert [sentence.text for sentence in read_sentences(folder / "manifest.jsonl")] == ["One.", "Two and a half."]
     assert run("say", "any", "One.", "--batch", folder) == 2
@@ -274,7 +275,7 @@ class Devices:
 
 def test_speech_is_played(model: Humming, monkeypatch: Any, tmp_path: Path) -> None:
     devices = Devices()
-    monkeypatch.setattr(_sound, "_sounddevice", lambda: devices)
+    monkeypatch.setattr(audio_output, "_sounddevice", lambda: devices)
     assert run("say", "any", "Hi.", "--play") == 0
     assert devices.opened == [RATE, 0] and [len(each) for each in devices.heard] == [1600] * 3
     np.testing.assert_array_equal(np.concatenate(devices.heard)[:, 0], hum("Hi.").numpy())
@@ -289,10 +290,10 @@ def test_speech_is_played(model: Humming, monkeypatch: Any, tmp_path: Path) -> N
 
 def test_playing_stops_and_its_errors_are_told(monkeypatch: Any) -> None:
     devices = Devices()
-    monkeypatch.setattr(_sound, "_sounddevice", lambda: devices)
+    monkeypatch.setattr(audio_output, "_sounddevice", lambda: devices)
     going = threading.Event()
     devices.write = lambda samples: going.wait(10) and devices.heard.append(samples)  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt), _sound.Player() as player:
+    with pytest.raises(KeyboardInterrupt), audio_output.Player() as player:
         player.play(np.zeros(RATE, np.float32), RATE)
         threading.Timer(0.2, going.set).start()
         raise KeyboardInterrupt
@@ -302,7 +303,7 @@ def test_playing_stops_and_its_errors_are_told(monkeypatch: Any) -> None:
         raise devices.PortAudioError("unplugged")
 
     devices.write = broken  # type: ignore[method-assign]
-    with pytest.raises(UserError, match="unplugged"), _sound.Player() as player:
+    with pytest.raises(UserError, match="unplugged"), audio_output.Player() as player:
         player.play(np.zeros(RATE, np.float32), RATE)
 
 
@@ -310,7 +311,7 @@ def test_where_nothing_plays_it_is_said(monkeypatch: Any, tmp_path: Path, capsys
     def missing() -> Any:
         raise UserError("what plays speech is not installed: pip install 'muomni[play]'")
 
-    monkeypatch.setattr(_sound, "_sounddevice", missing)
+    monkeypatch.setattr(audio_output, "_sounddevice", missing)
     assert run("say", "any", "Hi.", "--play") == 2
     assert "muomni[play]" in capsys.readouterr().err
     voiced = Voiced(tmp_path / "a.wav", None, one=True, played=True)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from muomni.bench import speech
 from muomni.cli import main
-from muomni.data.audio import Samples
+from muomni.data.media.audio import Samples
+from muomni.eval import speech_gate
 
 
 def run(*args: str) -> int:
@@ -21,8 +21,8 @@ def run(*args: str) -> int:
 @pytest.fixture
 def standin(monkeypatch: pytest.MonkeyPatch) -> None:
     script = Path(__file__).parents[1] / "data" / "standin_synthesiser.py"
-    monkeypatch.setattr("muomni.data.synthesiser.installed_library", lambda: ("", ""))
-    monkeypatch.setattr("muomni.data.espeak.__file__", str(script))
+    monkeypatch.setattr("muomni.data.speech.espeak_client.installed_library", lambda: ("", ""))
+    monkeypatch.setattr("muomni.data.speech.espeak_worker.__file__", str(script))
 
 
 @pytest.mark.usefixtures("standin")
@@ -57,8 +57,8 @@ def test_the_gate_passes_and_fails(
     def hear(clips: list[Samples], workers: int, report: object, lm: object) -> list[str]:
         return ["he has a cat" if len(clip) > 10_000 else "he" for clip in clips]
 
-    monkeypatch.setattr(speech, "transcribe_all", hear)
-    monkeypatch.setattr("muomni.bench.recogniser.check_installed", lambda: None)
+    monkeypatch.setattr(speech_gate, "transcribe_all", hear)
+    monkeypatch.setattr("muomni.eval.recogniser.check_installed", lambda: None)
     (tmp_path / "val.txt").write_text("He has a cat.")
     original = tmp_path / "original"
     assert run("data", "speech", str(tmp_path / "val.txt"), "--out", str(original)) == 0
@@ -78,7 +78,7 @@ def test_the_gate_passes_and_fails(
 def test_a_model_without_a_talker_is_refused(
     nano_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("muomni.bench.recogniser.check_installed", lambda: None)
+    monkeypatch.setattr("muomni.eval.recogniser.check_installed", lambda: None)
     soundfile.write(tmp_path / "a.wav", np.full(16_000, 0.5), 16_000)
     (tmp_path / "rows.jsonl").write_text('{"text": "Hello there.", "audio": "a.wav"}\n')
     code = run("eval", "speech", str(nano_folder), "--original", str(tmp_path / "rows.jsonl"))

@@ -83,7 +83,7 @@ def test_python_dash_m_and_the_installed_command_are_one() -> None:
 
 def test_import_muomni_is_light() -> None:
     assert not HEAVY & modules_after("import muomni")
-    assert "muomni.api" not in modules_after("import muomni")
+    assert "muomni.api.model" not in modules_after("import muomni")
 
 
 def test_help_loads_no_subcommand() -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from muomni import MuOmni
-from muomni.cli import _options as options
 from muomni.cli import main
+from muomni.cli.common import options
 from muomni.errors import ConfigError
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from muomni.config import AudioConfig, Recipe, VisionConfig, parse, recipe_schema, towers
-from muomni.config.load import merge
-from muomni.config.model_spec import AudioSpec, VisionSpec
+from muomni.config.loader import merge
+from muomni.config.recipe_model import AudioSpec, VisionSpec
 from muomni.errors import ConfigError
 
 BASE: dict[str, Any] = {"model": {"preset": "nano"}, "data": {"train": "a.jsonl", "seq_len": 64}, "max_steps": 100}

@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from muomni.config import PRESET_NAMES, Recipe, preset
 from muomni.config.model import ThinkerConfig
-from muomni.config.model_spec import ModelSpec, ThinkerOverrides
+from muomni.config.recipe_model import ModelSpec, ThinkerOverrides
 from muomni.errors import ConfigError
 
 # `base` has the shape of Qwen3-0.6B, whose 596,049,920 parameters anybody can count.

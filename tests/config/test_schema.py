@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 
 from muomni.config import bundled_recipes, read_json, recipe_schema
-from muomni.config.load import RECIPES
+from muomni.config.loader import RECIPES
 
 
 def problems(recipe: dict[str, Any]) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from muomni.config import Recipe, load_recipe, parse, recipe_schema
-from muomni.config.load import merge
+from muomni.config.loader import merge
 from muomni.config.talker import TalkerConfig, TalkerSpec
 from muomni.errors import ConfigError
 

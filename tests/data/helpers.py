@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from muomni.data.cache import FORMAT, TokenCache
+from muomni.data.index.token_cache import FORMAT, TokenCache
 
 STORIES = [
     "Once upon a time there was a small cat. It sat on the mat, and the dog slept beside it.\n",

@@ -1,4 +1,4 @@
-"""Answers as `muomni.data.espeak` does, with tones: run in its place where eSpeak is not installed."""
+"""Answers as `muomni.data.speech.espeak_worker` does, with tones: run in its place where eSpeak is not installed."""
 
 import array
 import json

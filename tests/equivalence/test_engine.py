@@ -239,12 +239,12 @@ def test_several_steps_in_one_call_give_the_same_tokens(
 
 
 def test_several_steps_are_taken_where_a_runner_can(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("muomni.infer.batcher._LONGEST_CALL_S", 10.0)
+    monkeypatch.setattr("muomni.infer.engine.core._LONGEST_CALL_S", 10.0)
     model = make_model()
     cache = SlotCache(model.config.thinker, 3, CONTEXT)
     Several.calls = 0
     engine = Engine(model, cache, Runners(Several(model, cache)))
-    monkeypatch.setattr("muomni.infer.batcher._MOST_STEPS", 8)
+    monkeypatch.setattr("muomni.infer.engine.core._MOST_STEPS", 8)
     params = SamplingParams(temperature=0, max_new_tokens=34)
     assert engine.finish(engine.submit(request([1, 2], params))).tokens == alone(model, [1, 2], params)
     assert Several.calls == 5 and engine.steps == 6  # the prompt with the first token, four times eight, and one
@@ -335,7 +335,7 @@ def test_an_int8_cache_is_close_and_a_quarter_of_the_size() -> None:
 def test_the_native_runner_takes_over_between_two_steps_and_changes_no_token() -> None:
     from concurrent.futures import Future
 
-    from muomni.infer.native import make_native_runner
+    from muomni.infer.runners.native import make_native_runner
     from muomni.ops.native import Unavailable
 
     model = make_model(num_hidden_layers=3)

@@ -4,7 +4,7 @@ import torch
 
 from muomni.config import OmniConfig, preset, towers
 from muomni.model import OmniModel
-from muomni.model.media import Clips, Images
+from muomni.model.inputs import Clips, Images
 
 IMAGE, AUDIO = 3, 4
 

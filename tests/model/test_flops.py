@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from muomni.accel import attention
+from muomni.accel import attention_backend
 from muomni.config import SiglipConfig, WhisperConfig
 from muomni.model import OmniModel
 from muomni.model.flops import Flops, audio_flops, contrastive_flops, ctc_flops, model_flops, thinker_flops
-from muomni.model.media import Captions, Media, Transcripts
+from muomni.model.inputs import Captions, Media, Transcripts
 from muomni.ops.attention import Segments
 from tests.model.media import make_clips, make_config, make_images, make_model
 
@@ -35,7 +35,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None, /,
 
 def counted(model: OmniModel, lengths: list[int], media: Media | None, losses: tuple[str, ...]) -> tuple[int, int]:
     """Torch's count of the loss and of its backward pass, of one row of documents."""
-    attention.apply(model, attention.Choice("reference", "", attend))
+    attention_backend.apply(model, attention_backend.Choice("reference", "", attend))
     model.to(torch.float32).train()
     counts = [0, 0]
     for n, (encoder, inputs) in enumerate(((model.vision, "images"), (model.audio, "clips"))):

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muomni.errors import CheckpointError, UserError
+from muomni.formats.pretrained import load_model, save_model
 from muomni.model import Features, KVCache, OmniModel
-from muomni.model.folder import load_model, save_model
-from muomni.model.media import Captions, Media, Transcripts
-from muomni.model.positions import media_positions
+from muomni.model.inputs import Captions, Media, Transcripts
+from muomni.model.mrope import media_positions
 from muomni.ops.attention import Segments
 from muomni.ops.rope import rope_tables
 from tests.model.media import AUDIO, IMAGE, make_clips, make_config, make_images, make_model

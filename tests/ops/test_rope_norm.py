@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muomni.ops.norm import rms_norm
+from muomni.ops.rms_norm import rms_norm
 from muomni.ops.rope import apply_rope, rope_tables
 
 

@@ -1,4 +1,4 @@
-"""What two processes do in the tests of `accel.parallel`: `python processes.py RANK JOBS.json`, in turn for each job.
+"""Two processes in the tests of `accel.distributed`: `python processes.py RANK JOBS.json`, in turn for each job.
 
 They are set up as torchrun would, but several jobs share one pair of processes, since starting those takes longest.
 """
@@ -17,18 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from muomni.accel.parallel import Choice, Group, connect
-from muomni.accel.precision import Precision
+from muomni.accel.distributed import Choice, Group, connect
+from muomni.accel.mixed_precision import Precision
 from muomni.config import OmniConfig, Recipe, ThinkerConfig
 from muomni.config.recipe import OptimizerSpec
 from muomni.data import Batch
+from muomni.data.speech import pairs
 from muomni.model import OmniModel
-from muomni.ops.loss import IGNORE
-from muomni.train import speech_pairs
-from muomni.train.loop import Sampler
-from muomni.train.optimizer import build_optimizers
-from muomni.train.run import train
+from muomni.ops.cross_entropy import IGNORE
+from muomni.train.optim.build import build_optimizers
+from muomni.train.stage import train
 from muomni.train.step import TrainStep
+from muomni.train.trainer import Sampler
 
 CPU = torch.device("cpu")
 ROWS, T = 8, 12
@@ -57,14 +57,14 @@ def train_job(rank: int, job: dict[str, Any]) -> dict[str, Any]:
         Path(f"{job['run']}.partial").rename(job["run"])
     while copied is not None and not Path(job["run"]).exists():
         time.sleep(0.02)
-    call, prepare_pairs = TrainStep.__call__, speech_pairs.prepare_pairs
+    call, prepare_pairs = TrainStep.__call__, pairs.prepare_pairs
     if at is not None and rank == 1:
         act: Callable[[], None] = (
             (lambda: os._exit(7)) if at[0] == "die" else (lambda: signal.raise_signal(signal.SIGINT))
         )
         TrainStep.__call__ = _before(at[1], act, call)
     if job.get("makes_pairs"):
-        speech_pairs.prepare_pairs = made_pairs().make_pairs
+        pairs.prepare_pairs = made_pairs().make_pairs
     try:
         result = train(
             Recipe.model_validate(job["recipe"]),
@@ -77,7 +77,7 @@ def train_job(rank: int, job: dict[str, Any]) -> dict[str, Any]:
         return {"error": type(error).__name__, "text": str(error)}
     finally:
         TrainStep.__call__ = call
-        speech_pairs.prepare_pairs = prepare_pairs
+        pairs.prepare_pairs = prepare_pairs
 
 
 def made_pairs() -> Any:

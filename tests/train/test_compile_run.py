@@ -4,12 +4,12 @@ import shutil
 
 import pytest
 
-from muomni.accel import compile as compilation
-from muomni.accel import compile_trial
-from muomni.train.loop import Trainer
-from muomni.train.metrics import read_lines
-from muomni.train.run import train
-from tests.train.test_run import Stop, assert_same_run
+from muomni.accel.compile import blocks as compilation
+from muomni.accel.compile import trial as compile_trial
+from muomni.train.reporting.metrics_log import read_lines
+from muomni.train.stage import train
+from muomni.train.trainer import Trainer
+from tests.train.test_stage import Stop, assert_same_run
 
 compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 

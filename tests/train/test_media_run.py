@@ -12,8 +12,8 @@ from muomni.config import Recipe, parse
 from muomni.errors import ConfigError, DataError
 from muomni.model import OmniModel
 from muomni.model.thinker import Thinker
-from muomni.train.metrics import read_lines
-from muomni.train.run import train
+from muomni.train.reporting.metrics_log import read_lines
+from muomni.train.stage import train
 
 TOWER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "dropout": 0.1}
 

@@ -5,16 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from muomni.accel.precision import Precision
+from muomni.accel.mixed_precision import Precision
 from muomni.config import AudioConfig, OmniConfig, ThinkerConfig, VisionConfig
 from muomni.config.recipe import OptimizerSpec
 from muomni.data import Batch
 from muomni.model import OmniModel
-from muomni.model.media import Captions, Clips, Images, Media, Transcripts
-from muomni.model.positions import media_positions
-from muomni.ops.loss import IGNORE
+from muomni.model.inputs import Captions, Clips, Images, Media, Transcripts
+from muomni.model.mrope import media_positions
+from muomni.ops.cross_entropy import IGNORE
 from muomni.train.evaluate import evaluate
-from muomni.train.optimizer import build_optimizers
+from muomni.train.optim.build import build_optimizers
 from muomni.train.step import TrainStep
 
 IMAGE, SOUND, T, PATCH, BINS = 48, 49, 20, 2, 8

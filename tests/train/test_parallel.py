@@ -18,16 +18,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from muomni.accel.parallel import Choice, Group, alone, choose
-from muomni.accel.plan import make_plan
-from muomni.config import Recipe
+from muomni.accel.distributed import Choice, Group, alone, choose
+from muomni.accel.execution_plan import make_plan
+from muomni.config import Recipe, preset
 from muomni.config.codec import codec_preset
 from muomni.errors import ConfigError
+from muomni.formats.codec import save_codec
 from muomni.model.codec import SpeechCodec
-from muomni.model.codec.folder import save_codec
-from muomni.train.metrics import read_lines
-from muomni.train.rescue import RescuedStep
-from muomni.train.run import train
+from muomni.train.oom_recovery import RescuedStep
+from muomni.train.reporting.metrics_log import read_lines
+from muomni.train.stage import train
 
 # The tests are no package (--import-mode=importlib), so what the processes run is put in reach by hand.
 _SPEC = importlib.util.spec_from_file_location("train_processes", Path(__file__).with_name("processes.py"))
@@ -327,7 +327,7 @@ def test_bad_combinations_are_refused_by_the_plan(corpus, tmp_path, monkeypatch,
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(ConfigError, match=message):
-        make_plan(Recipe.model_validate(make_recipe(corpus, tmp_path, 0.0, **changes)))
+        make_plan(Recipe.model_validate(make_recipe(corpus, tmp_path, 0.0, **changes)), preset("nano"))
 
 
 def test_without_a_rank_torchrun_is_named(corpus, tmp_path, monkeypatch):

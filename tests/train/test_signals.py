@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from muomni.train.progress import ProgressLine
+from muomni.progress import ProgressLine
 from muomni.train.signals import StopSignal
 
 

@@ -8,19 +8,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from muomni.accel.memory import Categories
-from muomni.accel.oom import Shortage, Workload, explain, remedies
+from muomni.accel.memory.monitor import Categories
+from muomni.accel.memory.out_of_memory import Shortage, Workload, explain, remedies
 from muomni.config import Recipe, SourceSpec, parse
 from muomni.config.codec import codec_preset
+from muomni.data.speech import pairs
 from muomni.errors import ConfigError, UserError
+from muomni.formats.codec import save_codec
+from muomni.formats.pretrained import load_model, read_config
 from muomni.model.codec import SpeechCodec
-from muomni.model.codec.folder import save_codec
-from muomni.model.folder import load_model, read_config
-from muomni.train import speech_pairs
-from muomni.train.initial import check_model, initial_config, initial_model
-from muomni.train.metrics import read_lines
-from muomni.train.run import train
-from muomni.train.speech import prepare_speech
+from muomni.train.init_model import check_model, initial_config, initial_model
+from muomni.train.init_talker import prepare_speech
+from muomni.train.reporting.metrics_log import read_lines
+from muomni.train.stage import train
 
 # The tests are no package (--import-mode=importlib).
 _SPEC = importlib.util.spec_from_file_location("made_pairs", Path(__file__).with_name("made_pairs.py"))
@@ -45,7 +45,7 @@ TALKER = {
 
 @pytest.fixture(autouse=True)
 def _pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speech_pairs, "prepare_pairs", made_pairs.make_pairs)
+    monkeypatch.setattr(pairs, "prepare_pairs", made_pairs.make_pairs)
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +177,7 @@ def speaking(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with a Talker."""
     folder = tmp_path_factory.mktemp("speaking") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(speech_pairs, "prepare_pairs", made_pairs.make_pairs)
+        patch.setattr(pairs, "prepare_pairs", made_pairs.make_pairs)
         train(recipe_of(start, max_steps=2), folder)
     return folder
 

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from muomni.accel.precision import Precision
+from muomni.accel.mixed_precision import Precision
 from muomni.config import OmniConfig, ThinkerConfig
 from muomni.config.recipe import OptimizerSpec
 from muomni.data import Batch
 from muomni.model import OmniModel
-from muomni.ops.loss import IGNORE
-from muomni.train.optimizer import build_optimizers, decay_groups
+from muomni.ops.cross_entropy import IGNORE
+from muomni.train.optim.build import build_optimizers, decay_groups
 from muomni.train.step import TrainStep
 
 CONFIG = OmniConfig(

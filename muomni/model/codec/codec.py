@@ -9,8 +9,7 @@ Legend: B rows, S samples, K codebooks, T frames of codes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Self, overload
+from typing import overload
 
 import torch
 import torch.nn.functional as F
@@ -177,30 +176,6 @@ class SpeechCodec(nn.Module):
             low, high = torch.stack(codes.aminmax()).tolist()
             if low < 0 or high >= self.codebook_size:
                 raise ValueError(f"codes must be 0 to {self.codebook_size - 1}, and there are {low} to {high}")
-
-    @classmethod
-    def from_pretrained(cls, path: str | Path, *, device: torch.device | str = "cpu") -> Self:
-        """A trained codec from its folder, or from a run's (its best checkpoint); in evaluation mode.
-
-        Raises:
-            UserError: there is no codec at `path`.
-            CheckpointError: a file is missing or corrupt.
-        """
-        from muomni.model.codec.folder import load_codec
-
-        return load_codec(Path(path), device=device, make=cls)
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes `config.json` and `model.safetensors` into a folder, which must not exist.
-
-        Raises:
-            CheckpointError: it cannot be written.
-        """
-        from muomni.files import atomic_folder
-        from muomni.model.codec.folder import save_codec
-
-        with atomic_folder(Path(folder)) as partial:
-            save_codec(self, partial)
 
 
 def _check(clips: Sequence[Tensor], ndim: int, what: str) -> None:

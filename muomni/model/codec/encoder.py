@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from muomni.config.codec import CodecConfig
 from muomni.model.codec.layers import CausalConv, ConvBlock, History, init_layers, with_past
-from muomni.ops.mel import mel_filters
+from muomni.ops.log_mel import mel_filters
 
 # Below this power in a bin, −100 dB of a full wave, is silence. The logarithm is brought to about −1 to 1.
 _FLOOR = 1e-7

@@ -1,7 +1,7 @@
 """The Talker, the part that speaks. Read `talker` first, then `text`, `codes`, `layout` and `batch`."""
 
 from muomni.model.talker.batch import SpeechBatch, blank_speech
-from muomni.model.talker.layout import NONE, delay, undelay
+from muomni.model.talker.packing import NONE, delay, undelay
 from muomni.model.talker.talker import Talker, TalkerLosses
 
 __all__ = ["NONE", "SpeechBatch", "Talker", "TalkerLosses", "blank_speech", "delay", "undelay"]

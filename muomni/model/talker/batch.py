@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from muomni.config.talker import TalkerConfig
-from muomni.model.media import moved
-from muomni.model.talker.units import BEGIN, END
+from muomni.model.inputs import moved
+
+# Units of text that the Talker points at: the UTF-8 bytes of a sentence between BEGIN and END.
+BEGIN, END, PAD, UNITS = 256, 257, 258, 259
 
 
 @dataclass(frozen=True)

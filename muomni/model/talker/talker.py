@@ -16,15 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from muomni.config.talker import TalkerConfig
-from muomni.model.cache import Cache
+from muomni.model.int8_layers import Int8Embedding, Int8Linear
+from muomni.model.kv_cache import Cache
 from muomni.model.layers import Block, RMSNorm
-from muomni.model.quantized import Int8Embedding, Int8Linear
 from muomni.model.talker.batch import SpeechBatch
-from muomni.model.talker.codes import DepthPredictor, ParallelHeads, Pick
-from muomni.model.talker.layout import Steps, lay_out_steps, lay_out_text
-from muomni.model.talker.text import TextEncoder
+from muomni.model.talker.codebook_heads import DepthPredictor, ParallelHeads, Pick
+from muomni.model.talker.packing import Steps, lay_out_steps, lay_out_text
+from muomni.model.talker.text_encoder import TextEncoder
 from muomni.ops.attention import Segments
-from muomni.ops.loss import IGNORE
+from muomni.ops.cross_entropy import IGNORE
 from muomni.ops.rope import rope_tables
 
 # Embeddings of codes are drawn so many times as large as other weights: what they sum up to is then about as large as

@@ -17,12 +17,12 @@ What a query may see is said by two things, never by a dense (T, S) mask:
 | `flex.attention` | FlexAttention with a block mask of documents | as `sdpa` |
 | `attention_reference` | the definition, in the dtype given | the definition |
 
-flash-attn 3 and 4 plug into torch and are reached through `varlen` and `sdpa`; see `accel.attention`, which
+flash-attn 3 and 4 plug into torch and are reached through `varlen` and `sdpa`; see `accel.attention_backend`, which
 chooses a backend for a model. Here `attention` is `sdpa`, which works everywhere.
 """
 
+from muomni.ops.attention.interface import AttentionFunction, Segments
 from muomni.ops.attention.reference import attention_reference
 from muomni.ops.attention.sdpa import attention
-from muomni.ops.attention.seam import AttentionFunction, Segments
 
 __all__ = ["AttentionFunction", "Segments", "attention", "attention_reference"]

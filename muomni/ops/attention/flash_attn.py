@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from muomni.ops.attention import sdpa
-from muomni.ops.attention.seam import Segments, packed_by
+from muomni.ops.attention.interface import Segments, packed_by
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None, *, causal: bool = True) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from muomni.ops.attention import sdpa
-from muomni.ops.attention.seam import Segments, as_autocast_would, check_packed
+from muomni.ops.attention.interface import Segments, as_autocast_would, check_packed
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from muomni.ops.attention.seam import Segments, check_packed
+from muomni.ops.attention.interface import Segments, check_packed
 
 
 def attention_reference(

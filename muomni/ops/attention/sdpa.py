@@ -4,11 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from muomni.ops.attention.cached_cpu import cached_attention_cpu
-from muomni.ops.attention.seam import Segments, as_autocast_would, check_packed
-from muomni.ops.bidirectional_cpu import bidirectional_attention_cpu
-from muomni.ops.flash_cpu import LOW, expand_groups
-from muomni.ops.varlen_cpu import varlen_attention_cpu
+from muomni.ops.attention.cpu_bidirectional import bidirectional_attention_cpu
+from muomni.ops.attention.cpu_cached import cached_attention_cpu
+from muomni.ops.attention.cpu_flash import LOW, expand_groups
+from muomni.ops.attention.cpu_varlen import varlen_attention_cpu
+from muomni.ops.attention.interface import Segments, as_autocast_would, check_packed
 
 # Scores for which a CPU is given a mask of floats, 1 MiB of them: faster than two calls when there are few queries.
 _SMALL_MASK = 2**18

@@ -7,7 +7,7 @@ torch's registry (`torch.nn.attention.activate_flash_attention_impl`), this is t
 from torch import Tensor
 
 from muomni.ops.attention import sdpa
-from muomni.ops.attention.seam import Segments, packed_by
+from muomni.ops.attention.interface import Segments, packed_by
 
 # Windows of everything before and nothing after, torch's way to say causal, and of everything.
 _CAUSAL, _ALL = (-1, 0), (-1, -1)

@@ -1,11 +1,11 @@
-"""Finds or compiles the native decoder, and loads it; see `muomni.ops.compiled`."""
+"""Finds or compiles the native decoder, and loads it; see `muomni.ops.cpp_build`."""
 
 import ctypes
 import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from muomni.ops.compiled import NO_COMPILER, CompilationError, compiled, find_compiler
+from muomni.ops.cpp_build import NO_COMPILER, CompilationError, compiled, find_compiler
 
 _SOURCES = Path(__file__).parent
 _OPTIONS = ("-O3", "-std=gnu++17", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread", "-w")

@@ -9,7 +9,7 @@ from muomni.config.codec import codec_preset
 from muomni.config.talker import TalkerConfig, TalkerSpec
 from muomni.model import OmniModel
 from muomni.model.talker import SpeechBatch
-from muomni.model.talker.units import BEGIN, END, PAD
+from muomni.model.talker.batch import BEGIN, END, PAD
 
 VOICES = ("ann", "bob")
 PATTERNS = ("depth", "delay", "parallel")

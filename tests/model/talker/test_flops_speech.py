@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from muomni.accel import attention
+from muomni.accel import attention_backend
 from muomni.model.flops import Flops, model_flops
 from tests.model.talker.speech import PATTERNS, make_config, make_model, make_speech
 from tests.model.test_flops import attend
@@ -15,7 +15,7 @@ IDS = torch.tensor([[5, 6, 7, 8, 9]])
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_speech_alone(pattern):
     model = make_model(pattern=pattern, thinker_layer=1, dtype=torch.float32).train()
-    attention.apply(model, attention.Choice("reference", "", attend))
+    attention_backend.apply(model, attention_backend.Choice("reference", "", attend))
     speech = make_speech(model.talker.config, [(70, 30, 9), (3, 2, 1)])
     losses = {"text": 0.0, "speech": 1.0}
     with FlopCounterMode(display=False) as forward, torch.no_grad():

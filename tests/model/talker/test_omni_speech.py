@@ -5,17 +5,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from muomni.accel import compile as compilation
-from muomni.accel import recompute
-from muomni.accel.quantize import dequantize_model, quantize, tune
+from muomni.accel import activation_checkpointing
+from muomni.accel.compile import blocks as compilation
+from muomni.accel.int8 import dequantize_model, quantize, tune
 from muomni.config import OmniConfig
 from muomni.config.codec import codec_preset
 from muomni.errors import UserError
+from muomni.formats.codec import load_codec, save_codec
+from muomni.formats.pretrained import load_model, save_model
 from muomni.model import OmniModel
 from muomni.model.codec import SpeechCodec
 from muomni.model.codec.frozen import FrozenCodec
-from muomni.model.folder import load_model, save_model
-from muomni.model.quantized import Int8Embedding, Int8Linear
+from muomni.model.int8_layers import Int8Embedding, Int8Linear
 from muomni.model.talker import SpeechBatch
 from tests.model.talker.speech import PATTERNS, make_config, make_model, make_speech
 
@@ -164,8 +165,9 @@ def test_a_folder_gives_the_model_back(tmp_path: Path, pattern):
 def test_a_trained_codec_goes_into_a_model(tmp_path: Path):
     config = make_config()
     codec = SpeechCodec(config.codec, torch.Generator().manual_seed(4)).eval()
-    codec.save_pretrained(tmp_path / "codec")
-    frozen = FrozenCodec.from_pretrained(tmp_path / "codec")
+    save_codec(codec, tmp_path)
+    frozen = FrozenCodec(config.codec)
+    frozen.load_state_dict(load_codec(tmp_path).state_dict())
     codes = torch.randint(7, (3, 6))
     assert torch.equal(frozen.decode(codes), codec.decode(codes))
     assert not any(p.requires_grad for p in frozen.parameters())
@@ -241,7 +243,7 @@ def test_checkpointing_reaches_the_talkers_blocks_and_changes_nothing(mode):
     for on in (False, True):
         model = make_model(dtype=torch.float32, dropout=0.1).train()
         if on:
-            recompute.enable(model, mode)
+            activation_checkpointing.enable(model, mode)
             assert all("forward" in block.__dict__ for block in model.talker.layers)
         torch.manual_seed(0)
         speak(model, make_batch(model)).backward()

@@ -1,0 +1,1 @@
+"""`torch.compile` of a model's blocks, and the measurement of whether it pays."""

@@ -1,0 +1,1 @@
+"""Memory: what is in use, and what happens when it runs out."""

@@ -1,0 +1,1 @@
+"""Decoding, side by side with other engines."""

@@ -1,0 +1,98 @@
+"""Whether fast tokens are right tokens: the eager fp32 model, one row at a time, is what all cases are held to.
+
+A row is the greedy one exactly when each of its tokens is the reference's most likely token after the tokens
+before it. So one forward pass over a finished row judges all of its tokens, also behind a first difference.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Logits = NDArray[np.float32]
+
+
+class Judge:
+    """The reference, for `muomni.bench.worker`.
+
+    Args:
+        model: a folder.
+        prompt: token ids of the row that is decoded.
+        new: tokens after it.
+        forced: where `prompt`, its greedy continuation and their logits are written.
+    """
+
+    def __init__(self, model: str, prompt: list[int], new: int, forced: str) -> None:
+        import torch
+
+        from muomni.formats.pretrained import load_model
+        from muomni.formats.tensors import resolve_folder
+        from muomni.model import KVCache
+
+        self._model = load_model(resolve_folder(Path(model)))
+        ids, rows = list(prompt), []
+        cache = KVCache(self._model.config.thinker, 1, len(prompt) + new)
+        with torch.inference_mode():
+            fed = torch.tensor([ids])
+            for _ in range(new):
+                out = self._model(fed, cache=cache, last=1).logits
+                rows.append(out[0, -1])
+                fed = out[:, -1].argmax(-1, keepdim=True)
+                ids.append(int(fed))
+            logits = torch.stack(rows).float().numpy()
+        np.savez(forced, ids=np.array(ids[:-1]), logits=logits)
+        self.first: dict[str, Any] = {"tokens": ids[len(prompt) :]}
+
+    def turn(self, prompts: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]]) -> dict[str, Any]:
+        """Judges rows.
+
+        Returns:
+            `agreement`, the share of tokens that are the reference's own; `equal_rows`, rows of nothing else;
+            `worst_gap`, how far below the reference's best logit a chosen one lay at most.
+        """
+        import torch
+
+        right, rows, worst = 0, 0, 0.0
+        with torch.inference_mode():
+            for prompt, row in zip(prompts, tokens, strict=True):
+                ids = torch.tensor([[*prompt, *row]])
+                logits = self._model(ids[:, :-1], last=len(row)).logits[0]
+                chosen = logits.gather(1, ids[0, -len(row) :, None])[:, 0]
+                gaps = logits.amax(-1) - chosen
+                right += int((gaps == 0).sum())
+                rows += bool((gaps == 0).all())
+                worst = max(worst, float(gaps.max()))
+        total = sum(len(row) for row in tokens)
+        return {"agreement": right / total, "equal_rows": rows, "rows": len(tokens), "worst_gap": worst}
+
+
+def fidelity(compute: Callable[[Sequence[int], int], Logits | None], forced: str) -> dict[str, float] | None:
+    """How close a case's logits are to the reference's on the reference's own tokens (teacher forcing).
+
+    Args:
+        compute: (ids, N) to the (N, V) logits after the last N ids.
+        forced: the file that `Judge` wrote.
+
+    Returns:
+        `top1`, the share of equal most likely tokens; `kl`, mean Kullback-Leibler divergence from the reference,
+        in nats; `worst`, the largest difference of two logits. None where the case gives no logits.
+    """
+    with np.load(forced) as file:
+        ids, reference = file["ids"].tolist(), file["logits"]
+    found = compute(ids, len(reference))
+    if found is None:
+        return None
+    own, right = _log_softmax(found), _log_softmax(reference)
+    return {
+        "top1": float((found.argmax(-1) == reference.argmax(-1)).mean()),
+        "kl": float((np.exp(right) * (right - own)).sum(-1).mean()),
+        "worst": float(np.abs(found - reference).max()),
+    }
+
+
+def _log_softmax(logits: Logits) -> NDArray[np.float64]:
+    x = logits.astype(np.float64)
+    x -= x.max(-1, keepdims=True)
+    return np.asarray(x - np.log(np.exp(x).sum(-1, keepdims=True)))

@@ -1,0 +1,1 @@
+"""The report of `muomni bench`: JSON, HTML, claims and recommendations."""

@@ -1,0 +1,1 @@
+"""Training, technique by technique, side by side with other libraries."""

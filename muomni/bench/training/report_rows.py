@@ -1,0 +1,293 @@
+"""The techniques of training as rows of a report: all cases take turns with one baseline, which runs twice."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from muomni.accel.device import free_memory, pick_device
+from muomni.accel.mixed_precision import pick_precision
+from muomni.bench.report.report import Equivalence, Memory, MemoryBar, Row, Speed
+from muomni.bench.report.sections import Effort, Found, Say, Target
+from muomni.bench.statistics import decide, interval_of, margin_of, noise_of, ratios_of, spread_of
+from muomni.bench.training.case import TrainCase, check
+from muomni.bench.training.compare import Figures, Measured, measured, take_turns
+from muomni.bench.training.techniques import TECHNIQUES, Fields, Technique
+from muomni.errors import ConfigError, UserError
+
+BASELINE, TWIN = "the baseline", "the baseline again"
+# What a gradient or an update may differ by, as a share of its 2-norm. bf16 keeps 8 bits of every number: its
+# gradients are some 1% off; AdamW's first updates take little but the signs, which rounding turns where they hardly
+# matter.
+_ROUNDING, _ROUNDING_16_BIT, _UPDATES, _APPROXIMATE = 1e-4, 0.05, 0.1, 0.5
+# Bytes of a process besides its model, and of training for each weight: itself, its gradient, AdamW's two moments.
+_PROCESS_BYTES, _WEIGHT_BYTES = 500 << 20, 16
+_MOST_CASES = 9
+_TURN_S, _MOST_STEPS = 0.25, 20
+_GUESSED_FLOPS = {"cpu": 1e11, "cuda": 2e13, "mps": 1e12}
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """How a technique stands in the report.
+
+    Attributes:
+        key: see `Row`.
+        off, on: in words.
+        claim: what is usually said of it.
+        quick: it is part of a quick run.
+    """
+
+    key: str
+    off: str
+    on: str
+    claim: str
+    quick: bool = False
+
+
+_SHOWN = {
+    "freed memory kept": _Shown("allocator", "given back to the system", "kept for the next step", "fewer page faults"),
+    "large tensors in a pool": _Shown(
+        "allocator-pool", "in the C library's heap", "in a region of their own", "no gaps between blocks", True
+    ),
+    "mixed precision, bf16": _Shown("precision-bf16", "fp32", "bf16", "2× faster, half of the memory", True),
+    "mixed precision, fp16": _Shown("precision-fp16", "fp32", "fp16", "2× faster, half of the memory"),
+    "gradient accumulation, 4 micro-batches": _Shown(
+        "accumulation", "the whole batch at once", "a quarter at a time", "a large batch in little memory", True
+    ),
+    "gradient checkpointing, full": _Shown(
+        "checkpointing-full", "activations kept", "computed again", "far less memory, 20–30% more time", True
+    ),
+    "gradient checkpointing, selective": _Shown(
+        "checkpointing-selective", "activations kept", "all but products again", "less memory, little more time"
+    ),
+    "attention: the chosen one for the reference": _Shown(
+        "attention", "the plain definition", "the chosen kernel", "2–4× faster, memory linear in context", True
+    ),
+    "the same, documents of 100 tokens": _Shown(
+        "attention-packed", "a mask over all pairs", "documents one by one", "no work between documents"
+    ),
+    "attention: varlen for sdpa, documents": _Shown("attention-varlen", "sdpa", "varlen", "faster on packed rows"),
+    "attention: flash_attn for sdpa, documents": _Shown("attention-flash", "sdpa", "flash-attn", "2–4× faster"),
+    "attention: flex for sdpa, documents": _Shown("attention-flex", "sdpa", "FlexAttention", "flexible and fast"),
+    "linear cross-entropy in chunks": _Shown(
+        "cross-entropy", "logits of all tokens", "in chunks", "no logits in memory, no slower", True
+    ),
+    "fused AdamW for a loop": _Shown("adamw-fused", "one weight after another", "one kernel", "faster steps"),
+    "8-bit AdamW for AdamW": _Shown("adamw-8bit", "32-bit moments", "8-bit moments", "a quarter of its memory"),
+    "torch.compile of the blocks": _Shown("compile", "eager", "compiled blocks", "1.3–2× faster after a wait", True),
+    "torch.compile of the whole model": _Shown("compile-full", "eager", "compiled whole", "1.3–2× faster after a wait"),
+}
+
+
+def measure_train(target: Target, effort: Effort, say: Say) -> Found:
+    """Measures the techniques of training, or says why one cannot be measured here.
+
+    Raises:
+        UserError: training this model does not fit into the memory that is free.
+    """
+    device = pick_device()
+    best = pick_precision("auto", device).name
+    # Dropout draws anew wherever a step is cut or compiled another way: what differs then says nothing.
+    common = _sizes(target, effort, device) | {"thinker": target.thinker.replace(dropout=0.0), "precision": best}
+    techniques = [t for t in TECHNIQUES if t.name in _SHOWN and (effort.mode == "full" or _is_quick(t, best))]
+    room = _room(target, common, device)
+    plan = Cases(common)
+    reasons: dict[str, str] = {}
+    for technique in techniques:
+        reason = _why_not(plan.case(technique.off)) or _why_not(plan.case(technique.on))
+        if reason is not None:
+            reasons[technique.name] = reason
+    steps = _steps(target, common, device)
+    rows: dict[str, Row] = {}
+    baselines, all_twins, bars = [], [], []
+    for group in _groups([t for t in techniques if t.name not in reasons], plan, min(room, _MOST_CASES)):
+        refused: dict[str, str] = {}
+        enough = effort.enough(effort.train_s)
+        found = take_turns(group.cases(plan), effort.rounds, steps, say, refused, enough)
+        if BASELINE not in found:
+            raise UserError(f"training {target.name} cannot be measured here: {refused[BASELINE]}. {_free(device)}")
+        twins = ratios_of(found[TWIN].speeds, found[BASELINE].speeds) if TWIN in found else []
+        baselines.append(found[BASELINE].speeds)
+        all_twins.append(twins)
+        bars += [bar_of(name, figures) for name, figures in found.items() if name != TWIN]
+        for technique in group.techniques:
+            rows[technique.name] = _row(technique, plan, found, refused, margin_of(twins))
+    rows |= {t.name: _not_measured(t, reasons[t.name]) for t in techniques if t.name in reasons}
+    settings = {key: value for key, value in common.items() if key != "thinker"}
+    twins = max(all_twins, key=margin_of, default=[])
+    noise = noise_of("the baseline of training", max(baselines, key=spread_of), twins) if baselines else []
+    return Found(
+        rows=tuple(rows[t.name] for t in techniques),
+        noise=tuple(noise),
+        margin=margin_of(twins),
+        settings=tuple(settings.items()),
+        memory=tuple({bar.name: bar for bar in bars}.values()),
+    )
+
+
+def _is_quick(technique: Technique, best: str) -> bool:
+    return _SHOWN[technique.name].quick or (technique.name == "mixed precision, fp16" and best == "fp16")
+
+
+def _sizes(target: Target, effort: Effort, device: torch.device) -> Fields:
+    """A step that takes a fraction of a second on a CPU; a full one is as long as steps usually are."""
+    small = effort.mode == "quick" and device.type == "cpu"
+    return {"batch_size": 4, "seq_len": min(256 if small else 512, target.thinker.max_position_embeddings)}
+
+
+def _steps(target: Target, common: Fields, device: torch.device) -> int:
+    tokens: int = common["batch_size"] * common["seq_len"]
+    guessed = 6 * target.thinker.num_parameters() * tokens / _GUESSED_FLOPS[device.type]
+    return min(max(1, math.ceil(_TURN_S / float(guessed))), _MOST_STEPS)
+
+
+def _room(target: Target, common: Fields, device: torch.device) -> int:
+    """How many cases fit into the memory side by side.
+
+    Raises:
+        UserError: not even one with its twin and another one to compare with.
+    """
+    tokens = common["batch_size"] * common["seq_len"]
+    logits = 3 * 4 * tokens * target.thinker.vocab_size
+    one = _PROCESS_BYTES + _WEIGHT_BYTES * target.thinker.num_parameters() + logits
+    room = int(free_memory(device) / one)
+    if room < 1:
+        raise UserError(
+            f"training {target.name} does not fit: weights, gradients, AdamW and the process take at least "
+            f"{one / 2**30:.1f} GiB. {_free(device)}"
+        )
+    return max(room, 3)
+
+
+def _free(device: torch.device) -> str:
+    return (
+        f"{free_memory(device) / 2**30:.1f} GiB are free on {device}: end other programs there, or take a smaller model"
+    )
+
+
+class Cases:
+    """Cases by what they are: techniques that are compared with the same one share it."""
+
+    def __init__(self, common: Fields) -> None:
+        self._common = common
+        self._names: dict[str, str] = {}
+        self.case({}, BASELINE)
+
+    def case(self, fields: Fields, name: str | None = None) -> TrainCase:
+        """The case with these fields; its name is that of the first who asked for the same."""
+        found = TrainCase.model_validate({**self._common, **fields, "name": "?"})
+        key = json.dumps(found.model_dump(mode="json"), sort_keys=True)
+        words = ", ".join(f"{key} {value}" for key, value in fields.items())
+        return found.replace(name=self._names.setdefault(key, name or words or BASELINE))
+
+    @property
+    def baseline(self) -> TrainCase:
+        """Everything as the machine's defaults have it."""
+        return self.case({})
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Techniques whose cases are in memory together."""
+
+    techniques: tuple[Technique, ...]
+
+    def cases(self, plan: Cases) -> list[TrainCase]:
+        """The baseline, what the techniques need, and the baseline again."""
+        own = [plan.case(fields) for technique in self.techniques for fields in (technique.off, technique.on)]
+        named = {case.name: case for case in (plan.baseline, *own)}
+        return [*named.values(), plan.baseline.replace(name=TWIN)]
+
+
+def _groups(techniques: Sequence[Technique], plan: Cases, most: int) -> list[_Group]:
+    """As few groups as hold at most `most` cases each, but at least one technique."""
+    groups: list[_Group] = []
+    for technique in techniques:
+        wider = _Group((*groups[-1].techniques, technique)) if groups else None
+        if wider is not None and len(wider.cases(plan)) <= most:
+            groups[-1] = wider
+        else:
+            groups.append(_Group((technique,)))
+    return groups
+
+
+def _why_not(case: TrainCase) -> str | None:
+    try:
+        check(case)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def _not_measured(technique: Technique, reason: str) -> Row:
+    shown = _SHOWN[technique.name]
+    return Row(
+        key=shown.key,
+        part="train",
+        technique=technique.name,
+        off=shown.off,
+        on=shown.on,
+        claim=shown.claim,
+        verdict="not measured",
+        reason=reason,
+    )
+
+
+def _row(technique: Technique, plan: Cases, found: dict[str, Figures], refused: dict[str, str], margin: float) -> Row:
+    names = [plan.case(fields).name for fields in (technique.off, technique.on)]
+    for name in names:
+        if name in refused:
+            return _not_measured(technique, refused[name])
+    off, on = (found[name] for name in names)
+    ratio = interval_of(ratios_of(on.speeds, off.speeds))
+    figures = measured(names[1], on, off)
+    half = any(plan.case(fields).precision != "fp32" for fields in (technique.off, technique.on))
+    equivalence = equivalence_of(technique, figures, half)
+    decision = decide(ratio, figures.memory_ratio, equivalence.holds, margin)
+    compiles = technique.family == "compile"
+    return _not_measured(technique, decision.reason).replace(
+        speed=Speed(
+            off=measured(names[0], off, off).tokens_per_s,
+            on=figures.tokens_per_s,
+            ratio=ratio.middle,
+            low=ratio.low,
+            high=ratio.high,
+            rounds=tuple(ratios_of(on.speeds, off.speeds)),
+        ),
+        memory=(Memory(off_mib=off.peak_mib, on_mib=on.peak_mib),),
+        equivalence=equivalence,
+        compile_s=max(0.0, on.first["first_step_s"] - off.first["first_step_s"]) if compiles else None,
+        verdict=decision.verdict,
+    )
+
+
+def equivalence_of(technique: Technique, on: Measured, half: bool) -> Equivalence:
+    """What the technique changes in the gradients of the first step, or in what three steps did to the weights.
+
+    Args:
+        technique: says which class its results are held to.
+        on: compared with the case without it.
+        half: one of the two computes in 16 bits.
+    """
+    of_updates = on.update_error is not None
+    value = on.gradient_error if on.update_error is None else on.update_error
+    equal = bool(on.updates_equal) if of_updates else on.gradients_equal
+    rounding = _UPDATES if of_updates else _ROUNDING_16_BIT if half else _ROUNDING
+    allowed = {"exact": 0.0, "rounding": rounding, "approximate": _APPROXIMATE, "another optimizer": math.inf}
+    what = "what three steps changed" if of_updates else "gradients"
+    return Equivalence(
+        claimed=technique.claim,
+        measure=f"{what}, size of the difference over their own",
+        value=value,
+        equal=equal,
+        holds=equal or (technique.claim != "exact" and value <= allowed[technique.claim]),
+    )
+
+
+def bar_of(name: str, figures: Figures) -> MemoryBar:
+    """A case's peak by category."""
+    parts = {f"{part}_mib": size / 2**20 for part, size in figures.first["memory"].items()}
+    return MemoryBar(name=name, activations_mib=max(0.0, figures.peak_mib - sum(parts.values())), **parts)

@@ -1,0 +1,187 @@
+"""`muomni bench infer`: ways to decode, side by side on this machine."""
+
+import json
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from muomni.cli.bench import report as bench_report
+from muomni.cli.common.terminal import wide_console
+
+if TYPE_CHECKING:
+    from muomni.bench.decoding.compare import Comparison, Decoding
+    from muomni.bench.decoding.comparisons import Plan
+
+
+def infer(
+    ctx: typer.Context,
+    target: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="As of `bench all`; makes a report.")] = None,
+    full: bench_report.Full = None,
+    out: bench_report.Out = None,
+    repeat: bench_report.Repeat = 1,
+    shape: Annotated[str, typer.Option(help="nano, tiny, small, base (0.6b), 12m or 100m; random weights.")] = "tiny",
+    model: Annotated[str | None, typer.Option(help="Measure this run or model instead of random weights.")] = None,
+    prompt: Annotated[int, typer.Option(min=16, help="Tokens of each prompt.")] = 64,
+    new: Annotated[int, typer.Option(min=2, help="Tokens generated for each.")] = 128,
+    batch: Annotated[str, typer.Option(help="Rows decoded together; one or several numbers.")] = "1,4,16",
+    rounds: Annotated[int, typer.Option(min=2, help="Turns each case takes.")] = 5,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of every case; default: torch's choice.")] = None,
+    ways: Annotated[bool, typer.Option(help="Compare weights (fp32, bf16, int8), runners, and compiled steps.")] = True,
+    kv_cache: Annotated[
+        bool | None, typer.Option(help="Cache off against on, 512 + 100 tokens; by default where that is quick.")
+    ] = None,
+    attention: Annotated[bool, typer.Option(help="Compare attention backends.")] = True,
+    peers: Annotated[bool, typer.Option("--peers", help="Also llama.cpp, CTranslate2 and transformers.")] = False,
+    weights: Annotated[str, typer.Option(help="Of the peers' comparisons.")] = "int8,fp32,bf16",
+    cold: Annotated[bool, typer.Option(help="Time `muomni generate` from start to first text.")] = True,
+    work: Annotated[Path | None, typer.Option(help="Keep what is written here; default: nowhere.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON line.")] = False,
+) -> None:
+    """Ways to decode. With MODEL, --quick or --full a report as `bench all` makes it.
+
+    Otherwise tables of runners, weights, batch sizes, KV cache, attention; with --peers beside other libraries.
+    Cases run in processes of their own and take turns. Tokens are held to the fp32 model, eager, one row at a
+    time. Ends with one JSON line. Example: muomni bench infer --shape 12m --batch 1,16 --peers
+    """
+    if bench_report.asked_for(ctx, target, full):
+        return bench_report.report(("infer",), "infer", target, full, out, repeat)
+    from rich.console import Console
+
+    from muomni.bench.decoding.comparisons import batches_of, kinds_of
+
+    batches, kinds = batches_of(batch), kinds_of(weights)
+    console = Console(stderr=True)
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False)
+
+    with ExitStack() as stack:
+        if work is None:
+            work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="muomni-bench-")))
+        work.mkdir(parents=True, exist_ok=True)
+        plan = _plan(shape, model, prompt, new, threads, work, say)
+        result = _head(plan, shape if model is None else model)
+        chosen = {"ways": ways, "kv_cache": kv_cache, "attention": attention, "peers": peers}
+        for comparison in _comparisons(plan, batches, kinds, rounds, chosen, say):
+            result["comparisons"].append(comparison.as_dict())
+            if not as_json:
+                print_comparison(f"{result['model']}, {comparison.name}", comparison)
+        if cold:
+            result["cold_start"] = _cold(plan, rounds, say)
+    print(json.dumps(result))
+
+
+def _plan(shape: str, model: str | None, prompt: int, new: int, threads: int | None, work: Path, say: Any) -> "Plan":
+    from muomni.bench.decoding.comparisons import Plan
+    from muomni.bench.decoding.models import Files, make_model_folder
+    from muomni.cli.bench.training import _shape
+    from muomni.config import OmniConfig
+    from muomni.formats.pretrained import read_config
+    from muomni.formats.tensors import resolve_folder
+
+    if model is None:
+        folder = work / "model"
+        config = OmniConfig(thinker=_shape({"0.6b": "base"}.get(shape, shape)))
+        say(f"drawing the weights of {shape}")
+        make_model_folder(config, folder)
+    else:
+        folder = resolve_folder(Path(model))
+        config, _ = read_config(folder)
+    if threads is None:
+        import torch
+
+        threads = torch.get_num_threads()
+    return Plan(config.thinker, Files(folder, work), work, prompt, new, threads)
+
+
+def _head(plan: "Plan", name: str) -> dict[str, Any]:
+    from muomni import __version__
+
+    return {
+        "model": name,
+        "parameters": plan.thinker.num_parameters(),
+        "prompt": plan.prompt,
+        "new": plan.new,
+        "threads": plan.threads,
+        "muomni": __version__,
+        "comparisons": [],
+    }
+
+
+def _comparisons(
+    plan: "Plan", batches: Any, kinds: Any, rounds: int, chosen: dict[str, bool | None], say: Any
+) -> "Any":
+    """Measures what was chosen, one comparison after the other."""
+    from muomni.bench.decoding import comparisons
+    from muomni.bench.decoding.compare import measure
+
+    def done(group: Any) -> "Comparison":
+        return measure(group, plan.thinker, plan.reference(), rounds, say)
+
+    if chosen["ways"]:
+        for batch in batches:
+            yield done(comparisons.own_ways(plan, batch))
+    if chosen["kv_cache"] is not False:
+        group = comparisons.kv_cache(plan, rounds, asked=bool(chosen["kv_cache"]))
+        if group is None:
+            say("KV cache: not measured, this takes minutes or more context; --kv-cache asks for it")
+        else:
+            yield done(group)
+    if chosen["attention"]:
+        yield done(comparisons.attention_backends(plan))
+    if chosen["peers"]:
+        for kind in kinds:
+            for batch in batches:
+                yield done(comparisons.peers(plan, kind, batch, say))
+
+
+def _cold(plan: "Plan", rounds: int, say: Any) -> dict[str, Any]:
+    from muomni.bench.decoding.cold_start import first_text_s
+
+    say("cold start of muomni generate")
+    return first_text_s(plan.files.folder, plan.threads, rounds)
+
+
+def print_comparison(title: str, found: "Comparison") -> None:
+    """A table of one comparison, with what was left out and how far the machine can be trusted."""
+    from rich.table import Table
+
+    table = Table(title=title)
+    names = ("case", "decode tok/s", f"/ {found.cases[0].name}", "verdict", "call tok/s", "call loss", "1st ms")
+    for name in (*names, "GB/s", "of memory", "MiB", "tokens right", "top-1", "KL"):
+        table.add_column(name, justify="left" if name in ("case", "verdict") else "right")
+    for row in found.cases:
+        table.add_row(*_cells(row))
+    console = wide_console()
+    console.print(table)
+    console.print(
+        f"memory: {found.bandwidth:.1f} GB/s ({found.bandwidth_low:.1f}–{found.bandwidth_high:.1f})", highlight=False
+    )
+    for name, reason in found.unmeasured.items():
+        console.print(f"{name}: not measured, {reason}", highlight=False, markup=False)
+    if found.noise:
+        console.print(f"A noisy machine: {found.noise}. Small differences mean nothing here.", highlight=False)
+
+
+def _cells(row: "Decoding") -> list[str]:
+    def shown(value: float | None, form: str) -> str:
+        return "–" if value is None else format(value, form)
+
+    return [
+        row.name,
+        f"{row.decode_per_s:,.0f} ({row.low:,.0f}–{row.high:,.0f})",
+        f"{row.ratio:.2f}× ({row.ratio_low:.2f}–{row.ratio_high:.2f})",
+        row.verdict,
+        f"{row.call_per_s:,.0f}",
+        shown(row.public_loss, ".1%"),
+        f"{row.first_token_ms:,.1f}",
+        f"{row.gb_per_s:.1f}",
+        f"{row.bandwidth_share:.0%}",
+        f"{row.peak_mib:,.0f}",
+        f"{row.agreement:.1%}",
+        shown(row.top1, ".1%"),
+        shown(row.kl, ".1e"),
+    ]

@@ -1,0 +1,165 @@
+"""`muomni bench [all|train|infer|speech] [MODEL] --quick|--full`: every technique on against off, as a report."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from muomni.cli.common.terminal import wide_console
+from muomni.errors import MuOmniError, UserError
+
+if TYPE_CHECKING:
+    from muomni.bench.report.report import PartName, Report
+
+_RUNS = Path("runs")
+_DEFAULT = "tiny"
+# Of commands that have options of their own: those that a report takes.
+_OPTIONS = ("target", "full", "out", "repeat")
+
+Model = Annotated[
+    str | None,
+    typer.Argument(metavar="[MODEL]", help="A run folder, or a preset with random weights: nano, tiny, small, base."),
+]
+Full = Annotated[
+    bool | None,
+    typer.Option(
+        "--full/--quick", help="Quick: within three minutes on two cores with tiny. Full: all techniques, more rounds."
+    ),
+]
+Out = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="For report.json, report.html, tuned.json; runs/bench-MODEL if none.")
+]
+Repeat = Annotated[int, typer.Option(min=1, help="Measure this many times, and fail where verdicts contradict.")]
+
+
+class BenchGroup(TyperGroup):
+    """`muomni bench`, also with a model or an option next, is `muomni bench all`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        first = args[0] if args else ""
+        if first not in self.commands and first not in ("-h", "--help"):
+            args = ["all", *args]
+        return super().parse_args(ctx, args)
+
+
+def everything(model: Model = None, full: Full = None, out: Out = None, repeat: Repeat = 1) -> None:
+    """Each technique of training, inference and speech on against off, on this machine.
+
+    Writes report.json, report.html with plots, and tuned.json with what was faster, for recipes.
+    Example: muomni bench runs/demo --quick
+    """
+    report(("train", "infer", "speech"), "all", model, full, out, repeat)
+
+
+def claims(
+    reports: Annotated[list[Path], typer.Argument(metavar="REPORT...", help="report.json files or their folders.")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it here; printed when left out.")] = None,
+) -> None:
+    """What is usually claimed of each technique beside what reports measured, as Markdown.
+
+    Example: muomni bench claims runs/bench-tiny --out docs/claims.md
+    """
+    from muomni.bench.report.claims import claims as written
+    from muomni.bench.report.report import load_report
+
+    text = written([load_report(path) for path in reports])
+    if out is None:
+        print(text, end="")
+        return
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written: {error.strerror}") from None
+
+
+def asked_for(ctx: typer.Context, model: str | None, full: bool | None) -> bool:
+    """Whether a command that can do both is to make a report.
+
+    Raises:
+        UserError: it is, and an option was given that says nothing to a report.
+    """
+    wanted = model is not None or full is not None
+    for name in ctx.params:
+        source = ctx.get_parameter_source(name)
+        given = source is not None and source.name == "COMMANDLINE"
+        if given and (name in _OPTIONS) != wanted:
+            option = "--" + name.replace("_", "-")
+            raise UserError(
+                f"{option} does not go together with a report: leave it, or MODEL, --quick and --full, out"
+                if wanted
+                else f"{option} is for a report: add --quick or --full"
+            )
+    return wanted
+
+
+def report(
+    parts: "tuple[PartName, ...]", name: str, model: str | None, full: bool | None, out: Path | None, repeat: int
+) -> None:
+    """Measures, prints the table, and writes the files.
+
+    Raises:
+        UserError: there is no such model, or it cannot be measured here.
+        MuOmniError: repeated measurements contradict one another.
+    """
+    from rich.console import Console
+
+    from muomni.bench.report.recommendations import remember
+    from muomni.bench.report.sections import FULL, QUICK
+    from muomni.bench.statistics import contradictions
+    from muomni.bench.suite import Asked, find_target, make_folder, run, write
+
+    model = model or _DEFAULT
+    folder = out or _RUNS / f"bench-{Path(model).name or _DEFAULT}"
+    words = ["muomni", "bench", name, model, "--full" if full else "--quick"]
+    asked = Asked(model, parts, FULL if full else QUICK, shlex.join(words))
+    progress = Console(stderr=True)
+    target = find_target(model)  # mistakes are told before anything is measured
+    make_folder(folder)
+
+    def say(text: str) -> None:
+        progress.print(text, highlight=False, markup=False, style="dim")
+
+    found = []
+    for number in range(repeat):
+        found.append(run(asked, say))
+        paths = write(found[-1], folder if repeat == 1 else folder / str(number + 1))
+        print_report(found[-1])
+        print("written: " + ", ".join(str(path) for path in paths))
+    against = contradictions([one.verdicts for one in found])
+    if against:
+        raise MuOmniError(f"{repeat} measurements contradict one another: {'; '.join(against)}")
+    lost = remember(found[-1], target)
+    if lost:
+        print(f"auto settings leave off here, for this model, from now on: {', '.join(lost)}")
+    if repeat > 1:
+        print(f"{repeat} measurements agree: no technique is on in one and off in another")
+
+
+def print_report(found: "Report") -> None:
+    """The table of all techniques, and how far it can be trusted."""
+    from rich.table import Table
+
+    from muomni.bench.report.html import cells
+    from muomni.config.loader import CHAT
+
+    title = f"{found.model.name} on {found.machine.words}: on against off ({found.mode}, {found.seconds:.0f} s)"
+    table = Table(title=title)
+    for column in ("technique", "tokens/s", "speed", "memory", "results", "usually claimed", "verdict here"):
+        table.add_column(column)
+    for row in found.rows:
+        shown = cells(row)
+        said = f"{row.verdict}: {row.reason}"
+        table.add_row(row.technique, shown.speeds, shown.ratio, shown.memory, shown.results, row.claim, said)
+    console = wide_console()
+    console.print(table)
+    if found.noise:
+        said = "; ".join(found.noise)
+        console.print(f"A noisy machine: {said}. Small differences mean nothing here.", highlight=False, markup=False)
+    console.print(f"A difference counts beyond {found.margin:.0%}.", highlight=False)
+    for key, value in found.tuned.items():
+        if key != CHAT:
+            console.print(f"for a recipe: {key} = {value}", highlight=False, markup=False)
+    for text in found.advice:
+        console.print(text, highlight=False, markup=False)

@@ -1,0 +1,131 @@
+"""`muomni bench speech`: ways to speak, side by side on this machine."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from muomni.cli.common import options
+from muomni.cli.common.terminal import wide_console
+from muomni.errors import UserError
+
+if TYPE_CHECKING:
+    from muomni.bench.speech import SpeakingFound
+
+
+_OF_REPORTS, _OF_BOTH = ("out", "repeat"), ("run", "full")
+
+
+def speech(
+    ctx: typer.Context,
+    run: options.Run,
+    rows: Annotated[str, typer.Option(help="Texts spoken side by side; one or several numbers.")] = "1,8",
+    file: Annotated[Path | None, typer.Option(help="Say the lines of this file instead of eight sentences.")] = None,
+    voice: options.Voice = None,
+    temperature: Annotated[float, typer.Option(min=0, help="Of the codes.")] = 0.7,
+    rounds: Annotated[int, typer.Option(min=2, help="Turns each case takes.")] = 5,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of every case; default: torch's choice.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON line.")] = False,
+    full: Annotated[
+        bool | None, typer.Option("--full/--quick", help="A report of the techniques instead, as `bench all` makes it.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Of a report: where its files go.")] = None,
+    repeat: Annotated[int, typer.Option(min=1, help="Of a report: measure so often, fail on contradictions.")] = 1,
+) -> None:
+    """Speech: real-time factor, first sound after the first token; float and int8, torch's modules and native.
+
+    Cases run in processes of their own and take turns. Ends with one JSON line. With --quick or --full the techniques
+    of speaking on against off, as a report.
+
+    Example: muomni bench speech runs/speak
+    """
+    if _wants_report(ctx, full):
+        from muomni.cli.bench.report import report
+
+        return report(("speech",), "speech", run, full, out, repeat)
+    from rich.console import Console
+
+    from muomni.bench.decoding.comparisons import batches_of
+    from muomni.bench.speech import TEXTS, measure_speaking, speech_cases
+    from muomni.formats.pretrained import read_config
+    from muomni.formats.tensors import resolve_folder
+
+    counts = batches_of(rows, "--rows")
+    texts = TEXTS if file is None else _lines(file)
+    folder = resolve_folder(Path(run))
+    config, _ = read_config(folder)
+    if config.talker is None:
+        raise UserError(f"{run}: this model has no talker, so it says nothing; train one with a `speak` stage")
+    if threads is None:
+        import torch
+
+        threads = torch.get_num_threads()
+    common = {
+        "model": str(folder),
+        "texts": texts,
+        "voice": voice or "",
+        "temperature": temperature,
+        "threads": threads,
+    }
+    console = Console(stderr=True)
+    found = measure_speaking(speech_cases(counts, common), rounds, lambda text: console.print(text, highlight=False))
+    if not as_json:
+        print_speaking(f"{run}, {len(texts)} texts, {threads} threads", found)
+    print(json.dumps({"model": run, "threads": threads, "texts": len(texts), "rounds": rounds, **found.as_dict()}))
+
+
+def _wants_report(ctx: typer.Context, full: bool | None) -> bool:
+    """Raises:
+    UserError: an option was given that says nothing to what was asked for.
+    """
+    for name in ctx.params:
+        source = ctx.get_parameter_source(name)
+        given = source is not None and source.name == "COMMANDLINE" and name not in _OF_BOTH
+        if given and (name in _OF_REPORTS) != (full is not None):
+            option = "--json" if name == "as_json" else f"--{name}"
+            raise UserError(
+                f"{option} is not for a report: leave it, or --quick and --full"
+                if full is not None
+                else f"{option} is for a report: add --quick or --full"
+            )
+    return full is not None
+
+
+def _lines(file: Path) -> tuple[str, ...]:
+    """Raises:
+    UserError: the file cannot be read, or holds nothing.
+    """
+    try:
+        lines = tuple(line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read: {error}") from None
+    if not lines:
+        raise UserError(f"{file}: holds nothing to say")
+    return lines
+
+
+def print_speaking(title: str, found: "SpeakingFound") -> None:
+    """A table, with what was left out and how far the machine can be trusted."""
+    from rich.table import Table
+
+    table = Table(title=title)
+    names = ("case", "real-time factor", f"sound / {found.cases[0].name}", "first sound ms", "load s", "MiB")
+    for name in names:
+        table.add_column(name, justify="left" if name == "case" else "right")
+    for row in found.cases:
+        first = "–" if row.first_ms is None else f"{row.first_ms:.0f} ({row.first_low:.0f}–{row.first_high:.0f})"
+        table.add_row(
+            row.name,
+            f"{row.real_time:.3f} ({row.low:.3f}–{row.high:.3f})",
+            f"{row.ratio:.2f}× ({row.ratio_low:.2f}–{row.ratio_high:.2f})",
+            first,
+            f"{row.load_s:.1f}",
+            f"{row.peak_mib:,.0f}",
+        )
+    console = wide_console()
+    console.print(table)
+    for name, reason in found.unmeasured.items():
+        console.print(f"{name}: not measured, {reason}", highlight=False, markup=False)
+    if found.noise:
+        console.print(f"A noisy machine: {found.noise}. Small differences mean nothing here.", highlight=False)

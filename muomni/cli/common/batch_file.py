@@ -1,0 +1,285 @@
+"""`muomni generate --batch`: a file of prompts to a file of replies, of any length, to be gone on with after a kill.
+
+Only complete lines count: a reply is one write of a whole line, so what a kill leaves is whole replies and at
+most one torn line, which the next run cuts off. A reply names the line it answers and a hash of it, so that
+replies to other prompts are not taken for these. A prompt whose picture or sound cannot be read gets a reply that
+says so, which counts as one.
+"""
+
+import hashlib
+import json
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
+
+from muomni.cli.common.speculation import Speculation, greedy
+from muomni.errors import MediaError, PromptError, UserError
+
+if TYPE_CHECKING:
+    from muomni.api.model import MuOmni
+    from muomni.infer import Reply, SamplingParams
+    from muomni.infer.request import Prepared
+
+# What a sound's header says may be wrong by some tokens.
+_SLACK = 4
+_BEGINNING = b'{"line": '
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is asked for.
+
+    Attributes:
+        prompts, replies: the files.
+        sampling: settings for all prompts; those of a line go before them.
+        raw: continue texts as they stand.
+        system: what the system message says, for prompts that are texts.
+        batch_size: prompts side by side.
+        deterministic: see `MuOmni.chat_batch`.
+        guessing: who guesses tokens.
+        cache: what keys and values are stored as.
+        int8: make the weights int8 while they are read.
+    """
+
+    prompts: Path
+    replies: Path
+    sampling: dict[str, Any]
+    raw: bool
+    system: str | None
+    batch_size: int
+    deterministic: bool
+    guessing: Speculation
+    cache: Literal["auto", "int8"] = "auto"
+    int8: bool = False
+
+
+class Figures(TypedDict):
+    """What was done: replies written and those that were there, errors among all, tokens, seconds of answering."""
+
+    out: str
+    replies: int
+    kept: int
+    errors: int
+    prompt_tokens: int
+    new_tokens: int
+    seconds: float
+    tokens_per_s: float
+
+
+class _Line(NamedTuple):
+    number: int
+    digest: str
+    id: Any
+    prompt: Any
+    sampling: dict[str, Any]
+
+
+def answer_file(run: str, device: str, job: Job) -> Figures:
+    """Answers all lines that have no reply yet.
+
+    Raises:
+        UserError: a file cannot be read or written, or a line is wrong; says which. Lines are checked before
+            any is answered. A picture or sound that cannot be read is no such mistake: its reply tells it.
+    """
+    kept, errors = _kept(job)
+    from muomni.api.model import MuOmni
+    from muomni.infer.offline import progress_bar, reply_to_all
+
+    _check_settings(job)  # mistakes in the file are told before the model is read
+    model = MuOmni.from_pretrained(run, device=device, int8=job.int8)
+    model.cache_dtype = job.cache
+    left, longest = 0, 1
+    for line in _lines(job, kept):
+        left += 1
+        longest = max(longest, _length(model, job, line))
+    figures: Figures = {
+        "out": str(job.replies),
+        "replies": 0,
+        "kept": kept,
+        "errors": errors,
+        "prompt_tokens": 0,
+        "new_tokens": 0,
+        "seconds": 0.0,
+        "tokens_per_s": 0.0,
+    }
+    if not left:
+        return figures
+    assert model.tokenizer is not None
+    engine = model.engine(min(job.batch_size, left), longest)
+    asked: deque[_Line] = deque()
+
+    def prompts() -> Iterator["Prepared"]:
+        lines = _lines(job, kept)
+        while some := list(islice(lines, job.batch_size)):
+            pairs = [(line.prompt, _params(job, line)) for line in some]
+            how: dict[str, Any] = {"raw": job.raw, "alone": job.deterministic, "root": job.prompts.parent}
+            asked.extend(some)
+            yield from model.prepare(pairs, [""] * len(some), keep_going=True, **how)
+
+    guesser = model.guesser(job.guessing.guesser(model, device), engine)
+    started = time.perf_counter()
+    how: dict[str, Any] = {"deterministic": job.deterministic, "speculate": guesser}
+    replies = reply_to_all(engine, model.tokenizer, prompts(), end_ids=model.end_ids(), keep_going=True, **how)
+    with job.replies.open("ab", buffering=0) as out:
+        for reply in progress_bar(replies, left, None):
+            out.write(_written(asked.popleft(), reply))
+            figures["replies"] += 1
+            figures["errors"] += reply.error is not None
+            figures["prompt_tokens"] += reply.timing.prompt_tokens
+            figures["new_tokens"] += reply.timing.new_tokens
+    figures["seconds"] = time.perf_counter() - started
+    figures["tokens_per_s"] = figures["new_tokens"] / figures["seconds"]
+    return figures
+
+
+def _check_settings(job: Job) -> None:
+    """Refuses a line with a wrong setting, and guessing where no line is greedy; says where not all are."""
+    guessed = count = 0
+    for line in _lines(job):
+        guessed += greedy(_params(job, line))
+        count += 1
+    if not job.guessing.wanted or guessed == count:
+        return
+    needs = "--temperature 0 without --repetition-penalty"
+    if not guessed:
+        raise UserError(f"{job.guessing.option} guesses the most likely tokens; none of the prompts has {needs}")
+    print(
+        f"{count - guessed} of {count} prompts do not have {needs}: "
+        f"while one of them is answered, {job.guessing.option} does nothing",
+        file=sys.stderr,
+    )
+
+
+def _written(line: _Line, reply: "Reply") -> bytes:
+    values = {
+        "line": line.number,
+        **({} if line.id is None else {"id": line.id}),
+        "text": reply.text,
+        "finish_reason": reply.finish_reason,
+        **({} if reply.error is None else {"error": reply.error}),
+        "prompt_tokens": reply.timing.prompt_tokens,
+        "new_tokens": reply.timing.new_tokens,
+        "prompt_sha256": line.digest,
+    }
+    return (json.dumps(values, ensure_ascii=False) + "\n").encode()
+
+
+def _lines(job: Job, skip: int = 0) -> Iterator[_Line]:
+    """The lines that hold something, without the first `skip` of them."""
+    try:
+        with job.prompts.open("rb") as file:
+            for number, content in enumerate(file, 1):
+                if not content.strip():
+                    continue
+                if skip > 0:
+                    skip -= 1
+                    continue
+                yield _parse(job, number, content.strip())
+    except OSError as error:
+        raise UserError(f"{job.prompts}: cannot be read: {error.strerror}") from None
+
+
+def _parse(job: Job, number: int, content: bytes) -> _Line:
+    where = f"{job.prompts}, line {number}"
+    try:
+        value = json.loads(content)
+    except UnicodeDecodeError as error:
+        raise PromptError(f"{where}: is not UTF-8 text (byte {error.start})") from None
+    except ValueError as error:
+        raise PromptError(f"{where}: is not JSON: {error}") from None
+    entry = {"prompt": value} if isinstance(value, str) else value
+    if not isinstance(entry, dict):
+        raise PromptError(f'{where}: must be a text or an object with "prompt" or "messages", not {value!r:.40}')
+    entry = dict(entry)
+    if ("prompt" in entry) == ("messages" in entry):
+        raise PromptError(f'{where}: must hold either "prompt" or "messages"')
+    name = entry.pop("id", None)
+    prompt = entry.pop("prompt", None)
+    if prompt is None:
+        prompt = entry.pop("messages")
+        if not isinstance(prompt, list):
+            raise PromptError(f'{where}: "messages" must be a list')
+    elif job.system is not None:
+        prompt = [{"role": "system", "content": job.system}, {"role": "user", "content": prompt}]
+    return _Line(number, hashlib.sha256(content).hexdigest()[:16], name, prompt, entry)
+
+
+def _params(job: Job, line: _Line) -> "SamplingParams":
+    from muomni.infer import SamplingParams
+
+    try:
+        return SamplingParams.of(**{**job.sampling, **line.sampling})
+    except PromptError as error:
+        raise PromptError(f"{job.prompts}, line {line.number}: {error}") from None
+
+
+def _length(model: "MuOmni", job: Job, line: _Line) -> int:
+    """Tokens of the prompt and its reply; of a picture or sound only the beginning is read.
+
+    Raises:
+        PromptError: the line is wrong.
+    """
+    from muomni.infer.encoder_cache import token_count
+    from muomni.infer.limits import room
+    from muomni.infer.preprocess import read_prompt
+
+    assert model.tokenizer is not None
+    params = _params(job, line)
+    try:
+        chat = read_prompt(model, model.tokenizer, line.prompt, raw=job.raw, root=job.prompts.parent)
+        if not chat.media:
+            room(model, (1, len(chat.ids)), params)
+        inside = sum(token_count(model.config, part, exact=False) + _SLACK for part in chat.media)
+    except PromptError as error:
+        raise PromptError(f"{job.prompts}, line {line.number}: {error}") from None
+    except MediaError:
+        return 1  # told in its reply
+    return min(len(chat.ids) + inside + params.max_new_tokens, model.config.thinker.max_position_embeddings)
+
+
+def _kept(job: Job) -> tuple[int, int]:
+    """How many replies are there, and how many of them are errors; cuts a torn last line off.
+
+    Raises:
+        UserError: the file holds something else than replies to the first of these prompts.
+    """
+    if not job.prompts.is_file():
+        raise UserError(f"{job.prompts}: there is no such file of prompts")
+    if not job.replies.exists():
+        if not job.replies.absolute().parent.is_dir():
+            raise UserError(f"{job.replies}: its folder does not exist")
+        return 0, 0
+    if not job.replies.is_file() or job.replies.samefile(job.prompts):
+        raise UserError(f"{job.replies}: replies cannot go there: give the name of a new file")
+    kept = whole = errors = 0
+    lines = _lines(job)
+    with job.replies.open("rb+") as file:
+        for content in file:
+            if not content.endswith(b"\n") and _BEGINNING.startswith(content[: len(_BEGINNING)]):
+                break
+            errors += _is_error(job, kept + 1, content, next(lines, None))
+            kept += 1
+            whole += len(content)
+        file.truncate(whole)
+    return kept, errors
+
+
+def _is_error(job: Job, number: int, content: bytes, line: _Line | None) -> bool:
+    """Whether a reply is an error; refuses one that does not answer the line."""
+    try:
+        reply = json.loads(content)
+        answers = reply["line"], reply["prompt_sha256"]
+    except (ValueError, KeyError, TypeError):
+        answers = None
+    if line is None or answers != (line.number, line.digest):
+        raise UserError(
+            f"{job.replies}, line {number}: is not a reply to {job.prompts}"
+            + (f", line {line.number}" if line is not None else ", which has fewer lines")
+            + ": give the name of a new file, or remove this one"
+        )
+    return bool(reply.get("finish_reason") == "error")

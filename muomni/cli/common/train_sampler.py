@@ -1,0 +1,28 @@
+"""Sample texts during training: the one place where training and inference meet."""
+
+from collections.abc import Sequence
+
+from muomni.config import Recipe
+from muomni.data import Tokenizer
+from muomni.infer import EagerRunner, Engine, Runners, SamplingParams
+from muomni.infer.limits import room
+from muomni.infer.offline import reply_to_all
+from muomni.model import OmniModel, SlotCache
+from muomni.train.trainer import Sampler
+
+
+def make_sampler(tokenizer: Tokenizer, recipe: Recipe) -> Sampler:
+    """A function that continues the recipe's prompts, the same draw at the same step whenever it is called."""
+
+    def sample(model: OmniModel, step: int) -> Sequence[str]:
+        params = SamplingParams(
+            max_new_tokens=recipe.eval.sample_tokens, temperature=0.8, top_p=0.95, seed=recipe.seed + step
+        )
+        prompts = [tokenizer.encode(prompt) for prompt in recipe.eval.prompts]
+        longest = max((len(ids) + room(model, (1, len(ids)), params) for ids in prompts), default=1)
+        cache = SlotCache(model.config.thinker, max(1, len(prompts)), longest, model.dtype, model.device)
+        # The weights change between samples, so nothing is kept or prepared for later.
+        with Engine(model, cache, Runners(EagerRunner(model, cache))) as engine:
+            return [reply.text for reply in reply_to_all(engine, tokenizer, [(ids, params) for ids in prompts])]
+
+    return sample

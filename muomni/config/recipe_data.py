@@ -1,0 +1,213 @@
+"""What a recipe learns from: tokenizer, sources of documents, pairs of text and speech, augmentation."""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError, PydanticKnownError
+
+from muomni.config.base import Fraction, Frozen, PositiveInt, conflict
+from muomni.config.validation_errors import Hint
+
+
+class TokenizerSpec(Frozen):
+    """A byte-level BPE: trained on the training data, or taken from `path`.
+
+    Attributes:
+        vocab_size: entries, special tokens included.
+        path: a folder with a `tokenizer.json`; then nothing is trained and `vocab_size` is not used.
+        max_bytes: of the training text, how much the BPE trainer reads.
+    """
+
+    vocab_size: int = Field(default=8192, ge=320, le=1_000_000)
+    path: str | None = None
+    max_bytes: int = Field(default=100_000_000, ge=1000)
+
+
+class SourceSpec(Frozen):
+    """One source of documents.
+
+    Attributes:
+        path: a file, a folder (every file of a known format below it), or a `datasets` name.
+        format: `auto` goes by the file name, also below `.gz`: `.txt`/`.md` text, `.jsonl`/`.json`
+            JSON lines, `.parquet`. `datasets` is the Hugging Face library: a name or a saved folder.
+        text_field: the column that holds a document.
+        messages_field: the column that holds a conversation; it wins where a row has both.
+        separator: in plain text, what stands between documents; without it a file is one document.
+        split: with `datasets`, which split.
+        subset: with `datasets`, which configuration of a data set that has several.
+        weight: how many times an epoch reads it, in steps of 0.05; below 1 an epoch reads another part of it
+            each time. For training only.
+    """
+
+    path: str = Field(min_length=1)
+    format: Literal["auto", "text", "jsonl", "parquet", "datasets"] = "auto"
+    text_field: str = "text"
+    messages_field: str = "messages"
+    separator: str | None = Field(default=None, min_length=1)
+    split: str = "train"
+    subset: str | None = None
+    weight: float = Field(default=1.0, ge=0.05, le=1000)
+
+    @model_validator(mode="after")
+    def _options_apply(self) -> "SourceSpec":
+        if abs(self.weight * 20 - round(self.weight * 20)) > 1e-6:
+            raise conflict("weight", self.weight, "must be a multiple of 0.05")
+        if self.separator is not None and self.format not in ("auto", "text"):
+            raise conflict("separator", self.separator, f'is for plain text, but format is "{self.format}"')
+        if self.subset is not None and self.format != "datasets":
+            raise conflict("subset", self.subset, f'needs "format": "datasets", not "{self.format}"')
+        if "split" in self.model_fields_set and self.format not in ("auto", "datasets"):
+            raise conflict("split", self.split, f'needs "format": "datasets", not "{self.format}"')
+        return self
+
+
+def _as_source(value: object) -> object:
+    if isinstance(value, str):
+        return {"path": value}
+    if isinstance(value, (dict, SourceSpec)):
+        return value
+    raise PydanticCustomError("source", 'must be a path in quotes, or an object {"path": ...}')
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, (str, dict)) else value
+
+
+Source = Annotated[SourceSpec, BeforeValidator(_as_source, json_schema_input_type=str | SourceSpec)]
+Sources = Annotated[
+    tuple[Source, ...],
+    Field(strict=False),
+    BeforeValidator(_as_list, json_schema_input_type=str | SourceSpec | list[str | SourceSpec]),
+]
+
+
+class ImageAugmentSpec(Frozen):
+    """How far pictures are changed at random in training; 0 leaves them as they are.
+
+    Attributes:
+        shift: up to this share of width and height, each way.
+        scale: larger or smaller by up to this share.
+        rotate: degrees, each way.
+        colour: brightness, contrast and saturation each by up to this share.
+        grey: probability that a picture loses its colours.
+        blur: probability of a slight blur.
+    """
+
+    shift: float = Field(default=0.0, ge=0, le=0.5)
+    scale: float = Field(default=0.0, ge=0, lt=1)
+    rotate: float = Field(default=0.0, ge=0, le=180)
+    colour: float = Field(default=0.0, ge=0, lt=1)
+    grey: Fraction = 0.0
+    blur: Fraction = 0.0
+
+
+class AudioAugmentSpec(Frozen):
+    """How far sounds are changed at random in training; 0 leaves them as they are. Loudness does not matter to
+    the features, so it is not changed.
+
+    Attributes:
+        speed: faster or slower by up to this share, the pitch with it.
+        shift: up to this many seconds of silence before the sound.
+        noise: probability of white noise, 10 to 40 dB below the sound.
+        time_masks: stretches of the spectrogram that are blanked, each up to a tenth of its length
+            (SpecAugment, arXiv:1904.08779).
+        frequency_masks: bands of it that are blanked, each up to an eighth of the bins.
+    """
+
+    speed: float = Field(default=0.0, ge=0, le=0.5)
+    shift: float = Field(default=0.0, ge=0, le=5)
+    noise: Fraction = 0.0
+    time_masks: int = Field(default=0, ge=0, le=10)
+    frequency_masks: int = Field(default=0, ge=0, le=10)
+
+
+class AugmentSpec(Frozen):
+    """Random changes of the training media; they depend on seed, epoch and document alone.
+
+    Attributes:
+        image: of pictures.
+        audio: of sounds.
+    """
+
+    image: ImageAugmentSpec = ImageAugmentSpec()
+    audio: AudioAugmentSpec = AudioAugmentSpec()
+
+
+class SpeechDataSpec(Frozen):
+    """Pairs of a text and its recording, for the Talker; the codec and the alignment of a text with its recording are
+    computed once and kept below `cache_dir`.
+
+    Attributes:
+        train: manifests (`muomni data speech` and `muomni data recordings` write them) whose lines hold `audio`,
+            `text` and, where there are several voices, `speaker`; or folders with such manifests.
+        val: pairs for validation; when empty, `val_fraction` of them is held out.
+        val_fraction: share of pairs held out, chosen by a hash of their text.
+        per_row: pairs that go with each row of `data.train`; of no meaning where pairs are all there is.
+    """
+
+    train: Annotated[Sources, Hint("say `--set data.speech.train=FILE`, or write it into the recipe")] = Field(
+        min_length=1
+    )
+    val: Sources = ()
+    val_fraction: float = Field(default=0.02, gt=0, lt=0.5)
+    per_row: PositiveInt = 2
+
+    @model_validator(mode="after")
+    def _read_once(self) -> "SpeechDataSpec":
+        for name in ("train", "val"):
+            for number, source in enumerate(getattr(self, name)):
+                if source.weight != 1:
+                    raise conflict(f"{name}.{number}.weight", source.weight, "remove it: an epoch reads a pair once")
+        return self
+
+
+class DataSpec(Frozen):
+    """What is learnt from.
+
+    Attributes:
+        train: sources; a plain string is a path. May be left out where a Talker alone learns, from `speech`.
+        val: sources for validation; when empty, `val_fraction` of the documents is held out.
+        val_fraction: share of documents held out, chosen by a hash of their text.
+        speech: pairs of text and speech, for a Talker.
+        seq_len: tokens in a row; rows are packed full from whole documents and pieces of long ones.
+        shuffle: documents in a new seeded order each epoch.
+        cache_dir: where token caches lie; default `~/.cache/muomni/tokens`, or `$MUOMNI_CACHE/tokens`.
+        workers: threads that read and decode coming pictures and sounds; 0 does it between the steps.
+        max_bad: the run stops when more than this share of the documents has media that cannot be read.
+        augment: random changes of the pictures and sounds that are trained on.
+    """
+
+    train: Annotated[Sources, Hint("say `--set data.train=FILE`, or write it into the recipe")] = ()
+    val: Sources = ()
+    val_fraction: float = Field(default=0.02, gt=0, lt=0.5)
+    speech: SpeechDataSpec | None = None
+    seq_len: int = Field(default=512, ge=8)
+    shuffle: bool = True
+    cache_dir: str | None = None
+    workers: int = Field(default=2, ge=0, le=256)
+    max_bad: Fraction = 0.01
+    augment: AugmentSpec = AugmentSpec()
+
+    @model_validator(mode="after")
+    def _val_once(self) -> "DataSpec":
+        for number, source in enumerate(self.val):
+            if source.weight != 1:
+                raise conflict(f"val.{number}.weight", source.weight, "remove it: validation reads a source once")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_learn_from(self) -> "DataSpec":
+        if self.train:
+            return self
+        if self.speech is None:
+            if "train" in self.model_fields_set:
+                raise conflict("train", [], "must hold at least 1")
+            raise PydanticKnownError("missing")
+        # What says how documents are read has no meaning without them.
+        for name in ("val", "val_fraction", "seq_len", "augment"):
+            value = getattr(self, name)
+            if value != type(self).model_fields[name].default:
+                raise conflict(
+                    name, value, "remove it: data.train is empty, and pairs of speech have their own in data.speech"
+                )
+        return self

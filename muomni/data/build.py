@@ -1,0 +1,138 @@
+"""From a recipe's `tokenizer` and `data` to a tokenizer, and to caches and rows."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from muomni.config import DataSpec, OmniConfig, SourceSpec, TokenizerSpec
+from muomni.data.datasets.multimodal import MediaRows
+from muomni.data.datasets.packed import PackedRows
+from muomni.data.datasets.prefetch import Prefetched, Rows
+from muomni.data.index.build_media_index import build_media_index
+from muomni.data.index.media_index import MediaIndex
+from muomni.data.index.token_cache import TokenCache, build_token_cache
+from muomni.data.index.token_cache_writer import Part
+from muomni.data.sources.sources import iter_texts
+from muomni.data.text.tokenizer import Tokenizer
+from muomni.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Token caches of the data to learn from and to validate on."""
+
+    train: TokenCache
+    val: TokenCache
+
+
+def prepare_tokenizer(spec: TokenizerSpec, data: DataSpec) -> Tokenizer:
+    """The tokenizer a recipe asks for: loaded, or trained on the training data.
+
+    Raises:
+        DataError: the folder holds no usable tokenizer, or the data cannot be read.
+    """
+    if spec.path is not None:
+        return Tokenizer.load(Path(spec.path).expanduser())
+    return Tokenizer.train(iter_texts(data.train, spec.max_bytes), spec.vocab_size)
+
+
+def prepare(data: DataSpec, tokenizer: Tokenizer, progress: bool = True) -> Prepared:
+    """Builds the token caches, or opens those that an earlier call left; see `build_token_cache`.
+
+    Raises:
+        DataError: a source cannot be read, is too small or holds media, or the cache cannot be written.
+        ConfigError: a source has a weight, which only `prepare_rows` heeds.
+    """
+    for number, source in enumerate(data.train):
+        if source.weight != 1:
+            raise ConfigError(f"data.train.{number}.weight ({source.weight}) has no meaning for a token cache")
+    folder = Path(data.cache_dir).expanduser() if data.cache_dir is not None else None
+    if data.val:
+        return Prepared(
+            build_token_cache(data.train, tokenizer, folder, progress=progress),
+            build_token_cache(data.val, tokenizer, folder, progress=progress),
+        )
+    fraction = data.val_fraction
+    return Prepared(
+        build_token_cache(data.train, tokenizer, folder, part="train", val_fraction=fraction, progress=progress),
+        build_token_cache(data.train, tokenizer, folder, part="val", val_fraction=fraction, progress=progress),
+    )
+
+
+@dataclass(frozen=True)
+class PreparedRows:
+    """What a run reads.
+
+    Attributes:
+        train: reads ahead in threads where it has media.
+        val: not shuffled, nothing changed at random.
+        notes: sentences for the user: what was left out and why.
+    """
+
+    train: Rows
+    val: Rows
+    notes: tuple[str, ...] = ()
+
+
+def prepare_rows(
+    data: DataSpec, tokenizer: Tokenizer, config: OmniConfig, seed: int, progress: bool = True
+) -> PreparedRows:
+    """The rows to learn from and to validate on: `PackedRows` for a model of text alone whose sources are all read
+    once, else `MediaRows`.
+
+    Raises:
+        DataError: a source cannot be read or is too small, holds media that the model has no encoder for, more than
+            `data.max_bad` of the documents have media that cannot be read, or a cache cannot be written.
+    """
+    weights = tuple(source.weight for source in data.train)
+    if config.vision is None and config.audio is None and all(weight == 1 for weight in weights):
+        caches = prepare(data, tokenizer, progress)
+        return PreparedRows(
+            PackedRows(caches.train, data.seq_len, seed, shuffle=data.shuffle),
+            PackedRows(caches.val, data.seq_len, seed, shuffle=False),
+        )
+    train, val = _indices(data, tokenizer, config, progress)
+    notes = [*_bad(train, data, "train"), *_bad(val, data, "val")]
+    train_rows = MediaRows(
+        train, config, data.seq_len, seed, shuffle=data.shuffle, weights=weights, augment=data.augment
+    )
+    val_rows = MediaRows(val, config, data.seq_len, seed, shuffle=False)
+    for name, rows in (("train", train_rows), ("val", val_rows)):
+        if rows.left_out:
+            names = ", ".join(rows.left_out_names(3))
+            notes.append(f"{name}: {rows.left_out} documents are longer than a row and left out, for example {names}")
+    workers = data.workers
+    return PreparedRows(Prefetched(train_rows, workers) if workers else train_rows, val_rows, tuple(notes))
+
+
+def _indices(data: DataSpec, tokenizer: Tokenizer, config: OmniConfig, progress: bool) -> tuple[MediaIndex, MediaIndex]:
+    folder = Path(data.cache_dir).expanduser() if data.cache_dir is not None else None
+
+    def build(sources: tuple[SourceSpec, ...], part: Part, fraction: float) -> MediaIndex:
+        return build_media_index(
+            sources,
+            tokenizer,
+            config,
+            folder,
+            part=part,
+            val_fraction=fraction,
+            workers=data.workers,
+            progress=progress,
+        )
+
+    if data.val:
+        return build(data.train, "train", 0.0), build(data.val, "train", 0.0)
+    return build(data.train, "train", data.val_fraction), build(data.train, "val", data.val_fraction)
+
+
+def _bad(index: MediaIndex, data: DataSpec, name: str) -> list[str]:
+    """What to say about documents with unreadable media; an error where there are too many."""
+    bad, total = index.meta.bad, index.meta.documents + index.meta.bad
+    if not bad:
+        return []
+    reasons = "; ".join(index.bad(3))
+    if bad > data.max_bad * total:
+        raise DataError(
+            f"{name}: {bad} of {total} documents have media that cannot be read, more than data.max_bad "
+            f"({data.max_bad:g}) allows; for example {reasons}"
+        )
+    return [f"{name}: {bad} of {total} documents are left out because their media cannot be read: {reasons}"]

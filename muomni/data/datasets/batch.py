@@ -1,0 +1,90 @@
+"""A row and a batch of rows."""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from muomni.data.arrays import Ints
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from muomni.model.inputs import Media
+    from muomni.model.talker.batch import SpeechBatch
+
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Row:
+    """One packed row.
+
+    Attributes:
+        tokens: (T,) int64.
+        labels: (T,) int64, see `Batch.labels`.
+        starts: sorted positions where a segment begins; the first is 0.
+    """
+
+    tokens: Ints
+    labels: Ints
+    starts: Ints
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed rows as tensors.
+
+    Attributes:
+        input_ids: (B, T) int64.
+        labels: (B, T) int64, the token itself as in Hugging Face's models, which shift inside; −100
+            where no loss is taken: outside answers, in padding, and on the first token of a segment,
+            which nothing in its segment predicts.
+        positions: (B, T) int64, from 0 in each segment; (3, B, T) where there are pictures: time, height, width.
+        cu_seqlens: (N + 1,) int32, where segments begin in the flattened B·T tokens, and B·T.
+            The end of a row ends a segment.
+        max_seqlen: tokens of the longest segment.
+        num_targets: labels other than −100.
+        id: names the rows and how they were made; equal ids mean equal content.
+        media: the pictures and sounds whose places the tokens hold, in the order of those places; None
+            where there are none.
+        bad: names of the media that could not be read, with the reason. Their documents are padding in
+            these rows and nothing is learnt from them.
+        speech: pairs of text and speech that go with the rows; None where there are none.
+    """
+
+    input_ids: "Tensor"
+    labels: "Tensor"
+    positions: "Tensor"
+    cu_seqlens: "Tensor"
+    max_seqlen: int
+    num_targets: int
+    id: str
+    media: "Media | None" = None
+    bad: tuple[str, ...] = ()
+    speech: "SpeechBatch | None" = None
+
+    @property
+    def num_tokens(self) -> int:
+        """B·T."""
+        return self.input_ids.numel()
+
+    def to(self, device: "torch.device | str") -> "Batch":
+        """The batch on a device; to a GPU the copies run beside the computation."""
+        import torch
+
+        device = torch.device(device)
+
+        def moved(tensor: "Tensor") -> "Tensor":
+            pinned = tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
+            return pinned.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            input_ids=moved(self.input_ids),
+            labels=moved(self.labels),
+            positions=moved(self.positions),
+            cu_seqlens=moved(self.cu_seqlens),
+            media=None if self.media is None else self.media.to(device),
+            speech=None if self.speech is None else self.speech.to(device),
+        )

@@ -1,0 +1,192 @@
+"""Pairs of text and speech as batches: rows that teach the Talker.
+
+Which pairs a row holds is a pure function of (pairs, seed, number), so resuming a run needs nothing but the number.
+
+Legend: P pairs, F frames of codes of all pairs, K codebooks, B rows, L tokens of the longest, U units of the longest.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from muomni.config.talker import TalkerConfig
+from muomni.data.arrays import Ints
+from muomni.data.datasets.batch import IGNORE, Batch
+from muomni.data.datasets.order import mixed_key, random_order
+from muomni.data.datasets.prefetch import Rows
+from muomni.data.speech.paired_data import SpeechPairs
+from muomni.data.speech.spoken_text import said_words, tokens_of, units_of
+from muomni.data.text.tokenizer import Tokenizer
+from muomni.errors import DataError
+
+if TYPE_CHECKING:
+    from muomni.model.talker.batch import SpeechBatch
+
+
+class SpeechRows:
+    """Random access to rows of one pair each, counted on over the epochs: row i is in epoch i // num_rows.
+
+    Args:
+        pairs: at least one.
+        tokenizer: the Thinker's.
+        config: of the Talker that the rows are for.
+        seed: of the order.
+        shuffle: False keeps the order of the pairs, the same in every epoch.
+
+    Raises:
+        DataError: there are no pairs, or they do not fit the Talker: codes, a voice, or how far the pointer moves.
+    """
+
+    def __init__(
+        self, pairs: SpeechPairs, tokenizer: Tokenizer, config: TalkerConfig, seed: int = 0, shuffle: bool = True
+    ) -> None:
+        _check(pairs, config)
+        self.pairs = pairs
+        self.tokenizer = tokenizer
+        self.config = config
+        self.seed = seed
+        self.shuffle = shuffle
+        self._voices = np.array([config.voices.index(name) for name in pairs.speakers], np.int64)[pairs.voices]
+        self._order = lru_cache(2)(self._ordered)
+        self._identity = f"{pairs.key} {tokenizer.fingerprint} {config.max_move} {config.voices} {seed} {shuffle}"
+
+    @property
+    def num_rows(self) -> int:
+        """P, rows in an epoch."""
+        return len(self.pairs)
+
+    def place(self, number: int) -> int:
+        """Which pair a row holds."""
+        if number < 0:
+            raise IndexError(f"row {number} does not exist")
+        epoch, place = divmod(number, self.num_rows)
+        return int(self._order(epoch)[place]) if self.shuffle else place
+
+    def speech(self, numbers: Sequence[int]) -> "SpeechBatch":
+        """The pairs of these rows, at least one."""
+        import torch
+
+        from muomni.model.talker.batch import PAD, SpeechBatch
+
+        pairs = self.pairs
+        places = [self.place(number) for number in numbers]
+        words = [said_words(pairs.texts[place]) for place in places]
+        tokens = [tokens_of(said, self.tokenizer) for said in words]
+        read = [units_of(said) for said in words]
+        width = max(len(units) for units, _ in read)
+        units = np.full((len(places), width), PAD, np.int64)
+        of_words = np.zeros((len(places), width), np.int64)
+        before = 0
+        for n, ((ids, ends), (own, numbered)) in enumerate(zip(tokens, read, strict=True)):
+            units[n, : len(own)] = own
+            of_words[n, : len(own)] = before + np.array(ends)[numbered]
+            before += len(ids)
+        taken = [slice(int(pairs.starts[p]), int(pairs.starts[p] + pairs.frames[p])) for p in places]
+        pointers = [pairs.pointers[part].astype(np.int64) for part in taken]
+        moves = [np.append(np.diff(pointer), self.config.stop) for pointer in pointers]
+        return SpeechBatch(
+            ids=torch.tensor([token for ids, _ in tokens for token in ids]),
+            id_lengths=tuple(len(ids) for ids, _ in tokens),
+            units=torch.from_numpy(units),
+            unit_lengths=tuple(len(own) for own, _ in read),
+            words=torch.from_numpy(of_words),
+            codes=torch.from_numpy(np.concatenate([pairs.codes[part] for part in taken]).astype(np.int64)),
+            pointers=torch.from_numpy(np.concatenate(pointers)),
+            moves=torch.from_numpy(np.concatenate(moves)),
+            frames=tuple(len(pointer) for pointer in pointers),
+            voices=torch.from_numpy(self._voices[places]),
+        )
+
+    def batch(self, first_index: int, count: int, stride: int = 1) -> Batch:
+        """The rows first_index, first_index + stride, ... as one batch: each pair's tokens, padded on the right.
+
+        Nothing of the text is learnt (all labels are −100); `Batch.speech` holds the pairs.
+        """
+        import torch
+
+        numbers = [first_index + n * stride for n in range(count)]
+        speech = self.speech(numbers)
+        lengths = speech.id_lengths
+        longest = max(lengths)
+        ids = torch.full((count, longest), self.tokenizer.pad_id)
+        for n, own in enumerate(torch.split(speech.ids, list(lengths))):
+            ids[n, : len(own)] = own
+        # What follows a pair's tokens is a segment of its own.
+        starts = sorted({n * longest for n in range(count)} | {n * longest + own for n, own in enumerate(lengths)})
+        bounds = np.array([*(start for start in starts if start < count * longest), count * longest])
+        sizes = np.diff(bounds)
+        positions = np.arange(count * longest) - np.repeat(bounds[:-1], sizes)
+        return Batch(
+            input_ids=ids,
+            labels=torch.full((count, longest), IGNORE),
+            positions=torch.from_numpy(positions.reshape(count, longest)),
+            cu_seqlens=torch.from_numpy(bounds.astype(np.int32)),
+            max_seqlen=int(sizes.max()),
+            num_targets=0,
+            id=self.name(first_index, count, stride),
+            speech=speech,
+        )
+
+    def name(self, *numbers: int) -> str:
+        """Names what is read with these numbers, see `Batch.id`."""
+        return blake2b(f"{self._identity} {numbers}".encode(), digest_size=8).hexdigest()
+
+    def _ordered(self, epoch: int) -> Ints:
+        return random_order(self.num_rows, mixed_key(self.seed, epoch))
+
+
+class WithSpeech:
+    """Rows of text (and media), with some pairs of text and speech for each.
+
+    Args:
+        rows: what decides the length of an epoch.
+        speech: the pairs; row i has those numbered from i · per_row on.
+        per_row: at least 1.
+    """
+
+    def __init__(self, rows: Rows, speech: SpeechRows, per_row: int) -> None:
+        if per_row < 1:
+            raise ValueError(f"per_row ({per_row}) must be at least 1")
+        self.rows = rows
+        self.speech = speech
+        self.per_row = per_row
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in an epoch."""
+        return self.rows.num_rows
+
+    def batch(self, first_index: int, count: int, stride: int = 1) -> Batch:
+        """See `PackedRows.batch`."""
+        batch = self.rows.batch(first_index, count, stride)
+        indices = [first_index + n * stride for n in range(count)]
+        speech = self.speech.speech([index * self.per_row + n for index in indices for n in range(self.per_row)])
+        name = f"{batch.id} {self.speech.name(first_index, count, stride, self.per_row)}"
+        return replace(batch, speech=speech, id=blake2b(name.encode(), digest_size=8).hexdigest())
+
+
+def _check(pairs: SpeechPairs, config: TalkerConfig) -> None:
+    if not len(pairs):
+        raise DataError("there are no pairs of text and speech")
+    if pairs.codes.shape[1] != config.num_codebooks or int(pairs.codes.max()) >= config.codebook_size:
+        raise DataError(
+            f"the pairs have {pairs.codes.shape[1]} codes a frame up to {int(pairs.codes.max())}, and the Talker "
+            f"{config.num_codebooks} below {config.codebook_size}: they were made with another codec"
+        )
+    unknown = [name for name in pairs.speakers if name not in config.voices]
+    if unknown:
+        raise DataError(
+            f"the pairs have speakers that the Talker has no voice for: {', '.join(unknown[:5])}; "
+            f"its voices: {', '.join(config.voices[:5])}"
+        )
+    # From one pair to the next it falls.
+    largest = int(np.diff(pairs.pointers.astype(np.int64)).max(initial=0))
+    if largest > config.max_move:
+        raise DataError(
+            f"the pairs were aligned with moves of up to {largest} units, and the Talker moves {config.max_move} at "
+            "most: prepare them with its max_move"
+        )

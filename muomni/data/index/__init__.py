@@ -1,0 +1,1 @@
+"""Indexes on disk: tokens and media files, read through memory maps."""

@@ -1,0 +1,1 @@
+"""Media: how pictures, sound and video are named, opened and decoded."""

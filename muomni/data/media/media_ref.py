@@ -1,0 +1,101 @@
+"""Where a picture or sound comes from, and its bytes."""
+
+import io
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from muomni.data.media.archives import open_archive
+from muomni.errors import MediaError
+
+MediaKind = Literal["image", "audio", "video"]
+# Whole pictures are read into memory; the largest useful ones are far smaller.
+MAX_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class MediaRef:
+    """A picture, sound or video on disk; small, hashable, and nothing is opened by making one.
+
+    Attributes:
+        kind: what it should be.
+        path: the file, or the archive that holds it (zip, tar, Parquet).
+        member: its name in the archive; None for a file of its own. In Parquet `COLUMN:ROW` or a name, see
+            `muomni.data.media.archives`.
+    """
+
+    kind: MediaKind
+    path: str
+    member: str | None = None
+
+    def __str__(self) -> str:
+        """The name in messages to the user."""
+        return self.path if self.member is None else f"{self.path}: {self.member}"
+
+
+Source = str | Path | bytes | MediaRef
+
+
+def name_of(source: Source) -> str:
+    """How messages to the user call a source; bytes have no name but their kind."""
+    return f"the given {len(source):,} bytes" if isinstance(source, bytes) else str(source)
+
+
+@contextmanager
+def opened(source: Source) -> Iterator[BinaryIO]:
+    """The source as a file with `seek`; it need not fit the memory.
+
+    Raises:
+        MediaError: there is no such file or member, it is no regular file, or it is empty.
+    """
+    if isinstance(source, MediaRef) and source.member is not None:
+        file = open_archive(source.path).open(source.member)
+    elif isinstance(source, bytes):
+        file = io.BytesIO(source)
+    else:
+        file = _open_file(source.path if isinstance(source, MediaRef) else os.fspath(source))
+    with file:
+        if not file.read(1):
+            raise MediaError(f"{name_of(source)}: is empty")
+        file.seek(0)
+        yield file
+
+
+_PIECE = 1 << 20
+
+
+def open_bytes(source: Source, limit: int = MAX_BYTES) -> bytes:
+    """All bytes of the source.
+
+    Raises:
+        MediaError: as `opened`, or there are more than `limit`.
+    """
+    if isinstance(source, bytes):
+        return source
+    with opened(source) as file:
+        # In pieces: asked for all at once, a reader makes room for the limit first, whatever the file's size.
+        pieces: list[bytes] = []
+        size = 0
+        while part := file.read(_PIECE):
+            size += len(part)
+            if size > limit:
+                raise MediaError(f"{name_of(source)}: is larger than {limit >> 20} MB")
+            pieces.append(part)
+    return b"".join(pieces)
+
+
+def _open_file(path: str) -> BinaryIO:
+    """A regular file; anything else, a pipe for example, could be read for ever."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise MediaError(f"{path}: is not a file")
+        return open(path, "rb")
+    except FileNotFoundError:
+        raise MediaError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise MediaError(f"{path}: cannot be read: {reason or error}") from None

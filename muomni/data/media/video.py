@@ -1,0 +1,99 @@
+"""Frames of a video file, through PyAV (the extra `video`). A list of pictures needs none of this."""
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from muomni.data.media.image import MAX_PIXELS, looks_like
+from muomni.data.media.media_ref import Source, name_of, opened
+from muomni.errors import MediaError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# A stream is given up after so many frames, wherever it says that it ends.
+_MAX_DECODED = 200_000
+# Larger frames are made smaller, so that the 32 of a video take 100 MB at most; encoders take a fraction of this.
+_FRAME_PIXELS = 1 << 20
+# Containers; no playlists and scripts, which would have other files opened.
+_FORMATS = "mov,mp4,matroska,webm,avi,gif,mpegts,mpeg,mpegvideo,flv,ogg,asf"
+# Of the length that the file says: less is a file that was cut off.
+_WHOLE = 0.9
+
+
+def video_frames(source: Source, rate: float = 1.0, max_frames: int = 32) -> "list[Image]":
+    """Frames of a video, evenly in time from its first one.
+
+    A video longer than max_frames / rate seconds is taken at its beginning. One frame is decoded at a time; only
+    those that are kept stay in memory, made smaller where they have more than a million pixels.
+
+    Args:
+        source: a path, bytes or a reference to what FFmpeg reads (MP4, WebM, MKV, MOV, AVI, GIF …).
+        rate: frames a second of the video's own time.
+        max_frames: how many at most.
+
+    Returns:
+        RGB pictures, at least one.
+
+    Raises:
+        MediaError: PyAV is not installed; or, naming the source: missing, no video, broken, cut off (where the file
+            says its length), without a frame, or with frames of more than `MAX_PIXELS`.
+        ValueError: `rate` or `max_frames` is not positive.
+    """
+    if not rate > 0 or max_frames < 1:
+        raise ValueError(f"rate ({rate}) and max_frames ({max_frames}) must be positive")
+    try:
+        import av
+    except ImportError:
+        raise MediaError(
+            'reading a video file needs PyAV: pip install "muomni[video]"; a list of pictures does without'
+        ) from None
+    name = name_of(source)
+    with opened(source) as file:
+        try:
+            with av.open(file, mode="r", options={"format_whitelist": _FORMATS}) as container:
+                if not container.streams.video:
+                    raise MediaError(f"{name}: holds no video")
+                stream = container.streams.video[0]
+                if stream.width * stream.height > MAX_PIXELS:
+                    raise MediaError(f"{name}: has frames of {stream.width:,} × {stream.height:,} pixels, too large")
+                frames, seconds = _kept(container.decode(stream), rate, max_frames)
+                if not frames:
+                    raise MediaError(f"{name}: holds no frame")
+                length = _length(stream)
+                if len(frames) < max_frames and seconds < _WHOLE * length:
+                    raise MediaError(f"{name}: is cut off: of {length:.1f} s of video {seconds:.1f} s are there")
+                return frames
+        except av.FFmpegError as error:
+            file.seek(0)
+            text = "; it looks like text" if looks_like(file.read(64)).endswith("text") else ""
+            raise MediaError(f"{name}: is no whole video{text}: {error.strerror}") from None
+
+
+def _kept(decoded: Iterator[Any], rate: float, max_frames: int) -> "tuple[list[Image], float]":
+    """The frames that are kept, and how many seconds of the video were decoded."""
+    frames: list[Image] = []
+    begin, end = 0.0, 0.0
+    for number, frame in enumerate(decoded):
+        time = number / 25 if frame.time is None else frame.time
+        begin = begin if number else time
+        end = time + (float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0)
+        # Half a frame of a fast video early is in time: timestamps are rounded.
+        if time - begin >= len(frames) / rate - 0.005:
+            shrink = min(1.0, math.sqrt(_FRAME_PIXELS / (frame.width * frame.height)))
+            size = {side: max(1, round(getattr(frame, side) * shrink)) for side in ("width", "height")}
+            frames.append(frame.to_image(**size))
+        if len(frames) == max_frames or number == _MAX_DECODED:
+            break
+    return frames, end - begin
+
+
+def _length(stream: Any) -> float:
+    """Seconds of the stream as the file says; 0 where it does not."""
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    hours, minutes, seconds = [*stream.metadata.get("DURATION", "").split(":"), "", ""][:3]  # Matroska
+    try:
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    except ValueError:
+        return 0.0

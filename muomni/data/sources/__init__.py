@@ -1,0 +1,1 @@
+"""Sources: documents from text, JSON lines, Parquet and folders."""

@@ -1,0 +1,153 @@
+"""Streams of documents from the sources of a recipe."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from muomni.config import SourceSpec
+from muomni.data.sources.readers import (
+    Document,
+    Keep,
+    Report,
+    is_saved_dataset,
+    read_dataset,
+    read_jsonl_file,
+    read_parquet_file,
+    read_text_file,
+)
+from muomni.data.text.chat import text_of
+from muomni.errors import DataError
+
+FileFormat = Literal["text", "jsonl", "parquet"]
+
+_FORMATS: dict[str, FileFormat] = {
+    ".txt": "text",
+    ".md": "text",
+    ".jsonl": "jsonl",
+    ".json": "jsonl",
+    ".parquet": "parquet",
+}
+_READERS = {"text": read_text_file, "jsonl": read_jsonl_file, "parquet": read_parquet_file}
+# How much text a byte on disk holds, roughly; only the tokenizer's sample depends on it.
+_EXPANSION = {".gz": 3.0, ".parquet": 2.0}
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of a source; `size` is in bytes on disk."""
+
+    path: Path
+    format: FileFormat
+    size: int
+
+
+def source_files(spec: SourceSpec) -> list[SourceFile] | None:
+    """The files of a source, sorted by path; None for a data set of the `datasets` library.
+
+    Raises:
+        DataError: the path does not exist, its format is not known, or there is no file.
+    """
+    if spec.format == "datasets":
+        return None
+    path = Path(spec.path).expanduser()
+    if path.is_dir():
+        if spec.format == "auto" and is_saved_dataset(path):
+            return None
+        return _files_below(path, spec)
+    if not path.exists():
+        like_a_name = spec.path.count("/") <= 1 and not spec.path.startswith(("/", ".", "~"))
+        hint = (
+            f'; if it names a data set of the Hugging Face Hub, write {{"path": "{spec.path}", "format": "datasets"}}'
+        )
+        raise DataError(f"{spec.path}: no such file or folder{hint if like_a_name else ''}")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path}: is empty")
+    found = _format_of(path)
+    form = found if spec.format == "auto" else spec.format
+    if form is None:
+        raise DataError(
+            f'{path}: its format is not known from the name; give "format": "text", "jsonl" or "parquet" '
+            f"(known by themselves: {', '.join(_FORMATS)}, also with .gz)"
+        )
+    return [SourceFile(path, form, path.stat().st_size)]
+
+
+def _files_below(folder: Path, spec: SourceSpec) -> list[SourceFile]:
+    """Files of a known format below `folder`; hidden ones and empty ones are left out."""
+    files = []
+    seen = set()
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in names:
+            path = Path(parent, name)
+            form = _format_of(path)
+            seen.add("".join(path.suffixes[-2:]) or name)
+            wanted = form is not None and spec.format in ("auto", form)
+            if form is not None and wanted and not name.startswith(".") and path.stat().st_size:
+                files.append(SourceFile(path, form, path.stat().st_size))
+    if not files:
+        wanted_names = ", ".join(end for end, form in _FORMATS.items() if spec.format in ("auto", form))
+        raise DataError(
+            f"{folder}: holds no file that ends in {wanted_names} (also with .gz) and is not empty; "
+            f"it holds: {', '.join(sorted(seen)[:10]) or 'nothing'}"
+        )
+    return sorted(files, key=lambda file: file.path.as_posix())
+
+
+def _format_of(path: Path) -> FileFormat | None:
+    name = path.with_suffix("") if path.suffix.lower() == ".gz" else path
+    found = _FORMATS.get(name.suffix.lower())
+    return None if found == "parquet" and name != path else found
+
+
+def iter_documents(
+    sources: Sequence[SourceSpec], report: Report = lambda count: None, share: float = 1.0
+) -> Iterator[Document]:
+    """The documents of all sources, in a fixed order.
+
+    Args:
+        report: called with the number of bytes read since the last call.
+        share: which part of the rows (of plain text: pieces) to take, spread evenly over each file;
+            the others are passed over without being parsed.
+
+    Raises:
+        DataError: naming file and line, row or byte.
+    """
+    for spec in sources:
+        files = source_files(spec)
+        if files is None:
+            yield from read_dataset(spec, _every(share))
+            continue
+        for file in files:
+            yield from _READERS[file.format](file.path, spec, report, _every(share))
+
+
+def total_bytes(sources: Sequence[SourceSpec]) -> int:
+    """Bytes on disk of all files that `iter_documents` reports on."""
+    return sum(file.size for spec in sources for file in source_files(spec) or ())
+
+
+def iter_texts(sources: Sequence[SourceSpec], max_bytes: int) -> Iterator[str]:
+    """Texts for the tokenizer to learn from: about `max_bytes` of UTF-8, spread over all files.
+
+    Of a conversation each message's content is a text. The whole corpus is read once, but only what
+    is taken is parsed.
+    """
+    size = 0.0
+    for spec in sources:
+        size += sum(file.size * _EXPANSION.get(file.path.suffix, 1.0) for file in source_files(spec) or ())
+    left = max_bytes
+    for document in iter_documents(sources, share=min(1.0, max_bytes / size) if size else 1.0):
+        texts = [document.text] if document.text is not None else [text_of(m) for m in document.messages or ()]
+        for text in texts:
+            left -= len(text.encode())
+            yield text
+            if left <= 0:
+                return
+
+
+def _every(share: float) -> Keep:
+    """Takes `share` of all numbers, evenly spread."""
+    return lambda number: int((number + 1) * share) > int(number * share) or share >= 1

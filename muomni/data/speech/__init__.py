@@ -1,0 +1,1 @@
+"""Speech data: recordings, synthesis, spoken form of text, and forced alignment."""

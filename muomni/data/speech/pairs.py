@@ -1,0 +1,388 @@
+"""Recordings with their texts as what a Talker learns from: codes, and which unit of the text each frame speaks.
+
+Computed once and kept: a folder `pairs-KEY` beside the token caches, named by a hash of the recordings, their texts,
+the codec and the form. Recordings are decoded, brought to one loudness and encoded a few minutes at a time.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from muomni.config import SourceSpec
+from muomni.data.index.token_cache import default_cache_dir
+from muomni.data.media.audio import SAMPLE_RATE, load_audio
+from muomni.data.media.media_ref import MediaRef
+from muomni.data.speech.forced_alignment import (
+    MEL_BINS,
+    AlignerSpec,
+    Recordings,
+    Spoken,
+    align,
+    features_of,
+    pointers_of,
+    unit_starts,
+)
+from muomni.data.speech.paired_data import SpeechPairs
+from muomni.data.speech.recordings import write_recordings
+from muomni.data.speech.spoken_text import clip_words, said_words, units_of
+from muomni.errors import DataError, MediaError
+from muomni.files import atomic_folder, write_json
+from muomni.model.codec import SpeechCodec
+
+_FORMAT = 1
+_META, _TEXTS = "meta.json", "texts.json"
+_ARRAYS = ("codes", "pointers", "frames", "voices", "sources")
+MANIFEST = "manifest.jsonl"
+DEFAULT_SPEAKER = "default"
+# The loudest sample of a recording: what the codec was validated at.
+_PEAK, _SILENT = 0.45, 1e-4
+# What is decoded at a time, and what the codec encodes at once.
+_CHUNK_SECONDS, _BATCH_SECONDS = 300.0, 48.0
+_LONGEST_SECONDS = 60.0
+# How many times the usual deviation, and how much at least, a pair's score may be below the usual one.
+_SPREADS, _LEAST_GAP = 12.0, 0.5
+
+
+@dataclass(frozen=True)
+class _Pair:
+    ref: MediaRef
+    text: str
+    speaker: str
+    source: int
+
+
+def prepare_pairs(
+    sources: Sequence[SourceSpec],
+    codec: SpeechCodec,
+    *,
+    max_move: int = 8,
+    seed: int = 0,
+    cache_dir: Path | None = None,
+    max_bad: float = 0.0,
+    language: str = "en",
+    aligner: AlignerSpec | None = None,
+    progress: bool = True,
+    say: Callable[[str], None] = lambda text: None,
+) -> SpeechPairs:
+    """The pairs of some sources, computed when an earlier call has not left them.
+
+    A source is a manifest whose lines have `audio`, `archive` where one holds it, `text` and perhaps `speaker`; a
+    folder with a `manifest.jsonl`, or with other manifests; or a folder of recordings as `muomni data recordings`
+    reads it.
+
+    Args:
+        codec: in evaluation mode, of sound at 16 kHz.
+        max_move: how many units a pointer moves at most from a frame to the next.
+        seed: of the alignment.
+        cache_dir: where the folder comes to lie; None takes `speech` beside `default_cache_dir()`.
+        max_bad: share of recordings that may be unreadable.
+        language: of the texts; numbers are put into words in English.
+        aligner: how the alignment is learnt; its seed is `seed`.
+        progress: show a bar when standard error is a terminal.
+        say: told what is done, in a sentence.
+
+    Raises:
+        DataError: a source is missing or names no pair, more than `max_bad` of the recordings are unreadable, no pair
+            is left, or the cache cannot be written.
+    """
+    if codec.sample_rate != SAMPLE_RATE:
+        raise DataError(f"the codec is for sound at {codec.sample_rate:,} Hz, and pairs are read at {SAMPLE_RATE:,}")
+    spec = replace(aligner or AlignerSpec(), seed=seed)
+    root = default_cache_dir().parent / "speech" if cache_dir is None else Path(cache_dir).expanduser()
+    with tempfile.TemporaryDirectory(prefix="muomni-pairs-") as scratch:
+        pairs = [pair for n, source in enumerate(sources) for pair in _pairs(source, n, Path(scratch), language)]
+        if not pairs:
+            raise DataError("no source of speech was given")
+        target = root / f"pairs-{_key(pairs, codec, spec, max_move, language)}"
+        if not (target / _META).is_file():
+            try:
+                with atomic_folder(target) as partial:
+                    _Preparation(pairs, codec, spec, max_move, max_bad, language, partial).run(progress, say)
+            except OSError as error:
+                raise DataError(f"{target}: cannot be written: {error.strerror or error}") from None
+    return open_pairs(target)
+
+
+def prepare_split(
+    train: Sequence[SourceSpec], val: Sequence[SourceSpec], val_fraction: float, codec: SpeechCodec, **options: Any
+) -> tuple[SpeechPairs, SpeechPairs]:
+    """Pairs to learn from and to validate on; both are aligned by the same network.
+
+    Args:
+        val: when empty, `val_fraction` of the pairs is held out, see `SpeechPairs.split`.
+        options: those of `prepare_pairs`.
+
+    Raises:
+        DataError: as `prepare_pairs`, or nothing is left on one side.
+    """
+    pairs = prepare_pairs([*train, *val], codec, **options)
+    if not val:
+        return pairs.split(val_fraction)
+    of_train = pairs.sources < len(train)
+    if of_train.all() or not of_train.any():
+        raise DataError(f"{'data.speech.val' if of_train.all() else 'data.speech.train'}: no pair of it can be used")
+    return pairs.select(np.flatnonzero(of_train)), pairs.select(np.flatnonzero(~of_train))
+
+
+def open_pairs(folder: Path) -> SpeechPairs:
+    """The pairs of a folder that `prepare_pairs` wrote; the codes are mapped into memory."""
+    meta: dict[str, Any] = json.loads((folder / _META).read_text(encoding="utf-8"))
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
+    frames = np.array(arrays["frames"])
+    return SpeechPairs(
+        texts=json.loads((folder / _TEXTS).read_text(encoding="utf-8")),
+        voices=np.array(arrays["voices"]),
+        speakers=tuple(meta["speakers"]),
+        starts=np.cumsum(frames) - frames,
+        frames=frames,
+        codes=arrays["codes"],
+        pointers=arrays["pointers"],
+        sources=np.array(arrays["sources"]),
+        frame_rate=meta["frame_rate"],
+        left_out=tuple(meta["left_out"]),
+        key=folder.name,
+    )
+
+
+class _Preparation:
+    """One run over the recordings, and one over what it found."""
+
+    def __init__(
+        self,
+        pairs: Sequence[_Pair],
+        codec: SpeechCodec,
+        spec: AlignerSpec,
+        max_move: int,
+        max_bad: float,
+        language: str,
+        folder: Path,
+    ) -> None:
+        self.pairs, self.codec, self.spec, self.folder = pairs, codec, spec, folder
+        self.max_move, self.max_bad, self.language = max_move, max_bad, language
+        self.left_out: list[str] = []
+        self.kept: list[_Pair] = []
+        self.texts: list[str] = []
+        self.units: list[NDArray[np.int64]] = []
+        self.lengths: list[int] = []  # frames of features
+        self.frames: list[int] = []  # of codes
+
+    def run(self, progress: bool, say: Callable[[str], None]) -> None:
+        """Writes all files."""
+        features, codes = self.folder / "features.raw", self.folder / "codes.raw"
+        say(f"encoding {len(self.pairs):,} recordings, then aligning them with their texts; kept for later runs")
+        with features.open("wb") as heard, codes.open("wb") as coded, _bar("encoding speech", progress) as report:
+            for done in self._encode(heard, coded):
+                report(done / len(self.pairs))
+        if not self.kept:
+            raise DataError(f"no pair of text and speech can be used; for example {'; '.join(self.left_out[:3])}")
+        stored = np.memmap(features, np.uint8, "r").reshape(-1, MEL_BINS)
+        lengths = np.array(self.lengths, np.int64)
+        recordings = Recordings(stored, np.cumsum(lengths) - lengths, lengths, self.units)
+        with _bar("aligning speech with text", progress) as report:
+            spoken = align(recordings, self.spec, report)
+        self._write(recordings, spoken, np.memmap(codes, np.uint16, "r").reshape(-1, self.codec.num_codebooks), say)
+        features.unlink()
+        codes.unlink()
+
+    def _encode(self, features: BinaryIO, codes: BinaryIO) -> Iterator[int]:
+        """Reads, encodes and writes some minutes at a time; yields how many recordings are done."""
+        chunk: list[tuple[_Pair, str, Tensor]] = []
+        seconds, unreadable = 0.0, 0
+        for number, pair in enumerate(self.pairs, 1):
+            said = " ".join(word.spoken for word in clip_words(pair.text, self.language))
+            if not said:
+                self.left_out.append(f"{pair.ref}: its text has nothing to speak: {pair.text[:60]!r}")
+                continue
+            try:
+                samples = load_audio(pair.ref, _LONGEST_SECONDS)
+            except MediaError as error:
+                unreadable += 1
+                self.left_out.append(str(error))
+                continue
+            peak = float(np.abs(samples).max())
+            chunk.append((pair, said, torch.from_numpy(samples * (_PEAK / peak if peak > _SILENT else 1.0))))
+            seconds += len(samples) / SAMPLE_RATE
+            if seconds >= _CHUNK_SECONDS:
+                self._encode_chunk(chunk, features, codes)
+                chunk, seconds = [], 0.0
+                yield number
+        if unreadable > self.max_bad * len(self.pairs):
+            raise DataError(
+                f"{unreadable} of {len(self.pairs)} recordings cannot be read, more than data.max_bad "
+                f"({self.max_bad:g}) allows; for example {'; '.join(self.left_out[:3])}"
+            )
+        if chunk:
+            self._encode_chunk(chunk, features, codes)
+        yield len(self.pairs)
+
+    def _encode_chunk(self, chunk: list[tuple[_Pair, str, Tensor]], features: BinaryIO, codes: BinaryIO) -> None:
+        """Encodes recordings of about one length together; all come out in their order."""
+        order = sorted(range(len(chunk)), key=lambda n: len(chunk[n][2]))
+        encoded: dict[int, Tensor] = {}
+        begin = 0
+        for end in range(1, len(order) + 1):
+            padded = (end + 1 - begin) * len(chunk[order[end]][2]) if end < len(order) else 0
+            if end == len(order) or padded > _BATCH_SECONDS * SAMPLE_RATE:
+                with torch.inference_mode():
+                    found = self.codec.encode([chunk[n][2] for n in order[begin:end]])
+                encoded.update(zip(order[begin:end], found, strict=True))
+                begin = end
+        for n, (pair, said, samples) in enumerate(chunk):
+            own = encoded[n].T.cpu().numpy().astype(np.uint16)
+            mel = features_of(samples)
+            codes.write(np.ascontiguousarray(own).tobytes())
+            features.write(mel.tobytes())
+            self.kept.append(pair)
+            self.texts.append(said)
+            self.units.append(np.array(units_of(said_words(said))[0]))
+            self.lengths.append(len(mel))
+            self.frames.append(len(own))
+
+    def _write(
+        self, recordings: Recordings, spoken: Sequence[Spoken], codes: NDArray[np.uint16], say: Callable[[str], None]
+    ) -> None:
+        """Keeps the pairs that could be aligned."""
+        config = self.codec.config
+        ends = np.cumsum(self.frames)
+        limit = _least_score([found.score for found in spoken])
+        pointers, parts, places = [], [], []
+        for n, found in enumerate(spoken):
+            begin = int(recordings.starts[n])
+            own = recordings.features[begin : begin + self.lengths[n]]
+            pointer = None
+            if found.score >= limit:
+                starts = unit_starts(self.units[n], found, own)
+                pointer = pointers_of(starts, self.frames[n], config.frame_samples, config.delay, self.max_move)
+            if pointer is None:
+                self.left_out.append(f"{self.kept[n].ref}: is not aligned with its text {self.texts[n][:60]!r}")
+                continue
+            places.append(n)
+            pointers.append(pointer.astype(np.uint16))
+            parts.append(codes[ends[n] - self.frames[n] : ends[n]])
+        if len(places) < len(spoken) / 2:
+            raise DataError(
+                f"only {len(places)} of {len(spoken)} recordings fit their texts; left out: "
+                f"{'; '.join(self.left_out[-3:])}"
+            )
+        speakers = sorted({self.kept[n].speaker for n in places})
+        values: dict[str, NDArray[Any]] = {
+            "codes": np.concatenate(parts),
+            "pointers": np.concatenate(pointers),
+            "frames": np.array([self.frames[n] for n in places], np.int64),
+            "voices": np.array([speakers.index(self.kept[n].speaker) for n in places], np.int64),
+            "sources": np.array([self.kept[n].source for n in places], np.int64),
+        }
+        for name in _ARRAYS:
+            np.save(self.folder / f"{name}.npy", values[name])
+        write_json(self.folder / _TEXTS, [self.texts[n] for n in places])
+        meta = {"speakers": speakers, "frame_rate": self.codec.frame_rate, "left_out": self.left_out}
+        write_json(self.folder / _META, meta)
+        seconds = int(values["frames"].sum()) / self.codec.frame_rate
+        say(f"{len(places):,} pairs of text and speech, {seconds / 3600:.2f} h; {len(self.left_out):,} left out")
+
+
+def _least_score(scores: Sequence[float]) -> float:
+    """Below it, text and recording are taken for strangers: far worse than usual among these recordings."""
+    known = np.array([score for score in scores if score > -np.inf])
+    middle = float(np.median(known)) if len(known) else 0.0
+    spread = float(np.median(np.abs(known - middle))) if len(known) else 0.0
+    return middle - max(_SPREADS * spread, _LEAST_GAP)
+
+
+def _pairs(source: SourceSpec, number: int, scratch: Path, language: str) -> Iterator[_Pair]:
+    path = Path(source.path).expanduser()
+    if source.format not in ("auto", "jsonl"):
+        raise DataError(f'{source.path}: format "{source.format}": pairs are read from .jsonl manifests and folders')
+    if not path.exists():
+        raise DataError(f"{source.path}: no such file or folder")
+    if path.is_file():
+        manifests = [path]
+    elif (path / MANIFEST).is_file():
+        manifests = [path / MANIFEST]
+    else:
+        manifests = sorted(found for found in path.rglob("*.jsonl") if not found.name.startswith("."))
+    if not manifests:
+        manifests = [scratch / f"{number}.jsonl"]
+        write_recordings(path, manifests[0], language=language)
+    found = False
+    for manifest in manifests:
+        for pair in _rows(manifest, source.text_field, number):
+            found = True
+            yield pair
+    if not found:
+        raise DataError(f"{source.path}: names no pair of text and speech")
+
+
+def _rows(path: Path, text_field: str, source: int) -> Iterator[_Pair]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            values = (row["audio"], row[text_field], row.get("speaker", DEFAULT_SPEAKER), row.get("archive", ""))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise DataError(
+                f'{path}: line {number}: must be a JSON object with "audio", the name of a sound, and "{text_field}", '
+                'what is said in it; "archive" where one holds the sound, "speaker" where there are several'
+            ) from None
+        if not all(isinstance(value, str) for value in values):
+            raise DataError(f'{path}: line {number}: "audio", "{text_field}", "speaker" and "archive" must be texts')
+        audio, text, speaker, archive = values
+        ref = (
+            MediaRef("audio", str(path.parent / archive), audio)
+            if archive
+            else MediaRef("audio", str(path.parent / audio))
+        )
+        yield _Pair(ref, text, speaker or DEFAULT_SPEAKER, source)
+
+
+def _key(pairs: Sequence[_Pair], codec: SpeechCodec, spec: AlignerSpec, max_move: int, language: str) -> str:
+    """Of all that decides what comes out."""
+    digest = hashlib.blake2b(f"{_FORMAT} {asdict(spec)} {max_move} {language}".encode(), digest_size=12)
+    for path in dict.fromkeys(pair.ref.path for pair in pairs):
+        digest.update(f"{os.path.abspath(path)} {_stamp(path)}\0".encode())
+    for pair in pairs:
+        name = os.path.abspath(pair.ref.path)
+        digest.update(f"{name}\0{pair.ref.member}\0{pair.text}\0{pair.speaker}\0{pair.source}\0".encode())
+    digest.update(codec.config.model_dump_json().encode())
+    for part in (codec.encoder, codec.quantizer):
+        for name, tensor in sorted(part.state_dict().items()):
+            digest.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return 0, 0  # told when it is read
+    return stat.st_size, stat.st_mtime_ns
+
+
+@contextmanager
+def _bar(name: str, wanted: bool) -> Iterator[Callable[[float], None]]:
+    """A bar on a terminal only; yields what is told the share that is done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(name), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    shown = wanted and sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda share: bar.update(task, completed=share)

@@ -1,0 +1,221 @@
+"""Recordings decoded once, and rows cut from them: what a codec is trained on.
+
+Sources are JSON-lines manifests whose rows name sounds (`audio`, and `archive` where one holds them; text and all
+else is not needed), sound files, and folders of either. Each recording is decoded to 16 kHz, brought to the same
+peak, and written behind the others into one file of 16-bit samples, 115 MB an hour, which later runs map into memory.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muomni.config import DataSpec, SourceSpec
+from muomni.data.index.token_cache import default_cache_dir
+from muomni.data.media.audio import SAMPLE_RATE, load_audio
+from muomni.data.media.media_ref import MediaRef
+from muomni.errors import DataError, MediaError
+from muomni.files import atomic_folder, write_json
+
+SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+_FORMAT = 1
+_SAMPLES, _META = "samples.npy", "meta.json"
+# Seconds of silence between two recordings.
+_PAUSE = 0.25
+# What recordings are brought to; below the smallest one there is nothing to bring up.
+_PEAK, _SILENT = 0.9, 1e-4
+
+
+@dataclass(frozen=True)
+class Sounds:
+    """Recordings of some sources, one behind the other.
+
+    Attributes:
+        samples: (S,) int16 at 16 kHz, mapped into memory.
+        bounds: where the recordings of each source end in them.
+        clips: how many recordings there are.
+        bad: those that could not be read, with the reason.
+        key: identifies their content.
+    """
+
+    samples: NDArray[np.int16]
+    bounds: tuple[int, ...]
+    clips: int
+    bad: tuple[str, ...]
+    key: str
+
+    @property
+    def seconds(self) -> float:
+        """Of all recordings, with the pauses between them."""
+        return len(self.samples) / SAMPLE_RATE
+
+
+def prepare_sounds(data: DataSpec) -> tuple[Sounds, Sounds]:
+    """The recordings to learn from and to validate on; those held out are chosen by a hash of their names.
+
+    Raises:
+        DataError: a source is missing, names no sound, or more than `data.max_bad` of the recordings cannot be read.
+    """
+    fraction = 0.0 if data.val else data.val_fraction
+    train = [[ref for ref in references(source) if not _held_out(ref, fraction)] for source in data.train]
+    if data.val:
+        val = [list(references(source)) for source in data.val]
+    else:
+        val = [[ref for ref in references(source) if _held_out(ref, fraction)] for source in data.train]
+        val = [refs for refs in val if refs]
+    folder = Path(data.cache_dir).expanduser() if data.cache_dir is not None else default_cache_dir().parent / "sounds"
+    for refs, name in ((train, "train"), (val, "val")):
+        if not any(refs) or not all(refs):
+            raise DataError(f"{name}: a source has no recording to use; name others, or give data.val of its own")
+    return build_sounds(train, folder, data.max_bad), build_sounds(val, folder, data.max_bad)
+
+
+def build_sounds(sources: Sequence[Sequence[MediaRef]], folder: Path, max_bad: float = 0.0) -> Sounds:
+    """Decodes recordings, or opens what an earlier call left.
+
+    Args:
+        sources: the recordings of each, at least one.
+        folder: where caches lie.
+        max_bad: share of recordings that may be unreadable; they are left out.
+
+    Raises:
+        DataError: more are unreadable, or none is left.
+    """
+    key = _key(sources)
+    target = folder / f"sounds-{key}"
+    if not (target / _META).is_file():
+        try:
+            with atomic_folder(target) as partial:
+                _write(sources, partial, max_bad)
+        except OSError as error:
+            raise DataError(f"{target}: cannot be written: {error.strerror or error}") from None
+    meta: dict[str, Any] = json.loads((target / _META).read_text(encoding="utf-8"))
+    samples = np.load(target / _SAMPLES, mmap_mode="r")
+    return Sounds(samples, tuple(meta["bounds"]), meta["clips"], tuple(meta["bad"]), key)
+
+
+def _write(sources: Sequence[Sequence[MediaRef]], partial: Path, max_bad: float) -> None:
+    """Decodes into `partial`; only one recording at a time is in memory."""
+    raw = partial / "raw"
+    pause = np.zeros(int(_PAUSE * SAMPLE_RATE), np.int16)
+    bounds: list[int] = []
+    bad: list[str] = []
+    done = clips = 0
+    with raw.open("wb") as file:
+        for refs in sources:
+            for ref in refs:
+                try:
+                    levelled = _levelled(load_audio(ref))
+                except MediaError as error:
+                    bad.append(str(error))
+                    continue
+                for part in (levelled, pause):
+                    file.write(part.tobytes())
+                    done += len(part)
+                clips += 1
+            bounds.append(done)
+    total = clips + len(bad)
+    if not clips or len(bad) > max_bad * total:
+        raise DataError(
+            f"{len(bad)} of {total} recordings cannot be read, more than data.max_bad ({max_bad:g}) allows; "
+            f"for example {'; '.join(bad[:3])}"
+        )
+    stored = np.lib.format.open_memmap(partial / _SAMPLES, "w+", np.int16, (done,))
+    stored[:] = np.memmap(raw, np.int16, "r")
+    stored.flush()
+    raw.unlink()
+    write_json(partial / _META, {"bounds": bounds, "clips": clips, "bad": bad})
+
+
+def _levelled(samples: NDArray[np.float32]) -> NDArray[np.int16]:
+    """With the usual peak; silence as it is."""
+    peak = float(np.abs(samples).max())
+    factor = _PEAK / peak if peak > _SILENT else 1.0
+    levelled: NDArray[np.int16] = np.rint(np.clip(samples * factor, -1, 1) * 32767).astype(np.int16)
+    return levelled
+
+
+def references(source: SourceSpec) -> Iterator[MediaRef]:
+    """The sounds that a source names, in the order of manifests and of file names.
+
+    Raises:
+        DataError: it is missing, names no sound, or a line of a manifest does not name one.
+    """
+    path = Path(source.path).expanduser()
+    if source.format not in ("auto", "jsonl"):
+        raise DataError(f'{source.path}: format "{source.format}": a codec learns from sounds or .jsonl manifests')
+    if not path.exists():
+        raise DataError(f"{source.path}: no such file or folder")
+    files = _below(path) if path.is_dir() else [path]
+    found = False
+    for file in files:
+        refs = _manifest(file) if file.suffix == ".jsonl" else [MediaRef("audio", str(file))]
+        for ref in refs:
+            found = True
+            yield ref
+    if not found:
+        kinds = ", ".join((*SUFFIXES, ".jsonl"))
+        raise DataError(f"{source.path}: names no sounds; it must be or hold {kinds}")
+
+
+def _below(folder: Path) -> list[Path]:
+    """Manifests below a folder; where there are none, the sounds."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    manifests = [path for path in files if path.suffix == ".jsonl"]
+    return manifests or [path for path in files if path.suffix.lower() in SUFFIXES]
+
+
+def _manifest(path: Path) -> Iterator[MediaRef]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            audio, archive = row["audio"], row.get("archive")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise DataError(
+                f'{path}: line {number}: must be a JSON object with "audio", the name of a sound, and "archive" where '
+                "one holds it"
+            ) from None
+        if not isinstance(audio, str) or not isinstance(archive, str | None):
+            raise DataError(f'{path}: line {number}: "audio" and "archive" must be names of files')
+        if archive is None:
+            yield MediaRef("audio", str(path.parent / audio))
+        else:
+            yield MediaRef("audio", str(path.parent / archive), audio)
+
+
+def _held_out(ref: MediaRef, fraction: float) -> bool:
+    name = ref.member or Path(ref.path).name
+    number = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
+    return number < fraction * 2**64
+
+
+def _key(sources: Sequence[Sequence[MediaRef]]) -> str:
+    """Of the names of all recordings, and of size and time of the files that hold them."""
+    digest = hashlib.blake2b(f"{_FORMAT}".encode(), digest_size=12)
+    for refs in sources:
+        digest.update(b"source")
+        for path in dict.fromkeys(ref.path for ref in refs):
+            digest.update(f"{os.path.abspath(path)} {_stamp(path)}\0".encode())
+        for ref in refs:
+            digest.update(f"{ref.path}\0{ref.member}\0".encode())
+    return digest.hexdigest()
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return 0, 0  # told when it is read
+    return stat.st_size, stat.st_mtime_ns

@@ -1,0 +1,151 @@
+"""A user's own recordings with their texts, as a manifest.
+
+Two layouts are known: LJSpeech's, `metadata.csv` with `NAME|TEXT` or `NAME|TEXT|TEXT IN WORDS` and the sounds in
+`wavs/` or beside it; and each sound with a text file of its name, `a.wav` and `a.txt`, in any folders.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from muomni.data.media.audio import audio_seconds
+from muomni.data.speech.sentences import spoken_form
+from muomni.errors import DataError, MediaError
+from muomni.files import atomic_file
+
+SOUNDS = (".wav", ".flac", ".ogg", ".mp3")
+METADATA = "metadata.csv"
+# Letters a second of read speech; beyond these the text is not that of the sound. (LJSpeech: 10 to 18.)
+_PACE = (3.0, 30.0)
+
+
+@dataclass(frozen=True)
+class RecordingsFound:
+    """Rows written, their seconds, and of what was left out name and reason."""
+
+    clips: int
+    seconds: float
+    left_out: list[tuple[str, str]]
+
+
+def write_recordings(
+    folder: Path,
+    manifest: Path,
+    *,
+    speaker: str | None = None,
+    language: str = "en",
+    max_seconds: float = 30.0,
+    report: Callable[[], None] = lambda: None,
+) -> RecordingsFound:
+    """Reads a folder of recordings and writes a manifest with `text`, `audio`, `speaker`, `duration`.
+
+    Left out, and told with the reason: a sound without text and a text without sound, broken and empty ones, those
+    longer than `max_seconds`, texts without a reading in words, and pairs whose text is too long or short for the
+    sound.
+
+    Args:
+        speaker: who speaks; by default a sound's own folder below `folder` names its speaker, else `folder` does.
+        language: numbers are put into words in English.
+        report: called after each recording.
+
+    Raises:
+        DataError: the folder or its metadata is missing or unreadable, no pair is usable, or the manifest cannot be
+            written.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder")
+    rows: list[Mapping[str, Any]] = []
+    left_out: list[tuple[str, str]] = []
+    for sound, text in _pairs(folder):
+        report()
+        name = sound.relative_to(folder).as_posix()
+        try:
+            said, seconds = _checked(sound, text, language, max_seconds)
+        except (DataError, MediaError) as error:
+            left_out.append((name, str(error).removeprefix(f"{sound}: ")))
+            continue
+        own = sound.parent.name if sound.parent not in (folder, folder / "wavs") else folder.resolve().name
+        audio = Path(os.path.relpath(sound, manifest.parent)).as_posix()
+        rows.append({"audio": audio, "text": said, "speaker": speaker or own, "duration": round(seconds, 3)})
+    if not rows:
+        first = f"; the first: {left_out[0][0]}: {left_out[0][1]}" if left_out else ""
+        raise DataError(f"{folder}: none of {len(left_out)} recordings can be used{first}")
+    try:
+        manifest.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(manifest) as partial:
+            partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{manifest}: cannot be written: {error.strerror or error}") from None
+    return RecordingsFound(len(rows), sum(row["duration"] for row in rows), left_out)
+
+
+def _checked(sound: Path, text: str | None, language: str, max_seconds: float) -> tuple[str, float]:
+    """The text as it is said, and the length.
+
+    Raises:
+        DataError, MediaError: what is wrong with the pair.
+    """
+    if not sound.exists():
+        raise DataError("there is a text but no sound")
+    if text is None:
+        raise DataError(f"has no text: neither a line in {METADATA} nor a file {sound.with_suffix('.txt').name}")
+    said = spoken_form(" ".join(text.split()), language)
+    if said is None:
+        raise DataError(f"its text has no clear reading in words: {text.strip()[:60]!r}")
+    seconds = audio_seconds(sound)
+    if seconds > max_seconds:
+        raise DataError(f"lasts {seconds:.1f} s, longer than the {max_seconds:g} s allowed; cut it up")
+    pace = sum(c.isalpha() for c in said) / seconds
+    slowest, fastest = _PACE
+    if not slowest <= pace <= fastest:
+        raise DataError(f"text and sound do not match: {pace:.1f} letters a second, {slowest:g} to {fastest:g} allowed")
+    return said, seconds
+
+
+def _pairs(folder: Path) -> Iterator[tuple[Path, str | None]]:
+    """Each sound and its text, sorted by name; a sound that a text names may be missing."""
+    metadata = folder / METADATA
+    texts = _metadata(metadata) if metadata.exists() else {}
+    sounds: dict[Path, str | None] = {}
+    for name, text in texts.items():
+        places = [folder / "wavs" / name, folder / name]
+        options = [place.with_name(place.name + end) for place in places for end in ("", *SOUNDS)]
+        sounds[next((path for path in options if path.is_file()), folder / f"{name}.wav")] = text
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(parent, name)
+            if path.suffix.lower() not in SOUNDS or name.startswith(".") or path in sounds:
+                continue
+            beside = path.with_suffix(".txt")
+            sounds[path] = _text(beside) if beside.is_file() else None
+    if not sounds:
+        raise DataError(f"{folder}: holds no recordings ({', '.join(SOUNDS)})")
+    yield from sorted(sounds.items())
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    for number, line in enumerate(_text(path).splitlines(), 1):
+        # A quote in such files is a quote of the text; there are no quoted fields.
+        name, *said = line.split("|")
+        if not line.strip():
+            continue
+        if not said or not name.strip():
+            raise DataError(f"{path}: line {number}: must be NAME|TEXT or NAME|TEXT|TEXT IN WORDS, not {line[:60]!r}")
+        if name in texts:
+            raise DataError(f"{path}: line {number}: {name!r} is named twice")
+        texts[name.strip()] = said[1] if len(said) > 1 and said[1].strip() else said[0]
+    return texts
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: is not UTF-8 text") from None

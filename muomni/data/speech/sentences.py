@@ -1,0 +1,288 @@
+"""Sentences for speech: cut from texts, put into words that can be said, drawn without repeats.
+
+Two sentences are the same when their words are, whatever their case, accents and punctuation: that is their
+wording. The draw takes the sentences whose wordings have the smallest hashes, which is a uniform draw without
+repeats in one pass, in the memory of what is drawn, and the same whatever the order of the files.
+"""
+
+import heapq
+import re
+import unicodedata
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+from muomni.config import SourceSpec
+from muomni.data.sources.sources import iter_documents
+from muomni.data.text.chat import text_of
+from muomni.errors import DataError
+
+_ONES = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
+)
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+_SCALES = ("", " thousand", " million", " billion", " trillion")
+_ORDINALS = {
+    "one": "first",
+    "two": "second",
+    "three": "third",
+    "five": "fifth",
+    "eight": "eighth",
+    "nine": "ninth",
+    "twelve": "twelfth",
+}
+_CURRENCIES = {"$": ("dollar", "cent"), "£": ("pound", "penny"), "€": ("euro", "cent")}
+_PLURALS = {"penny": "pence"}
+TYPOGRAPHY = str.maketrans(
+    {
+        **dict.fromkeys("\N{LEFT SINGLE QUOTATION MARK}\N{RIGHT SINGLE QUOTATION MARK}`\N{ACUTE ACCENT}", "'"),
+        **dict.fromkeys("\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}«»„", '"'),
+        "\N{EN DASH}": " - ",
+        "\N{EM DASH}": " - ",
+        "\N{HORIZONTAL ELLIPSIS}": "...",
+        "\N{NO-BREAK SPACE}": " ",
+        "&": " and ",
+        "\N{SOFT HYPHEN}": "",
+        "\N{ZERO WIDTH SPACE}": "",
+        "\N{BYTE ORDER MARK}": "",
+    }
+)
+# A point after these ends no sentence.
+_ABBREVIATIONS = ("mr", "mrs", "ms", "dr", "st", "prof", "jr", "sr", "vs", "etc", "e.g", "i.e")
+_BEFORE_NUMBERS = ("no", "fig")
+_SPELLED = {"mr": "Mister", "mrs": "Missus", "dr": "Doctor", "prof": "Professor", "vs": "versus", "etc": "et cetera"}
+_END = re.compile(r"(?:[.!?]+|[\u3002\uff01\uff1f])[\"')\]]*(?=\s+|$)")
+_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
+_SPOKEN = frozenset(" ',.!?;:\"()-")
+
+
+def cut_sentences(text: str) -> Iterator[str]:
+    """The sentences of a text, in order, as they stand there; a line break ends a sentence that an empty line follows.
+
+    A sentence ends at `.`, `!` or `?` with closing quotes behind it before a space; not at abbreviations
+    (`Mr. Fox`), initials (`J. Smith`) and where a small letter follows (`"Stop!" he said`).
+    """
+    for paragraph in re.split(r"\n\s*\n|\n(?=[\"A-Z])", text.translate(TYPOGRAPHY)):
+        begin = 0
+        for match in _END.finditer(paragraph):
+            rest = paragraph[match.end() :].lstrip()
+            if rest and (is_abbreviation(paragraph[begin : match.start()], match[0], rest) or rest[:1].islower()):
+                continue
+            if sentence := " ".join(paragraph[begin : match.end()].split()):
+                yield sentence
+            begin = match.end()
+        if rest := " ".join(paragraph[begin:].split()):
+            yield rest
+
+
+def is_abbreviation(before: str, end: str, rest: str) -> bool:
+    """Whether a mark ends a shortened word ("Dr.", "No. 5", an initial) and not the sentence.
+
+    Args:
+        before, end, rest: the text up to the mark, the mark, and what follows, which is not empty.
+    """
+    last = before.rpartition(" ")[2].lstrip("\"'(")
+    if last.lower() in _BEFORE_NUMBERS and rest[0].isdigit():
+        return end == "."
+    return end == "." and (last.lower() in _ABBREVIATIONS or (len(last) == 1 and last.isupper() and last != "I"))
+
+
+def spoken_form(sentence: str, language: str = "en") -> str | None:
+    """The sentence with numbers, amounts and titles in words, and without marks that nobody says.
+
+    `$3.50` becomes "three dollars and fifty cents", `1984` "nineteen eighty-four", `2,000` "two thousand", `3rd`
+    "third", `7:30` "seven thirty", `50%` "fifty percent". Quotes that open and never close, as in the middle of a
+    long speech, are left out; others stay, since a model's answers have them too.
+
+    Args:
+        language: numbers are put into words in English; in other languages a sentence with digits gives None.
+
+    Returns:
+        None for what has no clear reading: addresses, code, emoji, tables, leftover digits, no word at all.
+    """
+    text = sentence.translate(TYPOGRAPHY)
+    english = language.split("-")[0] == "en"
+    if english:
+        text = titles_in_words(numbers_in_words(text))
+    if text.count('"') % 2:
+        text = text.replace('"', "")
+    text = re.sub(r"\.{2,}", "...", re.sub(r"([!?])[!?]+", r"\1", text))
+    text = " ".join(text.replace("...", ", ").replace(" ,", ",").split()).strip(" -,;:")
+    if not _WORD.search(text) or any(not c.isalpha() and c not in _SPOKEN for c in text):
+        return None
+    if english and any(c.isalpha() and not c.isascii() for c in unicodedata.normalize("NFKD", text)):
+        return None
+    if re.search(r"\w\.\w|[^\W\d_]{24,}", text):  # an address, or what no dictionary has
+        return None
+    text = text[0].upper() + text[1:]
+    if re.search(r'[.!?]"\.$', text):
+        return text[:-1]
+    return text if text[-1] in '.!?"' else f"{text}."
+
+
+def wording(sentence: str) -> str:
+    """What decides whether two sentences are the same: the words without case, accents and punctuation."""
+    plain = unicodedata.normalize("NFKD", sentence.translate(TYPOGRAPHY).casefold())
+    return " ".join(_WORD.findall("".join(c for c in plain if not unicodedata.combining(c))))
+
+
+def titles_in_words(text: str) -> str:
+    """Titles and the like as they are said: "Dr." as "Doctor"."""
+    return re.sub(r"\b(Mr|Mrs|Dr|Prof|vs|etc)\.(?=\s|$)", lambda match: _SPELLED[match[1].lower()], text)
+
+
+def numbers_in_words(text: str) -> str:
+    """Numbers in English words, by what they look like; what is unclear stays as it is."""
+    grouped = r"\d{1,3}(?:,\d{3})+|\d+"
+    text = re.sub(rf"([$£€])({grouped})(?:\.(\d\d))?(?![\d.]\d)", _amount, text)
+    text = re.sub(rf"\b({grouped})(st|nd|rd|th)\b", lambda match: ordinal(_value(match[1])), text)
+    text = re.sub(r"\b([01]?\d|2[0-3]):([0-5]\d)\b(?!:)", _clock, text)
+    text = re.sub(rf"(?<![\w.,:/-])({grouped})\.(\d+)(?![\w.:/]*\d)", _decimal, text)
+    text = re.sub(r"(?<![\w.,:/-])(1[1-9]|20)(\d\d)(?![\w:/-]|[.,]\d)", _year, text)
+    text = re.sub(
+        rf"(?<![\w.,:/])(?<!\d-)({grouped})(?![\w:/]|[.,-]\d)", lambda match: cardinal(_value(match[1])), text
+    )
+    return text.replace("%", " percent")
+
+
+def _value(digits: str) -> int:
+    return int(digits.replace(",", ""))
+
+
+def cardinal(number: int) -> str:
+    """A whole number in English words: 342 is "three hundred and forty-two". Above 10^15 digit by digit."""
+    if number < 0:
+        return f"minus {cardinal(-number)}"
+    if number >= 10**15:
+        return " ".join(_ONES[int(digit)] for digit in str(number))
+    if number < 1000:
+        return _below_thousand(number)
+    groups = []
+    for scale in _SCALES:
+        number, group = divmod(number, 1000)
+        if group:
+            groups.append(_below_thousand(group) + scale)
+    # "two thousand and five", but "two thousand three hundred and five".
+    small = not groups[0].endswith(_SCALES[1:]) and "hundred" not in groups[0]
+    return " ".join([*reversed(groups[1:]), "and", groups[0]] if small else reversed(groups))
+
+
+def _below_thousand(number: int) -> str:
+    hundreds, rest = divmod(number, 100)
+    tens, ones = divmod(rest, 10)
+    below = _ONES[rest] if rest < 20 else _TENS[tens - 2] + (f"-{_ONES[ones]}" if ones else "")
+    if not hundreds:
+        return below
+    return f"{_ONES[hundreds]} hundred" + (f" and {below}" if rest else "")
+
+
+def ordinal(number: int) -> str:
+    """A rank in English words: 21 is "twenty-first"."""
+    words = cardinal(number)
+    split = max(words.rfind(" "), words.rfind("-")) + 1
+    last = words[split:]
+    if last.endswith("y"):
+        return f"{words[:-1]}ieth"
+    return words[:split] + _ORDINALS.get(last, f"{last}th")
+
+
+def _amount(match: re.Match[str]) -> str:
+    names = _CURRENCIES[match[1]]
+    wholes, parts = _value(match[2]), int(match[3] or 0)
+    said = [_counted(count, name) for count, name in zip((wholes, parts), names, strict=True) if count]
+    return " and ".join(said) or _counted(0, names[0])
+
+
+def _counted(count: int, name: str) -> str:
+    return f"{cardinal(count)} {name if count == 1 else _PLURALS.get(name, f'{name}s')}"
+
+
+def _clock(match: re.Match[str]) -> str:
+    hours, minutes = int(match[1]), int(match[2])
+    if minutes == 0:
+        return f"{cardinal(hours)} o'clock"
+    return f"{cardinal(hours)} {'oh ' if minutes < 10 else ''}{cardinal(minutes)}"
+
+
+def _decimal(match: re.Match[str]) -> str:
+    return f"{cardinal(_value(match[1]))} point {' '.join(_ONES[int(digit)] for digit in match[2])}"
+
+
+def _year(match: re.Match[str]) -> str:
+    century, rest = int(match[1]), int(match[2])
+    if century == 20 and rest < 10:
+        return cardinal(century * 100 + rest)
+    if rest == 0:
+        return f"{cardinal(century)} hundred"
+    return f"{cardinal(century)} {'oh ' if rest < 10 else ''}{cardinal(rest)}"
+
+
+@dataclass(frozen=True)
+class SentenceLimits:
+    """Which sentences are taken, by the number of their words."""
+
+    min_words: int = 3
+    max_words: int = 15
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_words <= self.max_words:
+            raise DataError(
+                f"sentences of {self.min_words} to {self.max_words} words: the first must be at least 1 and at most "
+                "the second"
+            )
+
+
+def sentences_of(paths: Sequence[Path], language: str = "en") -> Iterator[str]:
+    """All sentences of text files, JSON lines and Parquet (also .gz, also folders of them) that can be said.
+
+    Of a conversation the assistant's messages are taken: what is to be spoken.
+
+    Raises:
+        DataError: a file is missing, empty or unreadable.
+    """
+    for document in iter_documents([SourceSpec(path=str(path)) for path in paths]):
+        texts = [document.text] if document.text is not None else []
+        texts += [text_of(message) for message in document.messages or () if message["role"] == "assistant"]
+        for text in texts:
+            for sentence in cut_sentences(text):
+                if (said := spoken_form(sentence, language)) is not None:
+                    yield said
+
+
+def draw_sentences(
+    sentences: Iterable[str],
+    count: int | None,
+    *,
+    seed: int = 0,
+    limits: SentenceLimits | None = None,
+    excluded: Container[str] = frozenset(),
+    report: Callable[[int], None] = lambda seen: None,
+) -> list[str]:
+    """Draws `count` sentences (None: all) of different wording, in random order.
+
+    Args:
+        excluded: wordings (see `wording`) that may not be drawn.
+        report: called with the number of sentences seen, now and then.
+
+    Returns:
+        At most `count`; fewer where there are not so many. Drawn with a larger count they begin with the same.
+    """
+    limits = limits or SentenceLimits()
+    kept: list[tuple[int, str]] = []  # a heap of (−hash, sentence): the one to go next is on top
+    taken: set[int] = set()
+    for number, sentence in enumerate(sentences, 1):
+        if number % 10_000 == 0:
+            report(number)
+        words = wording(sentence)
+        if not limits.min_words <= len(words.split()) <= limits.max_words or words in excluded:
+            continue
+        rank = int.from_bytes(blake2b(f"{seed}\n{words}".encode(), digest_size=8).digest())
+        if rank in taken or (count is not None and len(kept) >= count and (not kept or rank > -kept[0][0])):
+            continue
+        taken.add(rank)
+        heapq.heappush(kept, (-rank, sentence))
+        if count is not None and len(kept) > count:
+            taken.remove(-heapq.heappop(kept)[0])
+    return [sentence for _, sentence in sorted(kept, reverse=True)]

@@ -1,0 +1,1 @@
+"""Validation of training data: reads everything once and says what is wrong."""

@@ -1,0 +1,73 @@
+"""A model as the speaker that `muomni.eval.speech_gate` judges and `muomni.bench.speech` times."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from muomni.data.media.audio import Samples
+from muomni.errors import SpeechError, UserError
+from muomni.infer import Reply
+from muomni.infer.speech import SpeechSession, SpeechSettings, TextSpeech, speak_pieces
+from muomni.infer.speech.speaker_pool import talker_of
+
+if TYPE_CHECKING:
+    from muomni.api.model import MuOmni
+
+
+class ModelSpeaker:
+    """A model that says given texts, whole or in pieces.
+
+    A text that is spoken in pieces comes to the talker token by token, as the Thinker writes its replies.
+
+    Args:
+        model: with a talker and a tokenizer.
+        settings: fields of `infer.speech.SpeechSettings` for all texts, but for the voice.
+
+    Raises:
+        UserError: the model has no talker, or no tokenizer.
+    """
+
+    def __init__(self, model: "MuOmni", **settings: Any) -> None:
+        talker_of(model)
+        if model.tokenizer is None:
+            raise UserError("the model has no tokenizer, so it cannot say a text")
+        self._model, self._tokenizer = model, model.tokenizer
+        self._settings = settings
+        self._session = SpeechSession()
+
+    def say(self, text: str, *, voice: str | None = None) -> tuple[Samples, int]:
+        """See `eval.speech_gate.Speaker`.
+
+        Raises:
+            SpeechError: the text could not be spoken.
+        """
+        return heard(self._model.say(text, voice=voice, **self._settings))
+
+    def say_pieces(self, text: str, *, voice: str | None = None) -> Iterator[tuple[Samples, int]]:
+        """See `eval.speech_gate.StreamingSpeaker`.
+
+        Raises:
+            SpeechError: the text could not be spoken.
+        """
+        settings = SpeechSettings.of(voice=voice, **self._settings)
+        speech = TextSpeech(self._model, self._tokenizer, self._session, settings)
+        for piece in speak_pieces(speech, self._tokens(text)):
+            assert piece.audio is not None and piece.sample_rate is not None
+            yield piece.audio.numpy(), piece.sample_rate
+
+    def _tokens(self, text: str) -> Iterator[str]:
+        """The text as it would be written, a token at a time."""
+        decoder = self._tokenizer.stream()
+        for token in self._tokenizer.encode(text):
+            yield decoder.push([token])
+        yield decoder.finish()
+
+
+def heard(reply: Reply) -> tuple[Samples, int]:
+    """The speech of a reply, (S,) float32 in numpy, and its rate in Hz.
+
+    Raises:
+        SpeechError: it has none.
+    """
+    if reply.audio is None or reply.sample_rate is None or not len(reply.audio):
+        raise SpeechError(f"no speech came for {reply.text[:80]!r}" + (f": {reply.error}" if reply.error else ""))
+    return reply.audio.numpy(), reply.sample_rate

@@ -1,0 +1,142 @@
+"""How far a changed model's predictions lie from those of the model it was made from.
+
+Over the target tokens of fixed rows: both perplexities, the mean Kullback-Leibler divergence
+KL(reference ‖ changed) in nats, and how often both think the same token the most likely one.
+
+Legend: N target tokens, V vocabulary, D hidden_size.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from muomni.data import PackedRows
+from muomni.model import OmniModel, SlotBatch, SlotCache
+from muomni.ops.attention import Segments
+from muomni.ops.cross_entropy import IGNORE, shift_labels
+
+# Positions whose logits, twice (N, V) in fp32, are in memory at one time.
+_POSITIONS = 128
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What was found.
+
+    Attributes:
+        targets: tokens predicted.
+        reference_perplexity, perplexity: of the reference and of the changed model.
+        kl: mean KL divergence per token, in nats.
+        top1: share of tokens where both models' most likely token is the same.
+    """
+
+    targets: int
+    reference_perplexity: float
+    perplexity: float
+    kl: float
+    top1: float
+
+    @property
+    def perplexity_change(self) -> float:
+        """Relative: 0.005 is half a percent more."""
+        return self.perplexity / self.reference_perplexity - 1
+
+
+@torch.no_grad()
+def compare_models(
+    reference: OmniModel,
+    changed: OmniModel,
+    rows: PackedRows,
+    max_rows: int,
+    each: Callable[[int], None] | None = None,
+) -> Quality:
+    """Runs both over the first rows, one row at a time.
+
+    Args:
+        reference, changed: in evaluation mode, on one device, of one vocabulary.
+        rows: not shuffled, so that every call reads the same.
+        max_rows: how many are read.
+        each: called with the number of rows done.
+
+    Raises:
+        ValueError: a model is in training mode.
+    """
+    if reference.training or changed.training:
+        raise ValueError("models are compared in evaluation mode")
+    device = reference.device
+    sums = torch.zeros(4, dtype=torch.float64, device=device)
+    targets = 0
+    count = min(max_rows, rows.num_rows)
+    for row in range(count):
+        batch = rows.batch(row, 1).to(device)
+        segments = Segments(batch.cu_seqlens, batch.max_seqlen)
+        wanted = shift_labels(batch.labels).flatten()
+        keep = wanted != IGNORE
+        states = [
+            model.thinker(batch.input_ids, batch.positions, segments).flatten(0, 1)[keep]
+            for model in (reference, changed)
+        ]
+        targets += len(states[0])
+        pieces = [torch.split(x, _POSITIONS) for x in (*states, wanted[keep])]
+        for old, new, label in zip(*pieces, strict=True):
+            sums += _sums(reference.thinker.lm_head(old), changed.thinker.lm_head(new), label)
+        if each is not None:
+            each(row + 1)
+    if not targets:
+        raise ValueError("the rows hold no token to predict")
+    old_loss, new_loss, kl, same = (sums / targets).tolist()
+    return Quality(targets, math.exp(old_loss), math.exp(new_loss), kl, same)
+
+
+@torch.inference_mode()
+def compare_caches(model: OmniModel, texts: Sequence[Sequence[int]], dtype: torch.dtype = torch.int8) -> Quality:
+    """What a KV cache of another dtype changes: every token of `texts` is predicted from what the cache holds.
+
+    Args:
+        model: in evaluation mode; its own dtype is that of the reference's cache.
+        texts: token ids, each within the context; those of one token predict nothing.
+        dtype: of the cache.
+
+    Raises:
+        ValueError: the model is in training mode, or there is nothing to predict.
+    """
+    if model.training:
+        raise ValueError("models are compared in evaluation mode")
+    thinker, device = model.thinker, model.device
+    sums = torch.zeros(4, dtype=torch.float64, device=device)
+    targets = 0
+    for ids in texts:
+        wanted = torch.tensor(ids[1:], device=device)
+        positions = torch.arange(len(wanted))
+        if not len(wanted):
+            continue
+        states = []
+        for kind in (model.dtype, dtype):
+            cache = SlotCache(model.config.thinker, 1, len(wanted), kind, device)
+            batch = SlotBatch(cache, torch.zeros_like(positions), positions)
+            tokens = torch.tensor(ids[:-1], device=device)[None]
+            states.append(thinker(tokens, positions.to(device)[None], cache=batch)[0])
+        targets += len(wanted)
+        for old, new, label in zip(*(torch.split(x, _POSITIONS) for x in (*states, wanted)), strict=True):
+            sums += _sums(thinker.lm_head(old), thinker.lm_head(new), label)
+    if not targets:
+        raise ValueError("the texts hold no token to predict")
+    old_loss, new_loss, kl, same = (sums / targets).tolist()
+    return Quality(targets, math.exp(old_loss), math.exp(new_loss), kl, same)
+
+
+def _sums(reference: Tensor, changed: Tensor, targets: Tensor) -> Tensor:
+    """(4,) fp64: both losses, the divergence and the agreements, summed over (N, V) logits and (N,) targets."""
+    old, new = reference.float().log_softmax(-1), changed.float().log_softmax(-1)
+    index = targets[:, None]
+    return torch.stack(
+        [
+            -old.gather(1, index).sum(dtype=torch.float64),
+            -new.gather(1, index).sum(dtype=torch.float64),
+            (old.exp() * (old - new)).sum(dtype=torch.float64),
+            (old.argmax(-1) == new.argmax(-1)).sum(dtype=torch.float64),
+        ]
+    )

@@ -1,0 +1,343 @@
+"""Pictures and sounds of prompts: each is encoded once, and its embeddings are kept for the next prompt that has it.
+
+What a medium is known by is a hash of its content, so that it does not matter where it comes from. All new media
+of a call go through their encoder together.
+
+Legend: N tokens of a medium, D hidden_size of the Thinker, T tokens of a prompt.
+"""
+
+import hashlib
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from muomni.config import OmniConfig
+from muomni.config.model import AudioTower, VisionTower
+from muomni.data.media.audio import SAMPLE_RATE, audio_seconds, load_audio, num_frames, num_tokens
+from muomni.data.media.features import mel_of
+from muomni.data.media.image import load_image, picture_size, to_patches, token_grid
+from muomni.data.media.media_ref import MediaRef, opened
+from muomni.data.text.chat import EncodedChat, expand
+from muomni.data.text.content_parts import Kind, MediaPart
+from muomni.errors import MediaError, UserError
+from muomni.infer.prompt_media import PromptMedia
+from muomni.model import OmniModel
+from muomni.model.inputs import Clips, Images
+from muomni.model.module_modes import evaluating
+from muomni.model.mrope import media_positions
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# Bytes of embeddings that are kept, and how much is encoded in one pass: 64 pictures of 256 patches, five minutes.
+_KEPT_BYTES = 256 << 20
+_MOST_PATCHES = 16_384
+_MOST_FRAMES = 30_000
+_BLOCK = 1 << 20
+
+
+# Kind, content and whether it went through its encoder alone.
+_Key = tuple[Kind, bytes, bool]
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """What an encoder made of a picture or sound.
+
+    Attributes:
+        features: (N, D) on the model's device.
+        grid: rows and columns of a picture, in tokens; None for a sound.
+        identity: of the content and of the weights that encoded it.
+    """
+
+    features: Tensor
+    grid: tuple[int, int] | None
+    identity: bytes
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """A picture as patches with their rows and columns, or a sound as log-mel frames."""
+
+    rows: Tensor
+    grid: tuple[int, int] | None = None
+
+
+class MediaMemory:
+    """Encodes media, and keeps what came out, what was asked for longest ago being the first to go.
+
+    Copies and pickles are new ones: they belong to another model.
+
+    Args:
+        limit: bytes of embeddings that are kept.
+
+    Attributes:
+        encoded: how many media went through an encoder so far.
+        passes: in how many passes.
+    """
+
+    def __init__(self, limit: int = _KEPT_BYTES) -> None:
+        self.encoded = 0
+        self.passes = 0
+        self._limit = limit
+        self._bytes = 0
+        self._kept: OrderedDict[_Key, Encoded] = OrderedDict()
+        self._weights: dict[str, bytes] = {}
+        self._lock = threading.RLock()
+
+    def __deepcopy__(self, _: dict[int, Any]) -> "MediaMemory":
+        return MediaMemory(self._limit)
+
+    def __reduce__(self) -> tuple[type["MediaMemory"], tuple[int]]:
+        return MediaMemory, (self._limit,)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of embeddings that are kept."""
+        return self._bytes
+
+    def encode(
+        self, model: OmniModel, parts: Sequence[MediaPart], *, alone: bool = False
+    ) -> list[Encoded | MediaError]:
+        """The embeddings of each part, or what is wrong with it.
+
+        Args:
+            model: has the encoders that the parts need.
+            parts: of any prompts; what occurs twice is encoded once.
+            alone: encode each by itself, so that not one bit depends on the others.
+        """
+        with self._lock:
+            results: list[Encoded | MediaError | None] = [None] * len(parts)
+            new: dict[_Key, list[int]] = {}
+            for kind in {part.kind for part in parts}:
+                self._check_weights(model, kind)
+            for place, part in enumerate(parts):
+                try:
+                    key = part.kind, content_hash(part), alone
+                except MediaError as error:
+                    results[place] = error
+                    continue
+                kept = self._kept.get(key)
+                if kept is None:
+                    new.setdefault(key, []).append(place)
+                else:
+                    self._kept.move_to_end(key)
+                    results[place] = kept
+            kinds: tuple[Kind, ...] = ("image", "audio")
+            for kind in kinds:
+                asked = {key: places for key, places in new.items() if key[0] == kind}
+                for key, encoded in self._encode_new(model, kind, {key: parts[at[0]] for key, at in asked.items()}):
+                    for place in asked[key]:
+                        results[place] = encoded
+            return [result for result in results if result is not None]
+
+    def counts(self, model: OmniModel, parts: Sequence[MediaPart]) -> list[int]:
+        """How many tokens each part takes; what is kept is not decoded for it.
+
+        Raises:
+            MediaError: a part cannot be read.
+        """
+        with self._lock:
+            found = []
+            for part in parts:
+                kept = self._kept.get((part.kind, content_hash(part), False))
+                found.append(token_count(model.config, part) if kept is None else len(kept.features))
+            return found
+
+    def _encode_new(
+        self, model: OmniModel, kind: Kind, parts: dict[_Key, MediaPart]
+    ) -> Iterable[tuple[_Key, Encoded | MediaError]]:
+        """Decodes and encodes media of one kind, as many in one pass as memory should hold."""
+        most = _MOST_PATCHES if kind == "image" else _MOST_FRAMES
+        waiting: list[tuple[_Key, _Decoded]] = []
+        for key, part in parts.items():
+            try:
+                decoded = _decode(model.config, part)
+            except MediaError as error:
+                yield key, error
+                continue
+            if waiting and (key[2] or sum(len(one.rows) for _, one in waiting) + len(decoded.rows) > most):
+                yield from self._pass(model, kind, waiting)
+                waiting = []
+            waiting.append((key, decoded))
+        if waiting:
+            yield from self._pass(model, kind, waiting)
+
+    @torch.inference_mode()
+    def _pass(
+        self, model: OmniModel, kind: Kind, waiting: Sequence[tuple[_Key, _Decoded]]
+    ) -> list[tuple[_Key, Encoded]]:
+        rows = torch.cat([decoded.rows for _, decoded in waiting])
+        grids = [decoded.grid for _, decoded in waiting]
+        with ExitStack() as stack:
+            for module in _encoder(model, kind):
+                stack.enter_context(evaluating(module))
+            if kind == "image":
+                images = Images(rows, tuple(grid for grid in grids if grid is not None))
+                features = model.embed_images(images.to(model.device))
+                merge = _vision(model.config).merge
+                tokens = [None if grid is None else (grid[0] // merge, grid[1] // merge) for grid in grids]
+                counts = [grid[0] * grid[1] for grid in tokens if grid is not None]
+            else:
+                clips = Clips(rows, tuple(len(decoded.rows) for _, decoded in waiting))
+                features = model.embed_clips(clips.to(model.device))
+                tokens = [None] * len(waiting)
+                counts = [num_tokens(len(one.rows)) for _, one in waiting]
+        self.encoded += len(waiting)
+        self.passes += 1
+        made = []
+        for (key, _), grid, part in zip(waiting, tokens, torch.split(features, counts), strict=True):
+            # A copy: a part of the pass would keep all of it in memory.
+            one = Encoded(part.clone(), grid, key[1] + self._weights[kind])
+            self._keep(key, one)
+            made.append((key, one))
+        return made
+
+    def _keep(self, key: _Key, encoded: Encoded) -> None:
+        self._kept[key] = encoded
+        self._bytes += encoded.features.nbytes
+        while self._bytes > self._limit:
+            _, gone = self._kept.popitem(last=False)
+            self._bytes -= gone.features.nbytes
+
+    def _check_weights(self, model: OmniModel, kind: Kind) -> None:
+        """Forgets what other weights have made."""
+        weights = _weights_hash(_encoder(model, kind))
+        if self._weights.get(kind, weights) != weights:
+            for key in [key for key in self._kept if key[0] == kind]:
+                self._bytes -= self._kept.pop(key).features.nbytes
+        self._weights[kind] = weights
+
+
+def prompt_media(encoded: EncodedChat, media: Sequence[Encoded]) -> tuple[list[int], PromptMedia]:
+    """A conversation with its media in their places.
+
+    Args:
+        encoded: with one placeholder for each.
+        media: in the same order, at least one.
+
+    Returns:
+        the ids, placeholders repeated, and what the engine needs beside them.
+    """
+    chat = expand(encoded, [len(one.features) for one in media])
+    videos: list[list[tuple[int, int, int]]] = []  # a picture is a video of one frame
+    for part, one, start in zip(chat.media, media, chat.places, strict=True):
+        if one.grid is not None:
+            if not part.frame:
+                videos.append([])
+            videos[-1].append((start, *one.grid))
+    positions = torch.from_numpy(media_positions(len(chat.ids), (), videos))
+    keys = list(chat.ids)
+    places = []
+    for one, start in zip(media, chat.places, strict=True):
+        end = start + len(one.features)
+        # Where the tokens are is known by their index; how their axes differ from it is part of what they are.
+        axes = (positions[:, start:end] - start).contiguous().numpy().tobytes()
+        mark = hashlib.blake2b(one.identity + axes, digest_size=16).digest()
+        keys[start:end] = [-1 - int.from_bytes(mark)] * (end - start)
+        places.append(torch.arange(start, end))
+    features = torch.cat([one.features for one in media])
+    return chat.ids, PromptMedia(features, torch.cat(places), positions, keys)
+
+
+def token_count(config: OmniConfig, part: MediaPart, *, exact: bool = True) -> int:
+    """How many tokens a picture or sound takes.
+
+    Args:
+        config: of the model.
+        part: what is counted.
+        exact: False reads only the beginning of the file where its format allows, and may be wrong by one for sounds.
+
+    Raises:
+        MediaError: it cannot be read, or it is longer than the model hears.
+    """
+    if part.kind == "image":
+        rows, columns = token_grid(picture_size(part.source), _vision(config))
+        return rows * columns
+    seconds = None if exact else audio_seconds(part.source)
+    most = _audio(config).max_seconds
+    if seconds is None or seconds > most:  # what is too long says so itself
+        seconds = len(load_audio(part.source, most)) / SAMPLE_RATE
+    return num_tokens(num_frames(round(seconds * SAMPLE_RATE)))
+
+
+def takes(parts: Sequence[MediaPart], counts: Sequence[int]) -> str:
+    """Which media take how many tokens, the largest first, for errors about room."""
+    largest = sorted(zip(parts, counts, strict=True), key=lambda pair: -pair[1])
+    shown = [f"{name_of(part)} {count}" for part, count in largest[:3]]
+    rest = sum(count for _, count in largest[3:])
+    return ", ".join(shown) + (f", {len(largest) - 3} more {rest}" if rest else "")
+
+
+def name_of(part: MediaPart) -> str:
+    """What a part is called in errors."""
+    word = "picture" if part.kind == "image" else "sound"
+    return f"the {word} {part.source}" if isinstance(part.source, MediaRef) else f"the {word} given"
+
+
+def content_hash(part: MediaPart) -> bytes:
+    """A hash of what a picture or sound holds; a file and its bytes have the same.
+
+    Raises:
+        MediaError: it cannot be read.
+    """
+    found = hashlib.blake2b(digest_size=16)
+    source = part.source
+    if type(source).__module__.partition(".")[0] == "PIL":
+        picture: Image = load_image(source)
+        found.update(f"pixels {picture.size} ".encode())
+        found.update(picture.tobytes())
+    elif isinstance(source, tuple):
+        found.update(b"samples ")
+        found.update(load_audio(source, math.inf).tobytes())
+    else:
+        with opened(source) as file:
+            while block := file.read(_BLOCK):
+                found.update(block)
+    return found.digest()
+
+
+def _decode(config: OmniConfig, part: MediaPart) -> _Decoded:
+    if part.kind == "image":
+        vision = _vision(config)
+        picture = load_image(part.source, vision)
+        if token_grid(picture.size, vision) != token_grid(picture_size(part.source), vision):
+            picture = load_image(part.source)  # decoded at a part of its size, its aspect was rounded
+        patches, grid = to_patches(picture, vision)
+        return _Decoded(torch.as_tensor(patches), grid)
+    return _Decoded(torch.as_tensor(mel_of(load_audio(part.source, _audio(config).max_seconds), config)))
+
+
+def _vision(config: OmniConfig) -> VisionTower:
+    if config.vision is None:
+        raise UserError("this model has no vision encoder: it takes no pictures")
+    return config.vision
+
+
+def _audio(config: OmniConfig) -> AudioTower:
+    if config.audio is None:
+        raise UserError("this model has no audio encoder: it takes no sounds")
+    return config.audio
+
+
+def _encoder(model: OmniModel, kind: Kind) -> list[nn.Module]:
+    """The modules that a picture or sound goes through."""
+    modules = (model.vision, model.vision_projector) if kind == "image" else (model.audio, model.audio_projector)
+    found: list[nn.Module] = [module for module in modules if module is not None]
+    if not found:
+        raise UserError(f"this model has no encoder for {kind} input")
+    return found
+
+
+def _weights_hash(modules: Sequence[nn.Module]) -> bytes:
+    """Changes when a weight is replaced or written to in place; see `session.fingerprint`."""
+    tensors = (t for module in modules for t in (*module.parameters(), *module.buffers()))
+    marks = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+    return hashlib.blake2b(repr(marks).encode(), digest_size=16).digest()

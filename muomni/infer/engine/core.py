@@ -1,0 +1,432 @@
+"""The steps of an engine: what is computed, for whom, and what becomes of it. Used by one thread at a time.
+
+Every step takes all running replies one token on and reads a piece of the prompts that have a slot, in one
+forward pass. What one request does to itself (a sampling error, a failing callback, a forward pass that fails for
+it alone) ends that request and no other.
+"""
+
+import time
+import warnings
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from muomni.infer.engine.scheduler import Scheduler
+from muomni.infer.prompt_media import MediaChunk
+from muomni.infer.request import FinishReason, Request
+from muomni.infer.runners.base import EagerRunner, Runner, torch_on_one_thread
+from muomni.infer.runners.select import Runners
+from muomni.infer.sampling import Sampler, on_device
+from muomni.infer.speculative.drafts import Lookup, verified
+from muomni.model import OmniModel, SlotCache
+from muomni.model.module_modes import evaluating
+
+# Several greedy steps are one call of the runner where it can do that, but not for longer than this: new
+# requests and cancellations wait for the call to end.
+_LONGEST_CALL_S = 0.02
+_MOST_STEPS = 32
+
+NO_GUESS_APART = "speculate has no effect with deterministic"
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What one request has in a step: its `tokens` from `position` on; the logits of the last `wanted` are wanted."""
+
+    request: Request
+    tokens: Sequence[int]
+    position: int
+    wanted: int
+    media: MediaChunk | None = None
+
+
+@dataclass(slots=True)
+class _Rows:
+    """The running requests as tensors, kept from step to step for as long as they are the same."""
+
+    requests: list[Request]
+    tokens: Tensor
+    slots: Tensor
+    positions: Tensor
+    wanted: Tensor
+    sampler: Sampler
+    simple: bool
+    alone: bool
+    guess: bool
+
+
+class Batcher:
+    """See the module.
+
+    Args:
+        model: in evaluation mode while there is something to do, then as it was before.
+        cache: on the model's device.
+        runners: see `Runners`.
+        scheduler: over the cache's slots.
+
+    Attributes:
+        runner: computes now.
+        declined: why there is no faster one, or empty.
+        steps: how many there have been.
+    """
+
+    def __init__(self, model: OmniModel, cache: SlotCache, runners: Runners, scheduler: Scheduler) -> None:
+        self.runner: Runner = runners.now
+        self.declined = runners.note
+        self.scheduler = scheduler
+        self.steps = 0
+        self._model = model
+        self._cache = cache
+        # Reads what holds pictures and sounds, which other runners cannot; they share the cache.
+        self._reader = EagerRunner(model, cache)
+        self._later = runners.later
+        self._rows: _Rows | None = None
+        self._seen: Tensor | None = None
+        self._clock = 0.0  # seconds spent in steps
+        self._step_s = 1.0
+        self._mode: AbstractContextManager[None] | None = None
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Computes one step for all. What fails is told to the requests it hits."""
+        if self._mode is None:
+            self._mode = evaluating(self._model)
+            self._mode.__enter__()
+        started = time.perf_counter()
+        try:
+            if self._later is not None and self._later.done():
+                self._switch()
+            if self.scheduler.waiting:
+                for request in self.scheduler.admit():
+                    request.began = self._clock
+            if self.scheduler.filling:
+                self._mixed_step(started)
+            else:
+                self._decode_step(started)
+            self.steps += 1
+        except Exception as error:  # noqa: BLE001 - told to every request; the engine lives on
+            self.fail_all(error)
+        except BaseException:  # Ctrl-C: the step is computed again by whoever goes on
+            self._rows = None
+            raise
+        finally:
+            self._clock += time.perf_counter() - started
+
+    def end(self, request: Request, reason: FinishReason | None = None, error: BaseException | None = None) -> None:
+        """Takes a request out wherever it is; nothing happens to one that has ended."""
+        if request.finished:  # a callback has cancelled it
+            return
+        self.scheduler.remove(request)
+        self._rows = None
+        if request.lookup is not None:
+            request.lookup.close()
+        request.reason, request.error = reason, error
+        request.finished = True
+        if request.event is not None:
+            request.event.set()
+        if request.notify is not None:
+            try:
+                request.notify()
+            except Exception as failed:  # noqa: BLE001 - told to the request whose callback failed
+                request.error = request.error or failed
+
+    def fail_all(self, error: BaseException) -> None:
+        """Ends every request."""
+        for request in [*self.scheduler.running, *self.scheduler.filling, *self.scheduler.waiting]:
+            self.end(request, error=error)
+
+    def rest(self) -> None:
+        """Nothing is left to do: the model gets its mode back."""
+        mode, self._mode = self._mode, None
+        if mode is not None:
+            mode.__exit__(None, None, None)
+
+    @property
+    def guesses_deterministic(self) -> bool:
+        """Whether deterministic requests are guessed for: now, or perhaps by a runner that is being made."""
+        return self.runner.batch_invariant or self._later is not None
+
+    def _switch(self) -> None:
+        """Takes the faster runner, or tells why there is none."""
+        assert self._later is not None
+        later, self._later = self._later, None
+        error = later.exception()
+        if error is not None:
+            self.declined = str(error)
+        elif (runner := later.result()) is not None:
+            self.runner = runner
+            self._step_s = 1.0
+        inside = (*self.scheduler.running, *self.scheduler.filling, *self.scheduler.waiting)
+        if not self.runner.batch_invariant and any(r.deterministic and r.speculate for r in inside):
+            warnings.warn(f"{NO_GUESS_APART} requests here: {self.declined or 'the runner allows none'}", stacklevel=2)
+
+    def _mixed_step(self, started: float) -> None:
+        scheduler = self.scheduler
+        parts = [_Part(r, r.tokens[-1:], r.position, 1) for r in scheduler.running]
+        chunks = scheduler.chunks()
+        for request, count in chunks:
+            begin, end = request.stored, request.stored + count
+            media = None if request.media is None else request.media.chunk(begin, end)
+            parts.append(_Part(request, request.prompt[begin:end], begin, int(end == len(request.prompt)), media))
+        self._rows = None
+        parts, logits = self._forward(parts)
+        lost = {id(request) for request, _ in chunks} - {id(part.request) for part in parts}
+        for request, count in chunks:
+            if id(request) not in lost and scheduler.read(request, count) and self._penalised(request):
+                self._note_prompt(request)
+        requests = [part.request for part in parts if part.wanted]
+        if requests:
+            self._sample_and_deliver(requests, logits, started)
+
+    def _decode_step(self, started: float) -> None:
+        rows = self._rows or self._make_rows()
+        if rows.guess and self._step_s < 1.0:
+            drafts = [self._draft(request) for request in rows.requests]
+            if self._rows is None:  # a guess has failed and its request has ended: the others go on with the next step
+                return None
+            if any(drafts):
+                return self._verify_step(rows.requests, drafts, started)
+        if rows.simple and self.runner.can_greedy and not rows.alone:
+            # Also for one step: taking the largest of all logits with torch wakes its threads, which then spin
+            # for a while on the cores that the runner's threads need.
+            steps = self._steps_at_once(rows)
+            try:
+                new = self.runner.greedy(rows.tokens, rows.slots, rows.positions, steps)
+            except Exception:  # noqa: BLE001 - the step below tells whose fault it is
+                self._step_s = 1.0
+                return self._decode_apart(started)
+            self._timed(started, steps)
+            rows.tokens = new[:, -1]
+            rows.positions += steps
+            return self._deliver(rows.requests, new.tolist(), started)
+        if rows.alone:
+            return self._decode_apart(started)
+        try:
+            logits = self.runner.forward(rows.tokens, rows.slots, rows.positions, rows.wanted)
+            drawn = self._sample(rows.requests, logits, rows.sampler)
+        except Exception:  # noqa: BLE001 - the step below tells whose fault it is
+            return self._decode_apart(started)
+        rows.tokens = drawn
+        rows.positions += 1
+        self._timed(started, 1)
+        return self._deliver(rows.requests, [[token] for token in drawn.tolist()], started)
+
+    def _decode_apart(self, started: float) -> None:
+        """A decode step that isolates whom it fails for."""
+        self._rows = None
+        parts, logits = self._forward([_Part(r, r.tokens[-1:], r.position, 1) for r in self.scheduler.running])
+        if parts:
+            self._sample_and_deliver([part.request for part in parts], logits, started)
+
+    def _draft(self, request: Request) -> list[int]:
+        if not request.speculate:
+            return []
+        most = request.limit - len(request.tokens) - 1  # the step gives one more than is accepted
+        try:
+            if request.lookup is None:
+                guesser = request.speculate
+                prompt = request.prompt
+                request.lookup = Lookup(prompt) if isinstance(guesser, bool) else guesser.begin(prompt)
+            return request.lookup.draft(request.tokens, len(request.prompt), most)
+        except Exception as error:  # noqa: BLE001 - told to the request whose guess failed
+            self.end(request, error=error)
+            return []
+
+    def _verify_step(self, requests: list[Request], drafts: list[list[int]], started: float) -> None:
+        """A greedy step in which rows may have drafts."""
+        self._rows = None
+        asked = [
+            _Part(r, [r.tokens[-1], *draft], r.position, len(draft) + 1)
+            for r, draft in zip(requests, drafts, strict=True)
+        ]
+        parts, logits = self._forward(asked)
+        likely = logits.argmax(dim=-1).tolist() if parts else []
+        once = sum(r.lookup.once_s for r, draft in zip(requests, drafts, strict=True) if draft and r.lookup is not None)
+        took = time.perf_counter() - started - once
+        drafted = sum(len(part.tokens) - 1 for part in parts)
+        costs = max(0.0, took - self._step_s) / max(1, drafted)
+        new: list[list[int]] = []
+        for part in parts:
+            draft = part.tokens[1:]
+            new.append(verified(draft, likely[: len(part.tokens)]))
+            likely = likely[len(part.tokens) :]
+            if draft and part.request.lookup is not None:
+                accepted = len(new[-1]) - 1
+                part.request.lookup.learn(len(draft), accepted, self._step_s / len(parts), costs)
+        self._deliver([part.request for part in parts], new, started)
+
+    def _make_rows(self) -> _Rows:
+        requests = list(self.scheduler.running)
+        simple = all(r.simple for r in requests)
+        apart = any(r.deterministic for r in requests) and not self.runner.batch_invariant
+        self._rows = _Rows(
+            requests=requests,
+            tokens=torch.tensor([r.tokens[-1] for r in requests]),
+            slots=torch.tensor([r.slot for r in requests]),
+            positions=torch.tensor([r.position for r in requests]),
+            wanted=torch.arange(len(requests)),
+            sampler=Sampler([r.params for r in requests], self._cache.device),
+            simple=simple,
+            alone=apart and len(requests) > 1,
+            guess=simple and not apart and any(r.speculate for r in requests),
+        )
+        return self._rows
+
+    def _steps_at_once(self, rows: _Rows) -> int:
+        left = min(r.limit - len(r.tokens) for r in rows.requests)
+        return max(1, min(left, _MOST_STEPS, int(_LONGEST_CALL_S / self._step_s)))
+
+    def _timed(self, started: float, steps: int) -> None:
+        """A running average of a decode step's time; the first guess is far too long."""
+        took = (time.perf_counter() - started) / steps
+        self._step_s = took if self._step_s == 1.0 else 0.8 * self._step_s + 0.2 * took
+
+    # -- one forward pass -----------------------------------------------------------------------------------
+
+    def _forward(self, parts: list[_Part]) -> tuple[list[_Part], Tensor]:
+        """Computes a flattened batch; gives the parts that did not fail and the logits wanted, in their order."""
+        apart = not self.runner.batch_invariant
+        # One pass for all where the same runner does text and media; else one for each.
+        text: list[_Part] = []
+        media: list[_Part] = text if type(self.runner) is EagerRunner else []
+        groups = [text] if media is text else [text, media]
+        for part in parts:
+            if part.request.deterministic and (apart or part.media is not None):
+                groups.append([part])
+            else:
+                (text if part.media is None else media).append(part)
+        done: list[_Part] = []
+        logits: list[Tensor] = []
+        for group in groups:
+            if not group:
+                continue
+            try:
+                logits.append(self._run(group))
+                done += group
+            except Exception as error:  # noqa: BLE001 - told to the request whose part fails alone
+                if len(group) == 1:
+                    self.end(group[0].request, error=error)
+                    continue
+                for part in group:
+                    try:
+                        logits.append(self._run([part]))
+                        done.append(part)
+                    except Exception as own:  # noqa: BLE001 - as above
+                        self.end(part.request, error=own)
+        return done, torch.cat(logits) if logits else torch.empty(0)
+
+    def _run(self, parts: list[_Part]) -> Tensor:
+        tokens: list[int] = []
+        slots: list[int] = []
+        positions: list[int] = []
+        wanted: list[int] = []
+        for part in parts:
+            tokens += part.tokens
+            slots += [part.request.slot] * len(part.tokens)
+            positions += range(part.position, part.position + len(part.tokens))
+            wanted += range(len(tokens) - part.wanted, len(tokens))
+        asked = torch.tensor(wanted or [len(tokens) - 1])
+        batch = torch.tensor(tokens), torch.tensor(slots), torch.tensor(positions), asked
+        if any(part.media is not None for part in parts):
+            logits = self._reader.forward(*batch, _joined(parts, batch[2]))
+        else:
+            logits = self.runner.forward(*batch)
+        return logits[: len(wanted)]
+
+    # -- from logits to replies -----------------------------------------------------------------------------
+
+    def _sample_and_deliver(self, requests: list[Request], logits: Tensor, started: float) -> None:
+        try:
+            drawn = self._sample(requests, logits, Sampler([r.params for r in requests], logits.device)).tolist()
+        except Exception:  # noqa: BLE001 - told to the request whose row fails alone
+            drawn, left = [], []
+            for row, request in enumerate(requests):
+                try:
+                    sampler = Sampler([request.params], logits.device)
+                    drawn += self._sample([request], logits[row : row + 1], sampler).tolist()
+                    left.append(request)
+                except Exception as error:  # noqa: BLE001 - as above
+                    self.end(request, error=error)
+            requests = left
+        self._deliver(requests, [[token] for token in drawn], started)
+
+    def _sample(self, requests: list[Request], logits: Tensor, sampler: Sampler) -> Tensor:
+        """The next token of each request, on the CPU: the one wait for the device in a step."""
+        with torch_on_one_thread() if self.runner.own_threads else nullcontext():
+            return self._draw(requests, logits, sampler)
+
+    def _draw(self, requests: list[Request], logits: Tensor, sampler: Sampler) -> Tensor:
+        if sampler.greedy:
+            return logits.argmax(dim=-1).cpu()
+        uniform = on_device([request.number() for request in requests], torch.float32, logits.device)
+        seen, slots = None, None
+        if sampler.penalised:
+            assert self._seen is not None
+            slots = on_device([requests[row].slot for row in sampler.penalised], torch.int64, logits.device)
+            seen = self._seen[slots]
+        drawn = sampler(logits, uniform, seen)
+        if sampler.penalised:
+            assert self._seen is not None and slots is not None
+            self._seen[slots, drawn[sampler.penalised]] = True
+        return drawn.cpu()
+
+    @staticmethod
+    def _penalised(request: Request) -> bool:
+        return request.params.repetition_penalty != 1
+
+    def _note_prompt(self, request: Request) -> None:
+        if self._seen is None:
+            shape = (self._cache.slots, self._model.config.thinker.vocab_size)
+            self._seen = torch.zeros(shape, dtype=torch.bool, device=self._cache.device)
+        self._seen[request.slot] = False
+        self._seen[request.slot, on_device(request.prompt, torch.int64, self._cache.device)] = True
+
+    def _deliver(self, requests: list[Request], rows: list[list[int]], started: float) -> None:
+        now = self._clock + time.perf_counter() - started
+        for request, new in zip(requests, rows, strict=True):
+            if not request.tokens:
+                request.first = now
+            request.last = now
+            try:
+                reason = _append(request, new)
+                if reason is None:
+                    if request.event is not None:
+                        request.event.set()
+                    if request.notify is not None:
+                        request.notify()
+                    continue
+            except Exception as error:  # noqa: BLE001 - told to the request whose callback failed
+                self.end(request, error=error)
+                continue
+            self.end(request, reason)
+
+
+def _joined(parts: Sequence[_Part], positions: Tensor) -> MediaChunk:
+    """The media of a flattened batch of (N,) positions."""
+    axes = positions.repeat(3, 1)
+    features, places = [], []
+    begin = 0
+    for part in parts:
+        end = begin + len(part.tokens)
+        if part.media is not None:
+            axes[:, begin:end] = part.media.positions
+            features.append(part.media.features)
+            places.append(part.media.places + begin)
+        begin = end
+    return MediaChunk(torch.cat(features), torch.cat(places), axes)
+
+
+def _append(request: Request, new: Sequence[int]) -> FinishReason | None:
+    """Adds tokens up to the end of the reply; why it ends, or None. What comes behind the end is thrown away."""
+    tokens, ends, watch, limit = request.tokens, request.ends, request.watch, request.limit
+    for token in new:
+        if token in ends or (watch is not None and watch(token)):
+            tokens.append(token)
+            return "stop"
+        tokens.append(token)
+        if len(tokens) == limit:
+            return "length"
+    return None

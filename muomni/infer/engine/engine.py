@@ -1,0 +1,314 @@
+"""The engine: continuous batching over the slots of one cache, for any number of threads.
+
+Requests come and go between steps. Nobody needs a thread for it: whoever waits for a request computes steps, for
+all requests, until it is served (`wait`); a server starts the one model thread (`start`).
+
+    engine = make_engine(model, slots=16, capacity=1024)
+    request = engine.submit(Request(prompt=[1, 2, 3], params=SamplingParams(), limit=20))
+    engine.finish(request).tokens
+"""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from typing import Self
+
+import torch
+
+from muomni.accel.device import free_memory
+from muomni.errors import BusyError, EngineError, PromptError
+from muomni.infer.engine.core import NO_GUESS_APART, Batcher
+from muomni.infer.engine.scheduler import Scheduler
+from muomni.infer.request import Request
+from muomni.infer.runners.base import Runner
+from muomni.infer.runners.select import Runners, make_runner
+from muomni.model import OmniModel, SlotCache
+from muomni.model.kv_cache import slot_bytes
+
+
+class Engine:
+    """See the module.
+
+    Args:
+        model: in evaluation mode while there is something to do, then as it was before.
+        cache: on the model's device; its slots are the engine's alone.
+        runners: None takes what `make_runner` makes.
+        reuse: begin a prompt where an earlier one that began alike has been computed.
+        most_waiting: requests that may wait for a slot.
+        chunk, chunk_alone: see `Scheduler`.
+
+    Attributes:
+        note: one line for the log: the size of its cache, what it computes with, and what that says of itself.
+    """
+
+    def __init__(
+        self,
+        model: OmniModel,
+        cache: SlotCache,
+        runners: Runners | None = None,
+        *,
+        reuse: bool = True,
+        most_waiting: int = 1024,
+        chunk: int = 512,
+        chunk_alone: int = 2048,
+    ) -> None:
+        self.model = model
+        self.cache = cache
+        self._scheduler = Scheduler(cache.slots, cache.copy, chunk=chunk, chunk_alone=chunk_alone, reuse=reuse)
+        runners = make_runner(model, cache) if runners is None else runners
+        self._batcher = Batcher(model, cache, runners, self._scheduler)
+        self._most_waiting = most_waiting
+        self._inbox: deque[Request] = deque()
+        self._cancelled: deque[Request] = deque()
+        self._lock = threading.RLock()
+        self._stepping = False
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    @property
+    def runner(self) -> Runner:
+        """Who computes now."""
+        return self._batcher.runner
+
+    @property
+    def steps(self) -> int:
+        """How many there have been."""
+        return self._batcher.steps
+
+    @property
+    def note(self) -> str:
+        cache = self.cache
+        size = f"{cache.slots} slots of {cache.capacity} tokens in {str(cache.dtype).removeprefix('torch.')}"
+        said = "; ".join(note for note in (self.runner.note, self._batcher.declined) if note)
+        runner = f"{type(self.runner).__name__} ({said})" if said else type(self.runner).__name__
+        return f"KV cache: {size}, {cache.nbytes / 2**30:.3g} GiB; steps by {runner}"
+
+    @property
+    def waiting(self) -> int:
+        """Requests without a slot."""
+        return len(self._inbox) + len(self._scheduler.waiting)
+
+    @property
+    def active(self) -> bool:
+        """Whether any request is unfinished."""
+        return bool(self._inbox) or self._scheduler.active
+
+    def submit(self, request: Request) -> Request:
+        """Lets a request in.
+
+        Raises:
+            PromptError: it is empty, holds ids the model does not know, does not fit the cache, or asks for guesses
+                that would have no effect.
+            BusyError: as many wait as may.
+            EngineError: the engine is closed.
+        """
+        total = len(request.prompt) + request.limit
+        V = self.model.config.thinker.vocab_size
+        if not request.prompt:
+            raise PromptError("the prompt is empty: there is nothing to continue")
+        if not 0 <= min(request.prompt) <= max(request.prompt) < V:
+            raise PromptError(f"token ids must be whole numbers from 0 to {V - 1}, the model's vocabulary")
+        if request.limit < 1 or total > self.cache.capacity:
+            raise PromptError(
+                f"a prompt of {len(request.prompt)} tokens and a reply of {request.limit} do not fit the "
+                f"{self.cache.capacity} tokens of a slot: shorten the prompt or set max_new_tokens lower"
+            )
+        if request.deterministic and request.speculate and not self._batcher.guesses_deterministic:
+            raise PromptError(
+                f"{NO_GUESS_APART}, as the steps of {type(self.runner).__name__} round by their size: give one of them"
+            )
+        if self._closed:
+            raise EngineError("the engine is closed")
+        if self.waiting >= self._most_waiting:
+            raise BusyError(f"{self._most_waiting} requests are waiting already: try again later")
+        if self._thread is not None:
+            request.event = threading.Event()
+        self._inbox.append(request)
+        self._wake.set()
+        return request
+
+    def cancel(self, request: Request) -> None:
+        """Ends a request; its slot is free before the next step. Nothing happens to one that has ended."""
+        if request.finished:
+            return
+        request.cancelled = True
+        self._cancelled.append(request)
+        self._wake.set()
+        if self._lock.acquire(blocking=False):
+            try:
+                if not self._stepping:  # a callback, or the garbage collector, may come here inside a step
+                    self._take_messages()
+            finally:
+                self._lock.release()
+
+    def wait(self, request: Request, seen: int = 0) -> None:
+        """Returns once `request` has more than `seen` new tokens or is finished; computes steps where nobody does."""
+        while len(request.tokens) <= seen and not request.finished:
+            event = request.event
+            if event is not None and self._thread is not None:
+                event.wait(timeout=1.0)  # looks again: the thread may have been closed meanwhile
+                event.clear()
+            else:
+                with self._lock:
+                    if len(request.tokens) <= seen and not request.finished:
+                        self.step()
+
+    def finish(self, request: Request) -> Request:
+        """Waits for the end.
+
+        Raises:
+            what the request failed with.
+        """
+        while not request.finished:
+            self.wait(request, len(request.tokens))
+        if request.error is not None:
+            raise request.error
+        return request
+
+    def tokens(self, request: Request) -> Iterator[int]:
+        """New tokens as they come; leaving the loop early cancels the request.
+
+        Raises:
+            what the request failed with.
+        """
+        seen = 0
+        try:
+            while True:
+                self.wait(request, seen)
+                finished, new = request.finished, request.tokens[seen:]
+                yield from new
+                seen += len(new)
+                if finished and seen == len(request.tokens):
+                    break
+        finally:
+            self.cancel(request)
+        if request.error is not None:
+            raise request.error
+
+    async def stream(self, request: Request) -> AsyncIterator[list[int]]:
+        """Submits a request and gives its new tokens as they come, in an event loop; needs `start`.
+
+        Leaving the loop early cancels the request.
+
+        Raises:
+            as `submit`, and what the request failed with.
+        """
+        if self._thread is None:
+            raise EngineError("the engine's thread is not running: call start first")
+        loop, woken, seen = asyncio.get_running_loop(), asyncio.Event(), 0
+
+        def wake() -> None:
+            loop.call_soon_threadsafe(woken.set)
+
+        request.notify = wake
+        self.submit(request)
+        try:
+            while True:
+                woken.clear()
+                finished, new = request.finished, request.tokens[seen:]
+                if new:
+                    seen += len(new)
+                    yield new
+                elif finished:
+                    break
+                else:
+                    await woken.wait()
+        finally:
+            self.cancel(request)
+        if request.error is not None:
+            raise request.error
+
+    def start(self) -> Self:
+        """Starts the one model thread."""
+        if self._closed:
+            raise EngineError("the engine is closed")
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._serve, name="muomni-engine", daemon=True)
+            self._thread.start()
+        return self
+
+    def close(self) -> None:
+        """Ends the thread after its step; requests that have not ended fail with `EngineError`."""
+        self._closed = True
+        self._wake.set()
+        thread, self._thread = self._thread, None
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+        with self._lock:
+            self._take_messages()
+            self._batcher.fail_all(EngineError("the engine was closed before this request had ended"))
+            self._batcher.rest()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _serve(self) -> None:
+        while not self._closed:
+            self._wake.clear()
+            if not self.step():
+                self._wake.wait()
+
+    def step(self) -> bool:
+        """Computes one step for all; False when there was nothing to do."""
+        with self._lock:
+            self._take_messages()
+            if not self._scheduler.active:
+                return False
+            self._stepping = True
+            try:
+                self._batcher.step()
+            finally:
+                self._stepping = False
+            self._rest_if_idle()
+            return True
+
+    def _take_messages(self) -> None:
+        while self._inbox:
+            self._scheduler.add(self._inbox.popleft())
+        while self._cancelled:
+            self._batcher.end(self._cancelled.popleft())
+        self._rest_if_idle()
+
+    def _rest_if_idle(self) -> None:
+        if not self._scheduler.active:
+            self._batcher.rest()
+
+
+def make_engine(
+    model: OmniModel,
+    *,
+    slots: int,
+    capacity: int,
+    dtype: torch.dtype | None = None,
+    share: float = 0.5,
+    most_waiting: int = 1024,
+) -> Engine:
+    """An engine whose cache takes at most `share` of the memory that is free.
+
+    Args:
+        model: on its device.
+        slots: as many as fit, up to this many.
+        capacity: tokens of the longest request, prompt and reply.
+        dtype: of the cache; None takes the model's.
+        share: of the free memory, 0 to 1.
+        most_waiting: see `Engine`.
+
+    Raises:
+        EngineError: not even one slot fits.
+    """
+    dtype = model.dtype if dtype is None else dtype
+    each = slot_bytes(model.config.thinker, capacity, dtype)
+    free = free_memory(model.device)
+    fit = int(free * share // each)
+    if fit < 1:
+        raise EngineError(
+            f"the KV cache of {capacity} tokens takes {each / 2**30:.3g} GiB and {free / 2**30:.3g} GiB are free: "
+            "shorten the prompt, set max_new_tokens lower, or take an int8 cache"
+        )
+    cache = SlotCache(model.config.thinker, min(slots, fit), capacity, dtype, model.device)
+    return Engine(model, cache, most_waiting=most_waiting)

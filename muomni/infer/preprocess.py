@@ -1,0 +1,159 @@
+"""From what a user asks to what the engine takes: messages as ids, media as embeddings, and room for a reply."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from muomni.data.text.chat import EncodedChat, as_messages, check_messages, encode_chat
+from muomni.errors import MediaError, PromptError, UserError
+from muomni.infer.encoder_cache import Encoded, MediaMemory, prompt_media, takes, token_count
+from muomni.infer.limits import room
+from muomni.infer.request import Prepared
+from muomni.infer.sampling import SamplingParams
+from muomni.infer.speculative.drafts import check_guessable
+from muomni.model import OmniModel
+
+if TYPE_CHECKING:
+    from muomni.data.text.tokenizer import Tokenizer
+
+
+def settings_of(
+    prompts: Sequence[Any],
+    sampling: Sequence[Mapping[str, Any]] | None,
+    settings: Mapping[str, Any],
+    *,
+    guessed: bool = False,
+) -> list[SamplingParams]:
+    """The settings of every prompt: its own before those for all.
+
+    Raises:
+        PromptError: `prompts` is no list or an empty one, or a setting is not allowed, or with `guessed` leaves
+            nothing to guess.
+    """
+    if isinstance(prompts, str | bytes | Mapping) or not isinstance(prompts, Sequence):
+        raise PromptError(f"prompts must be a list, not {type(prompts).__name__}; chat answers a single one")
+    if not prompts:
+        raise PromptError("the list of prompts is empty: there is nothing to answer")
+    if sampling is not None and len(sampling) != len(prompts):
+        raise PromptError(f"sampling has {len(sampling)} entries for {len(prompts)} prompts: give one for each")
+    params = []
+    for number in range(len(prompts)):
+        try:
+            params.append(SamplingParams.of(**{**settings, **(sampling[number] if sampling is not None else {})}))
+            if guessed:
+                check_guessable(params[-1])
+        except PromptError as error:
+            raise PromptError(f"prompt {number + 1} of {len(prompts)}: {error}") from None
+    return params
+
+
+def read_prompt(
+    model: OmniModel, tokenizer: "Tokenizer", prompt: Any, *, raw: bool = False, root: Path | None = None
+) -> EncodedChat:
+    """The ids of a prompt, with one placeholder for each picture and sound; of all media only video files are opened.
+
+    Args:
+        model: says what is understood besides text.
+        tokenizer: of the model.
+        prompt: as `MuOmni.chat` takes it, or a text with `raw`.
+        raw: the text itself, without the turns of a chat.
+        root: what relative paths are relative to; None for the working directory.
+
+    Raises:
+        PromptError: the prompt is empty, not in the form of messages, or holds what the model does not take.
+        MediaError: a video that cannot be read.
+    """
+    if raw:
+        if not isinstance(prompt, str):
+            raise PromptError("a plain continuation needs a text, not messages")
+        if not prompt:
+            raise PromptError("the prompt is empty: there is nothing to continue")
+        ids = tokenizer.encode(prompt)
+        return EncodedChat(ids, [False] * len(ids))
+    encoders = {"image": model.config.vision, "audio": model.config.audio}
+    inputs = [kind for kind, encoder in encoders.items() if encoder is not None]
+    messages = as_messages(prompt)
+    if root is not None:
+        messages = check_messages(messages, inputs=inputs, root=root, videos=True)
+    return encode_chat(tokenizer, messages, add_generation_prompt=True, inputs=inputs)
+
+
+def prepare(
+    model: OmniModel,
+    tokenizer: "Tokenizer",
+    memory: MediaMemory,
+    asked: Iterable[tuple[Any, SamplingParams]],
+    names: Sequence[str],
+    *,
+    raw: bool = False,
+    alone: bool = False,
+    root: Path | None = None,
+    keep_going: bool = False,
+) -> list[Prepared]:
+    """Prompts as the engine takes them; new media of all of them are encoded together.
+
+    Args:
+        model, tokenizer: answer.
+        memory: of media that were encoded before.
+        asked: prompts with their settings.
+        names: what each is called in errors; empty for a single one.
+        raw, root: see `read_prompt`.
+        alone: encode each medium by itself.
+        keep_going: note what is wrong with a prompt in its place, instead of raising it.
+
+    Raises:
+        PromptError: a prompt that is wrong, or too long.
+        MediaError: a picture or sound that cannot be read.
+    """
+    chats: list[tuple[EncodedChat | UserError, SamplingParams]] = []
+    for (prompt, params), name in zip(asked, names, strict=True):
+        try:
+            chat = read_prompt(model, tokenizer, prompt, raw=raw, root=root)
+            _check_length(model, chat, params)
+            chats.append((chat, params))
+        except (PromptError, MediaError) as error:
+            chats.append((_told(error, name, keep_going), params))
+    parts = [part for chat, _ in chats if isinstance(chat, EncodedChat) for part in chat.media]
+    media = iter(memory.encode(model, parts, alone=alone) if parts else [])
+    prepared = []
+    for (read, params), name in zip(chats, names, strict=True):
+        if isinstance(read, UserError):
+            prepared.append(Prepared([], params, error=read))
+            continue
+        own = [next(media) for _ in read.media]
+        try:
+            prepared.append(_with_media(model, read, own, params))
+        except (PromptError, MediaError) as error:
+            prepared.append(Prepared([], params, error=_told(error, name, keep_going)))
+    return prepared
+
+
+def _told(error: UserError, name: str, keep_going: bool) -> UserError:
+    """The error, or where it is to be raised, raises it naming the prompt."""
+    if keep_going:
+        return error
+    raise type(error)(f"{name}: {error}" if name else str(error)) from None
+
+
+def _check_length(model: OmniModel, chat: EncodedChat, params: SamplingParams) -> None:
+    """Refuses a prompt that is too long before its media are decoded."""
+    counts = [token_count(model.config, part, exact=False) for part in chat.media]
+    text = len(chat.ids) - len(counts)
+    least = text + sum(max(count - 1, 1) for count in counts)
+    if not counts or least >= model.config.thinker.max_position_embeddings:
+        room(model, (1, text + sum(counts)), params, takes(chat.media, counts))
+
+
+def _with_media(
+    model: OmniModel, chat: EncodedChat, media: Sequence[Encoded | MediaError], params: SamplingParams
+) -> Prepared:
+    whole = []
+    for one in media:
+        if isinstance(one, MediaError):
+            raise one
+        whole.append(one)
+    if not whole:
+        return Prepared(chat.ids, params)
+    ids, inside = prompt_media(chat, whole)
+    room(model, (1, len(ids)), params, takes(chat.media, [len(one.features) for one in whole]))
+    return Prepared(ids, params, inside)

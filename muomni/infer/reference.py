@@ -1,0 +1,124 @@
+"""Generation: the whole prompt once, then one token a step with the KV cache.
+
+Legend: B rows, T prompt tokens, N new tokens, V vocabulary.
+"""
+
+from collections.abc import Generator, Sequence
+from contextlib import closing
+
+import torch
+from torch import Tensor
+
+from muomni.errors import PromptError
+from muomni.infer.limits import STOP_NEEDS_TEXT, room
+from muomni.infer.prompt_media import PromptMedia
+from muomni.infer.sampling import Sampler, SamplingParams, draw_uniform, make_random, on_device
+from muomni.model import KVCache, OmniModel
+from muomni.model.module_modes import evaluating
+
+
+def generate(
+    model: OmniModel,
+    ids: Tensor,
+    params: SamplingParams,
+    *,
+    end_ids: Sequence[int] | None = None,
+    use_cache: bool = True,
+    media: PromptMedia | None = None,
+) -> Tensor:
+    """Continues B prompts of equal length together.
+
+    Args:
+        model: on any device; in evaluation mode while this runs.
+        ids: (B, T) int64 on the model's device.
+        params: for all rows. Stop texts need a tokenizer: `TextStream` does them.
+        end_ids: tokens that end a row, kept in the result; None takes the configuration's.
+        use_cache: False computes every step from the first token on, to compare with.
+        media: pictures and sounds of the one prompt there is then.
+
+    Returns:
+        (B, N) int64 new tokens on the model's device. A row that ended is filled with the first of
+        `end_ids`; N is at most `max_new_tokens`, less where the context ends or every row has ended.
+
+    Raises:
+        PromptError: there is nothing to continue, or no room for it.
+    """
+    if params.stops:
+        raise PromptError(STOP_NEEDS_TEXT)
+    ends = [] if params.ignore_eos else list(model.config.eos_token_ids if end_ids is None else end_ids)
+    B, N = ids.shape[0], room(model, ids.shape, params)
+    out = torch.empty(B, N, dtype=torch.int64, device=ids.device)
+    ended = torch.zeros(B, dtype=torch.bool, device=ids.device)
+    # Only made where there are ends: copying it to the device waits.
+    end_set = torch.tensor(ends, dtype=torch.int64, device=ids.device) if ends else None
+    with closing(next_tokens(model, ids, params, use_cache=use_cache, media=media)) as steps:
+        for step, token in enumerate(steps):
+            if end_set is None:
+                out[:, step] = token
+                continue
+            out[:, step] = torch.where(ended, end_set[0], token)
+            ended |= torch.isin(token, end_set)
+            if bool(ended.all()):  # the one wait for the device in a step
+                return out[:, : step + 1]
+    return out
+
+
+@torch.inference_mode()
+def next_tokens(
+    model: OmniModel,
+    ids: Tensor,
+    params: SamplingParams,
+    *,
+    use_cache: bool = True,
+    media: PromptMedia | None = None,
+) -> Generator[Tensor]:
+    """The loop itself: yields the next (B,) tokens, as often as `room` allows, without waiting for the device.
+
+    It knows nothing of ends: whoever reads it stops when it has enough.
+    """
+    B, T = ids.shape
+    total = T + room(model, ids.shape, params)
+    thinker = model.config.thinker
+    sources = [make_random(params.seed, row) for row in range(B)] if params.temperature > 0 else []
+    sampler = Sampler([params] * B, ids.device)
+    seen = None
+    if params.repetition_penalty != 1:
+        seen = torch.zeros(B, thinker.vocab_size, dtype=torch.bool, device=ids.device).scatter_(1, ids, True)
+    cache = KVCache(thinker, B, total, model.dtype, ids.device) if use_cache else None
+    whole = torch.empty(B, total, dtype=torch.int64, device=ids.device)
+    whole[:, :T] = ids
+    with evaluating(model):
+        for end in range(T, total):
+            begin = cache.length if cache is not None else 0
+            if cache is not None and (media is None or begin >= T):
+                logits = model(whole[:, begin:end], cache=cache, last=1).logits
+            else:
+                logits = _logits(model, whole[:, begin:end], begin, media, cache)
+            uniform = on_device([draw_uniform(source) for source in sources], torch.float32, ids.device)
+            token = sampler(logits[:, -1], uniform, seen)
+            if seen is not None:
+                seen.scatter_(1, token[:, None], True)
+            whole[:, end] = token
+            yield token
+
+
+def _logits(model: OmniModel, ids: Tensor, begin: int, media: PromptMedia | None, cache: KVCache | None) -> Tensor:
+    """(B, 1, V) logits behind tokens (B, T) that stand at `begin` of a prompt and what follows it.
+
+    A placeholder that the model has generated is a token like others, so places are known by their index.
+    """
+    if media is None:
+        hidden = model.thinker(ids, cache=cache)
+    elif ids.shape[0] != 1:
+        raise ValueError(f"media belong to one prompt, not to {ids.shape[0]} rows")
+    else:
+        end = begin + ids.shape[1]
+        x = model.thinker.embed_tokens(ids)
+        positions = torch.arange(begin, end).repeat(3, 1)
+        chunk = media.chunk(begin, end)
+        if chunk is not None:
+            x[0, chunk.places.to(x.device)] = chunk.features.to(x.dtype)
+            positions[:, : chunk.positions.shape[1]] = chunk.positions
+        hidden = model.thinker(inputs_embeds=x, positions=positions[:, None].to(x.device), cache=cache)
+    logits: Tensor = model.thinker.lm_head(hidden[:, -1:])
+    return logits

@@ -1,0 +1,1 @@
+"""Runners: who computes a step."""

@@ -1,0 +1,114 @@
+"""Who computes a step: the protocol, torch's modules as its plain form, and the choice between runners.
+
+A *flattened batch* is N tokens, each with its slot and its position: chunks of prompts and single tokens of
+running replies, mixed, without padding. Keys and values of the whole batch are stored before anybody attends;
+a token attends to positions 0 .. its own of its slot, so causality is by position.
+
+Legend: N tokens of a batch, M of them whose logits are wanted, V vocabulary, B rows.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from muomni.infer.prompt_media import MediaChunk
+from muomni.model import OmniModel, SlotBatch, SlotCache
+
+
+class Runner(Protocol):
+    """Computes steps over one `SlotCache`; runners over the same one may take turns at any step.
+
+    Attributes:
+        can_greedy: whether `greedy` is faster than as many calls of `forward`.
+        own_threads: whether it computes on threads of its own, which torch's threads, spinning for a while after
+            each operation, would keep from their cores.
+        batch_invariant: logits of a token do not depend, bit by bit, on the other tokens of the batch.
+        note: what the log should know of it; empty where its name says all.
+    """
+
+    can_greedy: bool
+    own_threads: bool
+    batch_invariant: bool
+
+    @property
+    def note(self) -> str: ...
+
+    def forward(self, tokens: Tensor, slots: Tensor, positions: Tensor, wanted: Tensor) -> Tensor:
+        """One step.
+
+        Args:
+            tokens, slots, positions: (N,) int64 on the CPU. The tokens of one slot stand together and in order.
+            wanted: (M,) int64 on the CPU, places in the batch, rising.
+
+        Returns:
+            (M, V) fp32 logits on the model's device.
+        """
+
+    def greedy(self, tokens: Tensor, slots: Tensor, positions: Tensor, steps: int) -> Tensor:
+        """Each of B rows of different slots goes on by `steps` tokens, always the most likely one.
+
+        Args:
+            tokens, slots, positions: (B,) int64 on the CPU: the newest token of each row, its slot and position.
+            steps: at least 1.
+
+        Returns:
+            (B, steps) int64 on the CPU.
+        """
+
+
+class EagerRunner:
+    """torch's modules as they are: any device, any weights.
+
+    Args:
+        model: in evaluation mode while it is used.
+        cache: on the model's device.
+    """
+
+    can_greedy = False
+    own_threads = False
+    batch_invariant = False
+    note = ""
+
+    def __init__(self, model: OmniModel, cache: SlotCache) -> None:
+        self._model = model
+        self._cache = cache
+
+    def forward(
+        self, tokens: Tensor, slots: Tensor, positions: Tensor, wanted: Tensor, media: MediaChunk | None = None
+    ) -> Tensor:
+        """See `Runner`; with `media`, some of the tokens are embeddings of pictures and sounds."""
+        thinker, device = self._model.thinker, self._cache.device
+        batch = SlotBatch(self._cache, slots, positions)
+        if media is None:
+            hidden = thinker(tokens.to(device)[None], positions.to(device)[None], cache=batch)[0]
+        else:
+            x = thinker.embed_tokens(tokens.to(device))
+            x = x.index_copy(0, media.places.to(device), media.features.to(x.dtype))
+            axes = media.positions.to(device)[:, None]
+            hidden = thinker(inputs_embeds=x[None], positions=axes, cache=batch)[0]
+        if len(wanted) != len(tokens):
+            hidden = hidden[wanted.to(device)]
+        logits: Tensor = thinker.lm_head(hidden)
+        return logits.float()
+
+    def greedy(self, tokens: Tensor, slots: Tensor, positions: Tensor, steps: int) -> Tensor:
+        out = torch.empty(len(tokens), steps, dtype=torch.int64)
+        wanted = torch.arange(len(tokens))
+        for step in range(steps):
+            tokens = self.forward(tokens, slots, positions + step, wanted).argmax(dim=-1).cpu()
+            out[:, step] = tokens
+        return out
+
+
+@contextmanager
+def torch_on_one_thread() -> Iterator[None]:
+    """Operations of torch inside compute on the calling thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,154 @@
+"""The runner for CPUs: a whole decoder step in one native call (`ops.native`), several in one when greedy.
+
+It reads the model's weights and the cache in place, so it costs no memory of its own and may alternate with
+the eager runner on the same request. Results of a token do not depend on the rest of the batch, bit by bit.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from muomni.model import OmniModel, SlotCache
+from muomni.model.int8_layers import Int8Embedding, Int8Linear
+from muomni.model.layers import MLP, Attention, Block, RMSNorm
+from muomni.model.thinker import Thinker
+from muomni.ops.native import Decoder, DecoderWeights, LayerWeights, Library, Matrix, Unavailable, load
+from muomni.ops.rope import rope_tables
+
+_FLOATS = (torch.float32, torch.bfloat16)
+_LAYERS = (nn.Embedding, nn.Linear, Int8Embedding, Int8Linear)
+_KNOWN = (Thinker, nn.ModuleList, Block, Attention, MLP, RMSNorm, nn.Dropout, *_LAYERS)
+
+
+class NativeRunner:
+    """Computes steps of `model` over `cache`; see `infer.runners.base.Runner`. `make_native_runner` makes it.
+
+    The model must stay as it is: after its weights were replaced (`.to`, `quantize`), make another one.
+
+    Args:
+        library: the compiled decoder.
+        model, cache: that `why_not` finds no fault with.
+        threads: that work on a step.
+        int8_activations: see `ops.native.Decoder`.
+    """
+
+    can_greedy = True
+    own_threads = True
+    batch_invariant = True
+
+    def __init__(
+        self, library: Library, model: OmniModel, cache: SlotCache, threads: int, *, int8_activations: bool = True
+    ) -> None:
+        config = model.config.thinker
+        self.library = library
+        self.threads = threads
+        self.note = f"{threads} threads"
+        angles = rope_tables(torch.arange(cache.capacity)[None], config.head_dim, config.rope_theta, torch.float32)
+        cos, sin = (table.reshape(cache.capacity, -1).contiguous() for table in angles)
+        self._decoder = Decoder(
+            library,
+            _weights(model),
+            cache.keys,
+            cache.values,
+            cos,
+            sin,
+            threads=threads,
+            int8_activations=int8_activations,
+        )
+
+    def forward(self, tokens: Tensor, slots: Tensor, positions: Tensor, wanted: Tensor) -> Tensor:
+        return self._decoder.forward(tokens, slots, positions, wanted)
+
+    def greedy(self, tokens: Tensor, slots: Tensor, positions: Tensor, steps: int) -> Tensor:
+        return self._decoder.greedy(tokens, slots, positions, steps)
+
+
+def make_native_runner(model: OmniModel, cache: SlotCache, threads: int | None = None) -> NativeRunner | Unavailable:
+    """The native runner, or why there can be none. Compiles for some seconds the first time on a machine.
+
+    Args:
+        threads: None takes torch's number.
+    """
+    reason = why_not(model, cache)
+    if reason:
+        return Unavailable(reason)
+    library = load()
+    if isinstance(library, Unavailable):
+        return library
+    return NativeRunner(library, model, cache, threads or torch.get_num_threads())
+
+
+def why_not(model: OmniModel, cache: SlotCache) -> str | None:
+    """What about the model or the cache the native decoder cannot do; None when it can do all of it."""
+    if model.device.type != "cpu" or cache.device.type != "cpu":
+        return f"the model is on {model.device}, the cache on {cache.device}: the native decoder is for CPUs"
+    if cache.dtype not in _FLOATS:
+        return f"a cache of {cache.dtype}: the native decoder knows float32 and bfloat16"
+    if model.thinker.training and model.config.thinker.dropout > 0:
+        return "the model is in training mode, with dropout"
+    for name, module in model.thinker.named_modules(prefix="thinker"):
+        fault = unknown_layer(module)
+        if fault:
+            return f"{name}: {fault}"
+    return None
+
+
+def unknown_layer(module: nn.Module) -> str | None:
+    """What about a module the native decoder cannot do; None when it can do all of it."""
+    # Exact types: a subclass or a wrapper, such as LoRA's, computes something else.
+    if type(module) not in _KNOWN:
+        return f"the native decoder does not know a {type(module).__name__}"
+    if module._forward_hooks or module._forward_pre_hooks:
+        return "it has hooks, which only the eager model calls"
+    if "forward" in module.__dict__:
+        return "its forward was replaced, which only the eager model calls"
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor):
+        return None
+    if getattr(module, "bias", None) is not None:
+        return "it has a bias"
+    if weight.dtype not in (*_FLOATS, torch.int8):
+        return f"its weights are {weight.dtype}"
+    return None if weight.is_contiguous() else "its weights are not contiguous"
+
+
+def _weights(model: OmniModel) -> DecoderWeights:
+    thinker, config = model.thinker, model.config.thinker
+    blocks = [block for block in thinker.layers if isinstance(block, Block)]
+    return DecoderWeights(
+        embed=_matrix(thinker.embed_tokens),
+        head=_matrix(thinker.lm_head),
+        final_norm=_norm(thinker.norm),
+        layers=tuple(layer_weights(block) for block in blocks),
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        eps=config.rms_norm_eps,
+    )
+
+
+def layer_weights(block: Block) -> LayerWeights:
+    """A block's weights as the native decoder reads them, in place."""
+    attention, mlp = block.self_attn, block.mlp
+    return LayerWeights(
+        input_norm=_norm(block.input_layernorm),
+        post_norm=_norm(block.post_attention_layernorm),
+        q_norm=_norm(attention.q_norm),
+        k_norm=_norm(attention.k_norm),
+        q=_matrix(attention.q_proj),
+        k=_matrix(attention.k_proj),
+        v=_matrix(attention.v_proj),
+        o=_matrix(attention.o_proj),
+        gate=_matrix(mlp.gate_proj),
+        up=_matrix(mlp.up_proj),
+        down=_matrix(mlp.down_proj),
+    )
+
+
+def _matrix(module: nn.Module) -> Matrix:
+    weight, scale = module.weight, getattr(module, "scale", None)
+    assert isinstance(weight, Tensor)
+    return Matrix(weight.detach(), scale)
+
+
+def _norm(norm: RMSNorm) -> Tensor:
+    return norm.weight.detach().float()

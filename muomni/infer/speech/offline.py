@@ -1,0 +1,154 @@
+"""Texts that are known: the sentences of all of them side by side, and their codes to sound in groups."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from muomni.data.speech.spoken_text import spoken_words
+from muomni.errors import SpeechError
+from muomni.infer.reply import Reply, SpeechTiming, Timing
+from muomni.infer.sampling import make_random
+from muomni.infer.speech.settings import SpeechSettings
+from muomni.infer.speech.speaker import Sentence, Speaker, sentence_seed
+from muomni.infer.speech.speaker_pool import SpeechSession, codec_of, talker_of
+from muomni.infer.speech.text import SentenceText, encode_sentences
+from muomni.model import OmniModel
+from muomni.model.codec import SpeechCodec
+from muomni.model.module_modes import evaluating
+
+if TYPE_CHECKING:
+    from muomni.data.text.tokenizer import Tokenizer
+
+# Steps between two looks at who has ended.
+_LOOK = 4
+# Frames that the codec decodes at one time, padding included.
+_DECODED = 2048
+
+
+@dataclass(frozen=True)
+class Speech:
+    """A text that was spoken.
+
+    Attributes:
+        audio: (samples,) float32 on the CPU.
+        sample_rate: in hertz.
+        timing: where the time went.
+    """
+
+    audio: Tensor
+    sample_rate: int
+    timing: SpeechTiming
+
+    def said(self, text: str) -> Reply:
+        """The reply to a text that was only to be spoken."""
+        timing = Timing(0, 0, 0.0, 0.0)
+        return self.added(Reply(text, (), "stop", timing))
+
+    def added(self, reply: Reply) -> Reply:
+        """The reply with its sound."""
+        return replace(reply, audio=self.audio, sample_rate=self.sample_rate, speech=self.timing)
+
+
+def text_seed(settings: SpeechSettings) -> int:
+    """The seed of a text: its own, or a new one."""
+    return make_random(None).getrandbits(62) if settings.seed is None else settings.seed
+
+
+def nothing_to_say(text: str) -> SpeechError:
+    """The error for a text without words."""
+    shown = text if len(text) <= 60 else f"{text[:57]}..."
+    return SpeechError(f"there is nothing to say in {shown!r}: it has no letter and no number")
+
+
+def speak_all(
+    model: OmniModel,
+    tokenizer: "Tokenizer",
+    session: SpeechSession,
+    texts: Sequence[tuple[str, SpeechSettings]],
+    *,
+    batch_size: int = 32,
+) -> list[Speech | SpeechError]:
+    """Speaks texts; the speech of each is the same whatever the others are, up to rounding.
+
+    Args:
+        model: with a Talker.
+        tokenizer: of the model.
+        session: of the model.
+        texts: with the settings of each.
+        batch_size: sentences side by side.
+
+    Returns:
+        for each text its speech, or why it could not be spoken: without words, or with a sentence that failed.
+
+    Raises:
+        UserError: the model has no Talker.
+        PromptError: it has no such voice.
+    """
+    began = time.perf_counter()
+    voices, codec = talker_of(model).config.voices, codec_of(model)
+    spoken: list[list[Sentence]] = []
+    for text, settings in texts:
+        voice, seed = settings.voice_number(voices), text_seed(settings)
+        sentences = [SentenceText(words) for words in spoken_words(text)]
+        spoken.append([Sentence(one, settings, voice, sentence_seed(seed, n)) for n, one in enumerate(sentences)])
+    every = [sentence for parts in spoken for sentence in parts]
+    if every:
+        with session.take(model, min(batch_size, len(every))) as speaker:
+            _speak(model, tokenizer, speaker, every)
+    sounds = _decode(codec, [s for s in every if s.error is None], talker_of(model).config.flush)
+    work = time.perf_counter() - began
+    total = sum(len(sound) for sound in sounds.values())
+    made: list[Speech | SpeechError] = []
+    for (text, settings), parts in zip(texts, spoken, strict=True):
+        errors = [sentence.error for sentence in parts if sentence.error is not None]
+        if errors or not parts:
+            made.append(errors[0] if errors else nothing_to_say(text))
+            continue
+        pause = torch.zeros(round(settings.pause * codec.sample_rate))
+        pieces = [piece for sentence in parts for piece in (pause, sounds[sentence])][1:]
+        share = sum(len(sounds[sentence]) for sentence in parts) / total
+        audio = torch.cat(pieces)
+        timing = SpeechTiming(len(parts), len(audio) / codec.sample_rate, work * share)
+        made.append(Speech(audio, codec.sample_rate, timing))
+    return made
+
+
+def _speak(model: OmniModel, tokenizer: "Tokenizer", speaker: Speaker, sentences: Sequence[Sentence]) -> None:
+    # The longest first: at the end few slots are left without work.
+    waiting = sorted(sentences, key=lambda sentence: sentence.text.coming)
+    encoded: list[Sentence] = []
+    slots = len(speaker.rows)
+    while waiting or encoded or speaker.free < slots:
+        while speaker.free and (waiting or encoded):
+            if not encoded:
+                encoded = [waiting.pop() for _ in range(min(slots, len(waiting)))][::-1]
+                with torch.inference_mode(), evaluating(model):
+                    encode_sentences(model, tokenizer, [sentence.text for sentence in encoded])
+            speaker.add(encoded.pop())
+        for sentence in speaker.run(_LOOK):
+            if sentence.done:
+                sentence.text.encoded = None
+
+
+def _decode(codec: SpeechCodec, sentences: Sequence[Sentence], flush: int) -> dict[Sentence, Tensor]:
+    """(samples,) of each sentence."""
+    sounds: dict[Sentence, Tensor] = {}
+    group: list[Sentence] = []
+
+    def decode_group() -> None:
+        codes = [sentence.codes(0, sentence.frames or 0, flush).T for sentence in group]
+        sounds.update(zip(group, (sound.float().cpu() for sound in codec.decode(codes)), strict=True))
+        group.clear()
+
+    with evaluating(codec):
+        for sentence in sorted(sentences, key=lambda sentence: sentence.frames or 0):
+            if group and (len(group) + 1) * (sentence.frames or 0) > _DECODED:
+                decode_group()
+            group.append(sentence)
+        if group:
+            decode_group()
+    return sounds

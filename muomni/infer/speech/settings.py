@@ -1,0 +1,106 @@
+"""How a text is to be spoken, and where the time went."""
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+from muomni.errors import PromptError
+
+Moves = Literal["auto", "expected", "drawn"]
+
+
+@dataclass(frozen=True)
+class SpeechSettings:
+    """The settings of one text.
+
+    Attributes:
+        voice: one of the Talker's; None takes its first.
+        temperature: of the codes; 0 takes the most likely ones, always the same speech.
+        top_k: keep the k most likely values of a code; 0 keeps all.
+        seed: the same seed gives the same speech; None draws a new one each time.
+        moves: how the place in the text moves on, see `infer.speech.pointer`; `auto` is `expected` at temperature 0
+            and `drawn` elsewhere.
+        pause: seconds of silence between two sentences, each of which is spoken by itself.
+
+    Raises:
+        PromptError: naming the setting, its value and what is allowed.
+    """
+
+    voice: str | None = None
+    temperature: float = 0.7
+    top_k: int = 50
+    seed: int | None = None
+    moves: Moves = "auto"
+    pause: float = 0.25
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "voice": (self.voice is None or isinstance(self.voice, str), "the name of a voice, or None"),
+            "temperature": (
+                _number(self.temperature) and (self.temperature == 0 or self.temperature >= 1e-6),
+                "0 (the most likely codes) or a positive number, at least 1e-6",
+            ),
+            "top_k": (_whole(self.top_k), "a whole number, at least 0 (0 keeps all)"),
+            "seed": (
+                self.seed is None or (_whole(self.seed) and self.seed < 2**63),
+                "a whole number from 0 to 2**63 - 1, or None",
+            ),
+            "moves": (self.moves in get_args(Moves), f"one of {', '.join(get_args(Moves))}"),
+            "pause": (_number(self.pause) and 0 <= self.pause <= 10, "seconds, from 0 to 10"),
+        }
+        for name, (holds, rule) in allowed.items():
+            if not holds:
+                raise PromptError(f"{name} = {getattr(self, name)!r}: must be {rule}")
+
+    @classmethod
+    def of(cls, **settings: Any) -> "SpeechSettings":
+        """From keyword arguments; an unknown one is an error that says which was probably meant."""
+        known = [field.name for field in fields(cls)]
+        for key in settings:
+            if key not in known:
+                close = difflib.get_close_matches(key, known, n=1)
+                hint = f"; did you mean {close[0]}?" if close else ""
+                raise PromptError(f"unknown speech setting {key!r}{hint} There are: {', '.join(known)}")
+        return cls(**settings)
+
+    @property
+    def draws_moves(self) -> bool:
+        """Whether moves are drawn rather than expected."""
+        return self.moves == "drawn" or (self.moves == "auto" and self.temperature > 0)
+
+    def voice_number(self, voices: Sequence[str]) -> int:
+        """Which of the Talker's voices.
+
+        Raises:
+            PromptError: it has none of that name.
+        """
+        if self.voice is None:
+            return 0
+        if self.voice not in voices:
+            raise PromptError(f"voice = {self.voice!r}: the model's voices are {', '.join(voices)}")
+        return list(voices).index(self.voice)
+
+
+def speech_settings(speak: "bool | Mapping[str, Any] | SpeechSettings") -> SpeechSettings | None:
+    """What the `speak` of `MuOmni.chat` says; None where nothing is to be spoken.
+
+    Raises:
+        PromptError: it is none of these, or a setting is not allowed.
+    """
+    if isinstance(speak, SpeechSettings):
+        return speak
+    if isinstance(speak, Mapping):
+        return SpeechSettings.of(**speak)
+    if not isinstance(speak, bool):
+        raise PromptError(f"speak = {speak!r}: must be True, False or the settings of the speech")
+    return SpeechSettings() if speak else None
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,261 @@
+"""Sentences spoken side by side: each in a slot of its own, at its own place, until it ends by itself.
+
+A row's speech depends on its text, its settings and its seed alone: numbers to draw with are its own, and a row that
+has ended leaves the others as they are. Rows are looked at every few frames only; what a row that has ended computes
+until then is thrown away.
+
+Legend: N rows that take part, S slots, U units, D hidden_size, K codebooks, n steps of a run.
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from muomni.data.speech.spoken_text import MAX_UNITS
+from muomni.errors import SpeechError
+from muomni.infer.runners.base import torch_on_one_thread
+from muomni.infer.sampling import Sampler, SamplingParams, make_random
+from muomni.infer.speech.backbone import Backbone
+from muomni.infer.speech.pointer import Place, move
+from muomni.infer.speech.settings import SpeechSettings
+from muomni.infer.speech.text import SentenceText
+from muomni.model.module_modes import evaluating
+from muomni.model.talker import NONE, Talker, undelay
+
+# Seconds that the pointer may stay where it is.
+PATIENCE_S = 4.0
+# Seconds that a sentence may take for a unit, on the average; slow speech takes a third of it.
+_SLOWEST_S = 0.3
+# Steps whose numbers are drawn at once.
+_BLOCK = 64
+
+
+def most_frames(units: int, frame_rate: float) -> int:
+    """Frames that a sentence of so many units may take."""
+    return int(frame_rate * (PATIENCE_S + _SLOWEST_S * units))
+
+
+def capacity_for(talker: Talker, frame_rate: float) -> int:
+    """Steps of the longest sentence that there can be, with those that are computed in vain behind its end."""
+    return most_frames(MAX_UNITS, frame_rate) + talker.config.flush + _BLOCK
+
+
+@dataclass(eq=False)
+class Sentence:
+    """A sentence that is to be spoken, and how far it has come.
+
+    Attributes:
+        text: its words.
+        settings: how it is spoken.
+        voice: number of the voice.
+        seed: of its own numbers; see `sentence_seed`.
+        steps: that were computed.
+        pointer: the unit it stands at, as was read last.
+        frames: of the whole sentence, once it has ended.
+        error: why it could not be spoken.
+    """
+
+    text: SentenceText
+    settings: SpeechSettings
+    voice: int
+    seed: int
+    steps: int = 0
+    pointer: int = 0
+    frames: int | None = None
+    error: SpeechError | None = None
+    _codes: list[Tensor] = field(default_factory=list)
+    _generator: torch.Generator | None = None
+    _numbers: list[Tensor] = field(default_factory=list)
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more will come."""
+        return self.frames is not None or self.error is not None
+
+    def ready(self, flush: int) -> int:
+        """Frames whose codes are all there."""
+        return max(0, self.steps - flush) if self.frames is None else self.frames
+
+    def codes(self, begin: int, end: int, flush: int) -> Tensor:
+        """(end − begin, K) codes of frames."""
+        steps = torch.cat(self._codes)[begin : end + flush]
+        return undelay(steps) if flush else steps
+
+    def numbers(self, count: int, columns: int) -> Tensor:
+        """(count, columns) what the next steps draw with, whatever was asked for before."""
+        if self._generator is None:
+            self._generator = torch.Generator().manual_seed(self.seed)
+        while len(self._numbers) * _BLOCK < self.steps + count:
+            self._numbers.append(torch.rand(_BLOCK, columns, generator=self._generator))
+        first, last = self.steps // _BLOCK, (self.steps + count - 1) // _BLOCK
+        found = torch.cat(self._numbers[first : last + 1])
+        return found[self.steps - first * _BLOCK :][:count]
+
+
+def sentence_seed(seed: int, number: int) -> int:
+    """The seed of a text's sentence."""
+    return make_random(seed, number).getrandbits(63)
+
+
+class Speaker:
+    """Speaks sentences in the slots of a backbone.
+
+    Args:
+        talker: in evaluation mode while it computes, then as it was.
+        backbone: of the Talker; it is the speaker's alone.
+        frame_rate: frames a second.
+    """
+
+    def __init__(self, talker: Talker, backbone: Backbone, frame_rate: float) -> None:
+        config, place = talker.config, talker.norm.weight
+        slots = backbone.cache.slots
+        self.rows: list[Sentence | None] = [None] * slots
+        self._talker, self._backbone, self._rate = talker, backbone, frame_rate
+        self._patience = int(PATIENCE_S * frame_rate)
+        self._device = place.device
+        self._place = Place.start(slots, self._device)
+        self._text = torch.zeros(slots, 0, config.hidden_size, dtype=place.dtype, device=self._device)
+        self._codes = torch.zeros(slots, config.num_codebooks, dtype=torch.int64, device=self._device)
+        self._sampler: tuple[list[SpeechSettings], Sampler] = ([], Sampler([], self._device))
+
+    @property
+    def free(self) -> int:
+        """Slots without a sentence."""
+        return self.rows.count(None)
+
+    def add(self, sentence: Sentence) -> None:
+        """Gives a sentence a slot; its text has been encoded, at least its beginning."""
+        slot = self.rows.index(None)
+        self.rows[slot] = sentence
+        self._place.store(torch.tensor([slot], device=self._device), Place.start(1, self._device))
+        self._put_text(slot)
+
+    def renew(self, sentence: Sentence) -> None:
+        """More of its text has been encoded."""
+        self._put_text(self.rows.index(sentence))
+
+    def _put_text(self, slot: int) -> None:
+        sentence = self.rows[slot]
+        assert sentence is not None and sentence.text.encoded is not None
+        missing = sentence.text.known - self._text.shape[1]
+        if missing > 0:
+            wider = -(-missing // 64) * 64
+            self._text = torch.nn.functional.pad(self._text, (0, 0, 0, wider))
+        self._text[slot, : sentence.text.known] = sentence.text.encoded
+
+    def safe(self, sentence: Sentence) -> int:
+        """Steps the sentence can go for certain with the text that is known; 0 where it waits for more."""
+        config, text = self._talker.config, sentence.text
+        if text.complete:
+            return _BLOCK
+        # END may be the next unit: a move must not lead behind it.
+        ahead = min(text.known - config.lookahead - 1, text.known - config.max_move) - sentence.pointer
+        return min(_BLOCK, ahead // config.max_move + 1) if ahead >= 0 else 0
+
+    @torch.inference_mode()
+    def run(self, most: int) -> list[Sentence]:
+        """Computes at most so many steps for every sentence that can go on; those that are done leave their slots.
+
+        Returns:
+            the sentences that have come further.
+        """
+        able = [(slot, row) for slot, row in enumerate(self.rows) if row is not None and self.safe(row) > 0]
+        if not able:
+            return []
+        sentences = [sentence for _, sentence in able]
+        count = min(most, *(self.safe(sentence) for sentence in sentences))
+        alone = torch_on_one_thread() if self._backbone.own_threads else nullcontext()
+        with evaluating(self._talker), alone:
+            self._compute([slot for slot, _ in able], sentences, count)
+        for slot, sentence in able:
+            if sentence.done:
+                self.rows[slot] = None
+        return sentences
+
+    def _compute(self, numbers: list[int], sentences: Sequence[Sentence], count: int) -> None:
+        talker, device = self._talker, self._device
+        slots = torch.tensor(numbers)
+        rows = slots.to(device)
+        positions = torch.tensor([sentence.steps for sentence in sentences])
+        none = torch.zeros(len(rows), dtype=torch.bool, device=device)
+        begins = (positions == 0).to(device)
+        voices = torch.tensor([sentence.voice for sentence in sentences], device=device)
+        ends = torch.tensor([sentence.text.end for sentence in sentences], device=device)
+        place, codes = self._place.select(rows), self._codes[rows]
+        draws, drawn = self._draws(sentences, count)
+        sampler = self._sampler_of(sentences)
+        steps = []
+        for step in range(count):
+            draw = None if draws is None else draws[step]
+
+            def pick(logits: Tensor, k: int, draw: Tensor | None = draw) -> Tensor:
+                return sampler(logits, None if draw is None else draw[:, k])
+
+            x = talker.inputs(codes, begins if step == 0 else none, self._text[rows, place.pointer], voices)
+            hidden = self._backbone(x, slots, positions + step)
+            codes = talker.frame(hidden, pick)
+            luck = None if draw is None else draw[:, -1]
+            place = move(talker.move_logits(hidden), place, ends, self._patience, luck, drawn)
+            if talker.config.flush:
+                codes = _existing(codes, (positions + step).to(device), place.frames)
+            steps.append(codes)
+        self._place.store(rows, place)
+        self._codes[rows] = codes
+        whole = torch.stack(steps)
+        # The one wait for the device.
+        found = torch.stack((place.pointer, place.waited, place.frames, place.ended.long())).tolist()
+        for n, sentence in enumerate(sentences):
+            sentence._codes.append(whole[:, n])
+            sentence.steps += count
+            self._look(sentence, *(column[n] for column in found))
+
+    def _look(self, sentence: Sentence, pointer: int, waited: int, frames: int, ended: int) -> None:
+        """What became of a sentence."""
+        sentence.pointer = pointer
+        words = sentence.text.words
+        name = f"the sentence {' '.join(word.spoken for word in words)!r}"
+        most = most_frames(sentence.text.known if sentence.text.complete else MAX_UNITS, self._rate)
+        if waited >= self._patience:
+            where = "at its end" if pointer >= sentence.text.end else f"after {said_until(sentence, pointer)!r}"
+            sentence.error = SpeechError(
+                f"{name}: the talker stood still for {PATIENCE_S:g} seconds {where}; it has not learnt this well "
+                "enough: train it longer, or try another seed or temperature"
+            )
+        elif frames > most or (not ended and frames >= most):
+            sentence.error = SpeechError(
+                f"{name}: the talker was not done after {most / self._rate:.0f} seconds and stood after "
+                f"{said_until(sentence, pointer)!r}; train it longer, or try another seed or temperature"
+            )
+        elif ended and sentence.steps >= frames + self._talker.config.flush:
+            sentence.frames = frames
+
+    def _draws(self, sentences: Sequence[Sentence], count: int) -> tuple[Tensor | None, Tensor | None]:
+        """(n, N, K + 1) numbers, the last for the move, and (N,) whose moves are drawn; None where not needed."""
+        drawn = [sentence.settings.draws_moves for sentence in sentences]
+        if not any(drawn) and all(sentence.settings.temperature == 0 for sentence in sentences):
+            return None, None
+        columns = self._talker.config.num_codebooks + 1
+        numbers = torch.stack([sentence.numbers(count, columns) for sentence in sentences], dim=1)
+        return numbers.to(self._device), None if all(drawn) else torch.tensor(drawn, device=self._device)
+
+    def _sampler_of(self, sentences: Sequence[Sentence]) -> Sampler:
+        settings = [sentence.settings for sentence in sentences]
+        if settings != self._sampler[0]:
+            params = [SamplingParams(temperature=s.temperature, top_k=s.top_k, top_p=1.0) for s in settings]
+            self._sampler = settings, Sampler(params, self._device)
+        return self._sampler[1]
+
+
+def _existing(codes: Tensor, step: Tensor, frames: Tensor) -> Tensor:
+    """(N, K) codes of the delay pattern, NONE for those that are of no frame: code k is of frame step − k."""
+    frame = step[:, None] - torch.arange(codes.shape[1], device=codes.device)
+    return torch.where((frame >= 0) & (frame < frames[:, None]), codes, NONE)
+
+
+def said_until(sentence: Sentence, pointer: int) -> str:
+    """What of the sentence has been said at a place in its units."""
+    said = " ".join(word.spoken for word in sentence.text.words).encode()
+    return said[: max(0, pointer - 1)].decode(errors="ignore")

@@ -1,0 +1,329 @@
+"""Speech while its text still comes: small pieces first, so that the first sound is soon there, then larger ones.
+
+One sentence after the other. What is spoken does not depend on how the text was cut into pieces nor on when they
+came, and is what `speak_all` makes of the whole text.
+"""
+
+import time
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from muomni.data.speech.spoken_text import SpokenText, Word
+from muomni.errors import SpeechError
+from muomni.infer.reply import Piece, Reply, SpeechTiming
+from muomni.infer.speech.offline import nothing_to_say, text_seed
+from muomni.infer.speech.settings import SpeechSettings
+from muomni.infer.speech.speaker import Sentence, sentence_seed
+from muomni.infer.speech.speaker_pool import SpeechSession, codec_of, talker_of
+from muomni.infer.speech.text import SentenceText, encode_sentences
+from muomni.infer.streaming import TextStream
+from muomni.model import OmniModel
+from muomni.model.codec.streaming import StreamingDecoder
+from muomni.model.module_modes import evaluating
+
+if TYPE_CHECKING:
+    from muomni.data.text.tokenizer import Tokenizer
+
+# Frames of the pieces of a text, the last size again and again. The codec takes as long for one frame as for several.
+_PIECES = (3, 4, 6, 8, 12, 16, 25)
+# Frames that are computed before whoever waits for text has its turn again.
+_TURN = 8
+# Seconds that speech is ahead of whoever listens before text goes first.
+_AHEAD_S = 1.0
+
+
+class TextSpeech:
+    """The speech of one text that comes in pieces. Computes when asked to, in small turns.
+
+    Args:
+        model: with a Talker.
+        tokenizer: of the model.
+        session: of the model.
+        settings: of the text.
+
+    Raises:
+        UserError: the model has no Talker.
+        PromptError: it has no such voice.
+    """
+
+    def __init__(
+        self, model: OmniModel, tokenizer: "Tokenizer", session: SpeechSession, settings: SpeechSettings
+    ) -> None:
+        talker = talker_of(model)
+        self._model, self._tokenizer, self._settings = model, tokenizer, settings
+        self._codec = codec_of(model)
+        self._lookahead, self._flush = talker.config.lookahead, talker.config.flush
+        self._voice = settings.voice_number(talker.config.voices)
+        self._seed = text_seed(settings)
+        self._text = SpokenText()
+        self._source: list[str] = []
+        self._sentences: deque[Sentence] = deque()
+        self._count = 0
+        self._finished = False
+        self._decoder: StreamingDecoder | None = None
+        self._out = 0  # frames of the sentence that have become sound
+        self._piece = 0  # which of the pieces is next
+        self._began: float | None = None
+        self._first: float | None = None
+        self._work = self._samples = 0.0
+        self._loan = session.take(model, 1)
+        self.note = self._loan.note
+
+    @property
+    def sample_rate(self) -> int:
+        """Of the sound, in hertz."""
+        return self._codec.sample_rate
+
+    @property
+    def ended(self) -> bool:
+        """Whether all has been said."""
+        return self._finished and not self._sentences
+
+    @property
+    def ahead(self) -> bool:
+        """Whether who listens since the first sound still has enough to listen to."""
+        if self._began is None or self._first is None:
+            return False
+        heard = time.perf_counter() - self._began - self._first
+        return self._samples / self.sample_rate - heard > _AHEAD_S
+
+    @property
+    def timing(self) -> SpeechTiming:
+        """Up to now."""
+        return SpeechTiming(self._count, self._samples / self.sample_rate, self._work, self._first)
+
+    def push(self, text: str) -> None:
+        """Takes more of the text."""
+        if text and self._began is None:
+            self._began = time.perf_counter()
+        self._source.append(text)
+        self._take(self._text.push(text))
+
+    def finish(self) -> None:
+        """Says that the text is complete.
+
+        Raises:
+            SpeechError: there was nothing to say in it.
+        """
+        self._finished = True
+        self._take(self._text.finish())
+        if not self._count:
+            raise nothing_to_say("".join(self._source))
+
+    def close(self) -> None:
+        """Gives back what was borrowed; nothing can be computed after it."""
+        self._sentences.clear()
+        self._loan.close()
+
+    def work(self) -> Tensor | None:
+        """One turn of computing.
+
+        Returns:
+            (samples,) float32 on the CPU that it completed; None where there are none yet.
+
+        Raises:
+            SpeechError: the sentence cannot be spoken.
+        """
+        if not self.can_work:
+            return None
+        began = time.perf_counter()
+        sound = self._turn(self._sentences[0])
+        now = time.perf_counter()
+        self._work += now - began
+        if sound is not None:
+            self._samples += len(sound)
+            if self._first is None and self._began is not None:
+                self._first = now - self._began
+        return sound
+
+    @property
+    def can_work(self) -> bool:
+        """Whether there is anything to compute with the text that is known, or frames to be made sound of."""
+        if not self._sentences:
+            return False
+        sentence = self._sentences[0]
+        return self._reads_on(sentence) or self._goes_on(sentence) or sentence.ready(self._flush) > self._out
+
+    def _goes_on(self, sentence: Sentence) -> bool:
+        return sentence.text.encoded is not None and self._loan.speaker.safe(sentence) > 0
+
+    def _reads_on(self, sentence: Sentence) -> bool:
+        """Whether encoding the words that came lets the sentence go on."""
+        text = sentence.text
+        more = text.coming > text.known
+        return more and (text.whole or text.coming - self._lookahead > sentence.pointer)
+
+    def _take(self, words: Iterable[Word]) -> None:
+        for word in words:
+            if word.first:
+                text = SentenceText()
+                seed = sentence_seed(self._seed, self._count)
+                self._sentences.append(Sentence(text, self._settings, self._voice, seed))
+                self._count += 1
+            self._sentences[-1].text.words.append(word)
+
+    def _turn(self, sentence: Sentence) -> Tensor | None:
+        speaker = self._loan.speaker
+        wanted = _PIECES[min(self._piece, len(_PIECES) - 1)]
+        missing = max(1, wanted - (sentence.ready(self._flush) - self._out))
+        if sentence.text.encoded is None or speaker.safe(sentence) < min(_TURN, missing):
+            self._read(sentence)
+        if self._goes_on(sentence):
+            speaker.run(min(_TURN, missing + self._flush * (sentence.steps == 0)))
+            if sentence.error is not None:
+                raise sentence.error
+        frames = sentence.ready(self._flush) - self._out
+        stuck = not self._goes_on(sentence) and not self._reads_on(sentence)
+        if not sentence.done and not (frames >= wanted or (stuck and frames)):
+            return None
+        return self._sound(sentence, frames)
+
+    def _read(self, sentence: Sentence) -> None:
+        """Encodes the words that came since, if they let it go on."""
+        if not self._reads_on(sentence):
+            return
+        begins = sentence.text.encoded is None
+        with torch.inference_mode(), evaluating(self._model):
+            encode_sentences(self._model, self._tokenizer, [sentence.text])
+        if begins:
+            self._loan.speaker.add(sentence)
+        else:
+            self._loan.speaker.renew(sentence)
+
+    def _sound(self, sentence: Sentence, frames: int) -> Tensor:
+        """(samples,) of the next frames."""
+        pause = None
+        if self._decoder is None:
+            self._decoder = StreamingDecoder(self._codec)
+            if self._samples:
+                pause = torch.zeros(round(self._settings.pause * self.sample_rate))
+        codes = sentence.codes(self._out, self._out + frames, self._flush)
+        with evaluating(self._codec):
+            sound = self._decoder.push(codes.T[None])[0].float().cpu() if frames else torch.empty(0)
+        self._out += frames
+        self._piece += 1
+        if sentence.done:
+            self._sentences.popleft()
+            self._decoder, self._out = None, 0
+        return sound if pause is None else torch.cat((pause, sound))
+
+
+def speak_pieces(speech: TextSpeech, texts: Iterable[str]) -> Generator[Piece]:
+    """The speech of a text, given in pieces, in pieces; leaving early stops it.
+
+    Raises:
+        SpeechError: it cannot be spoken; pieces up to there have been given.
+    """
+    try:
+        for text in texts:
+            speech.push(text)
+            while speech.can_work:
+                yield from _pieces_of(speech)
+        speech.finish()
+        while not speech.ended:
+            yield from _pieces_of(speech)
+    finally:
+        speech.close()
+
+
+def _pieces_of(speech: TextSpeech) -> Iterator[Piece]:
+    sound = speech.work()
+    if sound is not None and len(sound):
+        yield Piece("", (), sound, speech.sample_rate)
+
+
+class SpokenStream(Iterator[Piece]):
+    """A reply that is spoken while it is written: pieces of text and of sound in turn, as `TextStream` otherwise.
+
+    Text comes as soon as it is known: between two pieces of it at most one turn of speech is computed, and none
+    while there is sound for some time to come. A failure of the speech is raised behind the last piece of text.
+
+    Args:
+        stream: the reply's text.
+        speech: of that text; nothing has been pushed yet.
+    """
+
+    def __init__(self, stream: TextStream, speech: TextSpeech) -> None:
+        self._stream = stream
+        self._speech = speech
+        self._sounds: list[Tensor] = []
+        self._reply: Reply | None = None
+        self._pieces = self._run()
+
+    def __next__(self) -> Piece:
+        return next(self._pieces)
+
+    @property
+    def text(self) -> str:
+        """The text of the pieces so far."""
+        return self._stream.text
+
+    @property
+    def finished(self) -> bool:
+        """Whether everything has been computed."""
+        return self._reply is not None
+
+    @property
+    def reply(self) -> Reply:
+        """The whole answer with its sound.
+
+        Raises:
+            RuntimeError: pieces are still to come.
+        """
+        if self._reply is None:
+            raise RuntimeError("the reply is not finished: read the stream to its end, or call `finish`")
+        return self._reply
+
+    def finish(self) -> Reply:
+        """Reads what is left and returns the reply.
+
+        Raises:
+            SpeechError: it could not be spoken.
+        """
+        for _ in self:
+            pass
+        return self.reply
+
+    def close(self) -> None:
+        """Stops both early; there will be no `reply`."""
+        self._pieces.close()
+        self._stream.close()
+        self._speech.close()
+
+    def _run(self) -> Generator[Piece]:
+        speech = self._speech
+        failure: SpeechError | None = None
+        try:
+            for piece in self._stream:
+                yield piece
+                speech.push(piece.text)
+                try:
+                    if failure is None and not speech.ahead:
+                        yield from self._keep(_pieces_of(speech))
+                except SpeechError as error:
+                    failure = error
+            if failure is not None:
+                raise failure
+            speech.finish()
+            while not speech.ended:
+                yield from self._keep(_pieces_of(speech))
+            self._reply = replace(
+                self._stream.reply,
+                audio=torch.cat(self._sounds),
+                sample_rate=speech.sample_rate,
+                speech=speech.timing,
+            )
+        finally:
+            self._stream.close()
+            speech.close()
+
+    def _keep(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
+        for piece in pieces:
+            assert piece.audio is not None
+            self._sounds.append(piece.audio)
+            yield piece

@@ -1,0 +1,222 @@
+"""One request as a stream: tokens become text as they come, until an end token, a stop text or the length."""
+
+from collections.abc import Generator, Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from muomni.errors import EngineError
+from muomni.infer.engine.engine import Engine
+from muomni.infer.limits import room
+from muomni.infer.prompt_media import PromptMedia
+from muomni.infer.reply import Piece, Reply, Timing
+from muomni.infer.request import FinishReason, Request
+from muomni.infer.sampling import SamplingParams
+from muomni.infer.speculative.drafts import Guesser
+
+if TYPE_CHECKING:
+    from muomni.data.text.tokenizer import Tokenizer
+
+
+class StopTexts:
+    """Finds the first stop text to be completed, however the text is cut into pieces.
+
+    What may be the beginning of a stop text is held back until it is known not to be one.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self.stops = tuple(stops)
+        self.found = False
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        """The text that is certain to belong to the reply. After `found`, nothing more does."""
+        if self.found:
+            return ""
+        text = self._held + text
+        ends = [(start + len(stop), start) for stop in self.stops if (start := text.find(stop)) >= 0]
+        if ends:
+            self.found, self._held = True, ""
+            return text[: min(ends)[1]]
+        keep = next(
+            (n for n in range(self._longest(text), 0, -1) if any(stop.startswith(text[-n:]) for stop in self.stops)), 0
+        )
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def finish(self) -> str:
+        """What is still held back: no stop text can complete any more."""
+        held, self._held = self._held, ""
+        return held
+
+    def _longest(self, text: str) -> int:
+        return min(len(text), max((len(stop) for stop in self.stops), default=1) - 1)
+
+
+class TextStream(Iterator[Piece]):
+    """Iterates over the pieces of one reply; `reply` is there once they are all read.
+
+    Args:
+        engine: computes the tokens.
+        tokenizer: turns ids into text.
+        prompt: ids, at least one.
+        params: the settings.
+        end_ids: tokens that end the reply; their text is not part of it. None takes the configuration's,
+            else the tokenizer's.
+        deterministic, speculate, media: see `Request`.
+
+    Raises:
+        PromptError: there is no prompt, or no room in the context; raised here, before the first piece.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: "Tokenizer",
+        prompt: Sequence[int],
+        params: SamplingParams,
+        end_ids: Sequence[int] | None = None,
+        *,
+        deterministic: bool = False,
+        speculate: bool | Guesser = False,
+        media: PromptMedia | None = None,
+    ) -> None:
+        self._engine = engine
+        self._text = _Text(tokenizer, params.stops)
+        self._pieces = self._run()
+        self._said: list[str] = []
+        self._reply: Reply | None = None
+        self._whole = False
+        if end_ids is None:
+            end_ids = engine.model.config.eos_token_ids or tokenizer.end_ids
+        self._request = Request(
+            prompt=list(prompt),
+            params=params,
+            limit=room(engine.model, (1, len(prompt)), params),
+            ends=frozenset() if params.ignore_eos else frozenset(end_ids),
+            deterministic=deterministic,
+            speculate=speculate,
+            media=media,
+            # Text is needed while tokens are computed only where it may end them; else the reader makes it.
+            watch=self._text.push if params.stops else None,
+        )
+        engine.submit(self._request)
+
+    def __next__(self) -> Piece:
+        return next(self._pieces)
+
+    @property
+    def text(self) -> str:
+        """The text of the pieces so far."""
+        return "".join(self._said)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all tokens have been computed, whatever has been read."""
+        return self._request.finished
+
+    @property
+    def reply(self) -> Reply:
+        """The whole answer.
+
+        Raises:
+            RuntimeError: pieces are still to come.
+        """
+        if self._reply is None:
+            raise RuntimeError("the reply is not finished: read the stream to its end, or call `finish`")
+        return self._reply
+
+    def finish(self) -> Reply:
+        """Reads what is left and returns the reply."""
+        request = self._request
+        while not request.finished:  # text that nobody waits for is made at once when all tokens are there
+            self._engine.wait(request, len(request.tokens))
+        self._whole = request.watch is None
+        for _ in self:
+            pass
+        if self._request.cancelled:
+            raise EngineError("the reply was cancelled before its end")
+        return self.reply
+
+    def close(self) -> None:
+        """Stops early; there will be no `reply`."""
+        self._engine.cancel(self._request)
+        self._pieces.close()
+
+    def __del__(self) -> None:
+        request = getattr(self, "_request", None)
+        if request is not None and not request.finished:
+            self._engine.cancel(request)
+
+    def _run(self) -> Generator[Piece]:
+        request, text = self._request, self._text
+        seen = shown = 0
+        while True:
+            self._engine.wait(request, seen)
+            finished, tokens = request.finished, request.tokens  # in this order: nothing follows once it is set
+            if self._whole and request.reason is not None and seen < len(tokens):
+                said = text.all_of([token for token in tokens[seen:] if token not in request.ends])
+                self._reply = self._made(said)
+                self._said.append(said)
+                yield Piece(said, tuple(tokens[shown:]))
+                return
+            for token in islice(tokens, seen, None):
+                seen += 1
+                last = finished and seen == len(tokens) and request.reason is not None
+                if request.watch is None and token not in request.ends:
+                    text.push(token)
+                said = text.take(seen)
+                if last:
+                    said += text.rest()
+                    self._reply = self._made(said)
+                if said or last:
+                    self._said.append(said)
+                    yield Piece(said, tuple(tokens[shown:seen]))
+                    shown = seen
+            if not finished:
+                continue
+            if request.error is not None:
+                raise request.error
+            if self._reply is None and request.reason is not None:  # the last token came before the word of its end
+                said = text.rest()
+                self._reply = self._made(said)
+                self._said.append(said)
+                yield Piece(said, tuple(tokens[shown:]))
+            return
+
+    def _made(self, rest: str) -> Reply:
+        request = self._request
+        reason: FinishReason = "stop" if request.reason == "stop" or self._text.stopped else "length"
+        timing = Timing(
+            len(request.prompt), len(request.tokens), request.first - request.began, request.last - request.first
+        )
+        return Reply(self.text + rest, tuple(request.tokens), reason, timing)
+
+
+class _Text:
+    """The text that each token makes known, up to a stop text."""
+
+    def __init__(self, tokenizer: "Tokenizer", stops: Sequence[str]) -> None:
+        self._decoder = tokenizer.stream()
+        self._stop = StopTexts(stops)
+        self._made: list[str] = []
+
+    @property
+    def stopped(self) -> bool:
+        return self._stop.found
+
+    def push(self, token: int) -> bool:
+        """Takes a token in; True where its text completes a stop text."""
+        self._made.append(self._stop.push(self._decoder.push([token])))
+        return self._stop.found
+
+    def take(self, count: int) -> str:
+        """What the last of `count` tokens made known; nothing for an end token, which is never pushed."""
+        return self._made[count - 1] if count <= len(self._made) else ""
+
+    def all_of(self, tokens: Sequence[int]) -> str:
+        """The text of the last tokens, where none has to be told apart; nothing may follow."""
+        return self._stop.push(self._decoder.push(tokens)) + self.rest()
+
+    def rest(self) -> str:
+        """What was held back until the end."""
+        return self._stop.push(self._decoder.finish()) + self._stop.finish()

@@ -1,0 +1,1 @@
+"""Forecast of the memory of a training step."""

@@ -1,0 +1,122 @@
+"""A few optimizer steps of a recipe in a process of their own, timed: `python -m muomni.train.tune.worker`.
+
+Its memory is its own, nothing of it stays, and one that is short of memory takes nobody with it. One JSON object is
+read from standard input and one is written to standard output; `train.tune.search` is on the other end.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from muomni.accel.distributed import connect
+from muomni.accel.memory.monitor import MemoryMonitor
+from muomni.accel.memory.out_of_memory import find_shortage
+from muomni.config import Recipe, parse
+from muomni.data import Tokenizer
+from muomni.errors import MemoryShortageError, UserError
+from muomni.train.oom_recovery import RescuedStep
+from muomni.train.setup import build, count_steps, open_rows
+from muomni.train.stage import plan_of
+
+_LEAST_STEPS, _MOST_STEPS = 3, 20
+
+
+def main() -> None:
+    """Answers one command."""
+    command = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # Whatever a library prints must not get before the answer.
+    answers, sys.stdout = sys.stdout, sys.stderr
+    try:
+        answer = measure(**command)
+    except (MemoryShortageError, MemoryError) as error:
+        answer = {"short": _first_line(error)}
+    except UserError as error:
+        answer = {"refused": str(error)}
+    except RuntimeError as error:
+        if find_shortage(error, "forward") is None:
+            raise
+        answer = {"short": _first_line(error)}
+    print(json.dumps(answer), file=answers, flush=True)
+
+
+def _end_with_parent() -> None:
+    """Standard input ends when the process that asked does."""
+    sys.stdin.read()
+    os._exit(1)
+
+
+def measure(recipe: dict[str, Any], tokenizer: str, seconds: float, memory: int | None) -> dict[str, Any]:
+    """Takes steps of the recipe from its first row on.
+
+    Args:
+        recipe: of a run that is not tuned, stops where memory runs out, and says what is compiled.
+        tokenizer: the folder of the one that the run has.
+        seconds: that steps are repeated for, warm-up apart; three steps are taken in any case, and at most 20.
+        memory: bytes that the process may take on a CPU; None for no limit.
+
+    Returns:
+        `step_s`, of each step after the warm-up; `first_s`, of the first; `peak`, bytes; `total_steps` of the run;
+        `reads_ahead`, whether threads read the data.
+
+    Raises:
+        UserError: the recipe cannot be trained here.
+        MemoryShortageError: memory ran out.
+    """
+    asked = parse(Recipe, recipe, "the trial")
+    plan = plan_of(asked)
+    plan.begin()
+    if memory is not None:
+        _limit(memory)
+    with connect(plan.parallel, plan.device) as group, tempfile.TemporaryDirectory() as folder:
+        words = Tokenizer.load(Path(tokenizer))
+        with open_rows(asked, words, plan, group) as read:
+            rows = read.rows.train
+            total = count_steps(asked, rows)
+            model, step = build(asked, read.config, plan, group, total)
+            model.train()
+            monitor = MemoryMonitor(model, step.optimizers, model.device)
+            taken = RescuedStep(asked, model, step, rows, monitor, Path(folder), asked.batch_size)
+            times: list[float] = []
+            end = float("inf")
+            while len(times) <= _LEAST_STEPS or (time.perf_counter() < end and len(times) <= _MOST_STEPS):
+                began = time.perf_counter()
+                taken(len(times) * taken.rows_per_step, len(times) + 1, lambda _: None)
+                if model.device.type == "cuda":
+                    torch.cuda.synchronize(model.device)
+                times.append(time.perf_counter() - began)
+                if len(times) == 1:
+                    end = time.perf_counter() + seconds
+            reading = monitor.read()
+            return {
+                "step_s": times[1:],
+                "first_s": times[0],
+                "peak": reading.reserved_peak or reading.peak,
+                "total_steps": total,
+                "reads_ahead": read.ahead is not None,
+            }
+
+
+def _limit(size: int) -> None:
+    """Lets allocations beyond so many bytes fail, instead of letting the system choose which process to kill."""
+    if sys.platform != "linux":
+        return
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (size if hard == resource.RLIM_INFINITY else min(size, hard), hard))
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""The figures that the targets of inference are about, one piece of a minute or so at a time.
+
+python scripts/bench_infer.py prepare 100m            writes the models of a shape into runs/bench/
+python scripts/bench_infer.py decode 100m --batch 16  int8 beside llama.cpp's Q8_0: steps and whole calls
+python scripts/bench_infer.py float 100m              fp32 and bf16 beside llama.cpp's
+python scripts/bench_infer.py cache tiny              the KV cache off against on, 512 + 100 tokens
+python scripts/bench_infer.py cold tiny               `muomni generate` from an empty process to its first text
+
+Each prints a table and appends one JSON line to runs/bench/results.jsonl.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from muomni.bench.decoding import comparisons
+from muomni.bench.decoding.cold_start import first_text_s
+from muomni.bench.decoding.compare import Comparison, Group, measure
+from muomni.bench.decoding.models import Files, make_model_folder
+from muomni.bench.shapes import SHAPES
+from muomni.cli.bench.decoding import print_comparison
+from muomni.config import OmniConfig, preset
+
+ROOT = Path(__file__).parent.parent / "runs" / "bench"
+PROMPT, NEW, THREADS = 64, 128, 2
+
+
+def make_plan(shape: str) -> comparisons.Plan:
+    """The plan of a shape, its random weights drawn once."""
+    name = {"0.6b": "base"}.get(shape, shape)
+    config = OmniConfig(thinker=SHAPES[name]) if name in SHAPES else preset(name)  # type: ignore[arg-type]
+    work = ROOT / name
+    work.mkdir(parents=True, exist_ok=True)
+    make_model_folder(config, work / "model")
+    return comparisons.Plan(config.thinker, Files(work / "model", work), work, PROMPT, NEW, THREADS)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("prepare", "decode", "float", "cache", "cold"))
+    parser.add_argument("shape", choices=("nano", "tiny", "small", "12m", "100m", "0.6b"))
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--runner", choices=("auto", "eager", "native", "compiled"), default="auto")
+    asked = parser.parse_args()
+    plan = make_plan(asked.shape)
+    if asked.what == "prepare":
+        for form in ("int8", "gguf-q8_0", "gguf-f32", "gguf-bf16"):
+            print(plan.files.form(form))  # type: ignore[arg-type]
+        for rows in (1, 16):
+            plan.task(rows)
+        return
+    if asked.what == "cold":
+        keep(asked, first_text_s(plan.files.folder, THREADS, asked.rounds))
+        return
+    kinds: tuple[Any, ...] = ("fp32", "bf16") if asked.what == "float" else ("int8",)
+    if asked.what == "cache":
+        group = comparisons.kv_cache(plan, asked.rounds, asked=True)
+        assert group is not None
+        show(asked, plan, group)
+        return
+    for weights in kinds:
+        full = comparisons.peers(plan, weights, asked.batch, print, ["llama.cpp"])
+        few = [case.replace(runner=asked.runner) if case.implementation == "muomni" else case for case in full.cases]
+        show(asked, plan, Group(f"{full.name}, {asked.runner} runner", tuple(few)))
+
+
+def show(asked: argparse.Namespace, plan: comparisons.Plan, group: Group) -> None:
+    """Measures and prints one comparison."""
+    found: Comparison = measure(group, plan.thinker, plan.reference(), asked.rounds, lambda _: None)
+    print_comparison(f"{asked.shape}, {found.name}", found)
+    keep(asked, found.as_dict())
+
+
+def keep(asked: argparse.Namespace, values: dict[str, Any]) -> None:
+    """Adds a line to the results."""
+    line = json.dumps({"at": time.strftime("%Y-%m-%d %H:%M"), **vars(asked), **values})
+    with (ROOT / "results.jsonl").open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+    print(line)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""What an int8 KV cache costs: quality on texts, memory, and speed beside a cache of the model's dtype.
+
+    python scripts/measure_cache.py runs/stories ../shared/data/text/tinystories/val.jsonl.gz
+
+Quality: perplexity, KL divergence and agreement of the most likely token, every prediction made from the cache.
+Speed: greedy replies of `chat_batch`, taking turns, medians of the rounds. The native runner has no int8 cache, so
+that torch's modules compute then; the same modules with a cache of the model's dtype stand beside it.
+"""
+
+import argparse
+import copy
+import itertools
+import json
+import os
+import statistics
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from measure_divergence import prompts_of, texts_of
+
+from muomni import MuOmni
+from muomni.eval.quantization_quality import compare_caches
+from muomni.model.kv_cache import slot_bytes
+
+
+def speeds(model: MuOmni, prompts: list[str], new: int, rounds: int) -> dict[str, float]:
+    """Tokens/s of decoding by cache and runner."""
+    ways: dict[str, MuOmni] = {}
+    for name, runner, cache in (("auto", "auto", "auto"), ("auto, eager", "eager", "auto"), ("int8", "auto", "int8")):
+        os.environ["MUOMNI_RUNNER"] = runner
+        ways[name] = copy.deepcopy(model)
+        ways[name].cache_dtype = cache  # type: ignore[assignment]
+        ways[name].chat_batch(prompts, max_new_tokens=4, progress=False)
+        print(f"{name}: {ways[name].engine(1, 16).note}")
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, one in ways.items():
+            replies = one.chat_batch(prompts, raw=True, max_new_tokens=new, temperature=0, ignore_eos=True)
+            found[name].append(sum(reply.timing.tokens_per_s for reply in replies))
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run")
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--texts", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--new", type=int, default=128)
+    asked = parser.parse_args()
+    model = MuOmni.from_pretrained(asked.run, device="cpu")
+    assert model.tokenizer is not None
+    thinker = model.config.thinker
+    context = thinker.max_position_embeddings
+    texts = [model.tokenizer.encode(text)[:context] for text in itertools.islice(texts_of(asked.file), asked.texts)]
+    quality = compare_caches(model, texts)
+    print(json.dumps(asdict(quality) | {"perplexity_change": quality.perplexity_change}))
+    ratio = slot_bytes(thinker, context, torch.int8) / slot_bytes(thinker, context, model.dtype)
+    print(f"memory: {ratio:.3f} of {model.dtype}")
+    for rows in (1, 16):
+        found = speeds(model, prompts_of([asked.file], rows), asked.new, asked.rounds)
+        print(json.dumps({"rows": rows, "tokens_per_s": {name: round(speed) for name, speed in found.items()}}))
+
+
+if __name__ == "__main__":
+    main()

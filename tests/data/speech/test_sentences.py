@@ -1,0 +1,143 @@
+"""Sentences for speech: where they are cut, how they are said, and which are drawn."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from muomni.data.speech.sentences import (
+    SentenceLimits,
+    cardinal,
+    cut_sentences,
+    draw_sentences,
+    ordinal,
+    sentences_of,
+    spoken_form,
+    wording,
+)
+from muomni.errors import DataError
+
+
+def test_sentences_are_cut_where_they_end() -> None:
+    text = 'Mr. Fox ran. "Stop!" he said. J. Smith came.\nThen he asked, "Why... me? Go!" And left\n\nThe end'
+    assert list(cut_sentences(text)) == [
+        *("Mr. Fox ran.", '"Stop!" he said.', "J. Smith came.", 'Then he asked, "Why... me?', 'Go!"', "And left"),
+        "The end",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("I paid $3.50 and £1.", "I paid three dollars and fifty cents and one pound."),
+        ("In 1984, 2,005 men", "In nineteen eighty-four, two thousand and five men."),
+        ("the 3rd of 21st", "The third of twenty-first."),
+        ("It is 7:30 or 7:05 or 9:00.", "It is seven thirty or seven oh five or nine o'clock."),
+        ("3.5% of 50%", "Three point five percent of fifty percent."),
+        ("A 5-year-old boy", "A five-year-old boy."),
+        ("Dr. No and Mrs. Yes", "Doctor No and Missus Yes."),
+        ("“Yes”—he said…", '"Yes" - he said.'),
+        ('"Well, he said.', "Well, he said."),
+        ("What?!", "What?"),
+        ("Naïve café", "Naïve café."),
+    ],
+)
+def test_numbers_and_marks_are_said(written: str, said: str) -> None:
+    assert spoken_form(written) == said
+
+
+@pytest.mark.parametrize("unclear", ["see www.x.com/a", "call 555-1234", "10/12/2020", "v1.2.3", "🙂", "...", "Привет"])
+def test_what_has_no_clear_reading_is_left_out(unclear: str) -> None:
+    assert spoken_form(unclear) is None
+
+
+def test_other_languages_keep_their_letters_but_no_digits() -> None:
+    assert spoken_form("Привет, мир", "ru") == "Привет, мир."
+    assert spoken_form("Er hat 3 Hunde.", "de") is None
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (0, "zero"),
+        (13, "thirteen"),
+        (42, "forty-two"),
+        (100, "one hundred"),
+        (305, "three hundred and five"),
+        (2005, "two thousand and five"),
+        (2300, "two thousand three hundred"),
+        (1_000_000, "one million"),
+        (1_234_567, "one million two hundred and thirty-four thousand five hundred and sixty-seven"),
+        (-7, "minus seven"),
+    ],
+)
+def test_cardinals(number: int, words: str) -> None:
+    assert cardinal(number) == words
+
+
+def test_ordinals() -> None:
+    said = [ordinal(number) for number in (1, 2, 3, 5, 8, 9, 12, 20, 21, 100, 103)]
+    assert said == [
+        *("first", "second", "third", "fifth", "eighth", "ninth", "twelfth", "twentieth", "twenty-first"),
+        *("one hundredth", "one hundred and third"),
+    ]
+
+
+@given(st.integers(0, 10**16))
+def test_every_number_has_words_of_its_own(number: int) -> None:
+    words = cardinal(number)
+    assert words.replace("-", " ").replace(" ", "").isalpha()
+    assert words != cardinal(number + 1)
+
+
+@given(st.text(max_size=80))
+def test_what_is_said_stays_as_it_is(text: str) -> None:
+    said = spoken_form(text)
+    if said is not None:
+        assert spoken_form(said) == said
+        assert not any(c.isdigit() for c in said)
+        assert "\n" not in said
+
+
+@given(st.lists(st.sampled_from("abcdefgh"), max_size=12), st.integers(1, 6), st.randoms())
+def test_the_draw_depends_on_the_wordings_alone(words: list[str], count: int, shuffler: random.Random) -> None:
+    sentences = [f"It was {word} again." for word in words]
+    drawn = draw_sentences(sentences, count)
+    shuffled = [sentence.upper() for sentence in sentences]
+    shuffler.shuffle(shuffled)
+    assert [wording(s) for s in draw_sentences(shuffled, count)] == [wording(s) for s in drawn]
+    assert len(drawn) == min(count, len(set(words)))
+    assert draw_sentences(sentences, None)[:count] == drawn
+
+
+def test_no_is_a_sentence_unless_a_number_follows() -> None:
+    assert list(cut_sentences("No. I will not. It is No. 5 here.")) == ["No.", "I will not.", "It is No. 5 here."]
+
+
+def test_limits_and_exclusion() -> None:
+    sentences = [
+        "Too short.",
+        "This one is good.",
+        "this one is good",
+        "This is far too long to take.",
+        "Not this one.",
+    ]
+    limits = SentenceLimits(3, 5)
+    assert draw_sentences(sentences, None, limits=limits, excluded={wording("NOT this one!")}) == ["This one is good."]
+    assert draw_sentences([f"Number {cardinal(n)} is here." for n in range(50)], 5, seed=1) != draw_sentences(
+        [f"Number {cardinal(n)} is here." for n in range(50)], 5, seed=2
+    )
+    with pytest.raises(DataError, match="5 to 3"):
+        SentenceLimits(5, 3)
+
+
+def test_texts_and_conversations_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("He has 2 dogs. They bark!\n")
+    chat = [{"role": "user", "content": "Who is it?"}, {"role": "assistant", "content": "It is me. Hello there."}]
+    (tmp_path / "b.jsonl").write_text(json.dumps({"messages": chat}) + "\n")
+    assert list(sentences_of([tmp_path])) == ["He has two dogs.", "They bark!", "It is me.", "Hello there."]
+    with pytest.raises(DataError, match="no such file"):
+        list(sentences_of([tmp_path / "none.txt"]))

@@ -1,0 +1,216 @@
+"""The search before a run: over trials that the test makes up, and a real one."""
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from muomni.accel.compile import blocks as compilation
+from muomni.config import Recipe, read_json
+from muomni.errors import ConfigError, UserError
+from muomni.train.reporting.metrics_log import read_lines
+from muomni.train.stage import train
+from muomni.train.tune.search import TUNED, TUNING, Search, Trial, Way, _child, own_way, tune
+
+MIB = 2**20
+
+
+def make_recipe(**more: Any) -> Recipe:
+    made = {"data": {"train": "x", "seq_len": 32}, "model": {"preset": "nano"}, "max_steps": 1000, "device": "cpu"}
+    return Recipe.model_validate(made | {"batch_size": 4, "gradient_accumulation_steps": 2, "tune": True} | more)
+
+
+def search(
+    recipe: Recipe, seconds: Callable[[Way], float], peak: Callable[[Way], int] = lambda _: 500 * MIB, **more: Any
+) -> Search:
+    """Steps take what the test says; what would take over 1 GiB does not fit."""
+
+    def attempt(way: Way, own: Way, deadline: float) -> Trial:
+        if peak(way) > 1024 * MIB:
+            return Trial(way, why_not="memory ran out", short=True)
+        took = seconds(way)
+        cost = 20.0 if way.compile == "blocks" else 0.0
+        return Trial(way, (took,) * 3, took + cost, peak(way), total_steps=recipe.max_steps or 0, **more)
+
+    return Search(recipe, attempt, 1024 * MIB, lambda _: None)
+
+
+@pytest.fixture(autouse=True)
+def _no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation, "what_is_missing", lambda _: "no compiler in this test")
+
+
+def test_larger_micro_batches_are_taken_while_they_are_faster() -> None:
+    found = search(make_recipe(), lambda way: 1 / way.micro_batch)
+    assert found.run().way.micro_batch == 8
+    assert {trial.way.micro_batch * trial.way.accumulation for trial in found.trials} == {8}
+
+
+def test_smaller_ones_where_they_are_faster() -> None:
+    assert search(make_recipe(), lambda way: float(way.micro_batch)).run().way.micro_batch == 1
+
+
+def test_what_is_within_the_noise_changes_nothing() -> None:
+    recipe = make_recipe()
+    best = search(recipe, lambda way: 1.0 if way.micro_batch == 4 else 0.97).run()
+    assert best.way == own_way(recipe)
+
+
+def test_a_gain_that_is_not_there_the_second_time_is_none() -> None:
+    recipe, times = make_recipe(), iter([1.0, 0.5, 1.0, 1.0, 1.0, 1.0])
+    best = search(recipe, lambda _: next(times)).run()
+    assert best.way == own_way(recipe)
+
+
+def test_less_is_computed_again_where_memory_allows_it() -> None:
+    recipe = make_recipe(gradient_checkpointing="full")
+    cost = {"off": 1.0, "selective": 1.2, "full": 1.5}
+    assert search(recipe, lambda way: cost[way.checkpointing]).run().way.checkpointing == "off"
+
+
+def test_more_is_computed_again_where_larger_micro_batches_then_fit() -> None:
+    def peak(way: Way) -> int:
+        return (
+            (200 if way.checkpointing == "full" else 250) * way.micro_batch * MIB // (2 if way.micro_batch > 4 else 1)
+        )
+
+    def large(way: Way) -> int:
+        return 2000 * MIB if way.micro_batch == 8 and way.checkpointing != "full" else peak(way)
+
+    best = search(make_recipe(), lambda way: 1.0 / way.micro_batch, large).run()
+    assert (best.way.micro_batch, best.way.checkpointing) == (8, "full")
+
+
+def test_a_recipe_that_does_not_fit_is_cut_until_it_does() -> None:
+    best = search(make_recipe(), lambda _: 1.0, lambda way: 500 * way.micro_batch * MIB).run()
+    assert best.way.micro_batch == 2 and best.way.accumulation == 4
+
+
+def test_what_cannot_fit_at_all_is_said() -> None:
+    with pytest.raises(UserError, match="no way to take the recipe's steps fits"):
+        search(make_recipe(), lambda _: 1.0, lambda _: 2000 * MIB).run()
+
+
+def test_what_fits_once_and_not_again_is_not_taken() -> None:
+    recipe, tried = make_recipe(), []
+
+    def peak(way: Way) -> int:
+        tried.append(way)
+        return (500 if way.micro_batch == 2 and tried.count(way) < 2 else 2000) * MIB
+
+    with pytest.raises(UserError, match="for sure"):
+        search(recipe, lambda _: 1.0, peak).run()
+
+
+def test_compiling_has_to_pay_over_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation, "what_is_missing", lambda _: None)
+
+    def seconds(way: Way) -> float:
+        return 0.5 if way.compile == "blocks" else 1.0
+
+    assert search(make_recipe(max_steps=61, schedule={"warmup_steps": 1}), seconds).run().way.compile == "blocks"
+    assert search(make_recipe(max_steps=59, schedule={"warmup_steps": 1}), seconds).run().way.compile == "off"
+    found = search(make_recipe(compile="off"), seconds)
+    assert found.run().way.compile == "off" and all(trial.way.compile == "off" for trial in found.trials)
+
+
+def test_captions_are_always_compared_with_as_many() -> None:
+    data = {"train": "x", "seq_len": 32}
+    recipe = make_recipe(
+        data=data, losses={"contrastive": 0.1}, model={"preset": "nano", "vision": {"contrastive_size": 8}}
+    )
+    found = search(recipe, lambda way: 1 / way.micro_batch)
+    found.run()
+    assert {trial.way.micro_batch for trial in found.trials} == {4}
+
+
+def test_readers_are_tried_where_media_are_read() -> None:
+    recipe = make_recipe()
+    best = search(recipe, lambda way: 1 / way.workers if way.micro_batch == 4 else 9.0, reads_ahead=True).run()
+    assert best.way.workers > recipe.data.workers
+    assert best.way.changes(own_way(recipe))["data"] == {"workers": best.way.workers}
+
+
+def test_the_time_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def seconds(way: Way) -> float:
+        now[0] += 10
+        return 1 / way.micro_batch
+
+    recipe = make_recipe(batch_size=1, gradient_accumulation_steps=64, tune={"minutes": 1.0})
+    found = search(recipe, seconds)
+    found.run()
+    assert now[0] <= 10 + 60  # the first one prepares the data
+    assert len(found.trials) > 3
+
+
+def test_a_mistake_in_the_recipe_is_told_as_such() -> None:
+    def attempt(way: Way, own: Way, deadline: float) -> Trial:
+        return Trial(way, why_not="x: no such file")
+
+    with pytest.raises(UserError, match="x: no such file"):
+        Search(make_recipe(), attempt, 1024 * MIB, lambda _: None).run()
+
+
+def test_several_processes_are_not_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="with several processes nothing is tuned"):
+        tune(make_recipe(), tmp_path)
+
+
+def test_a_run_folder_that_cannot_be_made_is_told_before_anything_is_tried(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="cannot be made"):
+        train(make_recipe(), tmp_path / "file" / "run")
+
+
+def test_a_child_that_fails_is_told_with_what_it_said() -> None:
+    code, answered, said = _child("{}", 60, shows=False)
+    assert code == 1 and not answered and "TypeError" in said
+    with pytest.raises(subprocess.TimeoutExpired):
+        _child("{}", 0.01, shows=False)
+
+
+def test_a_codec_is_not_tuned() -> None:
+    with pytest.raises(ValueError, match="tune"):
+        Recipe.model_validate({"codec": {}, "data": {"train": "x"}, "max_steps": 10, "tune": True})
+
+
+def test_a_real_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(f"{n} and {n + 1} are neighbours." for n in range(3000)))
+    data = {"train": str(text), "seq_len": 32, "cache_dir": str(tmp_path / "tokens")}
+    more = {"tokenizer": {"vocab_size": 384}, "eval": {"every": 0, "max_rows": 2}, "schedule": {"warmup_steps": 1}}
+    recipe = make_recipe(data=data, max_steps=2, **more)
+    said: list[str] = []
+    monkeypatch.setattr("muomni.train.tune.search._print", said.append)
+    train(recipe, tmp_path / "tuned")
+    trials = read_json(tmp_path / "tuned" / TUNING)["trials"]
+    assert len(trials) >= 2 and all(trial["why_not"] is None for trial in trials), trials
+    assert any("s/step" in line for line in said) and said[-1].startswith("tuned: ")
+    chosen = read_json(tmp_path / "tuned" / TUNED)
+    stored = read_json(tmp_path / "tuned" / "recipe.json")
+    assert chosen["batch_size"] * chosen["gradient_accumulation_steps"] == 8
+    assert {key: stored[key] for key in chosen} == chosen
+    assert "compile" not in chosen and stored["compile"] == "auto"  # not tried here, so left to the run
+    # The same is learnt as without, whatever was chosen; the last step's loss is that of the same rows.
+    train(recipe.replace(tune=False), tmp_path / "plain")
+    losses = [
+        [line["loss"] for line in read_lines(tmp_path / run / "metrics.jsonl") if line["kind"] == "train"]
+        for run in ("tuned", "plain")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    # Going on takes what was found, from the user's recipe and from the run's.
+    with pytest.raises(UserError, match="is complete"):
+        train(recipe, tmp_path / "tuned", resume=True)
+    with pytest.raises(UserError, match="is complete"):
+        train(Recipe.model_validate(stored), tmp_path / "tuned", resume=True)
+    with pytest.raises(UserError, match='begun without "tune"'):
+        train(recipe, tmp_path / "plain", resume=True)
+    assert json.loads((tmp_path / "tuned" / TUNED).read_text()) == chosen
