@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from muomni.config import SourceSpec
-from muomni.data import PackedRows, Tokenizer, build_token_cache
+from muomni.data import PackedDataset, Tokenizer, build_token_cache
 
 SEQ_LEN = 512
 BATCH = 16
@@ -58,7 +58,7 @@ def measure(folder: Path) -> None:
     started = time.perf_counter()
     cache = build_token_cache([SourceSpec(path=str(corpus))], tokenizer, folder / "cache")
     built, seconds = memory("VmHWM"), time.perf_counter() - started
-    rows = PackedRows(cache, SEQ_LEN, seed=0)
+    rows = PackedDataset(cache, SEQ_LEN, seed=0)
     for first in range(0, rows.num_rows, BATCH):
         rows.batch(first, min(BATCH, rows.num_rows - first))
     result = {

@@ -5,7 +5,7 @@
 
 Greedy replies without ends, in bf16 and int8, with torch's modules (the native runner's bits do not depend on the
 batch, which is shown too). Stories and instructions are both continued as plain text from their first words, so that
-any run will do. Prints the share of replies that differ and where they first do; with `deterministic=True` there must
+any run will do. Prints the share of replies that differ and where they first do; with `batch_invariant=True` there must
 be none.
 """
 
@@ -45,9 +45,14 @@ def prompts_of(files: Sequence[Path], count: int) -> list[str]:
     return prompts[:count]
 
 
-def compare(model: MuOmni, prompts: Sequence[str], new: int, batch: int, deterministic: bool) -> dict[str, Any]:
+def compare(model: MuOmni, prompts: Sequence[str], new: int, batch: int, batch_invariant: bool) -> dict[str, Any]:
     """Replies side by side against replies one at a time."""
-    how: dict[str, Any] = {"temperature": 0, "max_new_tokens": new, "ignore_eos": True, "deterministic": deterministic}
+    how: dict[str, Any] = {
+        "temperature": 0,
+        "max_new_tokens": new,
+        "ignore_eos": True,
+        "batch_invariant": batch_invariant,
+    }
     single = [model.complete(prompt, **how).tokens for prompt in prompts]
     many = model.chat_batch(prompts, raw=True, batch_size=batch, progress=False, **how)
     firsts = [
@@ -79,9 +84,9 @@ def main() -> None:
             os.environ["MUOMNI_RUNNER"] = runner
             dtype = torch.bfloat16 if weights == "bf16" else None
             model = MuOmni.from_pretrained(asked.run, device="cpu", dtype=dtype, int8=weights == "int8")
-            for deterministic in (False, True):
-                found = compare(model, prompts, asked.new, asked.batch, deterministic)
-                line = {"weights": weights, "runner": runner, "deterministic": deterministic, "batch": asked.batch}
+            for batch_invariant in (False, True):
+                found = compare(model, prompts, asked.new, asked.batch, batch_invariant)
+                line = {"weights": weights, "runner": runner, "batch_invariant": batch_invariant, "batch": asked.batch}
                 print(json.dumps(line | {"new": asked.new} | found), flush=True)
 
 

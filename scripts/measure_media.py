@@ -22,14 +22,14 @@ from prepare_media import ASK_BOTH, ASK_DIGIT, ASK_NAME, ASK_TRUE, ASK_WORDS, ch
 
 from muomni import MuOmni
 from muomni.config import SourceSpec
-from muomni.data import PackedRows, build_token_cache, encode_chat, expand
+from muomni.data import PackedDataset, build_token_cache, encode_chat, expand
 from muomni.data.media.audio import load_audio
 from muomni.data.media.features import mel_of
 from muomni.data.media.image import load_image, to_patches
 from muomni.data.media.media_ref import MediaRef
 from muomni.eval.wer import word_errors
-from muomni.model.inputs import Clips, Images
-from muomni.model.mrope import media_positions
+from muomni.model.inputs import AudioBatch, ImageBatch
+from muomni.model.mrope import mrope_positions
 from muomni.model.omni import Features
 from muomni.train.evaluate import evaluate
 
@@ -194,7 +194,7 @@ class Measure:
         found = {}
         for name, model in (("text_bits_per_byte", self.model), ("text_only", MuOmni.from_pretrained(text_only))):
             sources = [SourceSpec(path=str(path)) for path in sorted((self.out / "text" / "val").glob("*.jsonl"))]
-            rows = PackedRows(build_token_cache(sources, model.tokenizer), 512, shuffle=False)
+            rows = PackedDataset(build_token_cache(sources, model.tokenizer), 512, shuffle=False)
             limit = min(self.limit, rows.num_rows)
             found[name] = evaluate(model, rows, limit, 8, model.tokenizer.byte_lengths()).bits_per_byte
             self.figures[name] = round(found[name], 4)
@@ -208,8 +208,8 @@ class Measure:
         vision, tokenizer = self.model.config.vision, self.model.tokenizer
         assert vision is not None
         patches, grid = to_patches(load_image(picture, vision), vision)
-        features = self.model.embed_images(Images(torch.from_numpy(patches), (grid,)))
-        rows, columns = (side // vision.merge for side in grid)
+        features = self.model.embed_images(ImageBatch(torch.from_numpy(patches), (grid,)))
+        rows, columns = (side // vision.pixel_shuffle_factor for side in grid)
         chats = []
         for reply in replies:
             messages = [
@@ -223,7 +223,7 @@ class Measure:
         for row, chat in enumerate(chats):
             ids[row, : len(chat.ids)] = torch.tensor(chat.ids)
             answer[row, : len(chat.ids)] = torch.tensor(chat.answer_mask)
-        positions = [media_positions(longest, [(chat.places[0], rows, columns)]) for chat in chats]
+        positions = [mrope_positions(longest, [(chat.places[0], rows, columns)]) for chat in chats]
         axes = torch.stack([torch.from_numpy(one) for one in positions], 1)
         copies = features.repeat(len(chats), 1)
         logits = self.model(ids, positions=axes, features=Features(image=copies)).logits
@@ -238,7 +238,7 @@ class Measure:
         texts = []
         for clip in clips:
             mel = mel_of(load_audio(clip, config.max_seconds), model.config)
-            sound = Clips(torch.from_numpy(mel), (len(mel),))
+            sound = AudioBatch(torch.from_numpy(mel), (len(mel),))
             texts += model.audio_head.decode(model.audio(sound), model.audio.counts(sound))
         return texts
 
@@ -251,7 +251,7 @@ class Measure:
         for first in range(0, len(pictures), self.batch):
             cut = [to_patches(load_image(p, vision), vision) for p in pictures[first : first + self.batch]]
             patches = torch.cat([torch.from_numpy(patches) for patches, _ in cut])
-            images = Images(patches, tuple(grid for _, grid in cut))
+            images = ImageBatch(patches, tuple(grid for _, grid in cut))
             shown.append(model.vision_head.images(model.vision(images), model.vision.counts(images)))
         ids = [model.tokenizer.encode(name) for name in names]
         words = model.thinker.embed_tokens(torch.tensor([token for name in ids for token in name]))

@@ -43,7 +43,7 @@ def main() -> None:
         seq_len=options.seq_len,
         media=options.media,
         precision=options.precision,
-        vision=vision.replace(contrastive_size=64),
+        vision=vision.replace(projection_dim=64),
         audio=audio.replace(ctc=True),
     )
     built = build(case)

@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 16])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=1.0, help="decoding per measurement, three of them")
-    parser.add_argument("--cache", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--kv-cache-dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--floats", action="store_true", help="float activations with int8 weights")
     parser.add_argument("--steps", type=int, default=64, help="tokens decoded behind the prompt")
     parser.add_argument("--prefill", type=int, default=0, help="also time prompts of this many tokens")

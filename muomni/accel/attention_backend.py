@@ -23,7 +23,7 @@ BackendName = Literal["auto", "sdpa", "varlen", "flash_attn", "flex", "reference
 
 
 @dataclass(frozen=True)
-class Choice:
+class AttentionChoice:
     """What was taken.
 
     Attributes:
@@ -42,7 +42,7 @@ class Choice:
 
 def pick_attention(
     name: BackendName, device: torch.device, dtype: torch.dtype, head_dim: int, *encoders: int
-) -> Choice:
+) -> AttentionChoice:
     """`auto` takes torch's varlen kernel on a GPU where it works, else SDPA.
 
     flash-attn and FlexAttention are taken only when named: neither has been measured to be faster here.
@@ -59,12 +59,14 @@ def pick_attention(
     """
     if name == "auto":
         if device.type != "cuda":
-            return Choice("sdpa", _WHAT_SDPA_IS.get(device.type, f"what torch has for {device.type}"), sdpa.attention)
+            return AttentionChoice(
+                "sdpa", _WHAT_SDPA_IS.get(device.type, f"what torch has for {device.type}"), sdpa.attention
+            )
         declined = _why_not_any("varlen", device, dtype, head_dim, *encoders)
         declined = declined or _fails_any(varlen.attention, device, dtype, head_dim, *encoders)
         if declined is None:
-            return Choice("varlen", "torch's flash kernel for packed documents works here", varlen.attention)
-        return Choice("sdpa", f"varlen is out, {declined}", sdpa.attention)
+            return AttentionChoice("varlen", "torch's flash kernel for packed documents works here", varlen.attention)
+        return AttentionChoice("sdpa", f"varlen is out, {declined}", sdpa.attention)
     declined = _why_not_any(name, device, dtype, head_dim, *encoders)
     if declined is None:
         choice = _named(name, device)
@@ -76,7 +78,7 @@ def pick_attention(
     raise ConfigError(f'attention = "{name}": {declined}; here: {", ".join(here)}, or "auto"')
 
 
-def apply(model: nn.Module, choice: Choice) -> None:
+def apply(model: nn.Module, choice: AttentionChoice) -> None:
     """Sets the function on every attention layer of `model`."""
     if choice.registered is not None:
         from torch.nn.attention import activate_flash_attention_impl
@@ -98,13 +100,13 @@ _SIMPLE: dict[Backend, AttentionFunction] = {
 }
 
 
-def _named(name: Backend, device: torch.device) -> Choice:
+def _named(name: Backend, device: torch.device) -> AttentionChoice:
     if name != "flash_attn":
-        return Choice(name, "as asked", _SIMPLE[name])
+        return AttentionChoice(name, "as asked", _SIMPLE[name])
     version = _installed_flash(device)
     if version == "FA2":
-        return Choice(name, "as asked: the flash-attn 2 package", flash_attn.attention)
-    return Choice(name, f"as asked: {version} through torch's registry", varlen.attention, version)
+        return AttentionChoice(name, "as asked: the flash-attn 2 package", flash_attn.attention)
+    return AttentionChoice(name, f"as asked: {version} through torch's registry", varlen.attention, version)
 
 
 def _why_not(name: Backend, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
@@ -153,7 +155,7 @@ def _installed_flash(device: torch.device) -> Literal["FA2", "FA3", "FA4"] | Non
     return None
 
 
-def _tried(choice: Choice, device: torch.device, dtype: torch.dtype, *head_dims: int) -> str | None:
+def _tried(choice: AttentionChoice, device: torch.device, dtype: torch.dtype, *head_dims: int) -> str | None:
     if choice.backend in ("sdpa", "reference"):
         return None
     if choice.registered is None:

@@ -43,7 +43,7 @@ _START = "torchrun --nproc-per-node 2 -m muomni train RECIPE"
 
 
 @dataclass(frozen=True)
-class Choice:
+class ParallelChoice:
     """What was decided.
 
     Attributes:
@@ -67,7 +67,7 @@ class Choice:
         return device
 
 
-def choose(recipe: Recipe, device: torch.device) -> Choice:
+def choose(recipe: Recipe, device: torch.device) -> ParallelChoice:
     """`auto` is DDP where torchrun started several processes, else off.
 
     Args:
@@ -84,7 +84,7 @@ def choose(recipe: Recipe, device: torch.device) -> Choice:
             raise ConfigError(
                 f'parallel = "{asked}": there is one process; start several with: {_START}; or say "auto"'
             )
-        return Choice("off", "one process")
+        return ParallelChoice("off", "one process")
     if asked == "off":
         raise ConfigError(f'parallel = "off", but torchrun started {size} processes; say "auto", or start one')
     kind: Kind = "ddp" if asked == "auto" else asked
@@ -94,17 +94,17 @@ def choose(recipe: Recipe, device: torch.device) -> Choice:
             f"batch_size × gradient_accumulation_steps = {rows} rows a step cannot be shared evenly by {size} "
             f"processes; make it a multiple of {size}"
         )
-    if recipe.on_oom == "rescue":
+    if recipe.on_oom == "shrink_micro_batch":
         raise ConfigError(
-            f'on_oom = "rescue" works with one process only, and there are {size}: one that runs out of memory in '
-            'the backward pass leaves the others waiting for its gradients; say "stop"'
+            f'on_oom = "shrink_micro_batch" works with one process only, and there are {size}: one that runs out of '
+            'memory in the backward pass leaves the others waiting for its gradients; say "stop"'
         )
     local_rank = _environment("LOCAL_RANK", None)
     _check_device(device, size, local_rank)
     if kind == "fsdp":
         _check_fsdp(recipe)
     reason = "as asked" if asked != "auto" else f"torchrun started {size} processes"
-    return Choice(kind, reason, _environment("RANK", None), size, local_rank)
+    return ParallelChoice(kind, reason, _environment("RANK", None), size, local_rank)
 
 
 def _environment(name: str, default: int | None) -> int:
@@ -153,7 +153,7 @@ class Group:
         host: connects the processes' hosts; None for a single one.
     """
 
-    def __init__(self, choice: Choice, host: dist.ProcessGroup | None = None) -> None:
+    def __init__(self, choice: ParallelChoice, host: dist.ProcessGroup | None = None) -> None:
         self.kind = choice.kind
         self.rank = choice.rank
         self.size = choice.size
@@ -272,11 +272,11 @@ class Group:
 
 def alone() -> Group:
     """A group of one process."""
-    return Group(Choice("off", "one process"))
+    return Group(ParallelChoice("off", "one process"))
 
 
 @contextmanager
-def connect(choice: Choice, device: torch.device) -> Iterator[Group]:
+def connect(choice: ParallelChoice, device: torch.device) -> Iterator[Group]:
     """Together: meets the other processes; parts from them at the end.
 
     Args:

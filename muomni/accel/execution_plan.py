@@ -19,7 +19,7 @@ from muomni.accel.compile import blocks as compilation
 from muomni.accel.cpu_allocator import choice as allocator
 from muomni.accel.device import pick_device
 from muomni.accel.measurements import verdicts
-from muomni.accel.measurements.verdicts import NOTHING, Findings
+from muomni.accel.measurements.verdicts import NOTHING, Verdicts
 from muomni.accel.mixed_precision import Precision, pick_precision
 from muomni.config.model import OmniConfig
 from muomni.config.recipe import Recipe
@@ -34,12 +34,12 @@ class Plan:
     """
 
     device: torch.device
-    allocator: allocator.Choice
+    allocator: allocator.AllocatorChoice
     precision: Precision
-    attention: attention_backend.Choice
+    attention: attention_backend.AttentionChoice
     checkpointing: activation_checkpointing.Mode | None
-    compile: compilation.Choice
-    parallel: distributed.Choice
+    compile: compilation.CompileChoice
+    parallel: distributed.ParallelChoice
     declined: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -76,7 +76,7 @@ class Plan:
         return group.apply(model, self.device)
 
 
-def make_plan(recipe: Recipe, config: OmniConfig, found: Findings = NOTHING) -> Plan:
+def make_plan(recipe: Recipe, config: OmniConfig, found: Verdicts = NOTHING) -> Plan:
     """Decides device, precision, attention, checkpointing, compilation and how several processes share the work.
 
     Args:
@@ -111,7 +111,7 @@ def make_plan(recipe: Recipe, config: OmniConfig, found: Findings = NOTHING) -> 
     return replace(plan, **{name: replace(getattr(plan, name), reason=reason) for name, reason in why.items()})
 
 
-def without_losers(recipe: Recipe, device: torch.device, found: Findings) -> tuple[Recipe, dict[str, str]]:
+def without_losers(recipe: Recipe, device: torch.device, found: Verdicts) -> tuple[Recipe, dict[str, str]]:
     """The recipe with every `auto` that would take what was measured to lose replaced by what it is to take.
 
     Returns:
@@ -125,7 +125,7 @@ def without_losers(recipe: Recipe, device: torch.device, found: Findings) -> tup
         if getattr(recipe, setting) == "auto" and reason is not None:
             taken[setting], why[setting] = instead, reason
 
-    decline("allocator", verdicts.POOL, "a pool for large tensors", "keep")
+    decline("allocator", verdicts.POOL, "a pool for large tensors", "retain")
     decline("allocator", verdicts.ALLOCATOR, "keeping freed memory", "system")
     decline("compile", verdicts.COMPILE, "compiling the blocks", "off")
     if recipe.precision == "auto":

@@ -19,13 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from muomni.accel.measurements.hardware import signature
-from muomni.accel.measurements.json_store import Kept
+from muomni.accel.measurements.json_store import JsonStore
 from muomni.errors import ConfigError, UserError
 from muomni.model.int8_layers import Int8Linear, is_quantized, to_float, to_int8
 from muomni.ops.int8 import KERNELS, Kernel, dequantize, int8_linear, why_not
 
 METHODS = ("int8",)
-TIMINGS = Kept("int8.json", "the int8 kernels")
+TIMINGS = JsonStore("int8.json", "the int8 kernels")
 KeepFloat = Literal["auto", "never"]
 # Rows of activations that stand for decoding, a batch and a prompt; see `model.int8_layers.ROWS`.
 _ROWS = (1, 16, 128)
@@ -41,7 +41,7 @@ _LOSES = 1.1
 
 
 @dataclass(frozen=True)
-class Choice:
+class KernelChoice:
     """What was chosen for layers of one shape.
 
     Attributes:
@@ -89,7 +89,7 @@ class QuantizationReport:
     method: str
     bytes_before: int
     bytes_after: int
-    choices: tuple[Choice, ...]
+    choices: tuple[KernelChoice, ...]
 
     @property
     def lines(self) -> list[str]:
@@ -169,7 +169,7 @@ def weight_bytes(model: nn.Module) -> int:
 
 
 @torch.no_grad()
-def tune(model: nn.Module, keep_float: KeepFloat = "never") -> tuple[Choice, ...]:
+def tune(model: nn.Module, keep_float: KeepFloat = "never") -> tuple[KernelChoice, ...]:
     """Sets the fastest kernel on every int8 layer, timing those that the cache does not know.
 
     Args:
@@ -216,7 +216,7 @@ def _check_keep_float(value: str) -> None:
         raise ConfigError(f"keep_float = {value!r}: there are {', '.join(get_args(KeepFloat))}")
 
 
-def _choose(N: int, K: int, layers: int, times: Any) -> Choice:
+def _choose(N: int, K: int, layers: int, times: Any) -> KernelChoice:
     kernels, seconds = [], []
     for rows in _ROWS:
         found: dict[Kernel, float] = {
@@ -226,7 +226,7 @@ def _choose(N: int, K: int, layers: int, times: Any) -> Choice:
         kernels.append(best)
         seconds.append(found[best])
     floats = [times[str(rows)][_FLOAT] for rows in _ROWS]
-    return Choice(N, K, layers, tuple(kernels), tuple(seconds), tuple(floats))  # type: ignore[arg-type]
+    return KernelChoice(N, K, layers, tuple(kernels), tuple(seconds), tuple(floats))  # type: ignore[arg-type]
 
 
 def _measure(weights: list[Tensor], scale: Tensor, dtype: torch.dtype) -> dict[str, dict[str, float]]:

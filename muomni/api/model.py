@@ -25,12 +25,12 @@ from muomni.formats.pretrained import check_replaceable, load_model, save_model
 from muomni.formats.qwen3 import to_qwen3_config
 from muomni.formats.tensors import CONFIG, resolve_folder
 from muomni.infer import Engine, Reply, SamplingParams, TextStream, generate
-from muomni.infer.encoder_cache import MediaMemory
-from muomni.infer.engine.engine_cache import Session
-from muomni.infer.limits import room
-from muomni.infer.offline import continue_ids, progress_bar, reply_to_all
+from muomni.infer.encoder_cache import EncoderCache
+from muomni.infer.engine.engine_cache import EngineCache
+from muomni.infer.limits import token_budget
+from muomni.infer.offline import generate_all, generate_ids, progress_bar
 from muomni.infer.preprocess import prepare, read_prompt, settings_of
-from muomni.infer.request import Prepared
+from muomni.infer.request import EngineInput
 from muomni.infer.speculative.draft_model import Drafter, check_same_tokens
 from muomni.infer.speculative.drafts import check_guessable
 from muomni.infer.speech import SpokenStream, TextSpeech
@@ -64,9 +64,9 @@ class MuOmni(SpeakingModel, PyTorchModelHubMixin, library_name="muomni", model_c
         self, config: OmniConfig, generator: torch.Generator | None = None, tokenizer: Tokenizer | None = None
     ) -> None:
         super().__init__(config, generator, tokenizer)
-        self._session = Session()
+        self._session = EngineCache()
         self._cache_dtype: CacheDtype = "auto"
-        self._media = MediaMemory()
+        self._media = EncoderCache()
 
     @classmethod
     def from_config(
@@ -213,7 +213,7 @@ class MuOmni(SpeakingModel, PyTorchModelHubMixin, library_name="muomni", model_c
         prompt: Prompt,
         *,
         speak: Speak = False,
-        deterministic: bool = False,
+        batch_invariant: bool = False,
         speculate: "bool | MuOmni" = False,
         **sampling: Any,
     ) -> Reply:
@@ -224,7 +224,7 @@ class MuOmni(SpeakingModel, PyTorchModelHubMixin, library_name="muomni", model_c
                 messages such as `[{"role": "user", "content": "Hello"}]`, whose content may be a list of parts.
             speak: speak the reply too, all sentences side by side: `reply.audio`. True takes the usual settings,
                 otherwise those of `say`, such as `{"voice": "anna"}`; without a seed the speech takes that of the text.
-            deterministic: see `chat_batch`.
+            batch_invariant: see `chat_batch`.
             speculate: guess tokens as long as that pays; the reply is the same. Only greedy replies can be guessed:
                 `temperature=0`, no penalty. True guesses from the text so far, for replies that repeat much of the
                 prompt; a smaller model of the same tokenizer guesses any text that it would write alike.
@@ -237,17 +237,17 @@ class MuOmni(SpeakingModel, PyTorchModelHubMixin, library_name="muomni", model_c
             SpeechError: the reply cannot be spoken. Where its text is wanted then, take `stream` or `chat_batch`.
         """
         settings = self._asked_speech(speak, sampling.get("seed"))
-        how: dict[str, Any] = {"deterministic": deterministic, "speculate": speculate, **sampling}
+        how: dict[str, Any] = {"batch_invariant": batch_invariant, "speculate": speculate, **sampling}
         reply: Reply = self.stream(prompt, **how).finish()
         if settings is None:
             return reply
         return self._spoken([reply], [settings], on_error="raise")[0]
 
     def complete(
-        self, text: str, *, deterministic: bool = False, speculate: "bool | MuOmni" = False, **sampling: Any
+        self, text: str, *, batch_invariant: bool = False, speculate: "bool | MuOmni" = False, **sampling: Any
     ) -> Reply:
         """Continues a text as it stands, without the turns of a chat; otherwise as `chat`."""
-        how: dict[str, Any] = {"deterministic": deterministic, "speculate": speculate, **sampling}
+        how: dict[str, Any] = {"batch_invariant": batch_invariant, "speculate": speculate, **sampling}
         reply: Reply = self.stream(text, raw=True, **how).finish()
         return reply
 
@@ -258,7 +258,7 @@ class MuOmni(SpeakingModel, PyTorchModelHubMixin, library_name="muomni", model_c
         *,
         speak: Literal[False] = False,
         raw: bool = False,
-        deterministic: bool = False,
+        batch_invariant: bool = False,
         speculate: "bool | MuOmni" = False,
         **sampling: Any,
     ) -> TextStream: ...
@@ -269,7 +269,7 @@ class MuOmni(SpeakingModel, PyTorchModelHubMixin, library_name="muomni", model_c
         *,
         speak: Speak,
         raw: bool = False,
-        deterministic: bool = False,
+        batch_invariant: bool = False,
         speculate: "bool | MuOmni" = False,
         **sampling: Any,
     ) -> TextStream | SpokenStream: ...
@@ -279,7 +279,7 @@ class MuOmni(SpeakingModel, PyTorchModelHubMixin, library_name="muomni", model_c
         *,
         speak: Speak = False,
         raw: bool = False,
-        deterministic: bool = False,
+        batch_invariant: bool = False,
         speculate: "bool | MuOmni" = False,
         **sampling: Any,
     ) -> TextStream | SpokenStream:
@@ -296,10 +296,10 @@ class MuOmni(SpeakingModel, PyTorchModelHubMixin, library_name="muomni", model_c
         tokenizer = self._tokenizer()
         settings = self._asked_speech(speak, params.seed)
         speech = None if settings is None else TextSpeech(self, tokenizer, self._speech, settings)
-        asked = self.prepare([(prompt, params)], [""], raw=raw, alone=deterministic)[0]
-        engine = self.engine(1, len(asked.ids) + room(self, (1, len(asked.ids)), params))
+        asked = self.prepare([(prompt, params)], [""], raw=raw, alone=batch_invariant)[0]
+        engine = self.engine(1, len(asked.ids) + token_budget(self, (1, len(asked.ids)), params))
         guesser = self.guesser(speculate, engine)
-        how: dict[str, Any] = {"deterministic": deterministic, "speculate": guesser, "media": asked.media}
+        how: dict[str, Any] = {"batch_invariant": batch_invariant, "speculate": guesser, "media": asked.media}
         text = TextStream(engine, tokenizer, asked.ids, params, self.end_ids(), **how)
         return text if speech is None else SpokenStream(text, speech)
 
@@ -310,7 +310,7 @@ class MuOmni(SpeakingModel, PyTorchModelHubMixin, library_name="muomni", model_c
         sampling: Sequence[Mapping[str, Any]] | None = None,
         speak: Speak = False,
         raw: bool = False,
-        deterministic: bool = False,
+        batch_invariant: bool = False,
         speculate: "bool | MuOmni" = False,
         batch_size: int = _SIDE_BY_SIDE,
         progress: bool | None = None,
@@ -320,7 +320,7 @@ class MuOmni(SpeakingModel, PyTorchModelHubMixin, library_name="muomni", model_c
         """Answers many prompts side by side; what they show or play is encoded once, all of it together.
 
         In fp32 the replies are those of `chat`, token by token. In lower precision a reply can differ from that
-        of `chat` after a while, as matrix products of other sizes round otherwise; `deterministic` rules that
+        of `chat` after a while, as matrix products of other sizes round otherwise; `batch_invariant` rules that
         out where it matters more than speed.
 
         Args:
@@ -328,7 +328,7 @@ class MuOmni(SpeakingModel, PyTorchModelHubMixin, library_name="muomni", model_c
             sampling: settings of each prompt, which go before `settings`; None where all have the same.
             speak: see `chat`; once all replies are written, the sentences of all of them are spoken side by side.
             raw: continue each text as it stands, as `complete`.
-            deterministic: compute so that no bit of a reply depends on the other prompts. Prompts are then cut
+            batch_invariant: compute so that no bit of a reply depends on the other prompts. Prompts are then cut
                 at fixed places and not begun from one another's, and where the runner's result depends on the
                 batch each is computed alone.
             speculate: see `chat`.
@@ -353,14 +353,16 @@ class MuOmni(SpeakingModel, PyTorchModelHubMixin, library_name="muomni", model_c
         voices = [self._asked_speech(speak, one.seed) for one in params]
         names = [f"prompt {number} of {len(prompts)}" for number in range(1, len(prompts) + 1)]
         pairs = list(zip(prompts, params, strict=True))
-        asked = self.prepare(pairs, names, raw=raw, alone=deterministic, keep_going=on_error == "reply")
-        lengths = [len(one.ids) + room(self, (1, len(one.ids)), one.params) for one in asked if one.error is None]
+        asked = self.prepare(pairs, names, raw=raw, alone=batch_invariant, keep_going=on_error == "reply")
+        lengths = [
+            len(one.ids) + token_budget(self, (1, len(one.ids)), one.params) for one in asked if one.error is None
+        ]
         if not lengths:
             return [Reply.failed(str(one.error)) for one in asked]
         longest = max(lengths)
         engine = self.engine(min(batch_size, len(asked)), longest)
-        how: dict[str, Any] = {"deterministic": deterministic, "speculate": self.guesser(speculate, engine)}
-        replies = reply_to_all(engine, tokenizer, asked, end_ids=self.end_ids(), **how)
+        how: dict[str, Any] = {"batch_invariant": batch_invariant, "speculate": self.guesser(speculate, engine)}
+        replies = generate_all(engine, tokenizer, asked, end_ids=self.end_ids(), **how)
         written = list(progress_bar(replies, len(asked), progress))
         spoken = [settings for settings in voices if settings is not None]
         return self._spoken(written, spoken, on_error=on_error, batch_size=batch_size) if spoken else written
@@ -397,7 +399,7 @@ class MuOmni(SpeakingModel, PyTorchModelHubMixin, library_name="muomni", model_c
 
     def prepare(
         self, asked: Sequence[tuple[Prompt, SamplingParams]], names: Sequence[str], **how: Any
-    ) -> list[Prepared]:
+    ) -> list[EngineInput]:
         """Prompts as the engine takes them, with their media encoded; see `infer.preprocess`."""
         return prepare(self, self._tokenizer(), self._media, asked, names, **how)
 
@@ -436,8 +438,8 @@ class MuOmni(SpeakingModel, PyTorchModelHubMixin, library_name="muomni", model_c
         if not use_cache:
             ids = ids.to(self.device, torch.int64)
             return generate(self, ids, params, end_ids=self.end_ids(), use_cache=False)
-        total = room(self, ids.shape, params) + ids.shape[-1]
-        return continue_ids(self.engine(min(ids.shape[0], _SIDE_BY_SIDE), total), ids, params, self.end_ids())
+        total = token_budget(self, ids.shape, params) + ids.shape[-1]
+        return generate_ids(self.engine(min(ids.shape[0], _SIDE_BY_SIDE), total), ids, params, self.end_ids())
 
     def encode(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
         """The token ids the model reads for a prompt: in the chat's turns, or with `raw` the text itself.

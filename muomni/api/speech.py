@@ -8,7 +8,7 @@ import torch
 
 from muomni.config import OmniConfig
 from muomni.errors import PromptError, SpeechError, UserError
-from muomni.infer.reply import Piece, Reply, Timing
+from muomni.infer.reply import Chunk, Reply, Timing
 from muomni.infer.speech.offline import speak_all
 from muomni.infer.speech.settings import SpeechSettings, speech_settings
 from muomni.infer.speech.speaker_pool import SpeechSession, talker_of
@@ -92,7 +92,7 @@ class SpeakingModel(OmniModel):
         blank = [Reply(text, (), "stop", Timing(0, 0, 0.0, 0.0)) for text in texts]
         return self._spoken(blank, each, on_error=on_error, batch_size=batch_size)
 
-    def say_stream(self, text: str | Iterable[str], **settings: Any) -> Iterator[Piece]:
+    def say_stream(self, text: str | Iterable[str], **settings: Any) -> Iterator[Chunk]:
         """As `say`, but gives the sound in pieces, the first ones small, as soon as they are computed.
 
         Args:
@@ -100,7 +100,7 @@ class SpeakingModel(OmniModel):
             settings: as for `say`.
 
         Returns:
-            An iterator over `Piece`s with `audio`; leaving it early stops the speech.
+            An iterator over `Chunk`s with `audio`; leaving it early stops the speech.
 
         Raises:
             as `say`; a SpeechError behind the pieces that could be spoken.

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from muomni.bench.decoding.compare import short
 from muomni.bench.process import CaseProcess, RefusedError
-from muomni.bench.report.report import Equivalence, Memory, Row, Speed
+from muomni.bench.report.report import Equivalence, Memory, ReportRow, Speed
 from muomni.bench.report.sections import Effort, Target
 from muomni.bench.statistics import decide, interval_of, margin_of, ratios_of, spread_of
 from muomni.config.base import Frozen
@@ -292,7 +292,7 @@ _LEAST_SAME, _MOST_LONGER = 0.85, 0.1
 _QUICK_ROUNDS = 4
 
 
-def measure_speech(target: Target, effort: Effort, say: Callable[[str], None]) -> tuple[Row, ...]:
+def measure_speech(target: Target, effort: Effort, say: Callable[[str], None]) -> tuple[ReportRow, ...]:
     """The techniques of speaking as rows of a report. No codes are drawn, so what differs is the technique's.
 
     Args:
@@ -333,7 +333,7 @@ def measure_speech(target: Target, effort: Effort, say: Callable[[str], None]) -
     return tuple(rows)
 
 
-def _row(key: str, off: Speaking, on: Speaking, margin: float) -> Row:
+def _row(key: str, off: Speaking, on: Speaking, margin: float) -> ReportRow:
     ratios = ratios_of(on.speeds, off.speeds)
     interval = interval_of(ratios)
     memory = Memory(off_mib=off.peak_mib, on_mib=on.peak_mib)
@@ -364,9 +364,9 @@ def _equivalence(off: Speaking, on: Speaking, *, approximate: bool) -> Equivalen
     return Equivalence(claimed="rounding", measure=measure, value=value, equal=equal, holds=holds)
 
 
-def _not_measured(key: str, reason: str) -> Row:
+def _not_measured(key: str, reason: str) -> ReportRow:
     technique, off, on, claim = _ROWS[key]
-    return Row(
+    return ReportRow(
         key=key,
         part="speech",
         technique=technique,

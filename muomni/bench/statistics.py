@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Verdict = Literal["on", "off", "no difference", "not measured"]
+VerdictName = Literal["on", "off", "no difference", "not measured"]
 
 MARGIN = 0.05
 # What a technique that is no faster must save of the memory to be worth its while.
@@ -84,7 +84,7 @@ def margin_of(twins: Sequence[float]) -> float:
 class Decision:
     """A verdict with its reason, in words for a table."""
 
-    verdict: Verdict
+    verdict: VerdictName
     reason: str
 
 
@@ -148,7 +148,7 @@ def noise_of(name: str, speeds: Sequence[float], twins: Sequence[float]) -> list
     return said
 
 
-def contradictions(runs: Sequence[dict[str, Verdict]]) -> list[str]:
+def contradictions(runs: Sequence[dict[str, VerdictName]]) -> list[str]:
     """Techniques of which one run says on and another off.
 
     Args:

@@ -19,7 +19,7 @@ from muomni.bench.decoding.report_rows import lengths, measure_infer
 from muomni.bench.process import RefusedError
 from muomni.bench.report import recommendations
 from muomni.bench.report.html import page
-from muomni.bench.report.report import JSON, ModelInfo, PartName, Report, Row, this_machine
+from muomni.bench.report.report import JSON, ModelInfo, PartName, Report, ReportRow, this_machine
 from muomni.bench.report.sections import Effort, Found, Say, Target
 from muomni.bench.shapes import SHAPES
 from muomni.bench.statistics import MARGIN
@@ -128,7 +128,7 @@ def _measure(part: PartName, target: Target, work: Path, effort: Effort, say: Sa
     return measure_infer(target, plan, effort, say)
 
 
-def measure_speech(target: Target, effort: Effort, say: Say) -> tuple[Row, ...]:
+def measure_speech(target: Target, effort: Effort, say: Say) -> tuple[ReportRow, ...]:
     """The techniques of speaking, of a model that speaks: the function of this name in `bench.speech`."""
     reason = None
     if target.folder is None:
@@ -138,10 +138,10 @@ def measure_speech(target: Target, effort: Effort, say: Say) -> tuple[Row, ...]:
     elif find_spec(_SPEECH) is None:
         reason = "this version measures no speech yet"
     if reason is None:
-        rows: tuple[Row, ...] = import_module(_SPEECH).measure_speech(target, effort, say)
+        rows: tuple[ReportRow, ...] = import_module(_SPEECH).measure_speech(target, effort, say)
         return rows
     return (
-        Row(
+        ReportRow(
             key="talker-batching",
             part="speech",
             technique="talker batching",

@@ -111,15 +111,15 @@ def _last_step(out: Path) -> int:
 def _report(out: Path) -> None:
     """Validation loss beside the bigram baseline on the same rows, and the speed."""
     from muomni.config import load_recipe
-    from muomni.data import PackedRows, Tokenizer, prepare
+    from muomni.data import PackedDataset, Tokenizer, prepare
     from muomni.eval.bigram_baseline import Bigram
     from muomni.train.reporting.metrics_log import METRICS, read_lines
 
     recipe = load_recipe(str(out / "recipe.json"))
     tokenizer = Tokenizer.load(out / "last")
     data = prepare(recipe.data, tokenizer)
-    train = PackedRows(data.train, recipe.data.seq_len, recipe.seed, shuffle=False)
-    val = PackedRows(data.val, recipe.data.seq_len, recipe.seed, shuffle=False)
+    train = PackedDataset(data.train, recipe.data.seq_len, recipe.seed, shuffle=False)
+    val = PackedDataset(data.val, recipe.data.seq_len, recipe.seed, shuffle=False)
     bigram, k = Bigram(train, tokenizer.vocab_size).bits_per_byte(val, tokenizer.byte_lengths(), recipe.eval.max_rows)
     lines = read_lines(out / METRICS)
     best = min((line for line in lines if line["kind"] == "val"), key=lambda line: float(line["loss"]))

@@ -21,7 +21,7 @@ SPECTROGRAMS, MAX_SPECTROGRAMS = 8, 32
 
 command = typer.Typer(
     help="Judge a trained model by what it does.\n\n"
-    "Example: muomni eval speech runs/omni --original held-out/manifest.jsonl",
+    "Example: muomni eval speech runs/omni --reference held-out/manifest.jsonl",
     no_args_is_help=True,
 )
 
@@ -34,20 +34,24 @@ def _group() -> None:
 @command.command()
 def speech(
     run: Annotated[Path, typer.Argument(help="A run or a model's folder, or espeak:VOICE for the synthesiser itself.")],
-    original: Annotated[Path, typer.Option(help="Manifest of held-out sentences with their recordings.")],
+    original: Annotated[
+        Path, typer.Option("--reference", help="Manifest of held-out sentences with their recordings.")
+    ],
     count: Annotated[int, typer.Option(min=1, help="The first so many sentences of the manifest.")] = 100,
     voice: Annotated[str | None, typer.Option(help="The model's voice; default: its first.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Of the model's speech; default: as `say` has it.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the model's speech (default 0: the same each time).")] = None,
     out: Annotated[Path | None, typer.Option(help="Write report.json, spectrograms and the model's WAVs here.")] = None,
-    max_ratio: Annotated[float, typer.Option(help="Word error, over that of the originals.")] = 1.5,
+    max_ratio: Annotated[float, typer.Option(help="Maximum WER relative to the reference.")] = 1.5,
     max_truncated: Annotated[float, typer.Option(min=0, max=1, help="Share of the sentences.")] = 0.0,
     max_run_on: Annotated[float, typer.Option(min=0, max=1, help="Share of the sentences.")] = 0.0,
     max_real_time: Annotated[float, typer.Option(help="Seconds of work for a second of speech.")] = 0.25,
     max_first_sound: Annotated[float, typer.Option(help="Milliseconds, median; for models that stream.")] = 300.0,
     lm: Annotated[
         list[Path] | None,
-        typer.Option(metavar="TEXT", help="Texts like those that are spoken, for the recogniser's language model."),
+        typer.Option(
+            "--lm-text", metavar="TEXT", help="Texts like those that are spoken, for the recogniser's language model."
+        ),
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that listen; default: one a core.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -58,10 +62,10 @@ def speech(
     speech that lacks more than 10% of words and length, run-on what lasts 1.5 times the original. Exit code 1 where a
     limit is passed. Needs the extra "eval" (PocketSphinx with its American English model).
 
-    --lm gives the recogniser a language model of your texts, without the sentences that are judged, for both sides
+    --lm-text gives the recogniser a language model of your texts, without the sentences that are judged, for both sides
     alike. It hears better then, and the limit on the word error is a stricter one.
 
-    Example: muomni eval speech runs/omni --original held-out/manifest.jsonl --lm stories.jsonl --out judged
+    Example: muomni eval speech runs/omni --reference held-out/manifest.jsonl --lm-text stories.jsonl --out judged
     """
     from muomni.eval.recogniser import check_installed
     from muomni.eval.speech_gate import Limits, judge, read_sentences

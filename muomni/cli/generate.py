@@ -11,12 +11,12 @@ from muomni.cli.common import options
 
 if TYPE_CHECKING:
     from muomni.api.model import Prompt
-    from muomni.cli.common.batch_file import Figures, Job
+    from muomni.cli.common.batch_file import BatchTotals, Job
     from muomni.cli.common.speculation import Speculation
 
 
 Deterministic = Annotated[
-    bool, typer.Option("--deterministic", help="Let no bit of a reply depend on the prompts beside it; slower.")
+    bool, typer.Option("--batch_invariant", help="Let no bit of a reply depend on the prompts beside it; slower.")
 ]
 AsJson = Annotated[
     bool,
@@ -41,7 +41,7 @@ def command(
     batch_size: Annotated[
         int, typer.Option(min=1, help="Prompts of a file that are answered side by side; fewer if memory is short.")
     ] = 32,
-    deterministic: Deterministic = False,
+    batch_invariant: Deterministic = False,
     image: options.Image = None,
     audio: options.Audio = None,
     video: options.Video = None,
@@ -82,8 +82,8 @@ def command(
     guessing = Speculation(speculate, draft)
     shown = options.media(image, audio, video)
     _check_options(prompt, batch, out, raw and system is not None, shown, raw)
-    if deterministic:
-        guessing.refuse("--deterministic, which lets nothing change the size of a step")
+    if batch_invariant:
+        guessing.refuse("--batch_invariant, which lets nothing change the size of a step")
     sampling = options.given(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -99,12 +99,12 @@ def command(
     if batch is not None and out is not None:
         from muomni.cli.common.batch_file import Job
 
-        job = Job(batch, out, sampling, raw, system, batch_size, deterministic, guessing, cache.value, int8)
+        job = Job(batch, out, sampling, raw, system, batch_size, batch_invariant, guessing, cache.value, int8)
         _answer_file(run, device, job, as_json)
         return
     asked = _asked(prompt, shown, system)
     model = _Model(run, device, cache, int8)
-    _answer(model, asked, sampling, as_json, {"raw": raw, "deterministic": deterministic}, guessing)
+    _answer(model, asked, sampling, as_json, {"raw": raw, "batch_invariant": batch_invariant}, guessing)
 
 
 def _asked(prompt: str | None, shown: list[dict[str, str]], system: str | None) -> "Prompt":
@@ -185,7 +185,7 @@ def _answer(
         print(f"[{speed(stream.reply.timing)}]", file=sys.stderr)
 
 
-def _in_words(figures: "Figures") -> str:
+def _in_words(figures: "BatchTotals") -> str:
     kept = f", {figures['kept']} were there" if figures["kept"] else ""
     speed = f"{figures['new_tokens']} tokens in {figures['seconds']:.1f} s, {figures['tokens_per_s']:,.0f} tokens/s"
     wrong = f", {figures['errors']} are errors" if figures["errors"] else ""

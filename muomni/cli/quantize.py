@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress
 
-    from muomni.accel.int8 import Choice
+    from muomni.accel.int8 import KernelChoice
     from muomni.api.model import MuOmni
-    from muomni.data import PackedRows
+    from muomni.data import PackedDataset
     from muomni.eval.quantization_quality import Quality
 
 _SEQ_LEN = 512
@@ -41,9 +41,9 @@ class Method(StrEnum):
 def command(
     run: options.Run,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.")],
-    to: Annotated[Method, typer.Option(help="int8: one byte a weight and a scale for each output channel.")] = (
-        Method.int8
-    ),
+    to: Annotated[
+        Method, typer.Option("--method", help="int8: one byte a weight and a scale for each output channel.")
+    ] = (Method.int8),
     data: Annotated[
         list[Path] | None,
         typer.Option("--data", help="Text to compare the two models on; the run's own validation data when not given."),
@@ -63,7 +63,7 @@ def command(
 ) -> None:
     """Write a model with int8 weights, a quarter of the size, and say what that changes.
 
-    Example: muomni quantize runs/demo --to int8 --out runs/demo-int8
+    Example: muomni quantize runs/demo --method int8 --out runs/demo-int8
     """
     from muomni.errors import UserError
 
@@ -111,10 +111,10 @@ def _bar() -> "AbstractContextManager[Progress]":
     return Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
 
 
-def _rows(run: str, data: list[Path], model: "MuOmni") -> "PackedRows":
+def _rows(run: str, data: list[Path], model: "MuOmni") -> "PackedDataset":
     """The rows to compare on: of `--data`, else of the validation data that the run's recipe names."""
     from muomni.config import DataSpec, Recipe, parse, read_json
-    from muomni.data import PackedRows, prepare
+    from muomni.data import PackedDataset, prepare
     from muomni.data.index.token_cache import build_token_cache
     from muomni.errors import UserError
 
@@ -124,7 +124,7 @@ def _rows(run: str, data: list[Path], model: "MuOmni") -> "PackedRows":
     context = model.config.thinker.max_position_embeddings
     if data:
         sources = DataSpec.model_validate({"train": [str(path) for path in data]}).train
-        return PackedRows(build_token_cache(sources, tokenizer), min(_SEQ_LEN, context), shuffle=False)
+        return PackedDataset(build_token_cache(sources, tokenizer), min(_SEQ_LEN, context), shuffle=False)
     folder = Path(run).expanduser()
     recipe = next((path for path in (folder / "recipe.json", folder / ".." / "recipe.json") if path.is_file()), None)
     if recipe is None:
@@ -132,17 +132,17 @@ def _rows(run: str, data: list[Path], model: "MuOmni") -> "PackedRows":
     spec = parse(Recipe, read_json(recipe), str(recipe)).data
     if not spec.train:
         raise UserError(f"{recipe} names no text to compare the models on: give --data FILE, or --no-compare")
-    return PackedRows(prepare(spec, tokenizer).val, min(spec.seq_len, context), shuffle=False)
+    return PackedDataset(prepare(spec, tokenizer).val, min(spec.seq_len, context), shuffle=False)
 
 
-def _compare(reference: "MuOmni", model: "MuOmni", rows: "PackedRows", max_rows: int, bar: "Progress") -> "Quality":
+def _compare(reference: "MuOmni", model: "MuOmni", rows: "PackedDataset", max_rows: int, bar: "Progress") -> "Quality":
     from muomni.eval.quantization_quality import compare_models
 
     task = bar.add_task("compare", total=min(max_rows, rows.num_rows))
     return compare_models(reference, model, rows, max_rows, lambda done: bar.update(task, completed=done))
 
 
-def _report(model: "MuOmni", out: Path, choices: "Sequence[Choice]") -> dict[str, Any]:
+def _report(model: "MuOmni", out: Path, choices: "Sequence[KernelChoice]") -> dict[str, Any]:
     """Sizes of the weights as float32 and as they are now, on disk, and what each shape computes with."""
     after = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     before = 4 * model.num_parameters()

@@ -18,7 +18,7 @@ class CodecConfig(Frozen):
     Attributes:
         model_type: tells the folder of a codec from those of other models.
         sample_rate: of the sound, in Hz.
-        hop: samples between two spectra; a spectrum's window is four times as long.
+        hop_length: samples between two spectra; a spectrum's window is four times as long.
         num_mel_bins: bands that the encoder hears.
         strides: of the encoder's convolutions; their product is how many spectra a frame of codes stands for.
         encoder_size: width of the encoder.
@@ -26,8 +26,8 @@ class CodecConfig(Frozen):
         num_codebooks: K, codes of a frame.
         codebook_size: codes are 0 to this, exclusive.
         latent_size: numbers of a frame before they are codes.
-        nested: probability that a training clip keeps only its first codes, a random number of them, so that the
-            first ones learn to say the most.
+        quantizer_dropout: probability that a training clip keeps only its first codes, a random number of them, so that
+            the first ones learn to say the most.
         hidden_size: width of the decoder.
         intermediate_size: width of the hidden layer of its blocks.
         frame_layers: its blocks at the rate of the codes.
@@ -37,7 +37,7 @@ class CodecConfig(Frozen):
 
     model_type: Literal["muomni-codec"] = "muomni-codec"
     sample_rate: int = Field(default=16_000, ge=8_000, le=48_000)
-    hop: int = Field(default=160, ge=16, le=1024)
+    hop_length: int = Field(default=160, ge=16, le=1024)
     num_mel_bins: int = Field(default=80, ge=8, le=256)
     strides: Strides = (2, 2)
     encoder_size: PositiveInt = 192
@@ -45,7 +45,7 @@ class CodecConfig(Frozen):
     num_codebooks: int = Field(default=8, ge=1, le=32)
     codebook_size: int = Field(default=1024, ge=2, le=65_536)
     latent_size: PositiveInt = 32
-    nested: Probability = 0.25
+    quantizer_dropout: Probability = 0.25
     hidden_size: PositiveInt = 256
     intermediate_size: PositiveInt = 768
     frame_layers: PositiveInt = 3
@@ -60,17 +60,17 @@ class CodecConfig(Frozen):
     @property
     def frame_samples(self) -> int:
         """Samples that one frame of codes stands for."""
-        return self.hop * self.spectra_per_frame
+        return self.hop_length * self.spectra_per_frame
 
     @property
     def window(self) -> int:
         """Samples of a spectrum."""
-        return 4 * self.hop
+        return 4 * self.hop_length
 
     @property
     def delay(self) -> int:
         """Samples at the end of T frames that are only known with the frames behind them."""
-        return self.window - self.hop
+        return self.window - self.hop_length
 
     @property
     def frame_rate(self) -> float:
@@ -104,7 +104,7 @@ def codec_preset(name: CodecPreset) -> CodecConfig:
 class CodecSizes(Frozen):
     """Fields of `CodecConfig` that a recipe changes from the preset; see there for their meaning."""
 
-    hop: PositiveInt | None = None
+    hop_length: PositiveInt | None = None
     num_mel_bins: PositiveInt | None = None
     strides: Strides | None = None
     encoder_size: PositiveInt | None = None
@@ -112,7 +112,7 @@ class CodecSizes(Frozen):
     num_codebooks: PositiveInt | None = None
     codebook_size: Annotated[int, Field(ge=2, le=65_536)] | None = None
     latent_size: PositiveInt | None = None
-    nested: Probability | None = None
+    quantizer_dropout: Probability | None = None
     hidden_size: PositiveInt | None = None
     intermediate_size: PositiveInt | None = None
     frame_layers: PositiveInt | None = None
@@ -133,16 +133,16 @@ class CodecLossSpec(Frozen):
         mel: their mel bands, in logarithms.
         commitment: how far the encoder's numbers are from what their codes stand for.
         adversarial: a discriminator that learns beside the codec to tell its speech from recordings.
-        features: of what the discriminator sees inside; only with `adversarial`.
-        adversarial_from: the optimizer step with which the discriminator begins.
+        feature_matching: of what the discriminator sees inside; only with `adversarial`.
+        discriminator_start_step: the optimizer step with which the discriminator begins.
     """
 
     stft: NonNegative = 1.0
     mel: NonNegative = 1.0
     commitment: NonNegative = 0.5
     adversarial: NonNegative = 0.0
-    features: NonNegative = 2.0
-    adversarial_from: int = Field(default=0, ge=0)
+    feature_matching: NonNegative = 2.0
+    discriminator_start_step: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _teaches(self) -> "CodecLossSpec":
@@ -159,24 +159,24 @@ class CodecSpec(Frozen):
     Attributes:
         preset: where the sizes come from.
         init_from: a codec's run or folder whose weights and sizes are taken instead.
-        sizes: changes to the preset.
+        overrides: changes to the preset.
         clip_seconds: length of a training clip; rounded down to whole frames.
-        quieter: training clips are made quieter by up to so many decibels, at random.
+        gain_db: training clips are made quieter by up to so many decibels, at random.
         losses: what it learns by.
     """
 
     preset: CodecPreset = "tiny"
     init_from: str | None = Field(default=None, min_length=1)
-    sizes: CodecSizes = CodecSizes()
+    overrides: CodecSizes = CodecSizes()
     clip_seconds: Positive = 1.0
-    quieter: NonNegative = 20.0
+    gain_db: NonNegative = 20.0
     losses: CodecLossSpec = CodecLossSpec()
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "CodecSpec":
-        changes = self.sizes.model_dump(exclude_none=True)
+        changes = self.overrides.model_dump(exclude_none=True)
         if self.init_from is not None and changes:
-            raise conflict("sizes", ", ".join(changes), 'remove it: "init_from" fixes the sizes')
+            raise conflict("overrides", ", ".join(changes), 'remove it: "init_from" fixes the sizes')
         config = self.build()
         # The longest window of the losses has 2,048 samples.
         shortest = max(config.frame_samples, config.delay + 2048) / config.sample_rate
@@ -186,4 +186,4 @@ class CodecSpec(Frozen):
 
     def build(self) -> CodecConfig:
         """The preset with the recipe's changes."""
-        return codec_preset(self.preset).replace(**self.sizes.model_dump(exclude_none=True))
+        return codec_preset(self.preset).replace(**self.overrides.model_dump(exclude_none=True))

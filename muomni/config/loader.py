@@ -15,7 +15,7 @@ from muomni.errors import ConfigError
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 _MAX_BYTES = 256 * 1024
-# A section of a `tuned.json` that is for `muomni chat --tuned`.
+# A section of a `tuned.json` that is for `muomni chat --tuned-config`.
 CHAT = "chat"
 
 

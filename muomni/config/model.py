@@ -51,7 +51,7 @@ class VisionConfig(_Blocks):
     Attributes:
         kind: always `"vit"`, what is described here.
         patch_size: width and height of a patch in pixels, P.
-        merge: m; m × m patches become one token of the Thinker (pixel shuffle).
+        pixel_shuffle_factor: m; m × m patches become one token of the Thinker (pixel shuffle).
         hidden_size: width of the residual stream.
         intermediate_size: width of the SwiGLU hidden layer.
         num_hidden_layers: blocks.
@@ -60,7 +60,7 @@ class VisionConfig(_Blocks):
         max_tokens: a picture is made smaller until it gives no more tokens than this.
         rms_norm_eps: added to the mean square in every RMSNorm.
         rope_theta: base of the rotary frequencies of rows and columns.
-        contrastive_size: width of the space in which pictures and captions are compared, for the contrastive
+        projection_dim: width of the space in which pictures and captions are compared, for the contrastive
             loss; null: no such head.
         dropout: probability on both residual branches, in training only.
         initializer_range: standard deviation of the initial weights.
@@ -68,11 +68,11 @@ class VisionConfig(_Blocks):
 
     kind: Literal["vit"] = "vit"
     patch_size: PositiveInt = 16
-    merge: PositiveInt = 2
+    pixel_shuffle_factor: PositiveInt = 2
     min_tokens: PositiveInt = 16
     max_tokens: PositiveInt = 64
     rope_theta: Positive = 100.0
-    contrastive_size: PositiveInt | None = None
+    projection_dim: PositiveInt | None = None
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "VisionConfig":
@@ -84,7 +84,7 @@ class VisionConfig(_Blocks):
     @property
     def output_size(self) -> int:
         """Width of a token as the encoder gives it: m² patches beside each other."""
-        return self.hidden_size * self.merge**2
+        return self.hidden_size * self.pixel_shuffle_factor**2
 
 
 class AudioConfig(_Blocks):

@@ -41,7 +41,7 @@ class SiglipConfig(_Published):
         kind: always `"siglip"`; required, since it tells this from our own encoder.
         patch_size: width and height of a patch in pixels, P.
         grid: rows and columns of the learnt table of positions; it is interpolated to the grid of a picture.
-        merge: m; m × m patches become one token of the Thinker (pixel shuffle).
+        pixel_shuffle_factor: m; m × m patches become one token of the Thinker (pixel shuffle).
         hidden_size: width of the residual stream.
         intermediate_size: width of the hidden layer of the MLP.
         num_hidden_layers: blocks.
@@ -50,7 +50,7 @@ class SiglipConfig(_Published):
         min_tokens: a picture is enlarged until it gives this many tokens.
         max_tokens: a picture is made smaller until it gives no more tokens than this.
         layer_norm_eps: added to the variance in every LayerNorm.
-        contrastive_size: width of the space in which pictures and captions are compared, for the contrastive
+        projection_dim: width of the space in which pictures and captions are compared, for the contrastive
             loss; null: no such head.
         dropout: probability on both residual branches, in training only.
         initializer_range: standard deviation of the initial weights, where none are loaded.
@@ -59,11 +59,11 @@ class SiglipConfig(_Published):
     kind: Literal["siglip"]
     patch_size: PositiveInt = 16
     grid: PositiveInt = 14
-    merge: PositiveInt = 2
+    pixel_shuffle_factor: PositiveInt = 2
     activation: Activation = "gelu_tanh"
     min_tokens: PositiveInt = 16
     max_tokens: PositiveInt = 64
-    contrastive_size: PositiveInt | None = None
+    projection_dim: PositiveInt | None = None
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "SiglipConfig":
@@ -74,7 +74,7 @@ class SiglipConfig(_Published):
     @property
     def output_size(self) -> int:
         """Width of a token as the encoder gives it: m² patches beside each other."""
-        return self.hidden_size * self.merge**2
+        return self.hidden_size * self.pixel_shuffle_factor**2
 
 
 class WhisperConfig(_Published):

@@ -23,7 +23,7 @@ class LossSpec(Frozen):
         ctc: of the audio encoder alone, spelling the transcript of each clip that has one (Graves et al., ICML
             2006); per byte. Needs `model.audio.ctc`.
         contrastive: of the vision encoder alone, telling the caption of each picture from the others in the
-            micro-batch (SigLIP, arXiv:2303.15343); per caption. Needs `model.vision.contrastive_size`.
+            micro-batch (SigLIP, arXiv:2303.15343); per caption. Needs `model.vision.projection_dim`.
         speech: of the Talker, speaking the text of each pair of `data.speech`: its codes and how its pointer moves
             through the text; per frame. Needs `model.talker`.
     """
@@ -159,8 +159,8 @@ class Recipe(Frozen):
         compile: `blocks` compiles the blocks with `torch.compile`, `full` the whole model; `auto` tries both ways
             at the start and compiles blocks where that saves more time over the run than compiling takes. Short
             runs are not tried, nor are several processes: there `auto` is `blocks` on GPUs, `off` on CPUs.
-        allocator: where a CPU computes. `pool` has large tensors in a region of their own, which takes less memory
-            than the C library's heap (Linux with a compiler); `keep` leaves what a step frees with the process for
+        allocator: where a CPU computes. `arena` has large tensors in a region of their own, which takes less memory
+            than the C library's heap (Linux with a compiler); `retain` leaves what a step frees with the process for
             the next one (glibc); `auto` takes the first of these that works, and `system` lets the C library decide.
         on_oom: when memory runs out in a step, `stop` ends the run and says what would help; `rescue` takes
             the step again, and goes on, with micro-batches of half the rows and twice as many of them (with one
@@ -202,8 +202,8 @@ class Recipe(Frozen):
     attention: Literal["auto", "sdpa", "varlen", "flash_attn", "flex", "reference"] = "auto"
     gradient_checkpointing: Literal["off", "full", "selective"] = "off"
     compile: Literal["auto", "off", "blocks", "full"] = "auto"
-    allocator: Literal["auto", "pool", "keep", "system"] = "auto"
-    on_oom: Literal["stop", "rescue"] = "stop"
+    allocator: Literal["auto", "arena", "retain", "system"] = "auto"
+    on_oom: Literal["stop", "shrink_micro_batch"] = "stop"
     tune: bool | TuneSpec = False
     parallel: Literal["auto", "off", "ddp", "fsdp"] = "auto"
     seed: int = Field(default=0, ge=0, lt=2**63)
@@ -229,7 +229,7 @@ class Recipe(Frozen):
             vision, audio = self.model.vision, self.model.audio
             found = self.misfit(
                 vision is not None,
-                vision is not None and vision.contrastive_size is not None,
+                vision is not None and vision.projection_dim is not None,
                 audio is not None,
                 audio is not None and audio.ctc is True,
                 self.model.talker is not None,
@@ -277,7 +277,7 @@ class Recipe(Frozen):
                 losses.contrastive,
                 contrastive,
                 "vision",
-                'its head: "model": {"vision": {"contrastive_size": 256}}',
+                'its head: "model": {"vision": {"projection_dim": 256}}',
             ),
             ("ctc", losses.ctc, ctc, "audio", 'its head: "model": {"audio": {"ctc": true}}'),
             ("speech", losses.speech, talker, "talker", 'a Talker: "model": {"talker": {"codec": "runs/codec-tiny"}}'),

@@ -30,7 +30,7 @@ class SourceSpec(Frozen):
         path: a file, a folder (every file of a known format below it), or a `datasets` name.
         format: `auto` goes by the file name, also below `.gz`: `.txt`/`.md` text, `.jsonl`/`.json`
             JSON lines, `.parquet`. `datasets` is the Hugging Face library: a name or a saved folder.
-        text_field: the column that holds a document.
+        text_column: the column that holds a document.
         messages_field: the column that holds a conversation; it wins where a row has both.
         separator: in plain text, what stands between documents; without it a file is one document.
         split: with `datasets`, which split.
@@ -41,7 +41,7 @@ class SourceSpec(Frozen):
 
     path: str = Field(min_length=1)
     format: Literal["auto", "text", "jsonl", "parquet", "datasets"] = "auto"
-    text_field: str = "text"
+    text_column: str = "text"
     messages_field: str = "messages"
     separator: str | None = Field(default=None, min_length=1)
     split: str = "train"
@@ -88,16 +88,16 @@ class ImageAugmentSpec(Frozen):
         shift: up to this share of width and height, each way.
         scale: larger or smaller by up to this share.
         rotate: degrees, each way.
-        colour: brightness, contrast and saturation each by up to this share.
-        grey: probability that a picture loses its colours.
+        color_jitter: brightness, contrast and saturation each by up to this share.
+        grayscale: probability that a picture loses its colours.
         blur: probability of a slight blur.
     """
 
     shift: float = Field(default=0.0, ge=0, le=0.5)
     scale: float = Field(default=0.0, ge=0, lt=1)
     rotate: float = Field(default=0.0, ge=0, le=180)
-    colour: float = Field(default=0.0, ge=0, lt=1)
-    grey: Fraction = 0.0
+    color_jitter: float = Field(default=0.0, ge=0, lt=1)
+    grayscale: Fraction = 0.0
     blur: Fraction = 0.0
 
 
@@ -142,7 +142,7 @@ class SpeechDataSpec(Frozen):
             `text` and, where there are several voices, `speaker`; or folders with such manifests.
         val: pairs for validation; when empty, `val_fraction` of them is held out.
         val_fraction: share of pairs held out, chosen by a hash of their text.
-        per_row: pairs that go with each row of `data.train`; of no meaning where pairs are all there is.
+        pairs_per_sequence: pairs that go with each row of `data.train`; of no meaning where pairs are all there is.
     """
 
     train: Annotated[Sources, Hint("say `--set data.speech.train=FILE`, or write it into the recipe")] = Field(
@@ -150,7 +150,7 @@ class SpeechDataSpec(Frozen):
     )
     val: Sources = ()
     val_fraction: float = Field(default=0.02, gt=0, lt=0.5)
-    per_row: PositiveInt = 2
+    pairs_per_sequence: PositiveInt = 2
 
     @model_validator(mode="after")
     def _read_once(self) -> "SpeechDataSpec":
@@ -172,8 +172,8 @@ class DataSpec(Frozen):
         seq_len: tokens in a row; rows are packed full from whole documents and pieces of long ones.
         shuffle: documents in a new seeded order each epoch.
         cache_dir: where token caches lie; default `~/.cache/muomni/tokens`, or `$MUOMNI_CACHE/tokens`.
-        workers: threads that read and decode coming pictures and sounds; 0 does it between the steps.
-        max_bad: the run stops when more than this share of the documents has media that cannot be read.
+        num_workers: threads that read and decode coming pictures and sounds; 0 does it between the steps.
+        max_unreadable_fraction: the run stops when more than this share of the documents has media that cannot be read.
         augment: random changes of the pictures and sounds that are trained on.
     """
 
@@ -184,8 +184,8 @@ class DataSpec(Frozen):
     seq_len: int = Field(default=512, ge=8)
     shuffle: bool = True
     cache_dir: str | None = None
-    workers: int = Field(default=2, ge=0, le=256)
-    max_bad: Fraction = 0.01
+    num_workers: int = Field(default=2, ge=0, le=256)
+    max_unreadable_fraction: Fraction = 0.01
     augment: AugmentSpec = AugmentSpec()
 
     @model_validator(mode="after")

@@ -70,10 +70,10 @@ class VisionSpec(_Tower):
     """
 
     patch_size: PositiveInt | None = None
-    merge: PositiveInt | None = None
+    pixel_shuffle_factor: PositiveInt | None = None
     min_tokens: PositiveInt | None = None
     max_tokens: PositiveInt | None = None
-    contrastive_size: PositiveInt | None = None
+    projection_dim: PositiveInt | None = None
 
     @classmethod
     def field_docs(cls) -> dict[str, str]:
@@ -123,7 +123,7 @@ class ModelSpec(Frozen):
             own is kept, also without this; then `dropout`, the numbers of tokens and the contrastive head may differ.
         audio: likewise for the audio encoder, with `dropout`, `max_seconds` and the CTC head.
         talker: what speaks, and the codec of its speech. With `init_from`, the folder's own is kept, also without
-            this; then `dropout`, `noise`, `state_dropout` and `stop_weight` may differ.
+            this; then `dropout`, `code_corruption`, `conditioning_dropout` and `stop_weight` may differ.
     """
 
     preset: PresetName | None = None

@@ -36,11 +36,11 @@ class TalkerConfig(Frozen):
         depth_intermediate: width of the hidden layers of its blocks; for `depth` only.
         num_codebooks: K, codes of a frame, as the codec has them.
         codebook_size: V, codes are 0 to this, exclusive.
-        max_move: how many units the pointer moves at most from one frame to the next.
+        max_advance: how many units the pointer moves at most from one frame to the next.
         voices: names of the voices.
-        noise: share of frames that are replaced by random codes where training feeds them back, so that a wrong
-            frame does not spoil those behind it.
-        state_dropout: probability that training takes zeros for the Thinker's states of a sentence.
+        code_corruption: share of frames that are replaced by random codes where training feeds them back, so that a
+            wrong frame does not spoil those behind it.
+        conditioning_dropout: probability that training takes zeros for the Thinker's states of a sentence.
         stop_weight: of a sentence's last frame in the loss of the moves.
     """
 
@@ -63,10 +63,10 @@ class TalkerConfig(Frozen):
     depth_intermediate: PositiveInt = 512
     num_codebooks: int = Field(ge=1, le=32)
     codebook_size: int = Field(ge=2, le=65_536)
-    max_move: int = Field(default=8, ge=1, le=64)
+    max_advance: int = Field(default=8, ge=1, le=64)
     voices: Voices = ("default",)
-    noise: Probability = 0.1
-    state_dropout: Probability = 0.2
+    code_corruption: Probability = 0.1
+    conditioning_dropout: Probability = 0.2
     stop_weight: Positive = 5.0
 
     @model_validator(mode="after")
@@ -90,12 +90,12 @@ class TalkerConfig(Frozen):
     @property
     def stop(self) -> int:
         """The class of moves with which a sentence ends."""
-        return self.max_move + 1
+        return self.max_advance + 1
 
     @property
     def num_moves(self) -> int:
-        """Classes of moves: 0 to `max_move`, and `stop`."""
-        return self.max_move + 2
+        """Classes of moves: 0 to `max_advance`, and `stop`."""
+        return self.max_advance + 2
 
     @property
     def flush(self) -> int:
@@ -150,9 +150,9 @@ class TalkerSpec(Frozen):
     pattern: Pattern | None = None
     depth_size: PositiveInt | None = None
     depth_intermediate: PositiveInt | None = None
-    max_move: Annotated[int, Field(ge=1, le=64)] | None = None
-    noise: Probability | None = None
-    state_dropout: Probability | None = None
+    max_advance: Annotated[int, Field(ge=1, le=64)] | None = None
+    code_corruption: Probability | None = None
+    conditioning_dropout: Probability | None = None
     stop_weight: Positive | None = None
 
     @classmethod

@@ -1,11 +1,11 @@
 """Data for training: tokenizer, conversations, sources, the token cache and packed rows."""
 
-from muomni.data.build import Prepared, PreparedRows, prepare, prepare_rows, prepare_tokenizer
+from muomni.data.build import PreparedRows, TokenCaches, prepare, prepare_rows, prepare_tokenizer
 from muomni.data.datasets.batch import Batch, Row
-from muomni.data.datasets.multimodal import MediaRows
-from muomni.data.datasets.packed import PackedRows
-from muomni.data.datasets.prefetch import Prefetched, Rows
-from muomni.data.datasets.speech import SpeechRows, WithSpeech
+from muomni.data.datasets.multimodal import MultimodalDataset
+from muomni.data.datasets.packed import PackedDataset
+from muomni.data.datasets.prefetch import Dataset, PrefetchLoader
+from muomni.data.datasets.speech import SpeechDataset, WithSpeech
 from muomni.data.index.build_media_index import build_media_index
 from muomni.data.index.media_index import MediaIndex
 from muomni.data.index.token_cache import TokenCache, build_token_cache, default_cache_dir
@@ -22,24 +22,24 @@ __all__ = [
     "SPECIAL",
     "Batch",
     "ChatTemplate",
+    "Dataset",
     "Detokenizer",
     "Document",
     "EncodedChat",
     "MediaIndex",
     "MediaPart",
-    "MediaRows",
     "Message",
-    "PackedRows",
-    "Prefetched",
-    "Prepared",
+    "MultimodalDataset",
+    "PackedDataset",
+    "PrefetchLoader",
     "PreparedRows",
     "Row",
-    "Rows",
     "SpecialTokens",
+    "SpeechDataset",
     "SpeechPairs",
-    "SpeechRows",
     "SpokenText",
     "TokenCache",
+    "TokenCaches",
     "Tokenizer",
     "WithSpeech",
     "Word",

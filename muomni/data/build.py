@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from muomni.config import DataSpec, OmniConfig, SourceSpec, TokenizerSpec
-from muomni.data.datasets.multimodal import MediaRows
-from muomni.data.datasets.packed import PackedRows
-from muomni.data.datasets.prefetch import Prefetched, Rows
+from muomni.data.datasets.multimodal import MultimodalDataset
+from muomni.data.datasets.packed import PackedDataset
+from muomni.data.datasets.prefetch import Dataset, PrefetchLoader
 from muomni.data.index.build_media_index import build_media_index
 from muomni.data.index.media_index import MediaIndex
 from muomni.data.index.token_cache import TokenCache, build_token_cache
@@ -17,7 +17,7 @@ from muomni.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
-class Prepared:
+class TokenCaches:
     """Token caches of the data to learn from and to validate on."""
 
     train: TokenCache
@@ -35,7 +35,7 @@ def prepare_tokenizer(spec: TokenizerSpec, data: DataSpec) -> Tokenizer:
     return Tokenizer.train(iter_texts(data.train, spec.max_bytes), spec.vocab_size)
 
 
-def prepare(data: DataSpec, tokenizer: Tokenizer, progress: bool = True) -> Prepared:
+def prepare(data: DataSpec, tokenizer: Tokenizer, progress: bool = True) -> TokenCaches:
     """Builds the token caches, or opens those that an earlier call left; see `build_token_cache`.
 
     Raises:
@@ -47,12 +47,12 @@ def prepare(data: DataSpec, tokenizer: Tokenizer, progress: bool = True) -> Prep
             raise ConfigError(f"data.train.{number}.weight ({source.weight}) has no meaning for a token cache")
     folder = Path(data.cache_dir).expanduser() if data.cache_dir is not None else None
     if data.val:
-        return Prepared(
+        return TokenCaches(
             build_token_cache(data.train, tokenizer, folder, progress=progress),
             build_token_cache(data.val, tokenizer, folder, progress=progress),
         )
     fraction = data.val_fraction
-    return Prepared(
+    return TokenCaches(
         build_token_cache(data.train, tokenizer, folder, part="train", val_fraction=fraction, progress=progress),
         build_token_cache(data.train, tokenizer, folder, part="val", val_fraction=fraction, progress=progress),
     )
@@ -68,40 +68,41 @@ class PreparedRows:
         notes: sentences for the user: what was left out and why.
     """
 
-    train: Rows
-    val: Rows
+    train: Dataset
+    val: Dataset
     notes: tuple[str, ...] = ()
 
 
 def prepare_rows(
     data: DataSpec, tokenizer: Tokenizer, config: OmniConfig, seed: int, progress: bool = True
 ) -> PreparedRows:
-    """The rows to learn from and to validate on: `PackedRows` for a model of text alone whose sources are all read
-    once, else `MediaRows`.
+    """The rows to learn from and to validate on: `PackedDataset` for a model of text alone whose sources are all read
+    once, else `MultimodalDataset`.
 
     Raises:
         DataError: a source cannot be read or is too small, holds media that the model has no encoder for, more than
-            `data.max_bad` of the documents have media that cannot be read, or a cache cannot be written.
+            `data.max_unreadable_fraction` of the documents have media that cannot be read, or a cache cannot be
+            written.
     """
     weights = tuple(source.weight for source in data.train)
     if config.vision is None and config.audio is None and all(weight == 1 for weight in weights):
         caches = prepare(data, tokenizer, progress)
         return PreparedRows(
-            PackedRows(caches.train, data.seq_len, seed, shuffle=data.shuffle),
-            PackedRows(caches.val, data.seq_len, seed, shuffle=False),
+            PackedDataset(caches.train, data.seq_len, seed, shuffle=data.shuffle),
+            PackedDataset(caches.val, data.seq_len, seed, shuffle=False),
         )
     train, val = _indices(data, tokenizer, config, progress)
     notes = [*_bad(train, data, "train"), *_bad(val, data, "val")]
-    train_rows = MediaRows(
+    train_rows = MultimodalDataset(
         train, config, data.seq_len, seed, shuffle=data.shuffle, weights=weights, augment=data.augment
     )
-    val_rows = MediaRows(val, config, data.seq_len, seed, shuffle=False)
+    val_rows = MultimodalDataset(val, config, data.seq_len, seed, shuffle=False)
     for name, rows in (("train", train_rows), ("val", val_rows)):
         if rows.left_out:
             names = ", ".join(rows.left_out_names(3))
             notes.append(f"{name}: {rows.left_out} documents are longer than a row and left out, for example {names}")
-    workers = data.workers
-    return PreparedRows(Prefetched(train_rows, workers) if workers else train_rows, val_rows, tuple(notes))
+    workers = data.num_workers
+    return PreparedRows(PrefetchLoader(train_rows, workers) if workers else train_rows, val_rows, tuple(notes))
 
 
 def _indices(data: DataSpec, tokenizer: Tokenizer, config: OmniConfig, progress: bool) -> tuple[MediaIndex, MediaIndex]:
@@ -115,7 +116,7 @@ def _indices(data: DataSpec, tokenizer: Tokenizer, config: OmniConfig, progress:
             folder,
             part=part,
             val_fraction=fraction,
-            workers=data.workers,
+            workers=data.num_workers,
             progress=progress,
         )
 
@@ -130,9 +131,9 @@ def _bad(index: MediaIndex, data: DataSpec, name: str) -> list[str]:
     if not bad:
         return []
     reasons = "; ".join(index.bad(3))
-    if bad > data.max_bad * total:
+    if bad > data.max_unreadable_fraction * total:
         raise DataError(
-            f"{name}: {bad} of {total} documents have media that cannot be read, more than data.max_bad "
-            f"({data.max_bad:g}) allows; for example {reasons}"
+            f"{name}: {bad} of {total} documents have media that cannot be read, more than "
+            f"data.max_unreadable_fraction ({data.max_unreadable_fraction:g}) allows; for example {reasons}"
         )
     return [f"{name}: {bad} of {total} documents are left out because their media cannot be read: {reasons}"]

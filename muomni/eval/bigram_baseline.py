@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from muomni.data import PackedRows
+from muomni.data import PackedDataset
 from muomni.ops.cross_entropy import IGNORE, shift_labels
 
 _BATCH = 64
@@ -29,7 +29,7 @@ class Bigram:
         max_rows: count only this many rows; None counts all.
     """
 
-    def __init__(self, rows: PackedRows, vocab_size: int, max_rows: int | None = None) -> None:
+    def __init__(self, rows: PackedDataset, vocab_size: int, max_rows: int | None = None) -> None:
         self.vocab_size = vocab_size
         pairs = np.concatenate([a * vocab_size + b for a, b in _pairs(rows, max_rows)])
         self._keys, self._counts = np.unique(pairs, return_counts=True)
@@ -38,7 +38,7 @@ class Bigram:
         unigram = np.bincount(second, minlength=vocab_size) + 1
         self._unigram = unigram / unigram.sum()
 
-    def bits_per_byte(self, rows: PackedRows, byte_lengths: Tensor, max_rows: int) -> tuple[float, float]:
+    def bits_per_byte(self, rows: PackedDataset, byte_lengths: Tensor, max_rows: int) -> tuple[float, float]:
         """The best value over a grid of k, and that k.
 
         k is chosen on these very rows, which favours the baseline.
@@ -62,7 +62,7 @@ class Bigram:
         return scores[best], best
 
 
-def _pairs(rows: PackedRows, max_rows: int | None) -> Iterator[tuple[Ints, Ints]]:
+def _pairs(rows: PackedDataset, max_rows: int | None) -> Iterator[tuple[Ints, Ints]]:
     """Each target token of the rows with the token before it."""
     count = rows.num_rows if max_rows is None else min(max_rows, rows.num_rows)
     for start in range(0, count, _BATCH):

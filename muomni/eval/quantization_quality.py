@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from muomni.data import PackedRows
+from muomni.data import PackedDataset
 from muomni.model import OmniModel, SlotBatch, SlotCache
 from muomni.ops.attention import Segments
 from muomni.ops.cross_entropy import IGNORE, shift_labels
@@ -49,7 +49,7 @@ class Quality:
 def compare_models(
     reference: OmniModel,
     changed: OmniModel,
-    rows: PackedRows,
+    rows: PackedDataset,
     max_rows: int,
     each: Callable[[int], None] | None = None,
 ) -> Quality:

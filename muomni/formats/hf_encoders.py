@@ -49,7 +49,7 @@ def read_siglip(folder: Path, **changes: Any) -> SiglipConfig:
 
     Args:
         folder: of `SiglipModel` or `SiglipVisionModel`.
-        changes: fields of `SiglipConfig` that a folder does not say, such as `merge` and `max_tokens`.
+        changes: fields of `SiglipConfig` that a folder does not say, such as `pixel_shuffle_factor` and `max_tokens`.
 
     Raises:
         UserError: there is no such folder.

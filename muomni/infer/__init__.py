@@ -10,7 +10,7 @@
 
 from muomni.infer.engine.engine import Engine, make_engine
 from muomni.infer.reference import generate
-from muomni.infer.reply import Piece, Reply, Timing
+from muomni.infer.reply import Chunk, Reply, Timing
 from muomni.infer.request import FinishReason, Request
 from muomni.infer.runners.base import EagerRunner, Runner
 from muomni.infer.runners.select import Runners, make_runner
@@ -18,10 +18,10 @@ from muomni.infer.sampling import SamplingParams, sample
 from muomni.infer.streaming import TextStream
 
 __all__ = [
+    "Chunk",
     "EagerRunner",
     "Engine",
     "FinishReason",
-    "Piece",
     "Reply",
     "Request",
     "Runner",

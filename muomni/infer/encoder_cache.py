@@ -29,9 +29,9 @@ from muomni.data.text.content_parts import Kind, MediaPart
 from muomni.errors import MediaError, UserError
 from muomni.infer.prompt_media import PromptMedia
 from muomni.model import OmniModel
-from muomni.model.inputs import Clips, Images
-from muomni.model.module_modes import evaluating
-from muomni.model.mrope import media_positions
+from muomni.model.inputs import AudioBatch, ImageBatch
+from muomni.model.module_modes import eval_mode
+from muomni.model.mrope import mrope_positions
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -70,7 +70,7 @@ class _Decoded:
     grid: tuple[int, int] | None = None
 
 
-class MediaMemory:
+class EncoderCache:
     """Encodes media, and keeps what came out, what was asked for longest ago being the first to go.
 
     Copies and pickles are new ones: they belong to another model.
@@ -92,11 +92,11 @@ class MediaMemory:
         self._weights: dict[str, bytes] = {}
         self._lock = threading.RLock()
 
-    def __deepcopy__(self, _: dict[int, Any]) -> "MediaMemory":
-        return MediaMemory(self._limit)
+    def __deepcopy__(self, _: dict[int, Any]) -> "EncoderCache":
+        return EncoderCache(self._limit)
 
-    def __reduce__(self) -> tuple[type["MediaMemory"], tuple[int]]:
-        return MediaMemory, (self._limit,)
+    def __reduce__(self) -> tuple[type["EncoderCache"], tuple[int]]:
+        return EncoderCache, (self._limit,)
 
     @property
     def nbytes(self) -> int:
@@ -178,15 +178,15 @@ class MediaMemory:
         grids = [decoded.grid for _, decoded in waiting]
         with ExitStack() as stack:
             for module in _encoder(model, kind):
-                stack.enter_context(evaluating(module))
+                stack.enter_context(eval_mode(module))
             if kind == "image":
-                images = Images(rows, tuple(grid for grid in grids if grid is not None))
+                images = ImageBatch(rows, tuple(grid for grid in grids if grid is not None))
                 features = model.embed_images(images.to(model.device))
-                merge = _vision(model.config).merge
+                merge = _vision(model.config).pixel_shuffle_factor
                 tokens = [None if grid is None else (grid[0] // merge, grid[1] // merge) for grid in grids]
                 counts = [grid[0] * grid[1] for grid in tokens if grid is not None]
             else:
-                clips = Clips(rows, tuple(len(decoded.rows) for _, decoded in waiting))
+                clips = AudioBatch(rows, tuple(len(decoded.rows) for _, decoded in waiting))
                 features = model.embed_clips(clips.to(model.device))
                 tokens = [None] * len(waiting)
                 counts = [num_tokens(len(one.rows)) for _, one in waiting]
@@ -233,7 +233,7 @@ def prompt_media(encoded: EncodedChat, media: Sequence[Encoded]) -> tuple[list[i
             if not part.frame:
                 videos.append([])
             videos[-1].append((start, *one.grid))
-    positions = torch.from_numpy(media_positions(len(chat.ids), (), videos))
+    positions = torch.from_numpy(mrope_positions(len(chat.ids), (), videos))
     keys = list(chat.ids)
     places = []
     for one, start in zip(media, chat.places, strict=True):

@@ -9,7 +9,7 @@ from muomni.model import OmniModel
 STOP_NEEDS_TEXT = "stop: token ids hold no text to stop at; use chat, complete or stream"
 
 
-def room(model: OmniModel, shape: Sequence[int], params: SamplingParams, of_which: str = "") -> int:
+def token_budget(model: OmniModel, shape: Sequence[int], params: SamplingParams, of_which: str = "") -> int:
     """How many tokens may follow prompts of `shape` (B, T): `max_new_tokens`, less where the context ends.
 
     Args:

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from muomni.errors import PromptError
 from muomni.infer.engine.engine import Engine
-from muomni.infer.limits import STOP_NEEDS_TEXT, room
+from muomni.infer.limits import STOP_NEEDS_TEXT, token_budget
 from muomni.infer.reply import Reply
-from muomni.infer.request import Prepared, Request
+from muomni.infer.request import EngineInput, Request
 from muomni.infer.sampling import SamplingParams
-from muomni.infer.speculative.drafts import Guesser
+from muomni.infer.speculative.drafts import DraftProposer
 from muomni.infer.streaming import TextStream
 
 if TYPE_CHECKING:
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 _AHEAD = 8
 
 
-def reply_to_all(
+def generate_all(
     engine: Engine,
     tokenizer: "Tokenizer",
-    prompts: Iterable[Prepared | tuple[Sequence[int], SamplingParams]],
+    prompts: Iterable[EngineInput | tuple[Sequence[int], SamplingParams]],
     *,
     end_ids: Sequence[int] | None = None,
-    deterministic: bool = False,
-    speculate: bool | Guesser = False,
+    batch_invariant: bool = False,
+    speculate: bool | DraftProposer = False,
     keep_going: bool = False,
 ) -> Iterator[Reply]:
     """Answers prompts of any lengths; takes the next ones in only when there is room for them.
@@ -43,7 +43,7 @@ def reply_to_all(
         engine: whose slots hold the longest of them with its reply.
         tokenizer: turns ids into text.
         prompts: ids and settings of each; one with an error gets a reply that says it.
-        end_ids, deterministic, speculate: see `TextStream`.
+        end_ids, batch_invariant, speculate: see `TextStream`.
         keep_going: a prompt that is empty or does not fit gets a reply that says it, too.
 
     Yields:
@@ -52,12 +52,12 @@ def reply_to_all(
     Raises:
         PromptError: a prompt that is empty or does not fit; replies to those before it have been given.
     """
-    how: dict[str, Any] = {"deterministic": deterministic, "speculate": speculate}
+    how: dict[str, Any] = {"batch_invariant": batch_invariant, "speculate": speculate}
     running: deque[TextStream | Reply] = deque()
     try:
         wrong = None
         for prompt in prompts:
-            asked = Prepared(*prompt)
+            asked = EngineInput(*prompt)
             try:
                 if asked.error is not None:
                     running.append(Reply.failed(str(asked.error)))
@@ -88,7 +88,7 @@ def _finished(stream: TextStream | Reply) -> Reply:
         return stream.finish()
 
 
-def continue_ids(engine: Engine, ids: Tensor, params: SamplingParams, end_ids: Sequence[int]) -> Tensor:
+def generate_ids(engine: Engine, ids: Tensor, params: SamplingParams, end_ids: Sequence[int]) -> Tensor:
     """Continues B rows of token ids; see `generate`, which it agrees with.
 
     Args:
@@ -102,7 +102,7 @@ def continue_ids(engine: Engine, ids: Tensor, params: SamplingParams, end_ids: S
     """
     if params.stops:
         raise PromptError(STOP_NEEDS_TEXT)
-    limit = room(engine.model, ids.shape, params)
+    limit = token_budget(engine.model, ids.shape, params)
     ends = frozenset() if params.ignore_eos else frozenset(end_ids)
     rows = [
         Request(prompt=prompt, params=params, limit=limit, ends=ends, row=row)

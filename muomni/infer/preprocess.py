@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from muomni.data.text.chat import EncodedChat, as_messages, check_messages, encode_chat
 from muomni.errors import MediaError, PromptError, UserError
-from muomni.infer.encoder_cache import Encoded, MediaMemory, prompt_media, takes, token_count
-from muomni.infer.limits import room
-from muomni.infer.request import Prepared
+from muomni.infer.encoder_cache import Encoded, EncoderCache, prompt_media, takes, token_count
+from muomni.infer.limits import token_budget
+from muomni.infer.request import EngineInput
 from muomni.infer.sampling import SamplingParams
 from muomni.infer.speculative.drafts import check_guessable
 from muomni.model import OmniModel
@@ -81,7 +81,7 @@ def read_prompt(
 def prepare(
     model: OmniModel,
     tokenizer: "Tokenizer",
-    memory: MediaMemory,
+    memory: EncoderCache,
     asked: Iterable[tuple[Any, SamplingParams]],
     names: Sequence[str],
     *,
@@ -89,7 +89,7 @@ def prepare(
     alone: bool = False,
     root: Path | None = None,
     keep_going: bool = False,
-) -> list[Prepared]:
+) -> list[EngineInput]:
     """Prompts as the engine takes them; new media of all of them are encoded together.
 
     Args:
@@ -118,13 +118,13 @@ def prepare(
     prepared = []
     for (read, params), name in zip(chats, names, strict=True):
         if isinstance(read, UserError):
-            prepared.append(Prepared([], params, error=read))
+            prepared.append(EngineInput([], params, error=read))
             continue
         own = [next(media) for _ in read.media]
         try:
             prepared.append(_with_media(model, read, own, params))
         except (PromptError, MediaError) as error:
-            prepared.append(Prepared([], params, error=_told(error, name, keep_going)))
+            prepared.append(EngineInput([], params, error=_told(error, name, keep_going)))
     return prepared
 
 
@@ -141,19 +141,19 @@ def _check_length(model: OmniModel, chat: EncodedChat, params: SamplingParams) -
     text = len(chat.ids) - len(counts)
     least = text + sum(max(count - 1, 1) for count in counts)
     if not counts or least >= model.config.thinker.max_position_embeddings:
-        room(model, (1, text + sum(counts)), params, takes(chat.media, counts))
+        token_budget(model, (1, text + sum(counts)), params, takes(chat.media, counts))
 
 
 def _with_media(
     model: OmniModel, chat: EncodedChat, media: Sequence[Encoded | MediaError], params: SamplingParams
-) -> Prepared:
+) -> EngineInput:
     whole = []
     for one in media:
         if isinstance(one, MediaError):
             raise one
         whole.append(one)
     if not whole:
-        return Prepared(chat.ids, params)
+        return EngineInput(chat.ids, params)
     ids, inside = prompt_media(chat, whole)
-    room(model, (1, len(ids)), params, takes(chat.media, [len(one.features) for one in whole]))
-    return Prepared(ids, params, inside)
+    token_budget(model, (1, len(ids)), params, takes(chat.media, [len(one.features) for one in whole]))
+    return EngineInput(ids, params, inside)

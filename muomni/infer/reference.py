@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from muomni.errors import PromptError
-from muomni.infer.limits import STOP_NEEDS_TEXT, room
+from muomni.infer.limits import STOP_NEEDS_TEXT, token_budget
 from muomni.infer.prompt_media import PromptMedia
 from muomni.infer.sampling import Sampler, SamplingParams, draw_uniform, make_random, on_device
 from muomni.model import KVCache, OmniModel
-from muomni.model.module_modes import evaluating
+from muomni.model.module_modes import eval_mode
 
 
 def generate(
@@ -46,7 +46,7 @@ def generate(
     if params.stops:
         raise PromptError(STOP_NEEDS_TEXT)
     ends = [] if params.ignore_eos else list(model.config.eos_token_ids if end_ids is None else end_ids)
-    B, N = ids.shape[0], room(model, ids.shape, params)
+    B, N = ids.shape[0], token_budget(model, ids.shape, params)
     out = torch.empty(B, N, dtype=torch.int64, device=ids.device)
     ended = torch.zeros(B, dtype=torch.bool, device=ids.device)
     # Only made where there are ends: copying it to the device waits.
@@ -72,12 +72,12 @@ def next_tokens(
     use_cache: bool = True,
     media: PromptMedia | None = None,
 ) -> Generator[Tensor]:
-    """The loop itself: yields the next (B,) tokens, as often as `room` allows, without waiting for the device.
+    """The loop itself: yields the next (B,) tokens, as often as `token_budget` allows, without waiting for the device.
 
     It knows nothing of ends: whoever reads it stops when it has enough.
     """
     B, T = ids.shape
-    total = T + room(model, ids.shape, params)
+    total = T + token_budget(model, ids.shape, params)
     thinker = model.config.thinker
     sources = [make_random(params.seed, row) for row in range(B)] if params.temperature > 0 else []
     sampler = Sampler([params] * B, ids.device)
@@ -87,7 +87,7 @@ def next_tokens(
     cache = KVCache(thinker, B, total, model.dtype, ids.device) if use_cache else None
     whole = torch.empty(B, total, dtype=torch.int64, device=ids.device)
     whole[:, :T] = ids
-    with evaluating(model):
+    with eval_mode(model):
         for end in range(T, total):
             begin = cache.length if cache is not None else 0
             if cache is not None and (media is None or begin >= T):

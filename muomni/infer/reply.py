@@ -9,7 +9,7 @@ from muomni.infer.request import FinishReason
 
 
 @dataclass(frozen=True)
-class Piece:
+class Chunk:
     """What became known since the piece before.
 
     Attributes:

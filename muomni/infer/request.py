@@ -13,12 +13,12 @@ from typing import Literal, NamedTuple
 from muomni.errors import UserError
 from muomni.infer.prompt_media import PromptMedia
 from muomni.infer.sampling import SamplingParams, draw_uniform, make_random
-from muomni.infer.speculative.drafts import Guesser, Guesses
+from muomni.infer.speculative.drafts import DraftProposer, Guesses
 
 FinishReason = Literal["stop", "length"]
 
 
-class Prepared(NamedTuple):
+class EngineInput(NamedTuple):
     """A prompt as the engine takes it.
 
     Attributes:
@@ -43,8 +43,8 @@ class Request:
         params: the settings.
         limit: at most this many new tokens; `max_new_tokens`, less where the context ends.
         ends: tokens that end the reply and are kept as its last.
-        deterministic: compute alone, so that not one bit depends on the other requests.
-        speculate: guess tokens where that pays, from the text so far (True) or by a smaller model (a `Guesser`);
+        batch_invariant: compute alone, so that not one bit depends on the other requests.
+        speculate: guess tokens where that pays, from the text so far (True) or by a smaller model (a `DraftProposer`);
             greedy requests only. See `speculate`.
         row: tells rows of one seed apart.
         media: pictures and sounds of the prompt, or None.
@@ -71,8 +71,8 @@ class Request:
     params: SamplingParams
     limit: int
     ends: frozenset[int] = frozenset()
-    deterministic: bool = False
-    speculate: bool | Guesser = False
+    batch_invariant: bool = False
+    speculate: bool | DraftProposer = False
     row: int = 0
     media: PromptMedia | None = None
     watch: Callable[[int], bool] | None = None

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 from muomni.errors import EngineError
 from muomni.infer.engine.engine import Engine
-from muomni.infer.limits import room
+from muomni.infer.limits import token_budget
 from muomni.infer.prompt_media import PromptMedia
-from muomni.infer.reply import Piece, Reply, Timing
+from muomni.infer.reply import Chunk, Reply, Timing
 from muomni.infer.request import FinishReason, Request
 from muomni.infer.sampling import SamplingParams
-from muomni.infer.speculative.drafts import Guesser
+from muomni.infer.speculative.drafts import DraftProposer
 
 if TYPE_CHECKING:
     from muomni.data.text.tokenizer import Tokenizer
@@ -52,7 +52,7 @@ class StopTexts:
         return min(len(text), max((len(stop) for stop in self.stops), default=1) - 1)
 
 
-class TextStream(Iterator[Piece]):
+class TextStream(Iterator[Chunk]):
     """Iterates over the pieces of one reply; `reply` is there once they are all read.
 
     Args:
@@ -62,7 +62,7 @@ class TextStream(Iterator[Piece]):
         params: the settings.
         end_ids: tokens that end the reply; their text is not part of it. None takes the configuration's,
             else the tokenizer's.
-        deterministic, speculate, media: see `Request`.
+        batch_invariant, speculate, media: see `Request`.
 
     Raises:
         PromptError: there is no prompt, or no room in the context; raised here, before the first piece.
@@ -76,8 +76,8 @@ class TextStream(Iterator[Piece]):
         params: SamplingParams,
         end_ids: Sequence[int] | None = None,
         *,
-        deterministic: bool = False,
-        speculate: bool | Guesser = False,
+        batch_invariant: bool = False,
+        speculate: bool | DraftProposer = False,
         media: PromptMedia | None = None,
     ) -> None:
         self._engine = engine
@@ -91,9 +91,9 @@ class TextStream(Iterator[Piece]):
         self._request = Request(
             prompt=list(prompt),
             params=params,
-            limit=room(engine.model, (1, len(prompt)), params),
+            limit=token_budget(engine.model, (1, len(prompt)), params),
             ends=frozenset() if params.ignore_eos else frozenset(end_ids),
-            deterministic=deterministic,
+            batch_invariant=batch_invariant,
             speculate=speculate,
             media=media,
             # Text is needed while tokens are computed only where it may end them; else the reader makes it.
@@ -101,7 +101,7 @@ class TextStream(Iterator[Piece]):
         )
         engine.submit(self._request)
 
-    def __next__(self) -> Piece:
+    def __next__(self) -> Chunk:
         return next(self._pieces)
 
     @property
@@ -147,7 +147,7 @@ class TextStream(Iterator[Piece]):
         if request is not None and not request.finished:
             self._engine.cancel(request)
 
-    def _run(self) -> Generator[Piece]:
+    def _run(self) -> Generator[Chunk]:
         request, text = self._request, self._text
         seen = shown = 0
         while True:
@@ -157,7 +157,7 @@ class TextStream(Iterator[Piece]):
                 said = text.all_of([token for token in tokens[seen:] if token not in request.ends])
                 self._reply = self._made(said)
                 self._said.append(said)
-                yield Piece(said, tuple(tokens[shown:]))
+                yield Chunk(said, tuple(tokens[shown:]))
                 return
             for token in islice(tokens, seen, None):
                 seen += 1
@@ -170,7 +170,7 @@ class TextStream(Iterator[Piece]):
                     self._reply = self._made(said)
                 if said or last:
                     self._said.append(said)
-                    yield Piece(said, tuple(tokens[shown:seen]))
+                    yield Chunk(said, tuple(tokens[shown:seen]))
                     shown = seen
             if not finished:
                 continue
@@ -180,7 +180,7 @@ class TextStream(Iterator[Piece]):
                 said = text.rest()
                 self._reply = self._made(said)
                 self._said.append(said)
-                yield Piece(said, tuple(tokens[shown:]))
+                yield Chunk(said, tuple(tokens[shown:]))
             return
 
     def _made(self, rest: str) -> Reply:

@@ -17,7 +17,7 @@ from muomni.config.model import AudioTower, VisionTower
 from muomni.config.talker import TalkerConfig
 from muomni.model.encoders import audio, vision, whisper
 from muomni.model.encoders.auxiliary_heads import CLASSES, STEPS
-from muomni.model.inputs import Media, filled, row_length
+from muomni.model.inputs import MediaBatch, filled, row_length
 from muomni.model.talker import SpeechBatch
 
 Grid = tuple[int, int]
@@ -55,7 +55,7 @@ class Flops:
 def model_flops(
     config: OmniConfig,
     lengths: Sequence[int],
-    media: Media | None = None,
+    media: MediaBatch | None = None,
     losses: Sequence[str] = (),
     speech: SpeechBatch | None = None,
 ) -> dict[str, Flops]:
@@ -77,16 +77,14 @@ def model_flops(
         seeing, grids = config.vision, media.images.grids
         if seeing is None:
             raise ValueError("pictures, but no vision encoder")
-        tokens = sum(rows * columns for rows, columns in grids) // seeing.merge**2
+        tokens = sum(rows * columns for rows, columns in grids) // seeing.pixel_shuffle_factor**2
         found["vision"] = vision_flops(seeing, grids)
         found["vision_projector"] = projector_flops(seeing.output_size, width, tokens)
         if media.captions is not None and "contrastive" in losses:
-            if seeing.contrastive_size is None:
+            if seeing.projection_dim is None:
                 raise ValueError("a contrastive loss, but no head for it")
             captions = len(media.captions.lengths)
-            found["vision"] += contrastive_flops(
-                seeing.output_size, width, seeing.contrastive_size, len(grids), captions
-            )
+            found["vision"] += contrastive_flops(seeing.output_size, width, seeing.projection_dim, len(grids), captions)
     if media is not None and media.clips is not None:
         hearing, frames = config.audio, media.clips.frames
         if hearing is None:
@@ -143,7 +141,7 @@ def talker_flops(config: TalkerConfig, thinker_size: int, speech: SpeechBatch) -
 
 def vision_flops(config: VisionTower, grids: Sequence[Grid]) -> Flops:
     """The vision encoder's, for pictures of these grids in patches; with what fills their row."""
-    row = vision.lay_out(grids, config.merge)
+    row = vision.lay_out(grids, config.pixel_shuffle_factor)
     length = row.positions.shape[1]
     first = 2 * length * 3 * config.patch_size**2 * config.hidden_size
     pairs = sum(n * n for n in row.segments.lengths)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Images:
+class ImageBatch:
     """Pictures cut into patches.
 
     Attributes:
@@ -30,7 +30,7 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Clips:
+class AudioBatch:
     """Sounds as log-mel frames, 100 a second.
 
     Attributes:
@@ -88,7 +88,7 @@ class Captions:
 
 
 @dataclass(frozen=True)
-class Media:
+class MediaBatch:
     """All that a batch holds besides its tokens, in the order of their places in it.
 
     Attributes:
@@ -96,8 +96,8 @@ class Media:
         transcripts, captions: None where there are none.
     """
 
-    images: Images | None = None
-    clips: Clips | None = None
+    images: ImageBatch | None = None
+    clips: AudioBatch | None = None
     transcripts: Transcripts | None = None
     captions: Captions | None = None
 

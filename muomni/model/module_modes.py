@@ -7,7 +7,7 @@ from torch import nn
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside the block; afterwards every module is as it was."""
     training = [module for module in all_modules(model) if module.training]
     if training:  # going through a model with torch's own functions takes as long as a step of a small one

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Place = tuple[int, int, int]
 
 
-def media_positions(
+def mrope_positions(
     length: int, images: Sequence[Place], videos: Sequence[Sequence[Place]] = ()
 ) -> "NDArray[np.int64]":
     """Positions of one document.

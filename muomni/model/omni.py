@@ -19,11 +19,11 @@ from muomni.model.encoders.projector import Projector
 from muomni.model.encoders.siglip import SiglipEncoder
 from muomni.model.encoders.vision import VisionEncoder
 from muomni.model.encoders.whisper import WhisperEncoder
-from muomni.model.inputs import Clips, Images, Media
+from muomni.model.inputs import AudioBatch, ImageBatch, MediaBatch
 from muomni.model.int8_layers import Int8Embedding, Int8Weight, is_quantized
 from muomni.model.kv_cache import Cache
 from muomni.model.outputs import LOSSES, Features, OmniOutput
-from muomni.model.placeholders import splice
+from muomni.model.placeholders import fill_placeholders
 from muomni.model.talker import SpeechBatch, Talker, TalkerLosses, blank_speech
 from muomni.model.talker.packing import lay_out_sentences
 from muomni.model.thinker import Thinker
@@ -73,8 +73,8 @@ class OmniModel(nn.Module):
             seen = config.vision
             self.vision = VisionEncoder(seen) if isinstance(seen, VisionConfig) else SiglipEncoder(seen)
             self.vision_projector = Projector(config.vision.output_size, width)
-            if config.vision.contrastive_size is not None:
-                self.vision_head = ContrastiveHead(config.vision.output_size, width, config.vision.contrastive_size)
+            if config.vision.projection_dim is not None:
+                self.vision_head = ContrastiveHead(config.vision.output_size, width, config.vision.projection_dim)
         if config.audio is not None:
             heard = config.audio
             self.audio = AudioEncoder(heard) if isinstance(heard, AudioConfig) else WhisperEncoder(heard)
@@ -170,7 +170,7 @@ class OmniModel(nn.Module):
         num_targets: int | Tensor | None = None,
         cache: Cache | None = None,
         last: int | None = None,
-        media: Media | None = None,
+        media: MediaBatch | None = None,
         features: Features | None = None,
         divisors: Mapping[str, int | Tensor] | None = None,
         weights: Mapping[str, float] | None = None,
@@ -210,7 +210,7 @@ class OmniModel(nn.Module):
         impossible = nothing = None
         blanks = self.run_all and labels is not None
         if media is not None or blanks:
-            encoded, losses, impossible, nothing = self._encode(media or Media(), divisors, weights, blanks)
+            encoded, losses, impossible, nothing = self._encode(media or MediaBatch(), divisors, weights, blanks)
             features = encoded if features is None else features
         spoken = self._speech_losses(speech, weights, blanks)
         if spoken is not None and (speech is None or weights.get("speech", 0) == 0):
@@ -266,7 +266,7 @@ class OmniModel(nn.Module):
             states: Tensor = self.thinker(row, positions, segments, layers=layers)[0, : len(ids)]
         return states
 
-    def embed_images(self, images: Images) -> Tensor:
+    def embed_images(self, images: ImageBatch) -> Tensor:
         """(N, D) what stands in the place of the pictures' placeholders; the images on the model's device.
 
         Raises:
@@ -277,7 +277,7 @@ class OmniModel(nn.Module):
         features: Tensor = self.vision_projector(self._see(images))
         return features
 
-    def embed_clips(self, clips: Clips) -> Tensor:
+    def embed_clips(self, clips: AudioBatch) -> Tensor:
         """(N, D) what stands in the place of the clips' placeholders; the clips on the model's device.
 
         Raises:
@@ -292,7 +292,7 @@ class OmniModel(nn.Module):
         """(B, T, D) embeddings of the tokens, with the features in the place of placeholders.
 
         Raises:
-            ValueError: their numbers differ (on a GPU: see `splice`).
+            ValueError: their numbers differ (on a GPU: see `fill_placeholders`).
             UserError: features that the model has no placeholder for.
         """
         config = self.config
@@ -306,7 +306,7 @@ class OmniModel(nn.Module):
         x: Tensor = self.thinker.embed_tokens(input_ids)
         for given, token in places.values():
             if token is not None:
-                x = splice(x, input_ids, token, x.new_empty(0, x.shape[-1]) if given is None else given)
+                x = fill_placeholders(x, input_ids, token, x.new_empty(0, x.shape[-1]) if given is None else given)
         return x
 
     def num_parameters(self, module: nn.Module | None = None) -> int:
@@ -339,14 +339,14 @@ class OmniModel(nn.Module):
             raise ValueError("pictures have positions on three axes: give (3, B, T) positions, see `media_positions`")
         return self.embed(input_ids, features)
 
-    def _see(self, images: Images) -> Tensor:
+    def _see(self, images: ImageBatch) -> Tensor:
         if self.vision is None:
             raise UserError("the model does not see: it has no vision encoder; train one with model.vision")
         with torch.set_grad_enabled(torch.is_grad_enabled() and "vision" not in self.frozen):
             tokens: Tensor = self.vision(images)
         return tokens
 
-    def _hear(self, clips: Clips) -> Tensor:
+    def _hear(self, clips: AudioBatch) -> Tensor:
         if self.audio is None:
             raise UserError("the model does not hear: it has no audio encoder; train one with model.audio")
         with torch.set_grad_enabled(torch.is_grad_enabled() and "audio" not in self.frozen):
@@ -370,7 +370,7 @@ class OmniModel(nn.Module):
         return losses
 
     def _encode(
-        self, media: Media, divisors: Mapping[str, int | Tensor], weights: Mapping[str, float], blanks: bool
+        self, media: MediaBatch, divisors: Mapping[str, int | Tensor], weights: Mapping[str, float], blanks: bool
     ) -> tuple[Features, dict[str, Tensor], Tensor | None, Tensor | None]:
         """Features of the media, and the losses of the encoders' own heads; their tokens are computed once.
 
@@ -390,8 +390,8 @@ class OmniModel(nn.Module):
                 total = self.vision_head(tokens, self.vision.counts(media.images), words, media.captions)
                 losses["contrastive"] = total / divisors.get("contrastive", len(media.captions.lengths))
         elif nothing is not None and self.config.vision is not None:
-            m, patch = self.config.vision.merge, self.config.vision.patch_size
-            picture = Images(torch.zeros(m * m, 3 * patch**2, device=self.device), ((m, m),))
+            m, patch = self.config.vision.pixel_shuffle_factor, self.config.vision.patch_size
+            picture = ImageBatch(torch.zeros(m * m, 3 * patch**2, device=self.device), ((m, m),))
             nothing = nothing + 0 * self.embed_images(picture).sum()
         if media.clips is not None:
             tokens = self._hear(media.clips)
@@ -403,7 +403,7 @@ class OmniModel(nn.Module):
                 losses["ctc"] = found.total / divisors.get("ctc", sum(media.transcripts.lengths))
                 impossible = found.impossible
         elif nothing is not None and self.config.audio is not None:
-            clip = Clips(torch.zeros(8, self.config.audio.num_mel_bins, device=self.device), (8,))
+            clip = AudioBatch(torch.zeros(8, self.config.audio.num_mel_bins, device=self.device), (8,))
             nothing = nothing + 0 * self.embed_clips(clip).sum()
         if nothing is not None:
             nothing = nothing + self._idle_heads(losses)
@@ -434,7 +434,7 @@ class OmniModel(nn.Module):
             raise UserError(_MUTE)
         for name, head in (("contrastive", self.vision_head), ("ctc", self.audio_head)):
             if (weights or {}).get(name, 0) > 0 and head is None:
-                option = "vision.contrastive_size" if name == "contrastive" else "audio.ctc"
+                option = "vision.projection_dim" if name == "contrastive" else "audio.ctc"
                 raise UserError(f"the model has no head for the {name} loss: its {option} is not set")
         given = dict(divisors or {})
         if num_targets is not None:

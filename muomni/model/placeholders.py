@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-def splice(x: Tensor, input_ids: Tensor, token_id: int, features: Tensor) -> Tensor:
+def fill_placeholders(x: Tensor, input_ids: Tensor, token_id: int, features: Tensor) -> Tensor:
     """Puts `features` in the place of placeholders, in order: `masked_scatter` without waiting for the device.
 
     Args:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from muomni.accel.distributed import Group, alone
-from muomni.data import Batch, Rows
+from muomni.data import Batch, Dataset
 from muomni.ops.cross_entropy import IGNORE, shift_labels
 from muomni.train.step import loss_of, num_targets
 
@@ -38,7 +38,7 @@ class Evaluation:
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    rows: Rows,
+    rows: Dataset,
     max_rows: int,
     batch_size: int,
     byte_lengths: Tensor,

@@ -17,7 +17,7 @@ from muomni.train.init_talker import check_talker, fill_talker, with_talker
 
 IMAGE, AUDIO = "<|image|>", "<|audio|>"
 # What may be said anew of an encoder that comes with its weights.
-_VISION_MAY_CHANGE = {"dropout", "min_tokens", "max_tokens", "contrastive_size"}
+_VISION_MAY_CHANGE = {"dropout", "min_tokens", "max_tokens", "projection_dim"}
 _AUDIO_MAY_CHANGE = {"dropout", "max_seconds", "ctc"}
 
 
@@ -41,7 +41,7 @@ def check_model(recipe: Recipe) -> None:
     vision, audio = _encoders(spec)
     found = recipe.misfit(
         vision is not None,
-        vision is not None and vision.contrastive_size is not None,
+        vision is not None and vision.projection_dim is not None,
         audio is not None,
         audio is not None and audio.ctc,
         check_talker(spec),

@@ -22,7 +22,7 @@ from muomni.model import OmniModel
 from muomni.model.codec import SpeechCodec
 
 # What may be said anew of a Talker that comes with its weights.
-_MAY_CHANGE = {"dropout", "noise", "state_dropout", "stop_weight"}
+_MAY_CHANGE = {"dropout", "code_corruption", "conditioning_dropout", "stop_weight"}
 
 
 @dataclass(frozen=True)
@@ -99,16 +99,18 @@ def prepare_speech(recipe: Recipe, device: torch.device, progress: bool) -> Spee
     assert data is not None  # the recipe has a weight for speech
     known = _known(spec)
     talker = known.talker if known is not None else None
-    wanted = spec.talker.max_move if spec.talker is not None else None
-    max_move = talker.max_move if talker is not None else wanted or TalkerConfig.model_fields["max_move"].default
+    wanted = spec.talker.max_advance if spec.talker is not None else None
+    max_advance = (
+        talker.max_advance if talker is not None else wanted or TalkerConfig.model_fields["max_advance"].default
+    )
     train, val = prepare_split(
         data.train,
         data.val,
         data.val_fraction,
         _codec(spec).to(device),
-        max_move=max_move,
+        max_advance=max_advance,
         cache_dir=None if recipe.data.cache_dir is None else Path(recipe.data.cache_dir).expanduser(),
-        max_bad=recipe.data.max_bad,
+        max_unreadable_fraction=recipe.data.max_unreadable_fraction,
         progress=progress,
         say=_tell if progress else _nothing,
     )

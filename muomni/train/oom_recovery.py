@@ -1,6 +1,6 @@
 """A step that runs out of memory: taken again in smaller micro-batches, or ended with advice.
 
-`"on_oom": "rescue"`. The step has changed nothing yet but gradients and random states when its forward or
+`"on_oom": "shrink_micro_batch"`. The step has changed nothing yet but gradients and random states when its forward or
 backward pass fails: the gradients are dropped, the random states put back, and the same rows are cut into
 micro-batches of half as many. Rows, their order and the divisor of the loss stay those of the step, so a
 run that needed rescue at its first step ends bit by bit where a run begun with that micro-batch ends. (The
@@ -36,7 +36,7 @@ from muomni.accel.memory.out_of_memory import (
 )
 from muomni.accel.mixed_precision import pick_precision
 from muomni.config.recipe import Recipe
-from muomni.data import Batch, Rows
+from muomni.data import Batch, Dataset
 from muomni.errors import ConfigError, MemoryShortageError
 from muomni.model import OmniModel
 from muomni.train.optim.build import decay_groups
@@ -44,7 +44,7 @@ from muomni.train.step import StepResult, TrainStep
 
 
 @dataclass(frozen=True)
-class Rescue:
+class OomRecovery:
     """One halving: `step` is the step under way, sizes are in rows, and `snapshot` is the allocator's state."""
 
     step: int
@@ -90,7 +90,7 @@ class RescuedStep:
         recipe: Recipe,
         model: OmniModel,
         step: TrainStep,
-        rows: Rows,
+        rows: Dataset,
         monitor: MemoryMonitor,
         run: Path,
         micro_batch: int,
@@ -109,7 +109,7 @@ class RescuedStep:
         """In which this process takes its rows of a step."""
         return -(-self.rows_per_step // self.step.group.size // self.micro_batch)
 
-    def __call__(self, first: int, number: int, tell: Callable[[Rescue], None]) -> tuple[list[Batch], StepResult]:
+    def __call__(self, first: int, number: int, tell: Callable[[OomRecovery], None]) -> tuple[list[Batch], StepResult]:
         """Takes the optimizer step over the rows from `first` on.
 
         Args:
@@ -124,7 +124,7 @@ class RescuedStep:
         Raises:
             MemoryShortageError: memory ran out, and rescue is not asked for or cannot help.
         """
-        rescues = self.recipe.on_oom == "rescue"
+        rescues = self.recipe.on_oom == "shrink_micro_batch"
         device = self.model.device
         random = random_states(device) if rescues else {}
         while True:
@@ -142,7 +142,7 @@ class RescuedStep:
             # Not inside `except`: while the error lives, its traceback holds the tensors of the failed step.
             before, self.micro_batch = self.micro_batch, self.micro_batch // 2
             self._undo(random)
-            tell(Rescue(number, shortage, before, self.micro_batch, snapshot))
+            tell(OomRecovery(number, shortage, before, self.micro_batch, snapshot))
 
     @contextmanager
     def explained(self, phase: Phase, number: int) -> Iterator[None]:
@@ -190,7 +190,7 @@ class RescuedStep:
             lines.append(f"{self.run / 'last'} keeps the last checkpoint.")
         if self.recipe.on_oom == "stop" and shortage.phase in ("forward", "backward") and self.micro_batch > 1:
             resumed = ", also in a run that is resumed" if saved else ""
-            lines.append(f'"on_oom": "rescue" halves the micro-batch by itself and goes on{resumed}.')
+            lines.append(f'"on_oom": "shrink_micro_batch" halves the micro-batch by itself and goes on{resumed}.')
         return MemoryShortageError(f"step {number}: " + "\n".join(lines))
 
     def _workload(self) -> Workload:

@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 
 from muomni.accel.measurements.hardware import signature
-from muomni.accel.measurements.json_store import Kept
+from muomni.accel.measurements.json_store import JsonStore
 from muomni.accel.measurements.verdicts import IGNORE
 from muomni.config.recipe import Recipe
 from muomni.errors import ForecastError
 
-BASELINES = Kept("baseline.json", "baselines of processes")
+BASELINES = JsonStore("baseline.json", "baselines of processes")
 _ROWS, _TOKENS = 2, 64
 # A little more than the megabyte that is encoded at once (`data.index.token_cache_writer`), whose memory the process
 # keeps.

@@ -14,10 +14,10 @@ from muomni.accel.distributed import Group
 from muomni.accel.execution_plan import Plan
 from muomni.config import OmniConfig, Recipe
 from muomni.data import (
-    Prefetched,
+    Dataset,
+    PrefetchLoader,
     PreparedRows,
-    Rows,
-    SpeechRows,
+    SpeechDataset,
     Tokenizer,
     WithSpeech,
     prepare_rows,
@@ -53,10 +53,10 @@ class Read:
     config: OmniConfig
 
     @property
-    def ahead(self) -> Prefetched | None:
+    def ahead(self) -> PrefetchLoader | None:
         """What reads in threads; None where nothing has to be decoded."""
         inner = self.rows.train.rows if isinstance(self.rows.train, WithSpeech) else self.rows.train
-        return inner if isinstance(inner, Prefetched) else None
+        return inner if isinstance(inner, PrefetchLoader) else None
 
 
 @contextmanager
@@ -90,7 +90,7 @@ def build(
     return model, TrainStep(called, optimizers, factors, recipe.max_grad_norm, plan.precision, group, losses)
 
 
-def count_steps(recipe: Recipe, rows: Rows) -> int:
+def count_steps(recipe: Recipe, rows: Dataset) -> int:
     """Optimizer steps of the run."""
     if recipe.max_steps is not None:
         return recipe.max_steps
@@ -109,11 +109,11 @@ def _data(
         if speech is None:
             return data
     assert speech is not None and recipe.data.speech is not None and config.talker is not None
-    spoken = SpeechRows(speech.train, tokenizer, config.talker, recipe.seed, shuffle=recipe.data.shuffle)
-    held_out = SpeechRows(speech.val, tokenizer, config.talker, recipe.seed, shuffle=False)
+    spoken = SpeechDataset(speech.train, tokenizer, config.talker, recipe.seed, shuffle=recipe.data.shuffle)
+    held_out = SpeechDataset(speech.val, tokenizer, config.talker, recipe.seed, shuffle=False)
     if not recipe.data.train:
         return PreparedRows(spoken, held_out, speech.notes)
-    count = recipe.data.speech.per_row
+    count = recipe.data.speech.pairs_per_sequence
     return PreparedRows(
         WithSpeech(data.train, spoken, count), WithSpeech(data.val, held_out, count), (*data.notes, *speech.notes)
     )

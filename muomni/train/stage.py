@@ -17,7 +17,7 @@ from muomni.accel.execution_plan import Plan, make_plan
 from muomni.accel.measurements import verdicts
 from muomni.accel.memory.monitor import MemoryReport
 from muomni.config import Recipe, parse, read_json
-from muomni.data import Rows, Tokenizer
+from muomni.data import Dataset, Tokenizer
 from muomni.errors import ConfigError, UserError
 from muomni.files import write_atomic
 from muomni.model import OmniModel
@@ -109,7 +109,7 @@ def plan_of(recipe: Recipe, run: Path | None = None) -> Plan:
     if run is not None:
         path = run / DECLINED
         return make_plan(recipe.replace(**read_json(path)) if path.is_file() else recipe, config)
-    return make_plan(recipe, config, verdicts.recall(pick_device(recipe.device), config.thinker))
+    return make_plan(recipe, config, verdicts.load_verdicts(pick_device(recipe.device), config.thinker))
 
 
 def _train_codec(recipe: Recipe, run: Path, start: Path | None) -> TrainResult:
@@ -200,11 +200,11 @@ def _settle_compilation(plan: Plan, trainer: Trainer, log: MetricsLog, line: Pro
         else:
             trainer.model.train()
             thinker, what = trainer.model.config.thinker, _compiled_work(plan, trainer)
-            earlier = verdicts.recall_trial(plan.device, thinker, what)
+            earlier = verdicts.load_trial(plan.device, thinker, what)
             passes, one_pass = trainer.passes_left, trainer.try_micro_batch
             choice = compile_trial.measure(trainer.model, one_pass, passes, plan.device, earlier)
             if earlier is None and "compiled_s" in choice.figures:
-                verdicts.remember_trial(plan.device, thinker, what, choice.figures)
+                verdicts.save_trial(plan.device, thinker, what, choice.figures)
         line.say(f"compile {choice.mode}: {choice.reason}")
         log.write("compile", progress.applied, mode=choice.mode, **choice.figures)
     assert choice.mode != "measure"
@@ -256,11 +256,13 @@ def _check_same(recipe: Recipe, earlier: Recipe, run: Path) -> None:
 def _plain(recipe: Recipe) -> dict[str, Any]:
     """Plain values, but for how many threads read the data and when bad data ends the run."""
     values = recipe.model_dump(mode="json")
-    return values | {"data": {k: v for k, v in values["data"].items() if k not in ("workers", "max_bad")}}
+    return values | {
+        "data": {k: v for k, v in values["data"].items() if k not in ("num_workers", "max_unreadable_fraction")}
+    }
 
 
 def _opening(
-    recipe: Recipe, model: OmniModel, rows: Rows, total_steps: int, device: torch.device, start: Path | None
+    recipe: Recipe, model: OmniModel, rows: Dataset, total_steps: int, device: torch.device, start: Path | None
 ) -> str:
     per_step = recipe.batch_size * recipe.gradient_accumulation_steps
     epochs = total_steps * per_step / rows.num_rows
@@ -272,7 +274,7 @@ def _opening(
     if not recipe.data.train:
         what, each = "pairs", ""
     elif recipe.data.speech is not None:
-        each += f" with {recipe.data.speech.per_row} pairs of text and speech"
+        each += f" with {recipe.data.speech.pairs_per_sequence} pairs of text and speech"
     return (
         f"{model.num_parameters() / 1e6:.1f} M parameters{parts}{frozen} on {device}; "
         f"{total_steps} steps of {per_step} {what}{each}, {epochs:.2f} epochs of {rows.num_rows} {what}{going_on}"

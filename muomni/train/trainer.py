@@ -13,15 +13,23 @@ import torch
 
 from muomni.accel.memory.monitor import MemoryMonitor
 from muomni.config.recipe import Recipe
-from muomni.data import Batch, MediaRows, Prefetched, Rows, Tokenizer, WithSpeech
+from muomni.data import Batch, Dataset, MultimodalDataset, PrefetchLoader, Tokenizer, WithSpeech
 from muomni.errors import DataError, TrainingError
 from muomni.model import OmniModel
 from muomni.progress import ProgressLine
 from muomni.train.checkpoint import Progress, save_checkpoint
 from muomni.train.evaluate import evaluate
-from muomni.train.oom_recovery import Rescue, RescuedStep
+from muomni.train.oom_recovery import OomRecovery, RescuedStep
 from muomni.train.reporting.metrics_log import MetricsLog
-from muomni.train.reporting.step_metrics import Figures, Pending, digest, losses_line, number, score, validation_line
+from muomni.train.reporting.step_metrics import (
+    Pending,
+    StepMetrics,
+    digest,
+    losses_line,
+    number,
+    score,
+    validation_line,
+)
 from muomni.train.signals import StopSignal
 from muomni.train.step import TrainStep, num_targets
 
@@ -53,8 +61,8 @@ class Trainer:
         model: OmniModel,
         tokenizer: Tokenizer,
         step: TrainStep,
-        train_rows: Rows,
-        val_rows: Rows,
+        train_rows: Dataset,
+        val_rows: Dataset,
         run: Path,
         progress: Progress,
         sampler: Sampler | None = None,
@@ -90,7 +98,7 @@ class Trainer:
 
         Raises:
             TrainingError: too many steps in a row had non-finite gradients.
-            DataError: more media than `data.max_bad` allows could not be read.
+            DataError: more media than `data.max_unreadable_fraction` allows could not be read.
             MemoryShortageError: memory ran out, see `train.oom_recovery`.
             CheckpointError: a checkpoint could not be written.
         """
@@ -119,7 +127,7 @@ class Trainer:
         self.step.accumulate([self.train_rows.batch(number * size, size).to(self.step.precision.device)])
 
     def _one_step(self, log: MetricsLog, line: ProgressLine) -> None:
-        def tell(rescue: Rescue) -> None:
+        def tell(rescue: OomRecovery) -> None:
             self.progress.micro_batch = rescue.after
             log.write("event", rescue.step, **rescue.as_dict())
             log.flush()
@@ -220,7 +228,7 @@ class Trainer:
                 f"these steps (their batch ids are in {log.path})."
             )
 
-    def _rates(self, figures: Sequence[Figures], seconds: float) -> tuple[dict[str, float], str]:
+    def _rates(self, figures: Sequence[StepMetrics], seconds: float) -> tuple[dict[str, float], str]:
         """How much the steps since the last time read in a second, for the log and in words."""
         rates: dict[str, float] = {}
         words = []
@@ -233,7 +241,7 @@ class Trainer:
             words.append(f"{rates['frames_per_s']:,.0f} frames/s")
         return rates, "  ".join(words)
 
-    def _read_pending(self) -> list[Figures]:
+    def _read_pending(self) -> list[StepMetrics]:
         """What the steps since the last time came to, over all processes; waits for the device once."""
         names = [name for name in self.step.weights if name != "text"]
         zero = torch.zeros((), device=self.step.factors.device)
@@ -249,7 +257,7 @@ class Trainer:
             summed = [sum(values) for values in zip(*(row for row, *_ in shares), strict=True)]
             targets = {name: sum(share[2][name] for share in shares) for name in ("text", *names)}
             together.append(
-                Figures(
+                StepMetrics(
                     loss=summed[0],
                     # Norm and learning rate are the same for all.
                     grad_norm=shares[0][0][1],
@@ -278,13 +286,14 @@ class Trainer:
     def _check_bad(self, step: int, log: MetricsLog) -> None:
         """Stops the run where too many documents turned out to be unreadable."""
         bad, documents = len(self.progress.bad), _documents(self.train_rows)
-        if bad <= self.recipe.data.max_bad * documents:
+        if bad <= self.recipe.data.max_unreadable_fraction * documents:
             return
         names = "; ".join(self.progress.bad[:_NAMES_SHOWN])
         raise DataError(
-            f"step {step}: the media of {bad} of {documents} documents cannot be read, more than data.max_bad "
-            f"({self.recipe.data.max_bad:g}) allows; for example {names}. {log.path} names them all, and so does "
-            "`muomni data check`; mend or remove them, or raise data.max_bad"
+            f"step {step}: the media of {bad} of {documents} documents cannot be read, more than "
+            f"data.max_unreadable_fraction ({self.recipe.data.max_unreadable_fraction:g}) allows; for example {names}. "
+            f"{log.path} names them all, and so does "
+            "`muomni data check`; mend or remove them, or raise data.max_unreadable_fraction"
         )
 
     def _validate(self, log: MetricsLog, line: ProgressLine) -> None:
@@ -354,8 +363,8 @@ class Trainer:
         self._saved_at = done
 
 
-def _documents(rows: Rows) -> int:
+def _documents(rows: Dataset) -> int:
     """How many documents with media there are to read; text alone cannot turn out to be unreadable."""
     rows = rows.rows if isinstance(rows, WithSpeech) else rows
-    inner = rows.rows if isinstance(rows, Prefetched) else rows
-    return inner.index.num_documents if isinstance(inner, MediaRows) else 0
+    inner = rows.rows if isinstance(rows, PrefetchLoader) else rows
+    return inner.index.num_documents if isinstance(inner, MultimodalDataset) else 0

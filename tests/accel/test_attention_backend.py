@@ -6,7 +6,7 @@ from torch import Tensor
 
 from muomni import MuOmni
 from muomni.accel import attention_backend
-from muomni.accel.attention_backend import Choice, pick_attention
+from muomni.accel.attention_backend import AttentionChoice, pick_attention
 from muomni.accel.distributed import alone
 from muomni.accel.execution_plan import make_plan
 from muomni.config import Recipe, parse, preset
@@ -169,7 +169,7 @@ def test_the_function_is_set_from_outside_on_one_model_only():
         return attention_reference(q, k, v, segments, causal=causal)
 
     names = list(one.state_dict())
-    attention_backend.apply(one, Choice("reference", "test", counting))
+    attention_backend.apply(one, AttentionChoice("reference", "test", counting))
     one.eval(), other.eval()
     torch.testing.assert_close(one(IDS, segments=SEGMENTS).logits, other(IDS, segments=SEGMENTS).logits)
     assert called == [24] * CONFIG.thinker.num_hidden_layers
@@ -180,7 +180,7 @@ def test_every_choice_gives_the_model_the_same_answer_from_a_cache():
     wanted = None
     for attend in (attention, varlen.attention, flex.attention, attention_reference):
         model: MuOmni = make_model().eval()
-        attention_backend.apply(model, Choice("sdpa", "test", attend))
+        attention_backend.apply(model, AttentionChoice("sdpa", "test", attend))
         cache = KVCache(CONFIG.thinker, 2, 24)
         with torch.inference_mode():
             logits = torch.cat([model(part, cache=cache).logits for part in IDS.split([10, 1, 13], dim=1)], 1)
@@ -206,9 +206,9 @@ def test_the_plan_says_which_attention_it_took_and_sets_it():
 def test_the_plan_asks_for_the_head_size_of_the_model_that_is_trained(monkeypatch, nano_folder):
     asked: list[tuple[torch.dtype, *tuple[int, ...]]] = []
 
-    def spy(name: str, device: torch.device, dtype: torch.dtype, *head_dims: int) -> Choice:
+    def spy(name: str, device: torch.device, dtype: torch.dtype, *head_dims: int) -> AttentionChoice:
         asked.append((dtype, *head_dims))
-        return Choice("sdpa", "test", attention)
+        return AttentionChoice("sdpa", "test", attention)
 
     monkeypatch.setattr(attention_backend, "pick_attention", spy)
     plan_of(make_recipe(precision="fp32", model={"preset": "tiny", "thinker": {"head_dim": 48}}))

@@ -16,9 +16,9 @@ from muomni.config import OmniConfig, SiglipConfig, WhisperConfig, preset, tower
 from muomni.formats.pretrained import load_model, save_model
 from muomni.model import OmniModel
 from muomni.model.encoders.layers import ATTENTIONS
-from muomni.model.inputs import Captions, Media, Transcripts
+from muomni.model.inputs import Captions, MediaBatch, Transcripts
 from muomni.model.int8_layers import Int8Linear, to_int8
-from muomni.model.mrope import media_positions
+from muomni.model.mrope import mrope_positions
 from muomni.ops.attention import attention_reference
 from tests.model.media import AUDIO, IMAGE, make_clips, make_config, make_images
 
@@ -30,8 +30,8 @@ SIZES: dict[str, Any] = {
 }
 # A picture of 2 × 3 tokens, one of 1 × 2, and clips of 2 and 1 tokens.
 IDS = torch.tensor([[5, *[IMAGE] * 6, 7, *[IMAGE] * 2, 8, *[AUDIO] * 2, 9, AUDIO, 10]])
-POSITIONS = torch.from_numpy(media_positions(IDS.shape[1], [(1, 2, 3), (8, 1, 2)]))[:, None]
-MEDIA = Media(
+POSITIONS = torch.from_numpy(mrope_positions(IDS.shape[1], [(1, 2, 3), (8, 1, 2)]))[:, None]
+MEDIA = MediaBatch(
     make_images((4, 6), (2, 4)),
     make_clips(13, 8),
     Transcripts(torch.tensor([98, 99, 101]), (2, 1), (0, 1)),
@@ -41,13 +41,13 @@ WEIGHTS = {"ctc": 1.0, "contrastive": 1.0}
 
 
 def published(dropout: float = 0.0) -> OmniConfig:
-    vision = SiglipConfig(kind="siglip", patch_size=8, grid=4, contrastive_size=8, dropout=dropout, **SIZES)
+    vision = SiglipConfig(kind="siglip", patch_size=8, grid=4, projection_dim=8, dropout=dropout, **SIZES)
     audio = WhisperConfig(kind="whisper", ctc=True, dropout=dropout, **SIZES)
     return make_config(False, False).with_towers(vision, audio, IMAGE, AUDIO)
 
 
 def ours(dropout: float = 0.0) -> OmniConfig:
-    vision = {"contrastive_size": 8, "dropout": dropout}
+    vision = {"projection_dim": 8, "dropout": dropout}
     return make_config(vision_=vision, audio_={"ctc": True, "dropout": dropout, "chunk_tokens": 1})
 
 
@@ -116,7 +116,7 @@ def test_attention_is_set_everywhere_and_is_not_causal(config):
         return attention_reference(q, k, v, segments, causal=causal)
 
     expected = loss_of(model)
-    attention_backend.apply(model, attention_backend.Choice("reference", "for this test", attend))
+    attention_backend.apply(model, attention_backend.AttentionChoice("reference", "for this test", attend))
     torch.testing.assert_close(loss_of(model), expected)
     assert seen == [False] * 4 + [True] * 2
     assert len([module for module in model.modules() if isinstance(module, ATTENTIONS)]) == 6
@@ -181,7 +181,7 @@ def test_int8_encoders_load_again(config, tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("name", ["tiny", "small"])
 def test_int8_is_at_most_27_hundredths(name):
     vision, audio = towers(name)
-    config = preset(name).with_towers(vision.replace(contrastive_size=128), audio.replace(ctc=True), IMAGE, AUDIO)
+    config = preset(name).with_towers(vision.replace(projection_dim=128), audio.replace(ctc=True), IMAGE, AUDIO)
     with torch.device("meta"):
         model = OmniModel(config)
     before = weight_bytes(model)

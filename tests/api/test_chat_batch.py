@@ -68,7 +68,7 @@ def test_raw_prompts_are_continued(model: MuOmni) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_deterministic_replies_do_not_depend_on_the_batch(nano_folder: Path, dtype: torch.dtype) -> None:
     model = MuOmni.from_pretrained(nano_folder, device="cpu", dtype=dtype)
-    settings: dict[str, Any] = {"max_new_tokens": 30, "seed": 3, "ignore_eos": True, "deterministic": True}
+    settings: dict[str, Any] = {"max_new_tokens": 30, "seed": 3, "ignore_eos": True, "batch_invariant": True}
     alone = [model.chat(prompt, **settings) for prompt in PROMPTS]
     for batch_size in (2, 32):
         assert said(model.chat_batch(PROMPTS, batch_size=batch_size, **settings)) == said(alone)

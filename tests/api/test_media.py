@@ -17,7 +17,7 @@ from muomni import MuOmni
 from muomni.config import preset, towers
 from muomni.errors import ConfigError, MediaError, PromptError
 from muomni.infer import Reply, SamplingParams, generate
-from muomni.infer.encoder_cache import MediaMemory
+from muomni.infer.encoder_cache import EncoderCache
 
 if TYPE_CHECKING:
     from muomni.data.text.tokenizer import Tokenizer
@@ -113,23 +113,23 @@ def test_the_places_are_those_that_the_model_itself_splices(model: MuOmni) -> No
     """`prepare` and the engine put embeddings by index; `OmniModel.forward` finds placeholders. They agree."""
     from muomni.data.media.audio import load_audio, to_mel
     from muomni.data.media.image import to_patches
-    from muomni.model.inputs import Clips, Images, Media
-    from muomni.model.mrope import media_positions
+    from muomni.model.inputs import AudioBatch, ImageBatch, MediaBatch
+    from muomni.model.mrope import mrope_positions
 
     assert model.config.vision is not None
     prompt = [sound(4), "Hello", picture(3), "there!", picture(4, (100, 20)), sound(5)]
     asked = model.prepare([(prompt, SamplingParams())], [""])[0]
     patches, grids = zip(*(to_patches(one, model.config.vision) for one in (prompt[2], prompt[4])), strict=True)
     mels = [torch.from_numpy(to_mel(load_audio(one))) for one in (prompt[0], prompt[5])]
-    images = Images(torch.from_numpy(np.concatenate(patches)), tuple(grids))
-    media = Media(images, Clips(torch.cat(mels), tuple(len(mel) for mel in mels)))
+    images = ImageBatch(torch.from_numpy(np.concatenate(patches)), tuple(grids))
+    media = MediaBatch(images, AudioBatch(torch.cat(mels), tuple(len(mel) for mel in mels)))
     ids = torch.tensor([list(asked.ids)])
     starts, at = [], 0
     for rows, columns in grids:
         at = asked.ids.index(model.config.image_token_id, at)
         starts.append((at, rows // 2, columns // 2))
         at += rows * columns // 4
-    positions = torch.from_numpy(media_positions(ids.shape[1], starts))[:, None]
+    positions = torch.from_numpy(mrope_positions(ids.shape[1], starts))[:, None]
     with torch.no_grad():
         likely = model(ids, positions=positions, media=media, last=1).logits.argmax().item()
     assert model.chat(prompt, temperature=0, max_new_tokens=1).tokens == (likely,)
@@ -148,7 +148,7 @@ def test_each_content_is_encoded_once_and_all_of_a_call_together(model: MuOmni) 
     turns += [{"role": "assistant", "content": reply.text or "x"}, {"role": "user", "content": "And now?"}]
     model.chat(turns, **GREEDY)
     assert memory.encoded == 6
-    model.chat([picture(3), sound(2)], deterministic=True, **GREEDY)  # alone, so not those of the batch
+    model.chat([picture(3), sound(2)], batch_invariant=True, **GREEDY)  # alone, so not those of the batch
     assert memory.encoded == 8
     with torch.no_grad():
         assert model.vision is not None
@@ -184,7 +184,7 @@ def test_another_picture_is_another_prefix(model: MuOmni) -> None:
 
 
 def test_deterministic_replies_do_not_depend_on_the_batch(model: MuOmni) -> None:
-    how: dict[str, Any] = {"deterministic": True, **GREEDY}
+    how: dict[str, Any] = {"batch_invariant": True, **GREEDY}
     alone = said([copy.deepcopy(model).chat(prompt, **how) for prompt in PROMPTS])
     assert said(model.chat_batch(PROMPTS, **how)) == alone
 
@@ -208,7 +208,7 @@ def test_the_memory_is_bounded_and_evicts_what_was_asked_for_longest_ago(model: 
     one = model.prepare([([picture(1)], SamplingParams())], [""])[0]
     assert one.media is not None
     size = one.media.features.nbytes
-    model._media = memory = MediaMemory(limit=3 * size)
+    model._media = memory = EncoderCache(limit=3 * size)
     for seed in (1, 2, 3, 1, 4, 1, 3):  # 2 goes when 4 comes
         model.prepare([([picture(seed)], SamplingParams())], [""])
         assert memory.nbytes <= 3 * size

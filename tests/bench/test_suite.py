@@ -12,10 +12,10 @@ from muomni.bench.decoding.compare import Comparison, Decoding
 from muomni.bench.decoding.comparisons import Plan
 from muomni.bench.decoding.models import Files
 from muomni.bench.process import RefusedError
-from muomni.bench.report.report import Row, Scaling, load_report
+from muomni.bench.report.report import ReportRow, Scaling, load_report
 from muomni.bench.report.sections import FULL, QUICK, Effort, Found, Target
 from muomni.bench.training import report_rows as suite_train
-from muomni.bench.training.compare import Figures
+from muomni.bench.training.compare import CaseMetrics
 from muomni.bench.training.report_rows import BASELINE, TWIN
 from muomni.config import preset
 from muomni.errors import UserError
@@ -32,15 +32,15 @@ def quiet(_text: str) -> None:
 # Training
 
 
-def figures(speed: float, peak: float = 400.0, error: float = 0.0, first_step_s: float = 1.0) -> Figures:
+def figures(speed: float, peak: float = 400.0, error: float = 0.0, first_step_s: float = 1.0) -> CaseMetrics:
     """Of a case whose rounds are all but equal and whose gradients are off by `error`."""
     gradients = {"sha256": str(error), "sketch": [1.0, error]}
     memory = {"weights": 10 * MIB, "gradients": 10 * MIB, "optimizer": 20 * MIB, "other": 200 * MIB}
     first = {"first_step_s": first_step_s, "gradients": gradients, "memory": memory}
-    return Figures([speed * (1 + 0.002 * n) for n in range(5)], peak, first, 1.0)
+    return CaseMetrics([speed * (1 + 0.002 * n) for n in range(5)], peak, first, 1.0)
 
 
-def stub_turns(monkeypatch, known: dict[str, Figures], refused_names: tuple[str, ...] = ()) -> list[list[str]]:
+def stub_turns(monkeypatch, known: dict[str, CaseMetrics], refused_names: tuple[str, ...] = ()) -> list[list[str]]:
     """Instead of measuring: figures by part of a case's name. Returns the names of each group, filled later."""
     groups: list[list[str]] = []
 
@@ -62,7 +62,7 @@ def stub_turns(monkeypatch, known: dict[str, Figures], refused_names: tuple[str,
     return groups
 
 
-def by_key(found: Found) -> dict[str, Row]:
+def by_key(found: Found) -> dict[str, ReportRow]:
     return {row.key: row for row in found.rows}
 
 
@@ -150,7 +150,7 @@ def test_a_full_run_measures_more(monkeypatch):
 
 
 def test_a_noisy_machine_is_said_to_be_noisy(monkeypatch):
-    twin = Figures([130.0] * 5, 400.0, figures(1.0).first, 1.0)
+    twin = CaseMetrics([130.0] * 5, 400.0, figures(1.0).first, 1.0)
     stub_turns(monkeypatch, {TWIN: twin, "accumulation": figures(125.0)})
     found = suite_train.measure_train(NANO, SHORT, quiet)
     assert found.margin == pytest.approx(0.3, abs=0.01) and "differs by" in found.noise[0]

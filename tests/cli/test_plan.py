@@ -6,7 +6,7 @@ import pytest
 
 from muomni.bench.training import step_configs
 from muomni.bench.training.case import TrainCase
-from muomni.bench.training.compare import Figures
+from muomni.bench.training.compare import CaseMetrics
 from muomni.cli import main
 from muomni.train import process_overhead
 
@@ -59,10 +59,10 @@ def test_the_best_few_are_measured_and_the_fastest_of_them_is_named(
 ) -> None:
     asked: list[TrainCase] = []
 
-    def turns(cases: list[TrainCase], rounds: int, *_: object) -> dict[str, Figures]:
+    def turns(cases: list[TrainCase], rounds: int, *_: object) -> dict[str, CaseMetrics]:
         asked.extend(cases)
         # Two rows at a time are fastest, whatever the model says.
-        return {c.name: Figures([c.tokens / (1 if "2 × 2" in c.name else 2)] * rounds, 1, {}, 1) for c in cases}
+        return {c.name: CaseMetrics([c.tokens / (1 if "2 × 2" in c.name else 2)] * rounds, 1, {}, 1) for c in cases}
 
     monkeypatch.setattr(step_configs, "take_turns", turns)
     assert run("--memory", "4GB", "--device", "cpu", "--json", "--set", "compile=off", "--measure") == 0

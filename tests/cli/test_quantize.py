@@ -35,7 +35,7 @@ def text(tmp_path: Path) -> Path:
 
 
 def test_it_prints_what_changed(muomni: Any, nano_folder: Path, tmp_path: Path, text: Path) -> None:
-    code, out, err = muomni("quantize", nano_folder, "--to", "int8", "--out", tmp_path / "q", "--data", text)
+    code, out, err = muomni("quantize", nano_folder, "--method", "int8", "--out", tmp_path / "q", "--data", text)
     assert (code, err) == (0, "")
     for expected in ("bytes in float32", "perplexity", "KL divergence", "same top token", "1 rows", "128 rows"):
         assert expected in out
@@ -85,7 +85,7 @@ def test_mistakes_have_exit_code_2(muomni: Any, nano_folder: Path, tmp_path: Pat
 
     out = ("--out", tmp_path / "new")
     refused("no run or model", tmp_path / "nothing", *out)
-    refused("is not one of 'int8'", nano_folder, "--to", "int4", *out)
+    refused("is not one of 'int8'", nano_folder, "--method", "int4", *out)
     refused("no such file or folder", nano_folder, *out, "--data", tmp_path / "nothing.txt")
     refused("give --data FILE, or --no-compare", nano_folder, *out)
     refused("give one of them", nano_folder, *out, "--data", text, "--no-compare")

@@ -17,7 +17,7 @@ from muomni.cli import main
 from muomni.cli.common import audio_output
 from muomni.cli.common.reply_audio import Voiced
 from muomni.errors import SpeechError, UserError
-from muomni.infer import Piece, Reply, Timing
+from muomni.infer import Chunk, Reply, Timing
 from muomni.infer.speech import SpeechSettings, SpeechTiming
 from tests.infer.speech.models import make_speaking
 
@@ -76,12 +76,12 @@ class _Humming:
         self.text, self._speak = text, speak
         self.reply = Reply(text, (), "stop", Timing(1, 3, 0.1, 0.1))
 
-    def __iter__(self) -> Iterator[Piece]:
+    def __iter__(self) -> Iterator[Chunk]:
         sound = hum(self.text)
         first, second = (sound[:999], sound[999:]) if self._speak is not False else (None, None)
-        yield Piece("Well, ", (1,))
-        yield Piece("yes.", (2,), first, RATE)
-        yield Piece("", (), second, RATE)
+        yield Chunk("Well, ", (1,))
+        yield Chunk("yes.", (2,), first, RATE)
+        yield Chunk("", (), second, RATE)
 
     def close(self) -> None: ...
 
@@ -241,7 +241,7 @@ class _Lines(list[str]):
 def test_a_reply_without_sound_is_an_error(tmp_path: Path) -> None:
     voiced = Voiced(tmp_path / "a.wav", None, one=True, played=False)
     voiced.begin()
-    voiced.hear(Piece("🐱", (1,)))
+    voiced.hear(Chunk("🐱", (1,)))
     with pytest.raises(SpeechError, match="nothing of the reply"):
         voiced.finish()
 

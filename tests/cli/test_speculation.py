@@ -1,4 +1,4 @@
-"""`--speculate` and `--draft` of `generate` and `chat`: what they change, which is nothing in the replies."""
+"""`--speculate` and `--draft-model` of `generate` and `chat`: what they change, which is nothing in the replies."""
 
 import io
 import json
@@ -48,7 +48,7 @@ def test_generate_says_the_same(muomni: Any, nano_folder: Path, guessers: list[A
     plain = muomni("generate", nano_folder, "The cat", *GREEDY)
     assert plain[0] == 0
     assert muomni("generate", nano_folder, "The cat", *GREEDY, "--speculate") == plain
-    assert muomni("generate", nano_folder, "The cat", *GREEDY, "--draft", nano_folder) == plain
+    assert muomni("generate", nano_folder, "The cat", *GREEDY, "--draft-model", nano_folder) == plain
     assert guessers[:2] == [False, True]
     assert isinstance(guessers[2], MuOmni)
 
@@ -57,7 +57,7 @@ def test_chat_says_the_same(muomni: Any, nano_folder: Path, guessers: list[Any])
     plain = muomni("chat", nano_folder, *GREEDY, stdin=b"Hello\nThe cat\n")
     assert plain[0] == 0
     assert muomni("chat", nano_folder, *GREEDY, "--speculate", stdin=b"Hello\nThe cat\n") == plain
-    assert muomni("chat", nano_folder, *GREEDY, "--draft", nano_folder, stdin=b"Hello\nThe cat\n") == plain
+    assert muomni("chat", nano_folder, *GREEDY, "--draft-model", nano_folder, stdin=b"Hello\nThe cat\n") == plain
     assert guessers[:4] == [False, False, True, True]
     assert isinstance(guessers[4], MuOmni) and guessers[4] is guessers[5]
 
@@ -66,7 +66,7 @@ def test_a_file_says_the_same(muomni: Any, nano_folder: Path, tmp_path: Path, gu
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('"Hello"\n{"prompt": "The cat", "temperature": 0.5, "seed": 1}\n"Hello there"\n')
     texts = []
-    for number, options in enumerate([(), ("--speculate",), ("--draft", nano_folder)]):
+    for number, options in enumerate([(), ("--speculate",), ("--draft-model", nano_folder)]):
         out = tmp_path / f"{number}.jsonl"
         code, _, err = muomni("generate", nano_folder, "--batch", prompts, "--out", out, *GREEDY, *options)
         assert code == 0
@@ -82,10 +82,10 @@ def test_a_file_says_the_same(muomni: Any, nano_folder: Path, tmp_path: Path, gu
     ("options", "message"),
     [
         (("--speculate",), "--speculate guesses the most likely tokens and needs --temperature 0"),
-        (("--draft", "x"), "--draft guesses the most likely tokens and needs --temperature 0"),
+        (("--draft-model", "x"), "--draft-model guesses the most likely tokens and needs --temperature 0"),
         (("--speculate", "--temperature", 0, "--repetition-penalty", 1.1), "--repetition-penalty; these are 0.0 and"),
-        (("--speculate", "--draft", "x", "--temperature", 0), "give one of them"),
-        (("--draft", "/nowhere/none", "--temperature", 0), "no run or model '/nowhere/none'"),
+        (("--speculate", "--draft-model", "x", "--temperature", 0), "give one of them"),
+        (("--draft-model", "/nowhere/none", "--temperature", 0), "no run or model '/nowhere/none'"),
     ],
 )
 def test_what_would_have_no_effect_is_refused(
@@ -99,8 +99,8 @@ def test_what_would_have_no_effect_is_refused(
 def test_deterministic_and_a_file_without_greedy_prompts_are_refused(
     muomni: Any, nano_folder: Path, tmp_path: Path
 ) -> None:
-    code, _, err = muomni("generate", nano_folder, "Hello", *GREEDY, "--deterministic", "--speculate")
-    assert code == 2 and "--speculate does not go together with --deterministic" in " ".join(err.split())
+    code, _, err = muomni("generate", nano_folder, "Hello", *GREEDY, "--batch_invariant", "--speculate")
+    assert code == 2 and "--speculate does not go together with --batch_invariant" in " ".join(err.split())
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('"Hello"\n')
     out = tmp_path / "out.jsonl"
@@ -114,7 +114,7 @@ def test_a_draft_of_other_tokens_is_refused(muomni: Any, nano_folder: Path, tmp_
     thinker = model.config.thinker
     other = MuOmni(model.config.replace(thinker=thinker.replace(vocab_size=thinker.vocab_size + 1)))
     other.save_pretrained(tmp_path / "other")
-    code, _, err = muomni("chat", nano_folder, *GREEDY, "--draft", tmp_path / "other", "-m", "Hello")
+    code, _, err = muomni("chat", nano_folder, *GREEDY, "--draft-model", tmp_path / "other", "-m", "Hello")
     assert code == 2 and "the draft model cannot guess for this one: its vocabulary has" in " ".join(err.split())
 
 
@@ -149,8 +149,8 @@ def test_the_cache_is_what_was_asked_for(
         for cache in ("int8", "auto"):
             made.clear()
             replies.unlink(missing_ok=True)
-            assert muomni(*args, *GREEDY, "--cache", cache)[0] == 0
+            assert muomni(*args, *GREEDY, "--kv-cache-dtype", cache)[0] == 0
             assert set(made) == {"torch.int8" if cache == "int8" else "torch.float32"}
-    code, _, said = muomni("chat", nano_folder, "-m", "Hi", "--cache", "int4")
+    code, _, said = muomni("chat", nano_folder, "-m", "Hi", "--kv-cache-dtype", "int4")
     assert code == 2
     assert "int4" in said

@@ -63,7 +63,7 @@ def test_the_gate_passes_and_fails(
     original = tmp_path / "original"
     assert run("data", "speech", str(tmp_path / "val.txt"), "--out", str(original)) == 0
     manifest, out = str(original / "manifest.jsonl"), tmp_path / "judged"
-    gate = ["--original", manifest, "--max-real-time", "100", "--json"]
+    gate = ["--reference", manifest, "--max-real-time", "100", "--json"]
     capsys.readouterr()
     assert run("eval", "speech", "espeak:en-us", *gate, "--out", str(out)) == 0
     assert json.loads(capsys.readouterr().out)["failures"] == []
@@ -71,7 +71,7 @@ def test_the_gate_passes_and_fails(
     assert run("eval", "speech", "espeak:en-us:400", *gate) == 1
     report = json.loads(capsys.readouterr().out)
     assert report["truncated"] == 1 and len(report["failures"]) == 2
-    assert run("eval", "speech", "espeak:en-us:80", "--original", manifest, "--max-real-time", "100") == 1
+    assert run("eval", "speech", "espeak:en-us:80", "--reference", manifest, "--max-real-time", "100") == 1
     assert "failed: share run-on 100.0%, at most 0.0%" in capsys.readouterr().out
 
 
@@ -81,5 +81,5 @@ def test_a_model_without_a_talker_is_refused(
     monkeypatch.setattr("muomni.eval.recogniser.check_installed", lambda: None)
     soundfile.write(tmp_path / "a.wav", np.full(16_000, 0.5), 16_000)
     (tmp_path / "rows.jsonl").write_text('{"text": "Hello there.", "audio": "a.wav"}\n')
-    code = run("eval", "speech", str(nano_folder), "--original", str(tmp_path / "rows.jsonl"))
+    code = run("eval", "speech", str(nano_folder), "--reference", str(tmp_path / "rows.jsonl"))
     assert (code, "no talker" in capsys.readouterr().err) == (2, True)

@@ -1,4 +1,4 @@
-"""`--tuned FILE`: a chat makes float weights int8 where the bench found that faster, and refuses other files."""
+"""`--tuned-config FILE`: a chat makes float weights int8 where the bench found that faster, and refuses other files."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def test_a_chat_and_generate_answer_with_it(
     monkeypatch.setattr(MuOmni, "from_pretrained", classmethod(spy))
     for command in (["chat", str(nano_folder), "-m", "hello"], ["generate", str(nano_folder), "hello"]):
         with pytest.raises(SystemExit) as ended:
-            main([*command, "--tuned", str(faster), "--max-new-tokens", "3", "--device", "cpu"])
+            main([*command, "--tuned-config", str(faster), "--max-new-tokens", "3", "--device", "cpu"])
         assert not ended.value.code, capsys.readouterr().err
     assert read == [True, True]
 

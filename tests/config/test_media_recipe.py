@@ -30,9 +30,9 @@ def test_false_and_null_leave_them_out(value: object) -> None:
 
 
 def test_an_object_changes_the_preset() -> None:
-    model = read(model={"vision": {"hidden_size": 48, "contrastive_size": 24}, "audio": {"ctc": True}}).model
+    model = read(model={"vision": {"hidden_size": 48, "projection_dim": 24}, "audio": {"ctc": True}}).model
     vision, audio = towers("nano")
-    assert model.new_vision() == vision.replace(hidden_size=48, contrastive_size=24)
+    assert model.new_vision() == vision.replace(hidden_size=48, projection_dim=24)
     assert model.new_audio() == audio.replace(ctc=True)
 
 
@@ -62,7 +62,7 @@ def test_a_stored_recipe_reads_as_the_same() -> None:
         ({"model": {"vision": True}, "freeze": ["vision_projector", "thinker", "vision"]}, ["nothing would learn"]),
         ({"losses": {"ctc": 0.3}}, ["losses.ctc", "0.3", '"audio": {"ctc": true}']),
         ({"model": {"audio": True}, "losses": {"ctc": 0.3}}, ["losses.ctc", '"ctc": true']),
-        ({"model": {"vision": True}, "losses": {"contrastive": 1.0}}, ["losses.contrastive", "contrastive_size"]),
+        ({"model": {"vision": True}, "losses": {"contrastive": 1.0}}, ["losses.contrastive", "projection_dim"]),
         (
             {"model": {"audio": {"ctc": True}}, "losses": {"ctc": 0.3}, "freeze": ["audio"]},
             ["losses.ctc", "frozen", "make it 0"],

@@ -17,7 +17,7 @@ SIZES: dict[str, Any] = {
 TOWERS = [
     (VisionConfig(**SIZES), AudioConfig(**SIZES)),
     (SiglipConfig(kind="siglip", **SIZES), WhisperConfig(kind="whisper", **SIZES)),
-    (SiglipConfig(kind="siglip", **SIZES, merge=3, contrastive_size=8), None),
+    (SiglipConfig(kind="siglip", **SIZES, pixel_shuffle_factor=3, projection_dim=8), None),
     (None, WhisperConfig(kind="whisper", **SIZES, num_mel_bins=128, ctc=True)),
 ]
 
@@ -66,5 +66,5 @@ def test_what_is_wrong_is_named(key, value, words):
 
 
 def test_widths_that_projectors_get():
-    assert SiglipConfig(kind="siglip", **SIZES, merge=3).output_size == 9 * 32
+    assert SiglipConfig(kind="siglip", **SIZES, pixel_shuffle_factor=3).output_size == 9 * 32
     assert WhisperConfig(kind="whisper", **SIZES).output_size == 4 * 32

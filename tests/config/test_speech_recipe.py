@@ -27,7 +27,7 @@ def read(**changes: Any) -> Recipe:
 
 def test_alone_beside_text_and_stored() -> None:
     alone, beside = read(), read(data=TEXT, losses={"text": 1}, freeze=[])
-    assert alone.data.train == () and alone.data.speech is not None and alone.data.speech.per_row == 2
+    assert alone.data.train == () and alone.data.speech is not None and alone.data.speech.pairs_per_sequence == 2
     assert beside.data.train[0].path == "a.jsonl"
     import jsonschema
 

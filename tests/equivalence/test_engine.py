@@ -270,7 +270,7 @@ def test_deterministic_requests_do_not_depend_on_the_others_bit_by_bit(dtype: to
         requests = []
         for i in range(5):
             params = SamplingParams(temperature=temperature, max_new_tokens=10, seed=i)
-            requests.append(engine.submit(request(ids_of(i % 2, 30), params, deterministic=True)))
+            requests.append(engine.submit(request(ids_of(i % 2, 30), params, batch_invariant=True)))
         tokens = [engine.finish(one).tokens for one in requests]
         rows = torch.cat(logits)
         runs.append((tokens, rows[rows.sum(-1).argsort(stable=True)]))

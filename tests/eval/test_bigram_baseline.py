@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from muomni.config import DataSpec, TokenizerSpec
-from muomni.data import PackedRows, prepare, prepare_tokenizer
+from muomni.data import PackedDataset, prepare, prepare_tokenizer
 from muomni.eval.bigram_baseline import Bigram
 from muomni.ops.cross_entropy import IGNORE, shift_labels
 
@@ -21,10 +21,10 @@ def rows(tmp_path):
     )
     tokenizer = prepare_tokenizer(TokenizerSpec(vocab_size=320), spec)
     data = prepare(spec, tokenizer)
-    return tokenizer, *(PackedRows(part, 16, shuffle=False) for part in (data.train, data.val))
+    return tokenizer, *(PackedDataset(part, 16, shuffle=False) for part in (data.train, data.val))
 
 
-def pairs(rows: PackedRows) -> list[tuple[int, int]]:
+def pairs(rows: PackedDataset) -> list[tuple[int, int]]:
     batch = rows.batch(0, rows.num_rows)
     targets = shift_labels(batch.labels)
     return [

@@ -10,7 +10,7 @@ from torch import nn
 
 from muomni import MuOmni
 from muomni.config import DataSpec
-from muomni.data import PackedRows
+from muomni.data import PackedDataset
 from muomni.data.index.token_cache import build_token_cache
 from muomni.eval import quantization_quality as quality_module
 from muomni.eval.quantization_quality import Quality, compare_caches, compare_models
@@ -19,22 +19,22 @@ from muomni.ops.cross_entropy import shift_labels
 
 
 @pytest.fixture
-def rows(nano_folder: Any, tmp_path: Any) -> PackedRows:
+def rows(nano_folder: Any, tmp_path: Any) -> PackedDataset:
     path = tmp_path / "text.jsonl"
     path.write_text("".join(f'{{"text": "The cat sat on mat {i}. What is this?"}}\n' for i in range(30)))
     tokenizer = MuOmni.from_pretrained(nano_folder, device="cpu").tokenizer
     assert tokenizer is not None
     sources = DataSpec.model_validate({"train": [str(path)]}).train
-    return PackedRows(build_token_cache(sources, tokenizer), 64, shuffle=False)
+    return PackedDataset(build_token_cache(sources, tokenizer), 64, shuffle=False)
 
 
-def test_a_model_is_like_itself(nano_folder: Any, rows: PackedRows) -> None:
+def test_a_model_is_like_itself(nano_folder: Any, rows: PackedDataset) -> None:
     model = MuOmni.from_pretrained(nano_folder, device="cpu")
     found = compare_models(model, model, rows, 3)
     assert (found.kl, found.top1, found.perplexity_change) == (0, 1, 0)
 
 
-def test_it_is_the_definition(nano_folder: Any, rows: PackedRows, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_the_definition(nano_folder: Any, rows: PackedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quality_module, "_POSITIONS", 13)
     model = MuOmni.from_pretrained(nano_folder, device="cpu")
     other = copy.deepcopy(model)
@@ -67,7 +67,7 @@ def test_it_is_the_definition(nano_folder: Any, rows: PackedRows, monkeypatch: p
         assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-3)
 
 
-def test_training_mode_is_refused(nano_folder: Any, rows: PackedRows) -> None:
+def test_training_mode_is_refused(nano_folder: Any, rows: PackedDataset) -> None:
     model = MuOmni.from_pretrained(nano_folder, device="cpu")
     with pytest.raises(ValueError, match="evaluation mode"):
         compare_models(model, copy.deepcopy(model).train(), rows, 1)

@@ -14,7 +14,7 @@ from muomni.errors import CheckpointError, ConfigError, UserError
 from muomni.formats.hf_encoders import load_tower, read_siglip, read_whisper
 from muomni.model.encoders.siglip import SiglipEncoder
 from muomni.model.encoders.whisper import WhisperEncoder
-from muomni.model.inputs import Clips, Images
+from muomni.model.inputs import AudioBatch, ImageBatch
 from muomni.ops.log_mel import SAMPLE_RATE, num_frames, whisper_log_mel
 
 transformers = pytest.importorskip("transformers")
@@ -77,19 +77,19 @@ def picture(rows: int, columns: int, seed: int = 0) -> Tensor:
     return torch.rand(3, 8 * rows, 8 * columns, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def as_images(*pictures: Tensor) -> Images:
+def as_images(*pictures: Tensor) -> ImageBatch:
     patches, grids = [], []
     for pixels in pictures:
         grid = (pixels.shape[1] // 8, pixels.shape[2] // 8)
         patches.append(pixels.view(3, grid[0], 8, grid[1], 8).permute(1, 3, 0, 2, 4).flatten(2).flatten(0, 1))
         grids.append(grid)
-    return Images(torch.cat(patches), tuple(grids))
+    return ImageBatch(torch.cat(patches), tuple(grids))
 
 
 @torch.no_grad()
 def test_siglip_computes_what_transformers_does(siglip):
     theirs, folder = siglip
-    config = read_siglip(folder, merge=2, max_tokens=32)
+    config = read_siglip(folder, pixel_shuffle_factor=2, max_tokens=32)
     encoder = SiglipEncoder(config).eval()
     load_tower(encoder, folder)
     # The size it was made for, others, and the first again, in one row.
@@ -142,7 +142,7 @@ def test_whisper_computes_what_transformers_does(whisper):
             tokens = -(-num_frames(len(piece)) // 8)
             expected.append(states.view(-1, 64)[:tokens])
         mels.append(whisper_log_mel(clip))
-    together = Clips(torch.cat(mels), tuple(len(mel) for mel in mels))
+    together = AudioBatch(torch.cat(mels), tuple(len(mel) for mel in mels))
     found = encoder(together)
     assert encoder.counts(together) == [17, 375 + 26, 3]
     torch.testing.assert_close(found, torch.cat(expected), rtol=0, atol=1e-4)

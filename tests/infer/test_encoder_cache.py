@@ -141,8 +141,8 @@ def test_any_schedule_gives_the_tokens_of_one_prompt_alone(
 ) -> None:
     engine = new_engine(model, slots, runner, chunk=chunk, chunk_alone=chunk)
     requests = []
-    for prompt, chosen, deterministic, steps in asked:
-        requests.append(engine.submit(request(prompt, chosen, deterministic=deterministic)))
+    for prompt, chosen, batch_invariant, steps in asked:
+        requests.append(engine.submit(request(prompt, chosen, batch_invariant=batch_invariant)))
         for _ in range(steps):
             engine.step()
     for one, (prompt, chosen, _, _) in zip(requests, asked, strict=True):

@@ -11,7 +11,7 @@ from muomni.errors import PromptError
 from muomni.infer import SamplingParams, generate
 from muomni.infer.reference import next_tokens
 from muomni.model import OmniModel, OmniOutput
-from muomni.model.module_modes import evaluating
+from muomni.model.module_modes import eval_mode
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_dropout_is_off_while_generating_and_the_mode_comes_back(model: OmniMode
     modes = [module.training for module in other.modules()]
     assert torch.equal(generate(other, IDS, GREEDY), generate(model, IDS, GREEDY))
     assert [module.training for module in other.modules()] == modes
-    with pytest.raises(RuntimeError, match="expected"), evaluating(other):
+    with pytest.raises(RuntimeError, match="expected"), eval_mode(other):
         raise RuntimeError("expected")
     assert [module.training for module in other.modules()] == modes
     steps = next_tokens(other, IDS, GREEDY)

@@ -74,9 +74,9 @@ def test_guesses_that_would_have_no_effect_on_deterministic_replies_are_refused(
     monkeypatch.setenv("MUOMNI_RUNNER", "eager")
     draft: Any = MuOmni.from_pretrained(nano_folder, device="cpu")
     for speculate in (True, draft):
-        with pytest.raises(PromptError, match="no effect with deterministic, as the steps of EagerRunner round by"):
-            model.chat("Hello", deterministic=True, speculate=speculate, **GREEDY)
-        with pytest.raises(PromptError, match="no effect with deterministic"):
-            model.chat_batch(["Hello", "The cat"], deterministic=True, speculate=speculate, **GREEDY)
+        with pytest.raises(PromptError, match="no effect with batch_invariant, as the steps of EagerRunner round by"):
+            model.chat("Hello", batch_invariant=True, speculate=speculate, **GREEDY)
+        with pytest.raises(PromptError, match="no effect with batch_invariant"):
+            model.chat_batch(["Hello", "The cat"], batch_invariant=True, speculate=speculate, **GREEDY)
     assert not model.engine(1, 16).active
-    assert model.chat("Hello", deterministic=True, **GREEDY) and model.chat("Hello", speculate=True, **GREEDY)
+    assert model.chat("Hello", batch_invariant=True, **GREEDY) and model.chat("Hello", speculate=True, **GREEDY)

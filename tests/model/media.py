@@ -4,7 +4,7 @@ import torch
 
 from muomni.config import OmniConfig, preset, towers
 from muomni.model import OmniModel
-from muomni.model.inputs import Clips, Images
+from muomni.model.inputs import AudioBatch, ImageBatch
 
 IMAGE, AUDIO = 3, 4
 
@@ -32,12 +32,12 @@ def make_model(config: OmniConfig | None = None, seed: int = 0, dtype: torch.dty
     return model
 
 
-def make_images(*grids: tuple[int, int], patch: int = 8, seed: int = 0) -> Images:
+def make_images(*grids: tuple[int, int], patch: int = 8, seed: int = 0) -> ImageBatch:
     """Pictures of these grids in patches."""
     count = sum(rows * columns for rows, columns in grids)
     draw = torch.Generator().manual_seed(seed)
-    return Images(torch.rand(count, 3 * patch**2, generator=draw) * 2 - 1, grids)
+    return ImageBatch(torch.rand(count, 3 * patch**2, generator=draw) * 2 - 1, grids)
 
 
-def make_clips(*frames: int, bins: int = 80, seed: int = 0) -> Clips:
-    return Clips(torch.randn(sum(frames), bins, generator=torch.Generator().manual_seed(seed)), frames)
+def make_clips(*frames: int, bins: int = 80, seed: int = 0) -> AudioBatch:
+    return AudioBatch(torch.randn(sum(frames), bins, generator=torch.Generator().manual_seed(seed)), frames)

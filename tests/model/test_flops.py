@@ -11,7 +11,7 @@ from muomni.accel import attention_backend
 from muomni.config import SiglipConfig, WhisperConfig
 from muomni.model import OmniModel
 from muomni.model.flops import Flops, audio_flops, contrastive_flops, ctc_flops, model_flops, thinker_flops
-from muomni.model.inputs import Captions, Media, Transcripts
+from muomni.model.inputs import Captions, MediaBatch, Transcripts
 from muomni.ops.attention import Segments
 from tests.model.media import make_clips, make_config, make_images, make_model
 
@@ -33,9 +33,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None, /,
     return torch.cat(rows, 1).view(B, H, T, D).transpose(1, 2)
 
 
-def counted(model: OmniModel, lengths: list[int], media: Media | None, losses: tuple[str, ...]) -> tuple[int, int]:
+def counted(model: OmniModel, lengths: list[int], media: MediaBatch | None, losses: tuple[str, ...]) -> tuple[int, int]:
     """Torch's count of the loss and of its backward pass, of one row of documents."""
-    attention_backend.apply(model, attention_backend.Choice("reference", "", attend))
+    attention_backend.apply(model, attention_backend.AttentionChoice("reference", "", attend))
     model.to(torch.float32).train()
     counts = [0, 0]
     for n, (encoder, inputs) in enumerate(((model.vision, "images"), (model.audio, "clips"))):
@@ -86,7 +86,7 @@ def test_text(lengths):
 def test_pictures_and_clips(grids, frames):
     config = make_config(audio_={"chunk_tokens": 4})
     model = make_model(config)
-    media = Media(make_images(*((2 * r, 2 * c) for r, c in grids)), make_clips(*frames))
+    media = MediaBatch(make_images(*((2 * r, 2 * c) for r, c in grids)), make_clips(*frames))
     lengths = [sum(r * c for r, c in grids), sum(-(-n // 8) for n in frames), 5]
     found = model_flops(config, lengths, media)
     assert tuple(found) == NAMES
@@ -94,11 +94,11 @@ def test_pictures_and_clips(grids, frames):
 
 
 def test_heads():
-    config = make_config(vision_={"contrastive_size": 6}, audio_={"ctc": True})
+    config = make_config(vision_={"projection_dim": 6}, audio_={"ctc": True})
     model = make_model(config)
     captions = Captions(torch.tensor([9, 8, 7]), (1, 2), (0, 2), torch.arange(2))
     transcripts = Transcripts(torch.tensor([5, 6, 7]), (2, 1), (1, 0))
-    media = Media(make_images((2, 2), (4, 2), (2, 4)), make_clips(30, 90, 200), transcripts, captions)
+    media = MediaBatch(make_images((2, 2), (4, 2), (2, 4)), make_clips(30, 90, 200), transcripts, captions)
     lengths = [5, 41, 6]
     losses = ("ctc", "contrastive")
     with_heads, without = total(model_flops(config, lengths, media, losses)), total(model_flops(config, lengths, media))
@@ -116,7 +116,7 @@ def test_published_encoders():
         SiglipConfig(kind="siglip", patch_size=8, grid=4, **sizes), WhisperConfig(kind="whisper", **sizes), 3, 4
     )
     model = make_model(config)
-    media = Media(make_images((4, 4), (2, 6)), make_clips(20, 3100))
+    media = MediaBatch(make_images((4, 4), (2, 6)), make_clips(20, 3100))
     lengths = [7 + 3 + 388, 2]
     found = total(model_flops(config, lengths, media))
     assert (found.forward, found.training) == counted(model, lengths, media, ())
@@ -127,12 +127,12 @@ def test_published_encoders():
 def test_parts_that_are_missing():
     blind = make_config(vision=False)
     with pytest.raises(ValueError, match="no vision encoder"):
-        model_flops(blind, [4], Media(make_images((2, 2))))
+        model_flops(blind, [4], MediaBatch(make_images((2, 2))))
     with pytest.raises(ValueError, match="no audio encoder"):
-        model_flops(make_config(audio=False), [1], Media(clips=make_clips(8)))
+        model_flops(make_config(audio=False), [1], MediaBatch(clips=make_clips(8)))
     transcripts = Transcripts(torch.tensor([5]), (1,), (0,))
     with pytest.raises(ValueError, match="no head"):
-        model_flops(blind, [1], Media(clips=make_clips(8), transcripts=transcripts), ("ctc",))
+        model_flops(blind, [1], MediaBatch(clips=make_clips(8), transcripts=transcripts), ("ctc",))
 
 
 def test_a_long_document_costs_more_than_two_short_ones():

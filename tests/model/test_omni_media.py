@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from muomni.errors import CheckpointError, UserError
 from muomni.formats.pretrained import load_model, save_model
 from muomni.model import Features, KVCache, OmniModel
-from muomni.model.inputs import Captions, Media, Transcripts
-from muomni.model.mrope import media_positions
+from muomni.model.inputs import Captions, MediaBatch, Transcripts
+from muomni.model.mrope import mrope_positions
 from muomni.ops.attention import Segments
 from muomni.ops.rope import rope_tables
 from tests.model.media import AUDIO, IMAGE, make_clips, make_config, make_images, make_model
@@ -19,11 +19,11 @@ from tests.model.media import AUDIO, IMAGE, make_clips, make_config, make_images
 # Ten tokens, a picture of 2 × 3 tokens, a clip of 2 tokens, three tokens.
 IDS = torch.tensor([[5, 6, *[IMAGE] * 6, 7, *[AUDIO] * 2, 8, 9, 10]])
 GRID, FRAMES = (4, 6), (13,)
-POSITIONS = torch.from_numpy(media_positions(14, [(2, 2, 3)]))[:, None]
+POSITIONS = torch.from_numpy(mrope_positions(14, [(2, 2, 3)]))[:, None]
 
 
-def make_media(seed: int = 0) -> Media:
-    return Media(make_images(GRID, seed=seed), make_clips(*FRAMES, seed=seed))
+def make_media(seed: int = 0) -> MediaBatch:
+    return MediaBatch(make_images(GRID, seed=seed), make_clips(*FRAMES, seed=seed))
 
 
 def text(model: OmniModel, ids: torch.Tensor, **more: object) -> torch.Tensor:
@@ -31,15 +31,15 @@ def text(model: OmniModel, ids: torch.Tensor, **more: object) -> torch.Tensor:
 
 
 def test_positions_of_text_pictures_and_video():
-    plain = media_positions(5, [])
+    plain = mrope_positions(5, [])
     assert plain.tolist() == [[0, 1, 2, 3, 4]] * 3
-    picture = media_positions(8, [(1, 2, 3)])
+    picture = mrope_positions(8, [(1, 2, 3)])
     assert picture.tolist() == [[0, 1, 1, 1, 1, 1, 1, 7], [0, 1, 1, 1, 2, 2, 2, 7], [0, 1, 2, 3, 1, 2, 3, 7]]
-    video = media_positions(7, [], [[(1, 1, 2), (4, 1, 2)]])
+    video = mrope_positions(7, [], [[(1, 1, 2), (4, 1, 2)]])
     assert video.tolist() == [[0, 1, 1, 3, 2, 2, 6], [0, 1, 1, 3, 1, 1, 6], [0, 1, 2, 3, 1, 2, 6]]
     for place in ((3, 2, 2), (-1, 1, 1), (0, 0, 2)):
         with pytest.raises(ValueError, match="does not fit"):
-            media_positions(6, [place])
+            mrope_positions(6, [place])
 
 
 @given(st.integers(1, 40), st.sampled_from([2, 8, 16, 64]), st.sampled_from([torch.float32, torch.float64]))
@@ -74,10 +74,10 @@ def test_text_is_bit_equal_with_and_without_encoders():
 def test_a_picture_and_a_clip_change_what_comes_behind_them_and_nothing_before():
     model = make_model()
     before = text(model, IDS, positions=POSITIONS, media=make_media())
-    other = Media(make_images(GRID, seed=5), make_media().clips)
+    other = MediaBatch(make_images(GRID, seed=5), make_media().clips)
     seen = text(model, IDS, positions=POSITIONS, media=other)
     assert torch.equal(seen[:, :2], before[:, :2]) and not (seen == before)[:, 2:].any()
-    heard = text(model, IDS, positions=POSITIONS, media=Media(make_media().images, make_clips(*FRAMES, seed=5)))
+    heard = text(model, IDS, positions=POSITIONS, media=MediaBatch(make_media().images, make_clips(*FRAMES, seed=5)))
     assert torch.equal(heard[:, :9], before[:, :9]) and not (heard == before)[:, 9:].any()
 
 
@@ -105,11 +105,13 @@ def test_packed_documents_with_media_are_what_they_are_alone(kinds, seed):
         image = rows * columns if kind in ("image", "both") else 0
         audio = length if kind in ("audio", "both") else 0
         ids.append(torch.tensor([5, *[IMAGE] * image, 6, *[AUDIO] * audio, 7]))
-        places = media_positions(len(ids[-1]), [(1, rows, columns)] if image else [])
+        places = mrope_positions(len(ids[-1]), [(1, rows, columns)] if image else [])
         positions.append(torch.from_numpy(places))
         grids += [(2 * rows, 2 * columns)] if image else []
         frames += [8 * length - 3] if audio else []
-    media = Media(make_images(*grids, seed=seed) if grids else None, make_clips(*frames, seed=seed) if frames else None)
+    media = MediaBatch(
+        make_images(*grids, seed=seed) if grids else None, make_clips(*frames, seed=seed) if frames else None
+    )
     patch = frame = 0
     grids, frames = iter(grids), iter(frames)
     for kind, own, places in zip(kinds, ids, positions, strict=True):
@@ -122,7 +124,7 @@ def test_packed_documents_with_media_are_what_they_are_alone(kinds, seed):
             count = next(frames)
             audio = type(media.clips)(media.clips.mel[frame : frame + count], (count,))
             frame += count
-        alone.append(model(own[None], positions=places[:, None], media=Media(image, audio)).logits)
+        alone.append(model(own[None], positions=places[:, None], media=MediaBatch(image, audio)).logits)
     bounds = torch.tensor([0, *(len(own) for own in ids)]).cumsum(0).int()
     packed = model(
         torch.cat(ids)[None],
@@ -151,19 +153,19 @@ def test_a_cache_holds_media_like_text():
     torch.testing.assert_close(torch.cat(parts, 1), wanted, rtol=0, atol=1e-10)
 
 
-def head_media() -> Media:
+def head_media() -> MediaBatch:
     transcripts = Transcripts(torch.tensor([105, 106]), (2,), (0,))
     captions = Captions(torch.tensor([5, 6, 7]), (1, 2), (0, 1), torch.tensor([0, 1]))
-    return Media(make_images(GRID, (2, 2)), make_clips(*FRAMES), transcripts, captions)
+    return MediaBatch(make_images(GRID, (2, 2)), make_clips(*FRAMES), transcripts, captions)
 
 
 def head_batch() -> dict[str, torch.Tensor]:
     ids = torch.cat((IDS, torch.tensor([[IMAGE]])), 1)
-    positions = torch.from_numpy(media_positions(15, [(2, 2, 3), (14, 1, 1)]))[:, None]
+    positions = torch.from_numpy(mrope_positions(15, [(2, 2, 3), (14, 1, 1)]))[:, None]
     return {"input_ids": ids, "labels": ids.masked_fill(ids < 5, -100), "positions": positions}
 
 
-HEADS = {"vision_": {"contrastive_size": 8}, "audio_": {"ctc": True}}
+HEADS = {"vision_": {"projection_dim": 8}, "audio_": {"ctc": True}}
 
 
 def test_losses_have_their_own_divisors_and_weights():
@@ -215,10 +217,10 @@ def test_arguments_that_would_be_ignored_are_refused(more, error, words):
 
 def test_placeholders_and_features_that_do_not_fit_are_an_error():
     model = make_model()
-    for media in (Media(make_images((4, 4)), make_clips(13)), Media(make_images(GRID), make_clips(33))):
+    for media in (MediaBatch(make_images((4, 4)), make_clips(13)), MediaBatch(make_images(GRID), make_clips(33))):
         with pytest.raises(ValueError, match="places"):
             model(IDS, positions=POSITIONS, media=media)
-    for media in (None, Media(make_images(GRID)), Media(clips=make_clips(13))):
+    for media in (None, MediaBatch(make_images(GRID)), MediaBatch(clips=make_clips(13))):
         with pytest.raises(ValueError, match="places"):
             model(IDS, positions=POSITIONS, media=media)
     deaf = make_model(make_config(audio=False))

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from muomni.accel.distributed import Choice, Group, connect
+from muomni.accel.distributed import Group, ParallelChoice, connect
 from muomni.accel.mixed_precision import Precision
 from muomni.config import OmniConfig, Recipe, ThinkerConfig
 from muomni.config.recipe import OptimizerSpec
@@ -42,7 +42,7 @@ def main(rank: int, jobs: list[dict[str, Any]]) -> None:
         if job["kind"] == "train":
             found = train_job(rank, job)
         else:
-            with connect(Choice(job["kind"], "test", rank, 2, rank), CPU) as group:
+            with connect(ParallelChoice(job["kind"], "test", rank, 2, rank), CPU) as group:
                 steps, weights = learn(group, job["optimizer"])
             found = {"steps": steps}
             torch.save(weights, f"{job['out']}-{rank}.pt")

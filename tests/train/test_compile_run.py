@@ -29,7 +29,7 @@ def trials(monkeypatch):
     monkeypatch.setattr(compile_trial._Timer, "__call__", timed)
     monkeypatch.setattr(compile_trial, "_TURNS", 1)
     # In eager turns the modules are compiled too, only not used.
-    monkeypatch.setattr(compile_trial, "judge", lambda _e, c, _cost, _n: compilation.Choice(
+    monkeypatch.setattr(compile_trial, "judge", lambda _e, c, _cost, _n: compilation.CompileChoice(
         "blocks" if c[0] < 10 else "off", "as the test says", {"compiled_s": c[0]}))  # fmt: skip
     return seconds
 

@@ -23,7 +23,7 @@ def recipe_of(folder: Path, tmp_path: Path, /, **changes: Any) -> Recipe:
         "model": {
             "preset": "nano",
             "thinker": {"dropout": 0.1, "hidden_size": 32, "intermediate_size": 64},
-            "vision": TOWER | {"max_tokens": 16, "min_tokens": 4, "contrastive_size": 8},
+            "vision": TOWER | {"max_tokens": 16, "min_tokens": 4, "projection_dim": 8},
             "audio": TOWER | {"ctc": True},
         },
         "tokenizer": {"vocab_size": 330},
@@ -34,7 +34,7 @@ def recipe_of(folder: Path, tmp_path: Path, /, **changes: Any) -> Recipe:
             "seq_len": 64,
             "cache_dir": str(tmp_path / "cache"),
             "augment": {
-                "image": {"shift": 0.1, "colour": 0.1, "blur": 0.2},
+                "image": {"shift": 0.1, "color_jitter": 0.1, "blur": 0.2},
                 "audio": {"speed": 0.1, "noise": 0.5, "time_masks": 1, "shift": 0.1},
             },
         },
@@ -79,7 +79,7 @@ def test_a_run_learns_and_logs_every_loss(media: Path, tmp_path: Path) -> None:
 def test_threads_that_read_ahead_change_nothing(media: Path, tmp_path: Path) -> None:
     data = recipe_of(media, tmp_path).data
     for workers in (0, 3):
-        one = recipe_of(media, tmp_path, data=data.replace(workers=workers).model_dump(mode="json"))
+        one = recipe_of(media, tmp_path, data=data.replace(num_workers=workers).model_dump(mode="json"))
         train(one, tmp_path / f"workers{workers}")
     assert_same_weights(tmp_path / "workers0" / "last", tmp_path / "workers3" / "last")
 
@@ -113,7 +113,7 @@ def test_a_rescued_run_ends_where_one_begun_with_the_smaller_micro_batch_ends(
         return forward(model, input_ids, **more)
 
     monkeypatch.setattr(OmniModel, "forward", limited)
-    result = train(recipe_of(media, tmp_path, **alike, on_oom="rescue"), tmp_path / "rescued")
+    result = train(recipe_of(media, tmp_path, **alike, on_oom="shrink_micro_batch"), tmp_path / "rescued")
     assert result.progress.micro_batch == 1
     assert lines_of(tmp_path / "small", "train") == lines_of(tmp_path / "rescued", "train")
     one, other = (load_file(tmp_path / name / "last" / "model.safetensors") for name in ("small", "rescued"))
@@ -132,7 +132,7 @@ def broken(media: Path, folder: Path, count: int) -> Path:
 
 def test_a_broken_picture_is_left_out_and_named_once(media: Path, tmp_path: Path) -> None:
     data = broken(media, tmp_path / "data", 1)
-    spec = recipe_of(data, tmp_path).data.replace(max_bad=0.5).model_dump(mode="json")
+    spec = recipe_of(data, tmp_path).data.replace(max_unreadable_fraction=0.5).model_dump(mode="json")
     result = train(recipe_of(data, tmp_path, data=spec, max_steps=12), tmp_path / "run")
     assert result.progress.applied == 12
     events = [name for line in lines_of(tmp_path / "run", "event") for name in line["names"]]
@@ -143,7 +143,7 @@ def test_too_many_broken_pictures_end_the_run(media: Path, tmp_path: Path) -> No
     data = broken(media, tmp_path / "data", 12)
     with pytest.raises(DataError) as error:
         train(recipe_of(data, tmp_path, max_steps=40), tmp_path / "run")
-    for word in ("documents", "data.max_bad", ".png", "muomni data check"):
+    for word in ("documents", "data.max_unreadable_fraction", ".png", "muomni data check"):
         assert word in str(error.value)
     assert lines_of(tmp_path / "run", "event")
 
@@ -166,7 +166,7 @@ def test_encoders_are_added_to_a_model_of_text(media: Path, tmp_path: Path) -> N
     [
         ({"freeze": ["audio"], "losses": {"ctc": 0.3}}, "frozen"),
         ({"model": {"vision": {"hidden_size": 32}}}, "init_from"),
-        ({"model": {"vision": {"contrastive_size": 8}}, "losses": {"ctc": 0.3}, "data": {"seq_len": 4096}}, "context"),
+        ({"model": {"vision": {"projection_dim": 8}}, "losses": {"ctc": 0.3}, "data": {"seq_len": 4096}}, "context"),
     ],
 )
 def test_what_does_not_fit_a_folder_is_said_before_anything_is_made(
@@ -183,7 +183,7 @@ def test_what_does_not_fit_a_folder_is_said_before_anything_is_made(
 
 
 ALONE = {"losses": {"text": 0.0, "contrastive": 1.0}, "freeze": ["thinker", "vision_projector"]}
-SEES = {"preset": "nano", "vision": TOWER | {"max_tokens": 16, "min_tokens": 4, "contrastive_size": 8}}
+SEES = {"preset": "nano", "vision": TOWER | {"max_tokens": 16, "min_tokens": 4, "projection_dim": 8}}
 
 
 def only_pictures(media: Path, captions: bool = True) -> list[dict[str, str]]:
@@ -259,7 +259,7 @@ def test_the_digest_of_a_step_covers_its_media(media: Path, tmp_path: Path) -> N
                 ImageOps.invert(picture).save(other / path.name)
         else:
             (other / path.name).write_bytes(path.read_bytes())
-    plain = {"augment": {}, "workers": 0}
+    plain = {"augment": {}, "num_workers": 0}
     digests = []
     for n, folder in enumerate((media, media, other)):
         data = recipe_of(folder, tmp_path).data.model_dump(mode="json") | plain | {"val": only_pictures(folder)}

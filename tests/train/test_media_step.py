@@ -10,8 +10,8 @@ from muomni.config import AudioConfig, OmniConfig, ThinkerConfig, VisionConfig
 from muomni.config.recipe import OptimizerSpec
 from muomni.data import Batch
 from muomni.model import OmniModel
-from muomni.model.inputs import Captions, Clips, Images, Media, Transcripts
-from muomni.model.mrope import media_positions
+from muomni.model.inputs import AudioBatch, Captions, ImageBatch, MediaBatch, Transcripts
+from muomni.model.mrope import mrope_positions
 from muomni.ops.cross_entropy import IGNORE
 from muomni.train.evaluate import evaluate
 from muomni.train.optim.build import build_optimizers
@@ -21,7 +21,7 @@ IMAGE, SOUND, T, PATCH, BINS = 48, 49, 20, 2, 8
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
 CONFIG = OmniConfig(
     thinker=ThinkerConfig(vocab_size=50, num_key_value_heads=1, head_dim=8, **SIZES),
-    vision=VisionConfig(patch_size=PATCH, min_tokens=1, max_tokens=4, contrastive_size=8, **SIZES),
+    vision=VisionConfig(patch_size=PATCH, min_tokens=1, max_tokens=4, projection_dim=8, **SIZES),
     audio=AudioConfig(num_mel_bins=BINS, ctc=True, **SIZES),
     image_token_id=IMAGE,
     audio_token_id=SOUND,
@@ -58,13 +58,13 @@ def make_batch(rows: range) -> Batch:
     media = None
     if patches:
         count = len(patches)
-        media = Media(
-            Images(torch.cat(patches), ((2, 4),) * count),
-            Clips(torch.cat(mel), (24,) * count),
+        media = MediaBatch(
+            ImageBatch(torch.cat(patches), ((2, 4),) * count),
+            AudioBatch(torch.cat(mel), (24,) * count),
             Transcripts(torch.cat(spelled), tuple(len(x) for x in spelled), tuple(range(count))),
             Captions(torch.cat(named), (2,) * count, tuple(range(count)), torch.arange(count)),
         )
-    axes = torch.stack([torch.from_numpy(media_positions(T, images)) for images in places], 1)
+    axes = torch.stack([torch.from_numpy(mrope_positions(T, images)) for images in places], 1)
     return Batch(
         input_ids=ids,
         labels=labels,

@@ -75,7 +75,7 @@ def cut(recipe: Recipe, batch: int, accumulation: int, **more) -> Recipe:
 def test_a_rescued_run_ends_where_one_begun_with_the_smaller_micro_batch_ends(recipe, tmp_path, monkeypatch, where):
     train(cut(recipe, 2, 2), tmp_path / "small")
     limit = Limit(monkeypatch, 2, where)
-    result = train(cut(recipe, 4, 1, on_oom="rescue"), tmp_path / "rescued")
+    result = train(cut(recipe, 4, 1, on_oom="shrink_micro_batch"), tmp_path / "rescued")
     assert limit.refused == 1
     assert same(tmp_path / "small", tmp_path / "rescued")
     assert result.progress.micro_batch == 2
@@ -91,7 +91,7 @@ def test_every_halving_keeps_the_rows_and_their_order(recipe, tmp_path, monkeypa
     total = batch * accumulation
     train(cut(recipe, sizes[-1], total // sizes[-1]), tmp_path / "small")
     Limit(monkeypatch, rows)
-    train(cut(recipe, batch, accumulation, on_oom="rescue"), tmp_path / "rescued")
+    train(cut(recipe, batch, accumulation, on_oom="shrink_micro_batch"), tmp_path / "rescued")
     assert [event["micro_batch"] for event in lines_of(tmp_path / "rescued", "event")] == sizes
     assert same(tmp_path / "small", tmp_path / "rescued")
 
@@ -101,7 +101,7 @@ def test_a_size_that_does_not_divide_the_step_leaves_a_short_micro_batch(recipe,
     still = {"preset": "nano", "thinker": {"dropout": 0.0, "hidden_size": 32, "intermediate_size": 64}}
     train(cut(recipe, 5, 1, model=still), tmp_path / "whole")
     Limit(monkeypatch, 2)
-    train(cut(recipe, 5, 1, model=still, on_oom="rescue"), tmp_path / "rescued")
+    train(cut(recipe, 5, 1, model=still, on_oom="shrink_micro_batch"), tmp_path / "rescued")
     (a, train_a, _), (b, train_b, _) = outcome(tmp_path / "whole"), outcome(tmp_path / "rescued")
     assert [line["batch"] for line in train_a] == [line["batch"] for line in train_b]
     assert [line["loss"] for line in train_a] == pytest.approx([line["loss"] for line in train_b], rel=1e-4)
@@ -136,7 +136,7 @@ def test_a_rescue_in_the_middle_of_a_run_and_of_a_step(recipe, tmp_path, monkeyp
     train(smaller, by_hand, resume=True)
     # Five steps are ten passes; the sixth step's second micro-batch is refused when the first has left gradients.
     limit = Limit(monkeypatch, 1, first=11)
-    train(recipe.replace(on_oom="rescue"), rescued)
+    train(recipe.replace(on_oom="shrink_micro_batch"), rescued)
     assert limit.refused == 1 and lines_of(rescued, "event")[0]["step"] == 6
     assert same(by_hand, rescued)
 
@@ -155,12 +155,12 @@ def test_what_the_rescue_puts_back_is_needed(recipe, tmp_path, monkeypatch, brok
         first=1 if broken == "gradients" else 0,
         where="forward" if broken == "gradients" else "backward",
     )
-    train(cut(recipe, 2, 2, on_oom="rescue"), tmp_path / "rescued")
+    train(cut(recipe, 2, 2, on_oom="shrink_micro_batch"), tmp_path / "rescued")
     assert not same(tmp_path / "small", tmp_path / "rescued")
 
 
 def test_a_resumed_run_keeps_the_smaller_micro_batch(recipe, tmp_path, monkeypatch):
-    recipe = cut(recipe, 4, 1, on_oom="rescue")
+    recipe = cut(recipe, 4, 1, on_oom="shrink_micro_batch")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     with monkeypatch.context() as patch:
         Limit(patch, 2)
@@ -177,7 +177,9 @@ def test_a_resumed_run_keeps_the_smaller_micro_batch(recipe, tmp_path, monkeypat
 
 
 def test_a_kill_between_rescue_and_checkpoint_resumes_with_another_rescue(recipe, tmp_path, monkeypatch):
-    recipe = cut(recipe, 4, 1, on_oom="rescue", checkpoint={"every": 4, "keep": 2}, eval={"every": 0, "max_rows": 4})
+    recipe = cut(
+        recipe, 4, 1, on_oom="shrink_micro_batch", checkpoint={"every": 4, "keep": 2}, eval={"every": 0, "max_rows": 4}
+    )
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     with monkeypatch.context() as patch:
         Limit(patch, 2, first=5)
@@ -196,12 +198,12 @@ def test_one_row_that_does_not_fit_ends_the_run_with_the_checkpoint_intact(recip
     run = tmp_path / "run"
     Limit(monkeypatch, 0, first=2 * 6)
     with pytest.raises(MemoryShortageError, match="step 7: out of memory in the forward pass") as caught:
-        train(recipe.replace(on_oom="rescue"), run)
+        train(recipe.replace(on_oom="shrink_micro_batch"), run)
     assert [event["micro_batch"] for event in lines_of(run, "event")] == [1]
     assert "last keeps the last checkpoint" in str(caught.value) and "on_oom" not in str(caught.value)
     assert '"batch_size"' not in str(caught.value)
     monkeypatch.undo()
-    assert train(recipe.replace(on_oom="rescue"), run, resume=True).progress.applied == 12
+    assert train(recipe.replace(on_oom="shrink_micro_batch"), run, resume=True).progress.applied == 12
 
 
 def test_without_rescue_the_error_says_what_would_help_and_the_run_resumes_with_it(recipe, tmp_path, monkeypatch):
@@ -215,9 +217,9 @@ def test_without_rescue_the_error_says_what_would_help_and_the_run_resumes_with_
         assert "micro-batches of 2 rows × 32 tokens" in text
         assert all(f"{name} " in text for name in ("weights", "gradients", "optimizer", "activations", "cache"))
         assert text.count("MiB less") == 3 and '"batch_size": 1, "gradient_accumulation_steps": 4' in text
-        assert '"on_oom": "rescue"' in text
+        assert '"on_oom": "shrink_micro_batch"' in text
         assert not lines_of(run, "event")
-        result = train(recipe.replace(on_oom="rescue"), run, resume=True)
+        result = train(recipe.replace(on_oom="shrink_micro_batch"), run, resume=True)
     assert result.progress.applied == 12
 
 
@@ -229,7 +231,7 @@ def test_the_optimizer_is_not_taken_again(recipe, tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch.optim.AdamW, "step", no_room)
     with pytest.raises(MemoryShortageError, match="in the optimizer's step") as caught:
-        train(recipe.replace(on_oom="rescue"), tmp_path / "run")
+        train(recipe.replace(on_oom="shrink_micro_batch"), tmp_path / "run")
     assert '"muon"' in str(caught.value) and '"batch_size"' not in str(caught.value)
     assert not lines_of(tmp_path / "run", "event")
 
@@ -251,7 +253,7 @@ def test_other_errors_are_not_taken_for_a_shortage(recipe, tmp_path, monkeypatch
 
     monkeypatch.setattr(OmniModel, "forward", broken)
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
-        train(recipe.replace(on_oom="rescue"), tmp_path / "run")
+        train(recipe.replace(on_oom="shrink_micro_batch"), tmp_path / "run")
 
 
 def test_the_memory_of_a_run_is_written_down(recipe, tmp_path):
@@ -269,7 +271,9 @@ def test_the_memory_of_a_run_is_written_down(recipe, tmp_path):
 @pytest.mark.gpu
 def test_a_gpu_that_is_really_full_is_rescued(recipe, tmp_path):
     device = torch.device("cuda", 0)
-    recipe = cut(recipe, 2048, 1, device="cuda", on_oom="rescue", max_steps=3, precision="fp32", compile="off")
+    recipe = cut(
+        recipe, 2048, 1, device="cuda", on_oom="shrink_micro_batch", max_steps=3, precision="fp32", compile="off"
+    )
     result = train(recipe, tmp_path / "whole")
     peak = result.memory.reading.reserved_peak
     assert peak is not None

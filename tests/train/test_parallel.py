@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from muomni.accel.distributed import Choice, Group, alone, choose
+from muomni.accel.distributed import Group, ParallelChoice, alone, choose
 from muomni.accel.execution_plan import make_plan
 from muomni.config import Recipe, preset
 from muomni.config.codec import codec_preset
@@ -72,11 +72,11 @@ def media_recipe(media: Path, cache: Path) -> dict[str, Any]:
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
     made = make_recipe(media / "train.jsonl", cache, 0.0, batch_size=1, freeze=["audio_projector"])
     made["model"] |= {
-        "vision": sizes | {"max_tokens": 16, "min_tokens": 4, "contrastive_size": 8},
+        "vision": sizes | {"max_tokens": 16, "min_tokens": 4, "projection_dim": 8},
         "audio": sizes | {"ctc": True},
     }
     return made | {
-        "data": made["data"] | {"seq_len": 64, "workers": 0},
+        "data": made["data"] | {"seq_len": 64, "num_workers": 0},
         "losses": {"ctc": 0.3, "contrastive": 0.2},
         # Some of an encoder's gradients are nearly zero: with a smaller eps AdamW makes a whole step of their rounding.
         "optimizer": made.get("optimizer", {}) | {"eps": 1e-4},
@@ -88,7 +88,7 @@ def speech_recipes(corpus: Path, runs: Path) -> tuple[dict[str, Any], dict[str, 
     """Pairs of text and speech alone, and beside rows of text; `runs` holds the codec and a model that reads."""
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "head_dim": 16}
     sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1, "text_size": 24, "text_layers": 1, "depth_size": 24}
-    drawn = {"noise": 0.0, "state_dropout": 0.0}  # each process draws its own
+    drawn = {"code_corruption": 0.0, "conditioning_dropout": 0.0}  # each process draws its own
     made = make_recipe(corpus, runs / "cache", 0.0)
     # As for media: with a smaller eps AdamW makes a whole step of some gradients' rounding.
     made |= {"optimizer": {"eps": 1e-4}, "eval": {"every": 3, "max_rows": 5}, "losses": {"speech": 0.5}}
@@ -298,7 +298,7 @@ def test_the_rows_of_a_step_are_shared_without_overlap(size, share, micro_batch,
         cutter = RescuedStep(
             SimpleNamespace(batch_size=rows, gradient_accumulation_steps=1),
             None,
-            SimpleNamespace(group=Group(Choice("off", "test", rank, size, rank))),
+            SimpleNamespace(group=Group(ParallelChoice("off", "test", rank, size, rank))),
             SimpleNamespace(batch=batch),
             None,
             Path(),
@@ -317,7 +317,7 @@ def test_the_rows_of_a_step_are_shared_without_overlap(size, share, micro_batch,
         (1, {"parallel": "fsdp"}, "torchrun --nproc-per-node"),
         (2, {"parallel": "off"}, "torchrun started 2 processes"),
         (3, {}, "8 rows a step cannot be shared evenly by 3"),
-        (2, {"on_oom": "rescue"}, "works with one process only"),
+        (2, {"on_oom": "shrink_micro_batch"}, "works with one process only"),
         (2, {"parallel": "fsdp", "compile": "full"}, 'say "blocks"'),
         (2, {"parallel": "fsdp", "optimizer": {"name": "adamw8bit"}}, "does not go with"),
     ],

@@ -129,7 +129,7 @@ def test_a_run_resumes_bit_by_bit(start: Path, tmp_path: Path) -> None:
 
 def test_how_a_step_is_cut_changes_nothing_but_rounding(start: Path, tmp_path: Path) -> None:
     alike: dict[str, Any] = {
-        "talker": {"dropout": 0.0, "noise": 0.0, "state_dropout": 0.0},
+        "talker": {"dropout": 0.0, "code_corruption": 0.0, "conditioning_dropout": 0.0},
         "optimizer": {"lr": 5e-3, "eps": 1e-4},
         "precision": "fp32",
     }
@@ -143,7 +143,12 @@ def test_how_a_step_is_cut_changes_nothing_but_rounding(start: Path, tmp_path: P
 
 
 def test_beside_text(start: Path, corpus: Path, tmp_path: Path) -> None:
-    data = {"train": str(corpus), "seq_len": 32, "cache_dir": str(tmp_path), "speech": {"train": "24", "per_row": 3}}
+    data = {
+        "train": str(corpus),
+        "seq_len": 32,
+        "cache_dir": str(tmp_path),
+        "speech": {"train": "24", "pairs_per_sequence": 3},
+    }
     recipe = recipe_of(start, data=data, losses={"speech": 0.5}, freeze=[], batch_size=2, max_steps=20)
     train(recipe, tmp_path / "run")
     steps = lines_of(tmp_path / "run", "train")
@@ -183,11 +188,11 @@ def speaking(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_talker_goes_on_with_the_voices_it_has(start: Path, speaking: Path, tmp_path: Path) -> None:
-    model = {"init_from": str(speaking), "talker": {"noise": 0.2, "head_dim": 16}}
+    model = {"init_from": str(speaking), "talker": {"code_corruption": 0.2, "head_dim": 16}}
     train(recipe_of(start, model=model, data={"speech": {"train": ["12-ben"], "val": "4-ben"}}), tmp_path / "run")
     before, after = load_model(speaking / "best"), load_model(tmp_path / "run" / "best")
     assert after.config.talker is not None and after.config.talker.voices == ("anna", "ben")
-    assert after.config.talker.noise == 0.2
+    assert after.config.talker.code_corruption == 0.2
     assert before.codec is not None and after.codec is not None
     for name, weight in before.codec.state_dict().items():
         assert torch.equal(after.codec.state_dict()[name], weight)

@@ -13,7 +13,7 @@ from muomni.config import SiglipConfig, WhisperConfig
 
 transformers = pytest.importorskip("transformers")
 SIZES = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 24}
-SEEN = {"merge": 2, "min_tokens": 4, "max_tokens": 12, "dropout": 0.1, "contrastive_size": 8}
+SEEN = {"pixel_shuffle_factor": 2, "min_tokens": 4, "max_tokens": 12, "dropout": 0.1, "projection_dim": 8}
 HEARD = {"max_seconds": 9.0, "dropout": 0.1, "ctc": True}
 
 

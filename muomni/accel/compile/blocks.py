@@ -22,7 +22,7 @@ Mode = Literal["off", "blocks", "full"]
 
 
 @dataclass(frozen=True)
-class Choice:
+class CompileChoice:
     """What is compiled, and why.
 
     Attributes:
@@ -36,7 +36,7 @@ class Choice:
     figures: dict[str, float] = field(default_factory=dict)
 
 
-def choose(asked: Literal["auto", "off", "blocks", "full"], device: torch.device, processes: int = 1) -> Choice:
+def choose(asked: Literal["auto", "off", "blocks", "full"], device: torch.device, processes: int = 1) -> CompileChoice:
     """`auto` leaves it to a measurement where there is a compiler.
 
     Several processes are not measured, since they would have to agree: `auto` then compiles blocks on GPUs
@@ -46,21 +46,25 @@ def choose(asked: Literal["auto", "off", "blocks", "full"], device: torch.device
         ConfigError: compilation was named and there is no compiler for the device.
     """
     if asked == "off":
-        return Choice("off", "as asked")
+        return CompileChoice("off", "as asked")
     missing = what_is_missing(device)
     if asked != "auto":
         if missing:
             raise ConfigError(f'compile = "{asked}": {missing}; install it or say "off"')
-        return Choice(asked, "as asked")
+        return CompileChoice(asked, "as asked")
     if missing:
-        return Choice("off", missing)
+        return CompileChoice("off", missing)
     if processes == 1:
-        return Choice("measure", "a compiler is here; whether it pays is measured first")
+        return CompileChoice("measure", "a compiler is here; whether it pays is measured first")
     why = "is not measured with several processes"
-    return Choice("blocks", f"a compiler is here; it {why}") if device.type == "cuda" else Choice("off", f"it {why}")
+    return (
+        CompileChoice("blocks", f"a compiler is here; it {why}")
+        if device.type == "cuda"
+        else CompileChoice("off", f"it {why}")
+    )
 
 
-def apply(model: nn.Module, choice: Choice) -> None:
+def apply(model: nn.Module, choice: CompileChoice) -> None:
     """Compiles in place: modules keep their identity and their weights' names. What is to be measured stays eager."""
     if choice.mode == "blocks":
         for module in model.modules():

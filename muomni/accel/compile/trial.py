@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from muomni.accel.compile import blocks as compilation
-from muomni.accel.compile.blocks import Choice
+from muomni.accel.compile.blocks import CompileChoice
 from muomni.accel.device import random_states, restore_random
 from muomni.accel.memory.out_of_memory import find_shortage
 
@@ -43,7 +43,7 @@ def measure(
     passes: int,
     device: torch.device,
     earlier: Mapping[str, float] | None = None,
-) -> Choice:
+) -> CompileChoice:
     """Finds out whether compiling the blocks of `model` saves time; leaves the model compiled if so.
 
     Args:
@@ -57,7 +57,7 @@ def measure(
         `blocks` or `off`, with a reason that says both numbers.
     """
     if passes < _FEWEST_PASSES:
-        return Choice("off", f"not measured: {passes} micro-batches are too few for compiling to pay")
+        return CompileChoice("off", f"not measured: {passes} micro-batches are too few for compiling to pay")
     if earlier is not None and earlier.keys() >= _FIGURES:
         choice = _decide(earlier, passes, "an earlier trial here: ")
         compilation.apply(model, choice)
@@ -68,7 +68,7 @@ def measure(
     except (RuntimeError, MemoryError) as error:
         if find_shortage(error, "forward") is None:
             raise
-        choice = Choice("off", "not measured: memory ran out while it was tried")
+        choice = CompileChoice("off", "not measured: memory ran out while it was tried")
     finally:
         model.zero_grad(set_to_none=True)
         restore_random(random, device)
@@ -97,18 +97,18 @@ class _Timer:
         return seconds
 
 
-def _measure(model: nn.Module, seconds_of: _Timer, passes: int, device: torch.device) -> Choice:
+def _measure(model: nn.Module, seconds_of: _Timer, passes: int, device: torch.device) -> CompileChoice:
     needed = 2 * _USUAL_COST_S[device.type] / _BEST_SHARE[device.type]
     # The first pass is slower than the others: where even at its pace the run is too short, one is enough.
     if too_short := _too_short(seconds_of(0), passes, needed) or _too_short(seconds_of(1), passes, needed):
         return too_short
     try:
-        compilation.apply(model, Choice("blocks", "on trial"))
+        compilation.apply(model, CompileChoice("blocks", "on trial"))
         compiling = [seconds_of(number) for number in range(_COMPILING_PASSES)]
     except RuntimeError as error:
         if find_shortage(error, "forward") is not None:
             raise
-        return Choice("off", f"compiling failed: {next(iter(str(error).splitlines()), type(error).__name__)}")
+        return CompileChoice("off", f"compiling failed: {next(iter(str(error).splitlines()), type(error).__name__)}")
     eager, compiled = [], []
     for number in range(_COMPILING_PASSES, _COMPILING_PASSES + _TURNS):
         with torch.compiler.set_stance("force_eager"):
@@ -117,17 +117,17 @@ def _measure(model: nn.Module, seconds_of: _Timer, passes: int, device: torch.de
     return judge(eager, compiled, sum(compiling), passes)
 
 
-def _too_short(pass_s: float, passes: int, needed_s: float) -> Choice | None:
+def _too_short(pass_s: float, passes: int, needed_s: float) -> CompileChoice | None:
     if pass_s * passes >= needed_s:
         return None
     words = (
         f"not measured: some {pass_s * passes:.0f} s of training ({passes} passes of {pass_s:.3g} s) are too short for "
         f"compiling to pay, that takes {needed_s:.0f} s"
     )
-    return Choice("off", words, {"eager_s": pass_s, "passes": passes})
+    return CompileChoice("off", words, {"eager_s": pass_s, "passes": passes})
 
 
-def judge(eager: list[float], compiled: list[float], compiling_s: float, passes: int) -> Choice:
+def judge(eager: list[float], compiled: list[float], compiling_s: float, passes: int) -> CompileChoice:
     """The decision from figures in seconds: of a pass in each turn, and of the passes that compiled."""
     cost = max(0.0, compiling_s - _COMPILING_PASSES * statistics.median(compiled))
     least = min(e - c for e, c in zip(eager, compiled, strict=True))
@@ -140,19 +140,21 @@ def judge(eager: list[float], compiled: list[float], compiling_s: float, passes:
     return _decide(figures, passes)
 
 
-def _decide(figures: Mapping[str, float], passes: int, whence: str = "") -> Choice:
+def _decide(figures: Mapping[str, float], passes: int, whence: str = "") -> CompileChoice:
     saved, cost = figures["least_saved_s"] * passes, figures["cost_s"]
     pays = saved > cost * _MARGIN
     words = (
         f"{whence}a pass takes {figures['eager_s']:.3g} s eager and {figures['compiled_s']:.3g} s compiled; over "
         f"{passes} passes that saves {'at least ' if saved > 0 else ''}{saved:.0f} s, and compiling took {cost:.0f} s"
     )
-    return Choice("blocks" if pays else "off", words, {**figures, "passes": passes})
+    return CompileChoice("blocks" if pays else "off", words, {**figures, "passes": passes})
 
 
-def remembered(mode: compilation.Mode, device: torch.device) -> Choice:
+def remembered(mode: compilation.Mode, device: torch.device) -> CompileChoice:
     """What a run decided before it was interrupted, so that it goes on the same; eager where the compiler is gone."""
     missing = compilation.what_is_missing(device) if mode != "off" else None
     if missing:
-        return Choice("off", f"this run was compiled so far, and now {missing}: it goes on, but no longer bit by bit")
-    return Choice(mode, "as this run decided when it began")
+        return CompileChoice(
+            "off", f"this run was compiled so far, and now {missing}: it goes on, but no longer bit by bit"
+        )
+    return CompileChoice(mode, "as this run decided when it began")

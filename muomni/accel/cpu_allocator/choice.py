@@ -5,7 +5,7 @@ system as soon as they are freed, and the system hands them out again page by pa
 100 M parameters 350,000 page faults a step. Kept, they cost nothing the second time. The process's
 memory then stays at its peak until it ends, which in training it returns to at every step anyway.
 
-`keep` tells glibc to keep them. `pool` keeps them in a region for large tensors alone (`accel.cpu_allocator.arena`),
+`retain` tells glibc to keep them. `arena` keeps them in a region for large tensors alone (`accel.cpu_allocator.arena`),
 which takes less memory: in the heap small blocks break up the gaps of large ones.
 """
 
@@ -19,8 +19,8 @@ import torch
 from muomni.accel.cpu_allocator import arena
 from muomni.errors import ConfigError
 
-Name = Literal["auto", "pool", "keep", "system"]
-Mode = Literal["pool", "keep", "system"]
+Name = Literal["auto", "arena", "retain", "system"]
+Mode = Literal["arena", "retain", "system"]
 
 # From malloc.h of the GNU C library.
 _M_TRIM_THRESHOLD = -1
@@ -28,7 +28,7 @@ _M_MMAP_MAX = -4
 
 
 @dataclass(frozen=True)
-class Choice:
+class AllocatorChoice:
     """Where tensors have their memory, and why."""
 
     mode: Mode
@@ -38,39 +38,41 @@ class Choice:
     def words(self) -> str:
         """For the log."""
         what = {
-            "pool": "large tensors in a pool of their own",
-            "keep": "freed memory kept",
+            "arena": "large tensors in a pool of their own",
+            "retain": "freed memory kept",
             "system": "freed memory as the system has it",
         }
         return f"{what[self.mode]}: {self.reason}"
 
 
-def choose(asked: Name, device: torch.device) -> Choice:
+def choose(asked: Name, device: torch.device) -> AllocatorChoice:
     """`auto` takes the pool where a CPU computes and it can be compiled, else keeps memory where that is possible.
 
     Raises:
         ConfigError: the named one cannot be had here.
     """
     if asked == "system":
-        return Choice("system", "as asked")
+        return AllocatorChoice("system", "as asked")
     if asked == "auto" and device.type != "cpu":
-        return Choice("system", f"tensors are in the memory of {device.type}")
+        return AllocatorChoice("system", f"tensors are in the memory of {device.type}")
     missing = ""
-    if asked in ("auto", "pool"):
+    if asked in ("auto", "arena"):
         found = arena.load() if is_glibc() else "the C library is not glibc"
         if isinstance(found, arena.Pool):
-            return Choice("pool", "as asked" if asked == "pool" else "a step finds its memory again, without gaps")
-        if asked == "pool":
-            raise ConfigError(f'allocator = "pool": {found}; use "keep" or "system"')
+            return AllocatorChoice(
+                "arena", "as asked" if asked == "arena" else "a step finds its memory again, without gaps"
+            )
+        if asked == "arena":
+            raise ConfigError(f'allocator = "arena": {found}; use "retain" or "system"')
         missing = found
     if not is_glibc():
-        if asked == "keep":
-            raise ConfigError('allocator = "keep": only glibc can be told to keep freed memory; use "system"')
-        return Choice("system", "the C library is not glibc")
-    return Choice("keep", "as asked" if asked == "keep" else f"a step needs it again; no pool, {missing}")
+        if asked == "retain":
+            raise ConfigError('allocator = "retain": only glibc can be told to keep freed memory; use "system"')
+        return AllocatorChoice("system", "the C library is not glibc")
+    return AllocatorChoice("retain", "as asked" if asked == "retain" else f"a step needs it again; no pool, {missing}")
 
 
-def apply(choice: Choice) -> None:
+def apply(choice: AllocatorChoice) -> None:
     """Tells torch and the C library of this process; for good, since large blocks live where they were made.
 
     Raises:
@@ -82,11 +84,11 @@ def apply(choice: Choice) -> None:
     # No block has a mapping of its own, and the heap's end is not given back (-1: whatever its size).
     if not (library.mallopt(_M_MMAP_MAX, 0) and library.mallopt(_M_TRIM_THRESHOLD, -1)):
         raise ConfigError('the C library refuses to keep freed memory; set "allocator" to "system"')
-    if choice.mode == "pool":
+    if choice.mode == "arena":
         found = arena.load()
         if isinstance(found, str) or not found.install():
             reason = found if isinstance(found, str) else "the system gives no addresses for it (ulimit -v)"
-            raise ConfigError(f'the pool for tensors cannot be had: {reason}; set "allocator" to "keep"')
+            raise ConfigError(f'the pool for tensors cannot be had: {reason}; set "allocator" to "retain"')
 
 
 def is_glibc() -> bool:

@@ -13,7 +13,7 @@ from muomni.files import cache_home, write_atomic
 
 
 @dataclass(frozen=True)
-class Kept:
+class JsonStore:
     """One such file.
 
     Attributes:

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from muomni.accel.measurements.hardware import signature
-from muomni.accel.measurements.json_store import Kept
+from muomni.accel.measurements.json_store import JsonStore
 from muomni.config import ThinkerConfig
 
-FILE = Kept("measured.json", "techniques")
+FILE = JsonStore("measured.json", "techniques")
 # Keys that the bench's verdicts and what heeds them share: `bench.report.report.Row.key`.
 ALLOCATOR, POOL, BF16, FP16, VARLEN, COMPILE = (
     "allocator",
@@ -36,7 +36,7 @@ IGNORE = "MUOMNI_IGNORE_MEASURED"
 
 
 @dataclass(frozen=True)
-class Finding:
+class Verdict:
     """What was found of one technique.
 
     Attributes:
@@ -65,10 +65,10 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Findings:
+class Verdicts:
     """What is known of one model on one machine, by key; `known` is empty where nothing was measured."""
 
-    known: Mapping[str, Finding] = field(default_factory=dict)
+    known: Mapping[str, Verdict] = field(default_factory=dict)
 
     def loss(self, key: str, name: str) -> str | None:
         """Why a technique is left off, in words; None where it was not measured or did not lose."""
@@ -76,10 +76,10 @@ class Findings:
         return found.words(name) if found is not None and found.lost else None
 
 
-NOTHING = Findings()
+NOTHING = Verdicts()
 
 
-def recall(device: torch.device, thinker: ThinkerConfig, weights: str = "float") -> Findings:
+def load_verdicts(device: torch.device, thinker: ThinkerConfig, weights: str = "float") -> Verdicts:
     """What is known of a model on a device.
 
     Args:
@@ -92,25 +92,25 @@ def recall(device: torch.device, thinker: ThinkerConfig, weights: str = "float")
     entries = FILE.read().get(_key(device, thinker, weights), {})
     if not isinstance(entries, dict):
         return NOTHING
-    return Findings({key: found for key, value in entries.items() if (found := _parsed(value)) is not None})
+    return Verdicts({key: found for key, value in entries.items() if (found := _parsed(value)) is not None})
 
 
-def remember(
-    device: torch.device, thinker: ThinkerConfig, found: Mapping[str, Finding], weights: str = "float"
+def save_verdicts(
+    device: torch.device, thinker: ThinkerConfig, found: Mapping[str, Verdict], weights: str = "float"
 ) -> None:
-    """Keeps findings, over older ones of the same keys; see `recall`."""
+    """Keeps findings, over older ones of the same keys; see `load_verdicts`."""
     if not found:
         return
-    before = recall(device, thinker, weights).known
+    before = load_verdicts(device, thinker, weights).known
     fresh = {key: asdict(one) for key, one in {**before, **found}.items()}
     FILE.add({_key(device, thinker, weights): fresh})
 
 
-def recall_trial(device: torch.device, thinker: ThinkerConfig, what: str) -> dict[str, float] | None:
+def load_trial(device: torch.device, thinker: ThinkerConfig, what: str) -> dict[str, float] | None:
     """Figures of an earlier trial of compilation; None where there was none.
 
     Args:
-        device, thinker: see `recall`.
+        device, thinker: see `load_verdicts`.
         what: was compiled: everything else that its time depends on.
     """
     if os.environ.get(IGNORE):
@@ -121,15 +121,15 @@ def recall_trial(device: torch.device, thinker: ThinkerConfig, what: str) -> dic
     return found
 
 
-def remember_trial(device: torch.device, thinker: ThinkerConfig, what: str, figures: Mapping[str, float]) -> None:
-    """Keeps the figures of a trial of compilation; see `recall_trial`."""
+def save_trial(device: torch.device, thinker: ThinkerConfig, what: str, figures: Mapping[str, float]) -> None:
+    """Keeps the figures of a trial of compilation; see `load_trial`."""
     FILE.add({_key(device, thinker, f"compiling {what}"): dict(figures)})
 
 
-def _parsed(value: Any) -> Finding | None:
+def _parsed(value: Any) -> Verdict | None:
     """None of what another version wrote."""
     try:
-        return Finding(**value)
+        return Verdict(**value)
     except TypeError:
         return None
 

@@ -12,7 +12,7 @@ import psutil
 from muomni.bench.decoding.case import InferCase, Task, read_task
 from muomni.bench.decoding.models import BYTES, streamed_weights
 from muomni.bench.process import CaseProcess, RefusedError
-from muomni.bench.training.compare import Verdict, verdict_of
+from muomni.bench.training.compare import SpeedVerdict, verdict_of
 from muomni.config import ThinkerConfig
 from muomni.errors import MuOmniError
 
@@ -96,7 +96,7 @@ class Decoding:
     ratio_low: float
     ratio_high: float
     call_ratio: float
-    verdict: Verdict
+    verdict: SpeedVerdict
     settings: str
     speeds: tuple[float, ...] = ()
 

@@ -130,7 +130,7 @@ def make_prompts(model: "MuOmni", count: int, length: int) -> tuple[list[str], l
             if len(candidate) <= length:
                 text, encoded = longer, candidate
         if len(encoded) != length:
-            raise UserError(f"--prompt {length}: no chat prompt of this length was found; give more tokens")
+            raise UserError(f"--prompt-len {length}: no chat prompt of this length was found; give more tokens")
         texts.append(text)
         ids.append(encoded)
     return texts, ids

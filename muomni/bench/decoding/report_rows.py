@@ -12,7 +12,16 @@ from muomni.bench.decoding.comparisons import CACHE_NEW, CACHE_PROMPT, Plan
 from muomni.bench.decoding.comparisons import kv_cache as long_kv_cache
 from muomni.bench.decoding.models import Weights
 from muomni.bench.process import CaseProcess, RefusedError
-from muomni.bench.report.report import DecodePoint, Equivalence, Memory, MemoryBar, Row, ScalePoint, Scaling, Speed
+from muomni.bench.report.report import (
+    DecodePoint,
+    Equivalence,
+    Memory,
+    MemoryBar,
+    ReportRow,
+    ScalePoint,
+    Scaling,
+    Speed,
+)
 from muomni.bench.report.sections import Effort, Found, Say, Target
 from muomni.bench.statistics import Decision, decide, interval_of, margin_of, noise_of, ratios_of
 from muomni.errors import UserError
@@ -137,7 +146,7 @@ class _Judge:
 
     def row(
         self, key: str, off: str, on: str, equivalence: Callable[[Decoding], Equivalence], memory: Sequence[Memory] = ()
-    ) -> Row:
+    ) -> ReportRow:
         """One technique, `memory` beside the peaks; the verdict is on speed, or on memory where speed is the same."""
         for name in (off, on):
             if name not in self.cases:
@@ -152,11 +161,11 @@ class _Judge:
             memory=(*memory, peaks), equivalence=equal
         )
 
-    def kv_cache(self) -> Row:
+    def kv_cache(self) -> ReportRow:
         """Both with torch's modules, so that nothing but the cache differs."""
         return self.row("kv-cache", UNCACHED, EAGER, _tokens)
 
-    def decode_step(self) -> Row:
+    def decode_step(self) -> ReportRow:
         """What a model takes by itself, beside torch's modules."""
         base = self.cases[BASELINE]
         if "EagerRunner" in base.settings:
@@ -167,7 +176,7 @@ class _Judge:
             row if EAGER not in self.cases else row.replace(compile_s=max(0.0, base.load_s - self.cases[EAGER].load_s))
         )
 
-    def int8(self, weights: Weights) -> Row:
+    def int8(self, weights: Weights) -> ReportRow:
         """On disk and in speed."""
         sizes: tuple[Memory, ...] = ()
         if weights != "int8" and INT8 in self.cases:
@@ -175,16 +184,16 @@ class _Judge:
             sizes = (Memory(what="weights", off_mib=size_mib(files.folder), on_mib=size_mib(files.form("int8"))),)
         return self.row("int8", BASELINE, INT8, _divergence, sizes)
 
-    def bf16(self, weights: Weights) -> Row:
+    def bf16(self, weights: Weights) -> ReportRow:
         """In speed."""
         return self.row("bf16", BASELINE, BF16, _divergence)
 
-    def batching(self) -> Row:
+    def batching(self) -> ReportRow:
         """Tokens of all rows together."""
         return self.row("batching", BASELINE, BATCHED, _tokens)
 
 
-def measured_row(key: str, decision: Decision, speeds: tuple[float, float], ratios: Sequence[float]) -> Row:
+def measured_row(key: str, decision: Decision, speeds: tuple[float, float], ratios: Sequence[float]) -> ReportRow:
     """A row with its speeds; `speeds` off and on."""
     interval = interval_of(ratios)
     return not_measured(key, decision.reason).replace(
@@ -200,10 +209,10 @@ def measured_row(key: str, decision: Decision, speeds: tuple[float, float], rati
     )
 
 
-def not_measured(key: str, reason: str) -> Row:
+def not_measured(key: str, reason: str) -> ReportRow:
     """A row that has no figures, and why."""
     technique, off, on, claim = _ROWS[key]
-    return Row(
+    return ReportRow(
         key=key,
         part="infer",
         technique=technique,
@@ -215,7 +224,7 @@ def not_measured(key: str, reason: str) -> Row:
     )
 
 
-def _long_cache(found: Comparison, judge: _Judge) -> Row:
+def _long_cache(found: Comparison, judge: _Judge) -> ReportRow:
     """The cache at the prompt of the design's target."""
     cases = {{"no cache": UNCACHED, "cache, eager": EAGER}.get(case.name, case.name): case for case in found.cases}
     row = _Judge(cases, found.unmeasured, judge.margin, judge.plan).kv_cache()
@@ -263,7 +272,7 @@ def _bars(cases: dict[str, Decoding], plan: Plan, weights: Weights) -> list[Memo
     return bars
 
 
-def speculation(plan: Plan, effort: Effort, margin: float, random_weights: bool, say: Say) -> Row:
+def speculation(plan: Plan, effort: Effort, margin: float, random_weights: bool, say: Say) -> ReportRow:
     """Greedy replies guessed and not, in one process that takes turns with itself."""
     say("speculative decoding")
     room = plan.thinker.max_position_embeddings

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from muomni.bench.report.report import Report, Row
+from muomni.bench.report.report import Report, ReportRow
 
 _HEAD = """# Claims, measured
 
@@ -28,27 +28,27 @@ class Claim:
     technique: str
     promised: str
     keys: tuple[str, ...]
-    measured: Callable[[Row], str]
+    measured: Callable[[ReportRow], str]
 
 
-def _speed(row: Row) -> str:
+def _speed(row: ReportRow) -> str:
     assert row.speed is not None
     return f"{row.speed.ratio:.2f}× ({row.speed.low:.2f}–{row.speed.high:.2f})"
 
 
-def _speed_and_memory(row: Row) -> str:
+def _speed_and_memory(row: ReportRow) -> str:
     peak = next((one for one in row.memory if one.what == "peak"), None)
     return _speed(row) + ("" if peak is None else f"; peak memory {peak.ratio:.2f}×")
 
 
-def _size(row: Row) -> str:
+def _size(row: ReportRow) -> str:
     weights = next((one for one in row.memory if one.what == "weights"), None)
     if weights is None:
         return _speed(row)
     return f"{1 / weights.ratio:.2f}× smaller ({weights.off_mib:,.1f} → {weights.on_mib:,.1f} MiB); speed {_speed(row)}"
 
 
-def _throughput(row: Row) -> str:
+def _throughput(row: ReportRow) -> str:
     assert row.speed is not None
     return f"{_speed(row)}: {row.speed.off:,.0f} → {row.speed.on:,.0f} tokens/s, {row.on}"
 

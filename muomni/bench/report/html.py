@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from muomni.bench.report.report import MemoryBar, Report, Row
+from muomni.bench.report.report import MemoryBar, Report, ReportRow
 from muomni.bench.report.svg import Bar, Point, amount_plot, line_plot, ratio_plot, stack_plot
 from muomni.config.loader import CHAT
 
@@ -68,7 +68,7 @@ def page(report: Report) -> str:
     )
 
 
-def _table(part: str, rows: Sequence[Row]) -> str:
+def _table(part: str, rows: Sequence[ReportRow]) -> str:
     if not rows:
         return ""
     names = ("technique", "verdict here", "speed, on / off", "tokens/s, off → on", "memory, off → on", "results")
@@ -80,7 +80,7 @@ def _table(part: str, rows: Sequence[Row]) -> str:
     )
 
 
-def _cells(row: Row) -> str:
+def _cells(row: ReportRow) -> str:
     shown = cells(row)
     kind = row.verdict if row.verdict in ("on", "off") else "soft"
     means = f'<br><span class="soft">{escape(row.off)} → {escape(row.on)}</span>' if row.off else ""
@@ -107,7 +107,7 @@ class Cells:
     results: str
 
 
-def cells(row: Row) -> Cells:
+def cells(row: ReportRow) -> Cells:
     """For the page and for the terminal."""
     speed, equal = row.speed, row.equivalence
     ratio = speeds = results = "–"

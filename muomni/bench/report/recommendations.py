@@ -2,7 +2,7 @@
 
 The fragment holds what was faster on this machine and changes neither the batch, nor the learning rate, nor the
 class of the results. What made no difference is left out, so that a recipe's own choice stays. A section `chat` says
-what `muomni chat --tuned` heeds; recipes leave it alone.
+what `muomni chat --tuned-config` heeds; recipes leave it alone.
 
 What `auto` settings heed without being told, the verdicts, is kept for this machine and model
 (`accel.measurements.verdicts`).
@@ -15,8 +15,8 @@ from typing import Any
 
 from muomni.accel.device import pick_device
 from muomni.accel.measurements import verdicts
-from muomni.accel.measurements.verdicts import Finding
-from muomni.bench.report.report import Report, Row
+from muomni.accel.measurements.verdicts import Verdict
+from muomni.bench.report.report import Report, ReportRow
 from muomni.bench.report.sections import Target
 from muomni.config.loader import CHAT
 from muomni.files import atomic_file
@@ -33,7 +33,7 @@ _RECIPE: tuple[tuple[str, str, str | None, str | None], ...] = (
     ("compile", "compile", "blocks", "off"),
     ("compile-full", "compile", "full", None),
     ("allocator", "allocator", None, "system"),  # where they are on, `auto` takes them
-    ("allocator-pool", "allocator", None, "keep"),
+    ("allocator-pool", "allocator", None, "retain"),
 )
 
 
@@ -45,7 +45,7 @@ _HEEDED = {
 }
 
 
-def fragment(rows: Sequence[Row]) -> dict[str, Any]:
+def fragment(rows: Sequence[ReportRow]) -> dict[str, Any]:
     """The keys of a recipe that measurements speak for; of two that are on for one key, the faster one.
 
     Where int8 weights were measured, `chat` says whether they were faster.
@@ -78,16 +78,16 @@ def remember(report: Report, target: Target) -> list[str]:
     for part, keys in _HEEDED.items():
         rows = [row for row in report.rows if row.key in keys and row.speed is not None]
         found = {
-            row.key: Finding(row.verdict, row.speed.off, row.speed.on, row.speed.unit, report.date)
+            row.key: Verdict(row.verdict, row.speed.off, row.speed.on, row.speed.unit, report.date)
             for row in rows
             if row.speed is not None
         }
-        verdicts.remember(device, target.thinker, found, "int8" if int8 and part != "train" else "float")
+        verdicts.save_verdicts(device, target.thinker, found, "int8" if int8 and part != "train" else "float")
         lost += [key for key, one in found.items() if one.lost]
     return lost
 
 
-def advice(rows: Sequence[Row], run: str | None) -> tuple[str, ...]:
+def advice(rows: Sequence[ReportRow], run: str | None) -> tuple[str, ...]:
     """What to type for the winners of inference that are not taken by themselves.
 
     Args:
@@ -102,7 +102,8 @@ def advice(rows: Sequence[Row], run: str | None) -> tuple[str, ...]:
         gain = f"{row.speed.ratio:.1f}×"
         if row.key == "int8":
             said.append(
-                f"int8 weights decode {gain} as fast: muomni chat {named} --tuned {TUNED}, or muomni quantize {named}"
+                f"int8 weights decode {gain} as fast: muomni chat {named} --tuned-config {TUNED}, "
+                f"or muomni quantize {named}"
             )
         if row.key == "speculation":
             said.append(f"guessing is {gain} as fast: muomni chat {named} --speculate --temperature 0")
@@ -116,7 +117,7 @@ def save(values: dict[str, Any], path: Path, machine: str, date: str) -> None:
     head = (
         f"// What muomni bench measured to be faster on: {machine}; {date}.\n"
         f'// muomni train RECIPE --set @{path.name}, or "extends": "{path.name}" in a recipe.\n'
-        f"// muomni chat RUN --tuned {path.name}\n"
+        f"// muomni chat RUN --tuned-config {path.name}\n"
     )
     with atomic_file(path) as partial:
         partial.write_text(head + json.dumps(values, indent=2) + "\n", encoding="utf-8")

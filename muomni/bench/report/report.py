@@ -15,7 +15,7 @@ from pydantic import Field
 
 from muomni.accel.device import pick_device
 from muomni.accel.measurements.hardware import cores, processor
-from muomni.bench.statistics import Verdict
+from muomni.bench.statistics import VerdictName
 from muomni.config.base import Frozen, parse
 from muomni.errors import UserError
 from muomni.files import atomic_file
@@ -84,7 +84,7 @@ class Equivalence(Frozen):
     holds: bool
 
 
-class Row(Frozen):
+class ReportRow(Frozen):
     """One technique.
 
     Attributes:
@@ -108,7 +108,7 @@ class Row(Frozen):
     memory: tuple[Memory, ...] = Field(default=(), strict=False)
     equivalence: Equivalence | None = None
     compile_s: float | None = None
-    verdict: Verdict
+    verdict: VerdictName
     reason: str
 
 
@@ -229,7 +229,7 @@ class Report(Frozen):
     model: ModelInfo
     versions: dict[str, str]
     settings: dict[str, Any] = Field(default_factory=dict)
-    rows: tuple[Row, ...] = Field(default=(), strict=False)
+    rows: tuple[ReportRow, ...] = Field(default=(), strict=False)
     noise: tuple[str, ...] = Field(default=(), strict=False)
     margin: float
     bandwidth_gb_per_s: float | None = None
@@ -240,11 +240,11 @@ class Report(Frozen):
     advice: tuple[str, ...] = Field(default=(), strict=False)
 
     @property
-    def verdicts(self) -> dict[str, Verdict]:
+    def verdicts(self) -> dict[str, VerdictName]:
         """By key of the technique."""
         return {row.key: row.verdict for row in self.rows}
 
-    def row(self, key: str) -> Row | None:
+    def row(self, key: str) -> ReportRow | None:
         """The technique of this key, measured or not; None where the report does not have it."""
         return next((row for row in self.rows if row.key == key), None)
 

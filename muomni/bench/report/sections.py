@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from muomni.bench.report.report import DecodePoint, MemoryBar, Row, Scaling
+from muomni.bench.report.report import DecodePoint, MemoryBar, ReportRow, Scaling
 from muomni.bench.statistics import LEAST_ROUNDS, MARGIN
 from muomni.config import ThinkerConfig
 
@@ -62,7 +62,7 @@ class Target:
 class Found:
     """What a part of the bench found; see the fields of `Report`."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[ReportRow, ...]
     noise: tuple[str, ...] = ()
     margin: float = MARGIN
     settings: tuple[tuple[str, object], ...] = ()

@@ -85,7 +85,7 @@ class TrainCase(Frozen):
     loss: Literal["chunked", "logits", "torch", "torch chunked"] = "chunked"
     optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
     adamw: Literal["fused", "foreach", "for-loop"] = "fused"
-    allocator: Literal["auto", "pool", "keep", "system"] = "auto"
+    allocator: Literal["auto", "arena", "retain", "system"] = "auto"
     updates: bool = False
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
 
@@ -108,7 +108,7 @@ class TrainCase(Frozen):
         """Weights of the encoders' own losses, where they have heads."""
         config = self.model
         heads = {
-            "contrastive": config.vision is not None and config.vision.contrastive_size is not None,
+            "contrastive": config.vision is not None and config.vision.projection_dim is not None,
             "ctc": config.audio is not None and config.audio.ctc,
         }
         return {name: weight for name, weight in _LOSSES.items() if heads[name]}

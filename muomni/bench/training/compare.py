@@ -10,7 +10,7 @@ from typing import Any, Literal
 from muomni.bench.process import CaseProcess, RefusedError
 from muomni.bench.training.case import TrainCase
 
-Verdict = Literal["faster", "slower", "no difference"]
+SpeedVerdict = Literal["faster", "slower", "no difference"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Measured:
     memory_ratio: float
     gradients_equal: bool
     gradient_error: float
-    verdict: Verdict
+    verdict: SpeedVerdict
     updates_equal: bool | None = None
     update_error: float | None = None
     flops_per_token: float = 0.0
@@ -75,7 +75,7 @@ def compare(
 
 
 @dataclass(frozen=True)
-class Figures:
+class CaseMetrics:
     """What a case's rounds gave.
 
     Attributes:
@@ -98,7 +98,7 @@ def take_turns(
     say: Callable[[str], None] = lambda _: None,
     refused: dict[str, str] | None = None,
     enough: Callable[[int], bool] = lambda _: False,
-) -> dict[str, Figures]:
+) -> dict[str, CaseMetrics]:
     """Runs the cases in turns, each turn beginning with another case; see `compare`.
 
     Args:
@@ -133,8 +133,8 @@ def take_turns(
     return {case.name: _figures(case, worker.first, taken[case.name]) for case, worker in workers}
 
 
-def _figures(case: TrainCase, first: dict[str, Any], turns: Sequence[dict[str, Any]]) -> Figures:
-    return Figures(
+def _figures(case: TrainCase, first: dict[str, Any], turns: Sequence[dict[str, Any]]) -> CaseMetrics:
+    return CaseMetrics(
         [case.tokens / statistics.median(turn["times_s"]) for turn in turns],
         max(turn["peak_bytes"] for turn in turns) / 2**20,
         first,
@@ -142,7 +142,7 @@ def _figures(case: TrainCase, first: dict[str, Any], turns: Sequence[dict[str, A
     )
 
 
-def measured(name: str, own: Figures, base: Figures) -> Measured:
+def measured(name: str, own: CaseMetrics, base: CaseMetrics) -> Measured:
     """A case's figures beside those of the case that it is compared with, which may be itself."""
     speeds = own.speeds
     ratios = [speed / other for speed, other in zip(speeds, base.speeds, strict=True)]
@@ -173,7 +173,7 @@ def _error(found: dict[str, Any], reference: dict[str, Any]) -> float:
     return math.dist(found["sketch"], reference["sketch"]) / math.hypot(*reference["sketch"])
 
 
-def verdict_of(ratios: Sequence[float]) -> Verdict:
+def verdict_of(ratios: Sequence[float]) -> SpeedVerdict:
     """What the rounds' ratios of speed say: a difference only where all of them lie on one side of 1."""
     if min(ratios) > 1:
         return "faster"

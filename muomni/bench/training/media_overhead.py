@@ -61,7 +61,7 @@ def media_cases(common: dict[str, Any], vision: VisionConfig, audio: AudioConfig
     precision = pick_precision("auto", pick_device(common.get("device", "auto"))).name
     shared = {"precision": precision, "vision": vision, "audio": audio, **common}
     heads = {
-        "vision": vision.replace(contrastive_size=_CONTRASTIVE),
+        "vision": vision.replace(projection_dim=_CONTRASTIVE),
         "audio": audio.replace(ctc=True),
     }
     named: dict[str, dict[str, Any]] = {

@@ -9,11 +9,11 @@ import torch
 
 from muomni.accel.device import free_memory, pick_device
 from muomni.accel.mixed_precision import pick_precision
-from muomni.bench.report.report import Equivalence, Memory, MemoryBar, Row, Speed
+from muomni.bench.report.report import Equivalence, Memory, MemoryBar, ReportRow, Speed
 from muomni.bench.report.sections import Effort, Found, Say, Target
 from muomni.bench.statistics import decide, interval_of, margin_of, noise_of, ratios_of, spread_of
 from muomni.bench.training.case import TrainCase, check
-from muomni.bench.training.compare import Figures, Measured, measured, take_turns
+from muomni.bench.training.compare import CaseMetrics, Measured, measured, take_turns
 from muomni.bench.training.techniques import TECHNIQUES, Fields, Technique
 from muomni.errors import ConfigError, UserError
 
@@ -34,7 +34,7 @@ class _Shown:
     """How a technique stands in the report.
 
     Attributes:
-        key: see `Row`.
+        key: see `ReportRow`.
         off, on: in words.
         claim: what is usually said of it.
         quick: it is part of a quick run.
@@ -101,7 +101,7 @@ def measure_train(target: Target, effort: Effort, say: Say) -> Found:
         if reason is not None:
             reasons[technique.name] = reason
     steps = _steps(target, common, device)
-    rows: dict[str, Row] = {}
+    rows: dict[str, ReportRow] = {}
     baselines, all_twins, bars = [], [], []
     for group in _groups([t for t in techniques if t.name not in reasons], plan, min(room, _MOST_CASES)):
         refused: dict[str, str] = {}
@@ -222,9 +222,9 @@ def _why_not(case: TrainCase) -> str | None:
     return None
 
 
-def _not_measured(technique: Technique, reason: str) -> Row:
+def _not_measured(technique: Technique, reason: str) -> ReportRow:
     shown = _SHOWN[technique.name]
-    return Row(
+    return ReportRow(
         key=shown.key,
         part="train",
         technique=technique.name,
@@ -236,7 +236,9 @@ def _not_measured(technique: Technique, reason: str) -> Row:
     )
 
 
-def _row(technique: Technique, plan: Cases, found: dict[str, Figures], refused: dict[str, str], margin: float) -> Row:
+def _row(
+    technique: Technique, plan: Cases, found: dict[str, CaseMetrics], refused: dict[str, str], margin: float
+) -> ReportRow:
     names = [plan.case(fields).name for fields in (technique.off, technique.on)]
     for name in names:
         if name in refused:
@@ -287,7 +289,7 @@ def equivalence_of(technique: Technique, on: Measured, half: bool) -> Equivalenc
     )
 
 
-def bar_of(name: str, figures: Figures) -> MemoryBar:
+def bar_of(name: str, figures: CaseMetrics) -> MemoryBar:
     """A case's peak by category."""
     parts = {f"{part}_mib": size / 2**20 for part, size in figures.first["memory"].items()}
     return MemoryBar(name=name, activations_mib=max(0.0, figures.peak_mib - sum(parts.values())), **parts)

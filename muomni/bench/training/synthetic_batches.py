@@ -17,8 +17,8 @@ import torch
 from muomni.config import AudioConfig, VisionConfig
 from muomni.data import Batch
 from muomni.errors import ConfigError
-from muomni.model.inputs import Captions, Clips, Images, Media, Transcripts
-from muomni.model.mrope import media_positions
+from muomni.model.inputs import AudioBatch, Captions, ImageBatch, MediaBatch, Transcripts
+from muomni.model.mrope import mrope_positions
 from muomni.ops.cross_entropy import IGNORE
 
 Kind = Literal["text", "pictures", "clips", "mixed"]
@@ -93,7 +93,7 @@ def draw_rows(
             # What a medium's place or a first token is, nothing says.
             labels[row, begin : begin + max(1, document.medium)] = IGNORE
             grid = [(0, document.rows, document.columns)] if seen else []
-            positions[:, row, here] = media_positions(document.length, grid)
+            positions[:, row, here] = mrope_positions(document.length, grid)
             if seen:
                 ids[row, place] = IMAGE
                 pictures.append(document)
@@ -110,7 +110,7 @@ def draw_rows(
     if pictures or clips:
         images, captions = _pictures(pictures, vocab_size, vision, draw) if pictures else (None, None)
         sounds, transcripts = _clips(clips, audio, draw) if clips else (None, None)
-        media = Media(images, sounds, transcripts, captions)
+        media = MediaBatch(images, sounds, transcripts, captions)
     return Batch(
         input_ids=torch.from_numpy(ids),
         labels=torch.from_numpy(labels),
@@ -150,22 +150,22 @@ def _grids(fewest: int, most: int) -> list[tuple[int, int]]:
 
 def _pictures(
     documents: Sequence[Document], vocab_size: int, vision: VisionConfig, draw: np.random.Generator
-) -> tuple[Images, Captions | None]:
-    m = vision.merge
+) -> tuple[ImageBatch, Captions | None]:
+    m = vision.pixel_shuffle_factor
     grids = tuple((m * document.rows, m * document.columns) for document in documents)
     count = sum(rows * columns for rows, columns in grids)
     patches = draw.random((count, 3 * vision.patch_size**2), np.float32) * 2 - 1
     captions = None
-    if vision.contrastive_size is not None:
+    if vision.projection_dim is not None:
         ids = torch.from_numpy(draw.integers(_FIRST, vocab_size, len(grids) * _CAPTION))
         numbers = tuple(range(len(grids)))
         captions = Captions(ids, (_CAPTION,) * len(grids), numbers, torch.arange(len(grids)))
-    return Images(torch.from_numpy(patches), grids), captions
+    return ImageBatch(torch.from_numpy(patches), grids), captions
 
 
 def _clips(
     documents: Sequence[Document], audio: AudioConfig, draw: np.random.Generator
-) -> tuple[Clips, Transcripts | None]:
+) -> tuple[AudioBatch, Transcripts | None]:
     frames = tuple(int(8 * document.medium - draw.integers(8)) for document in documents)
     mel = draw.standard_normal((sum(frames), audio.num_mel_bins), np.float32)
     transcripts = None
@@ -173,4 +173,4 @@ def _clips(
         lengths = tuple(_BYTES * document.medium for document in documents)
         targets = torch.from_numpy(draw.integers(1, 257, sum(lengths)))
         transcripts = Transcripts(targets, lengths, tuple(range(len(frames))))
-    return Clips(torch.from_numpy(mel), frames), transcripts
+    return AudioBatch(torch.from_numpy(mel), frames), transcripts

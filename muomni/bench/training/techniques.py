@@ -39,8 +39,8 @@ _LOOP: Fields = {"adamw": "for-loop", "updates": True}
 _FUSED: Fields = {"updates": True}
 
 TECHNIQUES = (
-    Technique("allocator", "freed memory kept", {"allocator": "system"}, {"allocator": "keep"}, "exact"),
-    Technique("pool", "large tensors in a pool", {"allocator": "keep"}, {"allocator": "pool"}, "exact"),
+    Technique("allocator", "freed memory kept", {"allocator": "system"}, {"allocator": "retain"}, "exact"),
+    Technique("arena", "large tensors in a pool", {"allocator": "retain"}, {"allocator": "arena"}, "exact"),
     Technique("precision", "mixed precision, bf16", {"precision": "fp32"}, {"precision": "bf16"}, "rounding"),
     Technique("precision", "mixed precision, fp16", {"precision": "fp32"}, {"precision": "fp16"}, "rounding"),
     Technique("accumulation", "gradient accumulation, 4 micro-batches", {}, {"accumulation": 4}, "rounding"),

@@ -24,20 +24,29 @@ def infer(
     repeat: bench_report.Repeat = 1,
     shape: Annotated[str, typer.Option(help="nano, tiny, small, base (0.6b), 12m or 100m; random weights.")] = "tiny",
     model: Annotated[str | None, typer.Option(help="Measure this run or model instead of random weights.")] = None,
-    prompt: Annotated[int, typer.Option(min=16, help="Tokens of each prompt.")] = 64,
-    new: Annotated[int, typer.Option(min=2, help="Tokens generated for each.")] = 128,
+    prompt: Annotated[int, typer.Option("--prompt-len", min=16, help="Tokens of each prompt.")] = 64,
+    new: Annotated[int, typer.Option("--max-new-tokens", min=2, help="Tokens generated for each.")] = 128,
     batch: Annotated[str, typer.Option(help="Rows decoded together; one or several numbers.")] = "1,4,16",
     rounds: Annotated[int, typer.Option(min=2, help="Turns each case takes.")] = 5,
     threads: Annotated[int | None, typer.Option(min=1, help="Of every case; default: torch's choice.")] = None,
-    ways: Annotated[bool, typer.Option(help="Compare weights (fp32, bf16, int8), runners, and compiled steps.")] = True,
+    ways: Annotated[
+        bool,
+        typer.Option(
+            "--variants/--no-variants", help="Compare weights (fp32, bf16, int8), runners, and compiled steps."
+        ),
+    ] = True,
     kv_cache: Annotated[
         bool | None, typer.Option(help="Cache off against on, 512 + 100 tokens; by default where that is quick.")
     ] = None,
     attention: Annotated[bool, typer.Option(help="Compare attention backends.")] = True,
     peers: Annotated[bool, typer.Option("--peers", help="Also llama.cpp, CTranslate2 and transformers.")] = False,
     weights: Annotated[str, typer.Option(help="Of the peers' comparisons.")] = "int8,fp32,bf16",
-    cold: Annotated[bool, typer.Option(help="Time `muomni generate` from start to first text.")] = True,
-    work: Annotated[Path | None, typer.Option(help="Keep what is written here; default: nowhere.")] = None,
+    cold: Annotated[
+        bool, typer.Option("--cold-start/--no-cold-start", help="Time `muomni generate` from start to first text.")
+    ] = True,
+    work: Annotated[
+        Path | None, typer.Option("--work-dir", help="Keep what is written here; default: nowhere.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON line.")] = False,
 ) -> None:
     """Ways to decode. With MODEL, --quick or --full a report as `bench all` makes it.

@@ -23,7 +23,7 @@ from muomni.errors import MediaError, PromptError, UserError
 if TYPE_CHECKING:
     from muomni.api.model import MuOmni
     from muomni.infer import Reply, SamplingParams
-    from muomni.infer.request import Prepared
+    from muomni.infer.request import EngineInput
 
 # What a sound's header says may be wrong by some tokens.
 _SLACK = 4
@@ -40,7 +40,7 @@ class Job:
         raw: continue texts as they stand.
         system: what the system message says, for prompts that are texts.
         batch_size: prompts side by side.
-        deterministic: see `MuOmni.chat_batch`.
+        batch_invariant: see `MuOmni.chat_batch`.
         guessing: who guesses tokens.
         cache: what keys and values are stored as.
         int8: make the weights int8 while they are read.
@@ -52,13 +52,13 @@ class Job:
     raw: bool
     system: str | None
     batch_size: int
-    deterministic: bool
+    batch_invariant: bool
     guessing: Speculation
     cache: Literal["auto", "int8"] = "auto"
     int8: bool = False
 
 
-class Figures(TypedDict):
+class BatchTotals(TypedDict):
     """What was done: replies written and those that were there, errors among all, tokens, seconds of answering."""
 
     out: str
@@ -79,7 +79,7 @@ class _Line(NamedTuple):
     sampling: dict[str, Any]
 
 
-def answer_file(run: str, device: str, job: Job) -> Figures:
+def answer_file(run: str, device: str, job: Job) -> BatchTotals:
     """Answers all lines that have no reply yet.
 
     Raises:
@@ -88,7 +88,7 @@ def answer_file(run: str, device: str, job: Job) -> Figures:
     """
     kept, errors = _kept(job)
     from muomni.api.model import MuOmni
-    from muomni.infer.offline import progress_bar, reply_to_all
+    from muomni.infer.offline import generate_all, progress_bar
 
     _check_settings(job)  # mistakes in the file are told before the model is read
     model = MuOmni.from_pretrained(run, device=device, int8=job.int8)
@@ -97,7 +97,7 @@ def answer_file(run: str, device: str, job: Job) -> Figures:
     for line in _lines(job, kept):
         left += 1
         longest = max(longest, _length(model, job, line))
-    figures: Figures = {
+    figures: BatchTotals = {
         "out": str(job.replies),
         "replies": 0,
         "kept": kept,
@@ -113,18 +113,18 @@ def answer_file(run: str, device: str, job: Job) -> Figures:
     engine = model.engine(min(job.batch_size, left), longest)
     asked: deque[_Line] = deque()
 
-    def prompts() -> Iterator["Prepared"]:
+    def prompts() -> Iterator["EngineInput"]:
         lines = _lines(job, kept)
         while some := list(islice(lines, job.batch_size)):
             pairs = [(line.prompt, _params(job, line)) for line in some]
-            how: dict[str, Any] = {"raw": job.raw, "alone": job.deterministic, "root": job.prompts.parent}
+            how: dict[str, Any] = {"raw": job.raw, "alone": job.batch_invariant, "root": job.prompts.parent}
             asked.extend(some)
             yield from model.prepare(pairs, [""] * len(some), keep_going=True, **how)
 
     guesser = model.guesser(job.guessing.guesser(model, device), engine)
     started = time.perf_counter()
-    how: dict[str, Any] = {"deterministic": job.deterministic, "speculate": guesser}
-    replies = reply_to_all(engine, model.tokenizer, prompts(), end_ids=model.end_ids(), keep_going=True, **how)
+    how: dict[str, Any] = {"batch_invariant": job.batch_invariant, "speculate": guesser}
+    replies = generate_all(engine, model.tokenizer, prompts(), end_ids=model.end_ids(), keep_going=True, **how)
     with job.replies.open("ab", buffering=0) as out:
         for reply in progress_bar(replies, left, None):
             out.write(_written(asked.popleft(), reply))
@@ -225,7 +225,7 @@ def _length(model: "MuOmni", job: Job, line: _Line) -> int:
         PromptError: the line is wrong.
     """
     from muomni.infer.encoder_cache import token_count
-    from muomni.infer.limits import room
+    from muomni.infer.limits import token_budget
     from muomni.infer.preprocess import read_prompt
 
     assert model.tokenizer is not None
@@ -233,7 +233,7 @@ def _length(model: "MuOmni", job: Job, line: _Line) -> int:
     try:
         chat = read_prompt(model, model.tokenizer, line.prompt, raw=job.raw, root=job.prompts.parent)
         if not chat.media:
-            room(model, (1, len(chat.ids)), params)
+            token_budget(model, (1, len(chat.ids)), params)
         inside = sum(token_count(model.config, part, exact=False) + _SLACK for part in chat.media)
     except PromptError as error:
         raise PromptError(f"{job.prompts}, line {line.number}: {error}") from None

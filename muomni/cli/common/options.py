@@ -48,7 +48,7 @@ class CacheDtype(StrEnum):
 Tuned = Annotated[
     Path | None,
     typer.Option(
-        "--tuned",
+        "--tuned-config",
         metavar="FILE",
         help="A tuned.json of muomni bench: float weights are made int8 while they are read if that was faster.",
     ),
@@ -56,7 +56,7 @@ Tuned = Annotated[
 Cache = Annotated[
     CacheDtype,
     typer.Option(
-        "--cache",
+        "--kv-cache-dtype",
         help="What keys and values are stored as: auto as the model computes, int8 for much longer conversations or "
         "more prompts side by side in the same memory; slower on a CPU.",
     ),
@@ -72,6 +72,7 @@ Speculate = Annotated[
 Draft = Annotated[
     str | None,
     typer.Option(
+        "--draft-model",
         metavar="RUN",
         help="As --speculate, but a smaller run with the same tokenizer guesses: for replies that it would write "
         "much alike.",

@@ -11,7 +11,7 @@ from muomni.data.media.audio import Samples
 from muomni.errors import SpeechError, UserError
 
 if TYPE_CHECKING:
-    from muomni.infer import Piece
+    from muomni.infer import Chunk
 
 
 class Voiced:
@@ -53,7 +53,7 @@ class Voiced:
         self._parts.clear()
         return self._settings
 
-    def hear(self, piece: "Piece") -> None:
+    def hear(self, piece: "Chunk") -> None:
         """Takes a piece's sound, if it has any."""
         if piece.audio is None or piece.sample_rate is None or not len(piece.audio):
             return

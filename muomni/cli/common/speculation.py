@@ -1,4 +1,4 @@
-"""`--speculate` and `--draft`: who guesses, and a word where guessing could have no effect."""
+"""`--speculate` and `--draft-model`: who guesses, and a word where guessing could have no effect."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -27,7 +27,9 @@ class Speculation:
 
     def __post_init__(self) -> None:
         if self.lookup and self.draft is not None:
-            raise UserError("--speculate guesses from the text so far, --draft by a smaller run: give one of them")
+            raise UserError(
+                "--speculate guesses from the text so far, --draft-model by a smaller run: give one of them"
+            )
 
     @property
     def wanted(self) -> bool:
@@ -37,7 +39,7 @@ class Speculation:
     @property
     def option(self) -> str:
         """As it was given."""
-        return "--speculate" if self.lookup else "--draft"
+        return "--speculate" if self.lookup else "--draft-model"
 
     def refuse(self, other: str) -> None:
         """Says that guessing does not go together with another option.

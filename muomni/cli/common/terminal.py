@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from muomni.infer import Piece, Timing
+    from muomni.infer import Chunk, Timing
 
 
-def say(stream: Iterable["Piece"], hear: Callable[["Piece"], None] | None = None) -> None:
+def say(stream: Iterable["Chunk"], hear: Callable[["Chunk"], None] | None = None) -> None:
     """Writes the pieces to standard output as they come, then a line end.
 
     A terminal gets no control characters: it would obey them.

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from muomni.model.inputs import Media
+    from muomni.model.inputs import MediaBatch
     from muomni.model.talker.batch import SpeechBatch
 
 
@@ -60,7 +60,7 @@ class Batch:
     max_seqlen: int
     num_targets: int
     id: str
-    media: "Media | None" = None
+    media: "MediaBatch | None" = None
     bad: tuple[str, ...] = ()
     speech: "SpeechBatch | None" = None
 

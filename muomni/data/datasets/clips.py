@@ -41,7 +41,7 @@ class ClipBatch:
         return replace(self, samples=self.samples.to(device, non_blocking=True))
 
 
-class ClipRows:
+class ClipDataset:
     """Random access to clips, counted on over the epochs.
 
     Args:
@@ -49,7 +49,7 @@ class ClipRows:
         samples: S, of a clip.
         seed: of the order, the cuts and the loudness.
         shuffle: False cuts every epoch the same way, in order, for validation.
-        quieter: clips are made quieter by up to so many decibels; with `shuffle` only.
+        gain_db: clips are made quieter by up to so many decibels; with `shuffle` only.
         weights: of each source, how many times an epoch reads it; empty: once.
 
     Raises:
@@ -63,14 +63,14 @@ class ClipRows:
         seed: int = 0,
         shuffle: bool = True,
         *,
-        quieter: float = 0.0,
+        gain_db: float = 0.0,
         weights: Sequence[float] = (),
     ) -> None:
         self.sounds = sounds
         self.samples = samples
         self.seed = seed
         self.shuffle = shuffle
-        self.quieter = quieter
+        self.gain_db = gain_db
         ends = np.array(sounds.bounds, np.int64)
         self._starts = np.concatenate(([0], ends[:-1]))
         # First samples of clips are these many, in each source.
@@ -81,7 +81,7 @@ class ClipRows:
         times = np.array(weights or [1.0] * len(ends))
         self._counts = np.maximum(1, np.rint(times * (ends - self._starts) / samples)).astype(np.int64)
         self._order = lru_cache(2)(self._ordered)
-        options = f"{sounds.key} {samples} {seed} {shuffle} {quieter} {self._counts.tolist()}"
+        options = f"{sounds.key} {samples} {seed} {shuffle} {gain_db} {self._counts.tolist()}"
         self._identity = options
 
     @property
@@ -101,7 +101,7 @@ class ClipRows:
         shift = mixed_key(self.seed, epoch, source, 0) if self.shuffle else 0
         first = int(self._starts[source]) + (inside * self.samples + shift) % int(self._places[source])
         chance = mixed_key(self.seed, epoch, slot, 1) / 2**64
-        factor = 10 ** ((-self.quieter * chance if self.shuffle else _USUAL_DB) / 20) / 32768
+        factor = 10 ** ((-self.gain_db * chance if self.shuffle else _USUAL_DB) / 20) / 32768
         clip: NDArray[np.float32] = self.sounds.samples[first : first + self.samples].astype(np.float32)
         clip *= np.float32(factor)
         return clip

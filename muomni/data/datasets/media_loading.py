@@ -20,7 +20,7 @@ from muomni.data.media.image import load_image, to_patches, token_grid
 from muomni.errors import MediaError
 
 if TYPE_CHECKING:
-    from muomni.model.inputs import Media
+    from muomni.model.inputs import MediaBatch
 
 # By how many frames of 10 ms a decoded sound may differ from what its header says: MP3 pads its ends.
 _SLACK = 25
@@ -97,11 +97,11 @@ def _image(
     return Loaded(patches, shape, reference.note, reference.note_ids)
 
 
-def media_of(loaded: Sequence[Loaded]) -> "Media | None":
+def media_of(loaded: Sequence[Loaded]) -> "MediaBatch | None":
     """The media of a batch, in the order of their places; None where there are none."""
     import torch
 
-    from muomni.model.inputs import Captions, Clips, Images, Media, Transcripts
+    from muomni.model.inputs import AudioBatch, Captions, ImageBatch, MediaBatch, Transcripts
 
     pictures = [medium for medium in loaded if medium.grid is not None]
     sounds = [medium for medium in loaded if medium.grid is None]
@@ -110,10 +110,10 @@ def media_of(loaded: Sequence[Loaded]) -> "Media | None":
     images = clips = transcripts = captions = None
     if pictures:
         patches = torch.from_numpy(np.concatenate([picture.values for picture in pictures]))
-        images = Images(patches, tuple(picture.grid for picture in pictures if picture.grid is not None))
+        images = ImageBatch(patches, tuple(picture.grid for picture in pictures if picture.grid is not None))
     if sounds:
         mel = torch.from_numpy(np.concatenate([sound.values for sound in sounds]))
-        clips = Clips(mel, tuple(len(sound.values) for sound in sounds))
+        clips = AudioBatch(mel, tuple(len(sound.values) for sound in sounds))
     spoken = [(n, sound.note.encode()) for n, sound in enumerate(sounds) if sound.note is not None]
     if spoken:
         targets = torch.frombuffer(bytearray(b"".join(text for _, text in spoken)), dtype=torch.uint8).long() + 1
@@ -128,4 +128,4 @@ def media_of(loaded: Sequence[Loaded]) -> "Media | None":
             tuple(n for n, _ in named),
             torch.tensor(same),
         )
-    return Media(images, clips, transcripts, captions)
+    return MediaBatch(images, clips, transcripts, captions)

@@ -68,7 +68,7 @@ class MediaRow:
     bad: list[str] = field(default_factory=list)
 
 
-class MediaRows:
+class MultimodalDataset:
     """Random access to rows, counted on over the epochs. Any thread may ask for any row.
 
     Args:
@@ -294,7 +294,7 @@ class MediaRows:
     ) -> tuple[Ints | None, NDArray[np.bool_], Ints]:
         """Ids, what is learnt and (3, n) positions of a unit; its media go to `row`. Ids are None if one is bad."""
         from muomni.data.datasets.media_loading import load
-        from muomni.model.mrope import media_positions
+        from muomni.model.mrope import mrope_positions
 
         index = self.index
         document = index.documents[shard.documents[unit]]
@@ -348,7 +348,7 @@ class MediaRows:
         return (
             np.repeat(ids, repeats),
             np.repeat(index.mask[begin:end] != 0, repeats),
-            media_positions(length, (), videos),
+            mrope_positions(length, (), videos),
         )
 
 

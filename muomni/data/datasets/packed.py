@@ -34,7 +34,7 @@ _BLOCK_TOKENS = 1 << 14
 _SHARD_TOKENS = 1 << 22
 
 
-class PackedRows:
+class PackedDataset:
     """Random access to packed rows, counted on over the epochs: row i is in epoch i // num_rows.
 
     Every token of the cache is in exactly one row of each epoch. The last row of an epoch may be short;

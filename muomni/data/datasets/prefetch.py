@@ -4,11 +4,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, Self
 
 from muomni.data.datasets.batch import Batch
-from muomni.data.datasets.multimodal import MediaRow, MediaRows
+from muomni.data.datasets.multimodal import MediaRow, MultimodalDataset
 
 
-class Rows(Protocol):
-    """What training reads: `PackedRows`, `MediaRows` or `Prefetched`."""
+class Dataset(Protocol):
+    """What training reads: `PackedRows`, `MultimodalDataset` or `PrefetchLoader`."""
 
     @property
     def num_rows(self) -> int:
@@ -20,7 +20,7 @@ class Rows(Protocol):
         ...
 
 
-class Prefetched:
+class PrefetchLoader:
     """The same rows as `rows`, read ahead of time.
 
     After each batch the next rows of the same stride are begun, as many as that batch had or as there are
@@ -33,7 +33,7 @@ class Prefetched:
         workers: threads, at least 1.
     """
 
-    def __init__(self, rows: MediaRows, workers: int) -> None:
+    def __init__(self, rows: MultimodalDataset, workers: int) -> None:
         self.rows = rows
         self.workers = workers
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="rows")
@@ -50,7 +50,7 @@ class Prefetched:
         return self.rows.seq_len
 
     def batch(self, first_index: int, count: int, stride: int = 1) -> Batch:
-        """See `MediaRows.batch`."""
+        """See `MultimodalDataset.batch`."""
         if first_index < 0:
             raise IndexError(f"row {first_index} does not exist")
         wanted = [first_index + n * stride for n in range(count)]

@@ -17,7 +17,7 @@ from muomni.config.talker import TalkerConfig
 from muomni.data.arrays import Ints
 from muomni.data.datasets.batch import IGNORE, Batch
 from muomni.data.datasets.order import mixed_key, random_order
-from muomni.data.datasets.prefetch import Rows
+from muomni.data.datasets.prefetch import Dataset
 from muomni.data.speech.paired_data import SpeechPairs
 from muomni.data.speech.spoken_text import said_words, tokens_of, units_of
 from muomni.data.text.tokenizer import Tokenizer
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from muomni.model.talker.batch import SpeechBatch
 
 
-class SpeechRows:
+class SpeechDataset:
     """Random access to rows of one pair each, counted on over the epochs: row i is in epoch i // num_rows.
 
     Args:
@@ -52,7 +52,7 @@ class SpeechRows:
         self.shuffle = shuffle
         self._voices = np.array([config.voices.index(name) for name in pairs.speakers], np.int64)[pairs.voices]
         self._order = lru_cache(2)(self._ordered)
-        self._identity = f"{pairs.key} {tokenizer.fingerprint} {config.max_move} {config.voices} {seed} {shuffle}"
+        self._identity = f"{pairs.key} {tokenizer.fingerprint} {config.max_advance} {config.voices} {seed} {shuffle}"
 
     @property
     def num_rows(self) -> int:
@@ -144,16 +144,16 @@ class WithSpeech:
 
     Args:
         rows: what decides the length of an epoch.
-        speech: the pairs; row i has those numbered from i · per_row on.
-        per_row: at least 1.
+        speech: the pairs; row i has those numbered from i · pairs_per_sequence on.
+        pairs_per_sequence: at least 1.
     """
 
-    def __init__(self, rows: Rows, speech: SpeechRows, per_row: int) -> None:
-        if per_row < 1:
-            raise ValueError(f"per_row ({per_row}) must be at least 1")
+    def __init__(self, rows: Dataset, speech: SpeechDataset, pairs_per_sequence: int) -> None:
+        if pairs_per_sequence < 1:
+            raise ValueError(f"pairs_per_sequence ({pairs_per_sequence}) must be at least 1")
         self.rows = rows
         self.speech = speech
-        self.per_row = per_row
+        self.pairs_per_sequence = pairs_per_sequence
 
     @property
     def num_rows(self) -> int:
@@ -164,8 +164,10 @@ class WithSpeech:
         """See `PackedRows.batch`."""
         batch = self.rows.batch(first_index, count, stride)
         indices = [first_index + n * stride for n in range(count)]
-        speech = self.speech.speech([index * self.per_row + n for index in indices for n in range(self.per_row)])
-        name = f"{batch.id} {self.speech.name(first_index, count, stride, self.per_row)}"
+        speech = self.speech.speech(
+            [index * self.pairs_per_sequence + n for index in indices for n in range(self.pairs_per_sequence)]
+        )
+        name = f"{batch.id} {self.speech.name(first_index, count, stride, self.pairs_per_sequence)}"
         return replace(batch, speech=speech, id=blake2b(name.encode(), digest_size=8).hexdigest())
 
 
@@ -185,8 +187,8 @@ def _check(pairs: SpeechPairs, config: TalkerConfig) -> None:
         )
     # From one pair to the next it falls.
     largest = int(np.diff(pairs.pointers.astype(np.int64)).max(initial=0))
-    if largest > config.max_move:
+    if largest > config.max_advance:
         raise DataError(
-            f"the pairs were aligned with moves of up to {largest} units, and the Talker moves {config.max_move} at "
-            "most: prepare them with its max_move"
+            f"the pairs were aligned with moves of up to {largest} units, and the Talker moves {config.max_advance} at "
+            "most: prepare them with its max_advance"
         )

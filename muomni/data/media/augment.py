@@ -24,7 +24,7 @@ def augment_image(image: "Image", spec: ImageAugmentSpec, draw: np.random.Genera
 
     # Each draw is made whether it is used or not, so that one setting does not change another's draws.
     x, y, zoom, angle = draw.uniform(-1, 1, 4)
-    colours = 1 + spec.colour * draw.uniform(-1, 1, 3)
+    colours = 1 + spec.color_jitter * draw.uniform(-1, 1, 3)
     grey, blur = draw.uniform(size=2)
     if spec.shift or spec.scale or spec.rotate:
         image = _moved(
@@ -33,12 +33,12 @@ def augment_image(image: "Image", spec: ImageAugmentSpec, draw: np.random.Genera
             math.exp(zoom * math.log1p(spec.scale)),
             math.radians(angle * spec.rotate),
         )
-    if spec.colour:
+    if spec.color_jitter:
         for enhance, factor in zip(
             (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), colours, strict=True
         ):
             image = enhance(image).enhance(float(factor))
-    if grey < spec.grey:
+    if grey < spec.grayscale:
         image = image.convert("L").convert("RGB")
     if blur < spec.blur:
         image = image.filter(ImageFilter.GaussianBlur(max(image.size) / 100))

@@ -65,7 +65,7 @@ def load_image(
         factor = 1
         if fit is not None:
             rows, columns = token_grid(_turned(image.size, orientation), fit)
-            side = fit.merge * fit.patch_size
+            side = fit.pixel_shuffle_factor * fit.patch_size
             width, height = _turned((columns * side, rows * side), orientation)
             if image.format in ("JPEG", "MPO"):
                 # Draft sizes have to cover both sides; larger than the picture means: as it is.
@@ -101,7 +101,7 @@ def token_grid(size: tuple[int, int], config: VisionTower) -> tuple[int, int]:
         size: width and height in pixels.
     """
     width, height = size
-    side = config.merge * config.patch_size
+    side = config.pixel_shuffle_factor * config.patch_size
     aspect = width / height
     area = min(max(width * height / side**2, config.min_tokens), config.max_tokens)
     best = (math.inf, 0, 0, 0)
@@ -129,7 +129,7 @@ def to_patches(image: "Image", config: VisionTower) -> tuple[NDArray[np.float32]
     from PIL import Image
 
     P = config.patch_size
-    rows, columns = (count * config.merge for count in token_grid(image.size, config))
+    rows, columns = (count * config.pixel_shuffle_factor for count in token_grid(image.size, config))
     resized = image.resize((columns * P, rows * P), Image.Resampling.BICUBIC, reducing_gap=3.0)
     pixels = np.asarray(resized).reshape(rows, P, columns, P, 3).transpose(0, 2, 4, 1, 3)
     patches = pixels.reshape(rows * columns, 3 * P * P).astype(np.float32)

@@ -118,7 +118,7 @@ def read_jsonl_file(path: Path, spec: SourceSpec, report: Report, keep: Keep) ->
                 raise DataError(f"{origin}: not valid JSON: {error}{_hint(line)}") from None
             if not isinstance(row, dict):
                 raise DataError(
-                    f"{origin}: must be a JSON object such as {{{json.dumps(spec.text_field)}: ...}}, "
+                    f"{origin}: must be a JSON object such as {{{json.dumps(spec.text_column)}: ...}}, "
                     f"not {_json_kind(row)}{_hint(line)}"
                 )
             yield from row_documents(row, spec, origin, path.parent)
@@ -132,7 +132,7 @@ def read_parquet_file(path: Path, spec: SourceSpec, report: Report, keep: Keep) 
     try:
         with pq.ParquetFile(path, pre_buffer=False) as file:
             names = file.schema_arrow.names
-            columns = [name for name in (spec.text_field, spec.messages_field) if name in names]
+            columns = [name for name in (spec.text_column, spec.messages_field) if name in names]
             if not columns:
                 raise _no_field(str(path), spec, names, "columns")
             if spec.messages_field in columns:
@@ -173,7 +173,7 @@ def read_dataset(spec: SourceSpec, keep: Keep) -> Iterator[Document]:
             rows = datasets.load_dataset(spec.path, spec.subset, split=spec.split, streaming=True)
         names = rows.column_names
         if names is not None:
-            columns = [name for name in (spec.text_field, spec.messages_field) if name in names]
+            columns = [name for name in (spec.text_column, spec.messages_field) if name in names]
             if not columns:
                 raise _no_field(where, spec, names, "columns")
             rows = rows.select_columns(columns)
@@ -208,11 +208,11 @@ def row_documents(
             _refuse_surrogates(text_of(message), origin)
         yield Document(None, messages, origin)
         return
-    if spec.text_field not in row:
+    if spec.text_column not in row:
         raise _no_field(origin, spec, list(row), "fields")
-    text = row[spec.text_field]
+    text = row[spec.text_column]
     if not isinstance(text, str):
-        raise DataError(f"{origin}: field {spec.text_field!r} must be a string, not {_json_kind(text)}")
+        raise DataError(f"{origin}: field {spec.text_column!r} must be a string, not {_json_kind(text)}")
     _refuse_surrogates(text, origin)
     yield from _pieces(text, origin, continues=False, limit=PIECE_CHARS)
 
@@ -352,8 +352,8 @@ def _refuse_surrogates(text: str, origin: str) -> None:
 
 def _no_field(origin: str, spec: SourceSpec, names: list[str], what: str) -> DataError:
     return DataError(
-        f"{origin}: has neither {spec.text_field!r} nor {spec.messages_field!r}; its {what} are: "
-        f"{', '.join(map(str, names)) or 'none'}. Name the right one with text_field or messages_field"
+        f"{origin}: has neither {spec.text_column!r} nor {spec.messages_field!r}; its {what} are: "
+        f"{', '.join(map(str, names)) or 'none'}. Name the right one with text_column or messages_field"
     )
 
 

@@ -337,7 +337,7 @@ def unit_starts(units: Ints, spoken: Spoken, features: NDArray[np.uint8]) -> Flo
     return result
 
 
-def pointers_of(starts: Floats, frames: int, frame_samples: float, delay: float, max_move: int) -> Ints | None:
+def pointers_of(starts: Floats, frames: int, frame_samples: float, delay: float, max_advance: int) -> Ints | None:
     """Which unit each of the codec's frames speaks.
 
     Args:
@@ -345,13 +345,13 @@ def pointers_of(starts: Floats, frames: int, frame_samples: float, delay: float,
         frames: F.
         frame_samples, delay: of the codec, in samples at 16 kHz: frame t gives back the samples from
             t · frame_samples − delay on.
-        max_move: how many units a frame may be ahead of the one before.
+        max_advance: how many units a frame may be ahead of the one before.
 
     Returns:
         (F,) int64 from 0 to U − 1, never falling; None where there are too few frames for the units.
     """
     last = len(starts) - 1
-    steps = max_move * np.arange(frames)
+    steps = max_advance * np.arange(frames)
     if frames < 2 or steps[-1] < last:
         return None
     middles = np.arange(frames) * frame_samples + frame_samples / 2 - delay

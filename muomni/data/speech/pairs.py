@@ -67,10 +67,10 @@ def prepare_pairs(
     sources: Sequence[SourceSpec],
     codec: SpeechCodec,
     *,
-    max_move: int = 8,
+    max_advance: int = 8,
     seed: int = 0,
     cache_dir: Path | None = None,
-    max_bad: float = 0.0,
+    max_unreadable_fraction: float = 0.0,
     language: str = "en",
     aligner: AlignerSpec | None = None,
     progress: bool = True,
@@ -84,18 +84,18 @@ def prepare_pairs(
 
     Args:
         codec: in evaluation mode, of sound at 16 kHz.
-        max_move: how many units a pointer moves at most from a frame to the next.
+        max_advance: how many units a pointer moves at most from a frame to the next.
         seed: of the alignment.
         cache_dir: where the folder comes to lie; None takes `speech` beside `default_cache_dir()`.
-        max_bad: share of recordings that may be unreadable.
+        max_unreadable_fraction: share of recordings that may be unreadable.
         language: of the texts; numbers are put into words in English.
         aligner: how the alignment is learnt; its seed is `seed`.
         progress: show a bar when standard error is a terminal.
         say: told what is done, in a sentence.
 
     Raises:
-        DataError: a source is missing or names no pair, more than `max_bad` of the recordings are unreadable, no pair
-            is left, or the cache cannot be written.
+        DataError: a source is missing or names no pair, more than `max_unreadable_fraction` of the recordings are
+            unreadable, no pair is left, or the cache cannot be written.
     """
     if codec.sample_rate != SAMPLE_RATE:
         raise DataError(f"the codec is for sound at {codec.sample_rate:,} Hz, and pairs are read at {SAMPLE_RATE:,}")
@@ -105,11 +105,13 @@ def prepare_pairs(
         pairs = [pair for n, source in enumerate(sources) for pair in _pairs(source, n, Path(scratch), language)]
         if not pairs:
             raise DataError("no source of speech was given")
-        target = root / f"pairs-{_key(pairs, codec, spec, max_move, language)}"
+        target = root / f"pairs-{_key(pairs, codec, spec, max_advance, language)}"
         if not (target / _META).is_file():
             try:
                 with atomic_folder(target) as partial:
-                    _Preparation(pairs, codec, spec, max_move, max_bad, language, partial).run(progress, say)
+                    _Preparation(pairs, codec, spec, max_advance, max_unreadable_fraction, language, partial).run(
+                        progress, say
+                    )
             except OSError as error:
                 raise DataError(f"{target}: cannot be written: {error.strerror or error}") from None
     return open_pairs(target)
@@ -164,13 +166,13 @@ class _Preparation:
         pairs: Sequence[_Pair],
         codec: SpeechCodec,
         spec: AlignerSpec,
-        max_move: int,
-        max_bad: float,
+        max_advance: int,
+        max_unreadable_fraction: float,
         language: str,
         folder: Path,
     ) -> None:
         self.pairs, self.codec, self.spec, self.folder = pairs, codec, spec, folder
-        self.max_move, self.max_bad, self.language = max_move, max_bad, language
+        self.max_advance, self.max_unreadable_fraction, self.language = max_advance, max_unreadable_fraction, language
         self.left_out: list[str] = []
         self.kept: list[_Pair] = []
         self.texts: list[str] = []
@@ -218,10 +220,10 @@ class _Preparation:
                 self._encode_chunk(chunk, features, codes)
                 chunk, seconds = [], 0.0
                 yield number
-        if unreadable > self.max_bad * len(self.pairs):
+        if unreadable > self.max_unreadable_fraction * len(self.pairs):
             raise DataError(
-                f"{unreadable} of {len(self.pairs)} recordings cannot be read, more than data.max_bad "
-                f"({self.max_bad:g}) allows; for example {'; '.join(self.left_out[:3])}"
+                f"{unreadable} of {len(self.pairs)} recordings cannot be read, more than data.max_unreadable_fraction "
+                f"({self.max_unreadable_fraction:g}) allows; for example {'; '.join(self.left_out[:3])}"
             )
         if chunk:
             self._encode_chunk(chunk, features, codes)
@@ -264,7 +266,7 @@ class _Preparation:
             pointer = None
             if found.score >= limit:
                 starts = unit_starts(self.units[n], found, own)
-                pointer = pointers_of(starts, self.frames[n], config.frame_samples, config.delay, self.max_move)
+                pointer = pointers_of(starts, self.frames[n], config.frame_samples, config.delay, self.max_advance)
             if pointer is None:
                 self.left_out.append(f"{self.kept[n].ref}: is not aligned with its text {self.texts[n][:60]!r}")
                 continue
@@ -318,14 +320,14 @@ def _pairs(source: SourceSpec, number: int, scratch: Path, language: str) -> Ite
         write_recordings(path, manifests[0], language=language)
     found = False
     for manifest in manifests:
-        for pair in _rows(manifest, source.text_field, number):
+        for pair in _rows(manifest, source.text_column, number):
             found = True
             yield pair
     if not found:
         raise DataError(f"{source.path}: names no pair of text and speech")
 
 
-def _rows(path: Path, text_field: str, source: int) -> Iterator[_Pair]:
+def _rows(path: Path, text_column: str, source: int) -> Iterator[_Pair]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -335,14 +337,14 @@ def _rows(path: Path, text_field: str, source: int) -> Iterator[_Pair]:
             continue
         try:
             row = json.loads(line)
-            values = (row["audio"], row[text_field], row.get("speaker", DEFAULT_SPEAKER), row.get("archive", ""))
+            values = (row["audio"], row[text_column], row.get("speaker", DEFAULT_SPEAKER), row.get("archive", ""))
         except (ValueError, KeyError, TypeError, AttributeError):
             raise DataError(
-                f'{path}: line {number}: must be a JSON object with "audio", the name of a sound, and "{text_field}", '
+                f'{path}: line {number}: must be a JSON object with "audio", the name of a sound, and "{text_column}", '
                 'what is said in it; "archive" where one holds the sound, "speaker" where there are several'
             ) from None
         if not all(isinstance(value, str) for value in values):
-            raise DataError(f'{path}: line {number}: "audio", "{text_field}", "speaker" and "archive" must be texts')
+            raise DataError(f'{path}: line {number}: "audio", "{text_column}", "speaker" and "archive" must be texts')
         audio, text, speaker, archive = values
         ref = (
             MediaRef("audio", str(path.parent / archive), audio)
@@ -352,9 +354,9 @@ def _rows(path: Path, text_field: str, source: int) -> Iterator[_Pair]:
         yield _Pair(ref, text, speaker or DEFAULT_SPEAKER, source)
 
 
-def _key(pairs: Sequence[_Pair], codec: SpeechCodec, spec: AlignerSpec, max_move: int, language: str) -> str:
+def _key(pairs: Sequence[_Pair], codec: SpeechCodec, spec: AlignerSpec, max_advance: int, language: str) -> str:
     """Of all that decides what comes out."""
-    digest = hashlib.blake2b(f"{_FORMAT} {asdict(spec)} {max_move} {language}".encode(), digest_size=12)
+    digest = hashlib.blake2b(f"{_FORMAT} {asdict(spec)} {max_advance} {language}".encode(), digest_size=12)
     for path in dict.fromkeys(pair.ref.path for pair in pairs):
         digest.update(f"{os.path.abspath(path)} {_stamp(path)}\0".encode())
     for pair in pairs:

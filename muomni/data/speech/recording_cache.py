@@ -60,7 +60,8 @@ def prepare_sounds(data: DataSpec) -> tuple[Sounds, Sounds]:
     """The recordings to learn from and to validate on; those held out are chosen by a hash of their names.
 
     Raises:
-        DataError: a source is missing, names no sound, or more than `data.max_bad` of the recordings cannot be read.
+        DataError: a source is missing, names no sound, or more than `data.max_unreadable_fraction` of the recordings
+        cannot be read.
     """
     fraction = 0.0 if data.val else data.val_fraction
     train = [[ref for ref in references(source) if not _held_out(ref, fraction)] for source in data.train]
@@ -73,16 +74,18 @@ def prepare_sounds(data: DataSpec) -> tuple[Sounds, Sounds]:
     for refs, name in ((train, "train"), (val, "val")):
         if not any(refs) or not all(refs):
             raise DataError(f"{name}: a source has no recording to use; name others, or give data.val of its own")
-    return build_sounds(train, folder, data.max_bad), build_sounds(val, folder, data.max_bad)
+    return build_sounds(train, folder, data.max_unreadable_fraction), build_sounds(
+        val, folder, data.max_unreadable_fraction
+    )
 
 
-def build_sounds(sources: Sequence[Sequence[MediaRef]], folder: Path, max_bad: float = 0.0) -> Sounds:
+def build_sounds(sources: Sequence[Sequence[MediaRef]], folder: Path, max_unreadable_fraction: float = 0.0) -> Sounds:
     """Decodes recordings, or opens what an earlier call left.
 
     Args:
         sources: the recordings of each, at least one.
         folder: where caches lie.
-        max_bad: share of recordings that may be unreadable; they are left out.
+        max_unreadable_fraction: share of recordings that may be unreadable; they are left out.
 
     Raises:
         DataError: more are unreadable, or none is left.
@@ -92,7 +95,7 @@ def build_sounds(sources: Sequence[Sequence[MediaRef]], folder: Path, max_bad: f
     if not (target / _META).is_file():
         try:
             with atomic_folder(target) as partial:
-                _write(sources, partial, max_bad)
+                _write(sources, partial, max_unreadable_fraction)
         except OSError as error:
             raise DataError(f"{target}: cannot be written: {error.strerror or error}") from None
     meta: dict[str, Any] = json.loads((target / _META).read_text(encoding="utf-8"))
@@ -100,7 +103,7 @@ def build_sounds(sources: Sequence[Sequence[MediaRef]], folder: Path, max_bad: f
     return Sounds(samples, tuple(meta["bounds"]), meta["clips"], tuple(meta["bad"]), key)
 
 
-def _write(sources: Sequence[Sequence[MediaRef]], partial: Path, max_bad: float) -> None:
+def _write(sources: Sequence[Sequence[MediaRef]], partial: Path, max_unreadable_fraction: float) -> None:
     """Decodes into `partial`; only one recording at a time is in memory."""
     raw = partial / "raw"
     pause = np.zeros(int(_PAUSE * SAMPLE_RATE), np.int16)
@@ -121,10 +124,10 @@ def _write(sources: Sequence[Sequence[MediaRef]], partial: Path, max_bad: float)
                 clips += 1
             bounds.append(done)
     total = clips + len(bad)
-    if not clips or len(bad) > max_bad * total:
+    if not clips or len(bad) > max_unreadable_fraction * total:
         raise DataError(
-            f"{len(bad)} of {total} recordings cannot be read, more than data.max_bad ({max_bad:g}) allows; "
-            f"for example {'; '.join(bad[:3])}"
+            f"{len(bad)} of {total} recordings cannot be read, more than data.max_unreadable_fraction "
+            f"({max_unreadable_fraction:g}) allows; for example {'; '.join(bad[:3])}"
         )
     stored = np.lib.format.open_memmap(partial / _SAMPLES, "w+", np.int16, (done,))
     stored[:] = np.memmap(raw, np.int16, "r")

@@ -20,16 +20,16 @@ from muomni.infer.request import FinishReason, Request
 from muomni.infer.runners.base import EagerRunner, Runner, torch_on_one_thread
 from muomni.infer.runners.select import Runners
 from muomni.infer.sampling import Sampler, on_device
-from muomni.infer.speculative.drafts import Lookup, verified
+from muomni.infer.speculative.drafts import PromptLookup, accept
 from muomni.model import OmniModel, SlotCache
-from muomni.model.module_modes import evaluating
+from muomni.model.module_modes import eval_mode
 
 # Several greedy steps are one call of the runner where it can do that, but not for longer than this: new
 # requests and cancellations wait for the call to end.
 _LONGEST_CALL_S = 0.02
 _MOST_STEPS = 32
 
-NO_GUESS_APART = "speculate has no effect with deterministic"
+NO_GUESS_APART = "speculate has no effect with batch_invariant"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class _Rows:
     guess: bool
 
 
-class Batcher:
+class EngineCore:
     """See the module.
 
     Args:
@@ -93,7 +93,7 @@ class Batcher:
     def step(self) -> None:
         """Computes one step for all. What fails is told to the requests it hits."""
         if self._mode is None:
-            self._mode = evaluating(self._model)
+            self._mode = eval_mode(self._model)
             self._mode.__enter__()
         started = time.perf_counter()
         try:
@@ -146,7 +146,7 @@ class Batcher:
 
     @property
     def guesses_deterministic(self) -> bool:
-        """Whether deterministic requests are guessed for: now, or perhaps by a runner that is being made."""
+        """Whether batch_invariant requests are guessed for: now, or perhaps by a runner that is being made."""
         return self.runner.batch_invariant or self._later is not None
 
     def _switch(self) -> None:
@@ -160,7 +160,7 @@ class Batcher:
             self.runner = runner
             self._step_s = 1.0
         inside = (*self.scheduler.running, *self.scheduler.filling, *self.scheduler.waiting)
-        if not self.runner.batch_invariant and any(r.deterministic and r.speculate for r in inside):
+        if not self.runner.batch_invariant and any(r.batch_invariant and r.speculate for r in inside):
             warnings.warn(f"{NO_GUESS_APART} requests here: {self.declined or 'the runner allows none'}", stacklevel=2)
 
     def _mixed_step(self, started: float) -> None:
@@ -229,7 +229,7 @@ class Batcher:
             if request.lookup is None:
                 guesser = request.speculate
                 prompt = request.prompt
-                request.lookup = Lookup(prompt) if isinstance(guesser, bool) else guesser.begin(prompt)
+                request.lookup = PromptLookup(prompt) if isinstance(guesser, bool) else guesser.begin(prompt)
             return request.lookup.draft(request.tokens, len(request.prompt), most)
         except Exception as error:  # noqa: BLE001 - told to the request whose guess failed
             self.end(request, error=error)
@@ -251,7 +251,7 @@ class Batcher:
         new: list[list[int]] = []
         for part in parts:
             draft = part.tokens[1:]
-            new.append(verified(draft, likely[: len(part.tokens)]))
+            new.append(accept(draft, likely[: len(part.tokens)]))
             likely = likely[len(part.tokens) :]
             if draft and part.request.lookup is not None:
                 accepted = len(new[-1]) - 1
@@ -261,7 +261,7 @@ class Batcher:
     def _make_rows(self) -> _Rows:
         requests = list(self.scheduler.running)
         simple = all(r.simple for r in requests)
-        apart = any(r.deterministic for r in requests) and not self.runner.batch_invariant
+        apart = any(r.batch_invariant for r in requests) and not self.runner.batch_invariant
         self._rows = _Rows(
             requests=requests,
             tokens=torch.tensor([r.tokens[-1] for r in requests]),
@@ -294,7 +294,7 @@ class Batcher:
         media: list[_Part] = text if type(self.runner) is EagerRunner else []
         groups = [text] if media is text else [text, media]
         for part in parts:
-            if part.request.deterministic and (apart or part.media is not None):
+            if part.request.batch_invariant and (apart or part.media is not None):
                 groups.append([part])
             else:
                 (text if part.media is None else media).append(part)

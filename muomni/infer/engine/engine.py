@@ -18,7 +18,7 @@ import torch
 
 from muomni.accel.device import free_memory
 from muomni.errors import BusyError, EngineError, PromptError
-from muomni.infer.engine.core import NO_GUESS_APART, Batcher
+from muomni.infer.engine.core import NO_GUESS_APART, EngineCore
 from muomni.infer.engine.scheduler import Scheduler
 from muomni.infer.request import Request
 from muomni.infer.runners.base import Runner
@@ -57,7 +57,7 @@ class Engine:
         self.cache = cache
         self._scheduler = Scheduler(cache.slots, cache.copy, chunk=chunk, chunk_alone=chunk_alone, reuse=reuse)
         runners = make_runner(model, cache) if runners is None else runners
-        self._batcher = Batcher(model, cache, runners, self._scheduler)
+        self._batcher = EngineCore(model, cache, runners, self._scheduler)
         self._most_waiting = most_waiting
         self._inbox: deque[Request] = deque()
         self._cancelled: deque[Request] = deque()
@@ -115,7 +115,7 @@ class Engine:
                 f"a prompt of {len(request.prompt)} tokens and a reply of {request.limit} do not fit the "
                 f"{self.cache.capacity} tokens of a slot: shorten the prompt or set max_new_tokens lower"
             )
-        if request.deterministic and request.speculate and not self._batcher.guesses_deterministic:
+        if request.batch_invariant and request.speculate and not self._batcher.guesses_deterministic:
             raise PromptError(
                 f"{NO_GUESS_APART}, as the steps of {type(self.runner).__name__} round by their size: give one of them"
             )

@@ -18,7 +18,7 @@ _SHORTEST = 256
 _MOST = 1 << 30
 
 
-class Session:
+class EngineCache:
     """Makes an engine or a drafter when one is asked for; keeps it while the weights and what is asked stay the same.
 
     Copies and pickles of a session are new ones: they belong to another model.
@@ -32,11 +32,11 @@ class Session:
         self._drafter: Drafter | None = None
         self._drafter_for: tuple[Any, ...] = ()
 
-    def __deepcopy__(self, _: dict[int, Any]) -> "Session":
-        return Session()
+    def __deepcopy__(self, _: dict[int, Any]) -> "EngineCache":
+        return EngineCache()
 
-    def __reduce__(self) -> tuple[type["Session"], tuple[()]]:
-        return Session, ()
+    def __reduce__(self) -> tuple[type["EngineCache"], tuple[()]]:
+        return EngineCache, ()
 
     def engine(self, model: OmniModel, slots: int, capacity: int, dtype: torch.dtype | None = None) -> Engine:
         """An engine with at least `capacity` tokens a slot, and `slots` of them where memory allows.

@@ -16,7 +16,7 @@ BLOCK = 16
 _COMPARED = 8
 
 
-def chain(tokens: Sequence[int], before: Sequence[int] = ()) -> list[int]:
+def block_hashes(tokens: Sequence[int], before: Sequence[int] = ()) -> list[int]:
     """Hashes of the whole blocks of `tokens`, of which `before` are the first."""
     hashes = list(before)
     last = hashes[-1] if hashes else 0
@@ -47,7 +47,7 @@ class PrefixIndex:
             if not self._slots[gone]:
                 del self._slots[gone]
         self.tokens[slot] = tokens
-        self._hashes[slot] = chain(tokens, hashes[:keep])
+        self._hashes[slot] = block_hashes(tokens, hashes[:keep])
         for new in self._hashes[slot][keep:]:
             self._slots.setdefault(new, {})[slot] = None
 
@@ -56,7 +56,7 @@ class PrefixIndex:
 
         Args:
             tokens: looked for.
-            hashes: `chain(tokens)`.
+            hashes: `block_hashes(tokens)`.
         """
         found: dict[int, None] = {}
         for value in hashes:

@@ -9,10 +9,10 @@ longest request that is let in, so nobody who has one must give it up before the
 from collections import deque
 from collections.abc import Callable
 
-from muomni.infer.engine.prefix_cache import BLOCK, PrefixIndex, chain
+from muomni.infer.engine.prefix_cache import BLOCK, PrefixIndex, block_hashes
 from muomni.infer.request import Request
 
-# Prompts of deterministic requests are always cut here, whatever else there is to do.
+# Prompts of batch_invariant requests are always cut here, whatever else there is to do.
 FIXED_CHUNK = 256
 
 
@@ -54,9 +54,9 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         """Lets a request wait for a slot."""
-        if self._reuse and not request.deterministic:
+        if self._reuse and not request.batch_invariant:
             # The last token is always computed: its logits are needed.
-            request.hashes = chain(request.keys[:-1])
+            request.hashes = block_hashes(request.keys[:-1])
         self.waiting.append(request)
 
     def admit(self) -> list[Request]:
@@ -101,7 +101,7 @@ class Scheduler:
         waiting = sorted(self.filling, key=lambda r: len(r.prompt) - r.stored)  # those who need least leave the rest
         for place, request in enumerate(waiting):
             rest = len(request.prompt) - request.stored
-            if request.deterministic:
+            if request.batch_invariant:
                 count = min(rest, FIXED_CHUNK)
             else:
                 count = min(rest, max(left // (len(waiting) - place), min(left, BLOCK)))
@@ -114,7 +114,7 @@ class Scheduler:
         """Notes that `count` more tokens of the prompt are stored; True when that was the last of them."""
         request.stored += count
         done = request.stored == len(request.prompt)
-        if self._reuse and not request.deterministic:
+        if self._reuse and not request.batch_invariant:
             self.prefix.hold(request.slot, list(request.keys[: request.stored]))
         if done:
             self.filling.remove(request)
@@ -130,5 +130,5 @@ class Scheduler:
         (self.running if request in self.running else self.filling).remove(request)
         slot, request.slot = request.slot, -1
         self._free[slot] = None
-        if self._reuse and not request.deterministic:
+        if self._reuse and not request.batch_invariant:
             self.prefix.hold(slot, [*request.keys[: request.stored], *request.tokens[:-1]])

@@ -14,7 +14,7 @@ from muomni.errors import ConfigError, EngineError
 from muomni.infer.runners.base import EagerRunner, Runner
 from muomni.model import OmniModel, SlotCache
 from muomni.model.int8_layers import is_quantized
-from muomni.model.module_modes import evaluating
+from muomni.model.module_modes import eval_mode
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def make_runner(model: OmniModel, cache: SlotCache, name: RunnerName | None = No
         return Runners(eager, note="as asked")
     if name == "auto":
         weights = "int8" if is_quantized(model) else "float"
-        found = verdicts.recall(cache.device, model.config.thinker, weights)
+        found = verdicts.load_verdicts(cache.device, model.config.thinker, weights)
         lost = found.loss(verdicts.DECODE_STEP, "a step in one call")
         if lost is not None:
             return Runners(eager, note=lost)
@@ -71,7 +71,7 @@ def make_runner(model: OmniModel, cache: SlotCache, name: RunnerName | None = No
     from muomni.infer.runners import native
     from muomni.ops.native import Unavailable, load
 
-    with evaluating(model):
+    with eval_mode(model):
         fault = native.why_not(model, cache)
     if fault is not None:
         if name == "native":

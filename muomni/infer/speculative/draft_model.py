@@ -24,7 +24,7 @@ from muomni.infer.runners.select import Runners, make_runner
 from muomni.infer.speculative.drafts import Guesses
 from muomni.model import OmniModel, SlotCache
 from muomni.model.kv_cache import slot_bytes
-from muomni.model.module_modes import evaluating
+from muomni.model.module_modes import eval_mode
 
 if TYPE_CHECKING:
     from muomni.data.text.tokenizer import Tokenizer
@@ -74,7 +74,7 @@ class Drafter:
             if not self._free:
                 return -1
             if self._mode is None:
-                self._mode = evaluating(self.model)
+                self._mode = eval_mode(self.model)
                 self._mode.__enter__()
             return self._free.pop()
 

@@ -102,7 +102,7 @@ class Guesses(ABC):
             self._trials = _TRIALS - 1  # one more failure is enough
 
 
-class Lookup(Guesses):
+class PromptLookup(Guesses):
     """Drafts from the text so far."""
 
     def __init__(self, tokens: Sequence[int]) -> None:
@@ -148,14 +148,14 @@ def check_guessable(params: SamplingParams) -> None:
             )
 
 
-class Guesser(Protocol):
+class DraftProposer(Protocol):
     """Whoever guesses for many requests."""
 
     def begin(self, tokens: Sequence[int]) -> Guesses:
         """The drafts of a request with this prompt."""
 
 
-def verified(draft: Sequence[int], likely: Sequence[int]) -> list[int]:
+def accept(draft: Sequence[int], likely: Sequence[int]) -> list[int]:
     """The tokens that are certain: the most likely ones up to the first that contradicts the draft.
 
     Args:

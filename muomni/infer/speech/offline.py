@@ -18,7 +18,7 @@ from muomni.infer.speech.speaker_pool import SpeechSession, codec_of, talker_of
 from muomni.infer.speech.text import SentenceText, encode_sentences
 from muomni.model import OmniModel
 from muomni.model.codec import SpeechCodec
-from muomni.model.module_modes import evaluating
+from muomni.model.module_modes import eval_mode
 
 if TYPE_CHECKING:
     from muomni.data.text.tokenizer import Tokenizer
@@ -126,7 +126,7 @@ def _speak(model: OmniModel, tokenizer: "Tokenizer", speaker: Speaker, sentences
         while speaker.free and (waiting or encoded):
             if not encoded:
                 encoded = [waiting.pop() for _ in range(min(slots, len(waiting)))][::-1]
-                with torch.inference_mode(), evaluating(model):
+                with torch.inference_mode(), eval_mode(model):
                     encode_sentences(model, tokenizer, [sentence.text for sentence in encoded])
             speaker.add(encoded.pop())
         for sentence in speaker.run(_LOOK):
@@ -144,7 +144,7 @@ def _decode(codec: SpeechCodec, sentences: Sequence[Sentence], flush: int) -> di
         sounds.update(zip(group, (sound.float().cpu() for sound in codec.decode(codes)), strict=True))
         group.clear()
 
-    with evaluating(codec):
+    with eval_mode(codec):
         for sentence in sorted(sentences, key=lambda sentence: sentence.frames or 0):
             if group and (len(group) + 1) * (sentence.frames or 0) > _DECODED:
                 decode_group()

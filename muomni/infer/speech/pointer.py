@@ -1,6 +1,6 @@
 """The one rule by which the Talker's place in the text moves on, and by which speech ends.
 
-The pointer only moves forward, by at most `max_move` units a frame, and speech ends on END only: nothing is skipped
+The pointer only moves forward, by at most `max_advance` units a frame, and speech ends on END only: nothing is skipped
 over, said twice or cut off. What is left to the rule is how fast.
 
 * `expected`: the mean of the predicted moves is saved up, and the pointer moves by the whole units of it. It has no
@@ -12,7 +12,7 @@ over, said twice or cut off. What is left to the rule is how fast.
 On END the classes are "stop" and "stay". `expected` stops once the probability of having stopped by now reaches 1/2
 (the median of what `drawn` would do), and that frame is the last.
 
-Legend: N rows, C = max_move + 2 classes: moves by 0 to max_move units, and stop.
+Legend: N rows, C = max_advance + 2 classes: moves by 0 to max_advance units, and stop.
 """
 
 from typing import NamedTuple

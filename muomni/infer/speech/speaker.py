@@ -22,7 +22,7 @@ from muomni.infer.speech.backbone import Backbone
 from muomni.infer.speech.pointer import Place, move
 from muomni.infer.speech.settings import SpeechSettings
 from muomni.infer.speech.text import SentenceText
-from muomni.model.module_modes import evaluating
+from muomni.model.module_modes import eval_mode
 from muomni.model.talker import NONE, Talker, undelay
 
 # Seconds that the pointer may stay where it is.
@@ -152,8 +152,8 @@ class Speaker:
         if text.complete:
             return _BLOCK
         # END may be the next unit: a move must not lead behind it.
-        ahead = min(text.known - config.lookahead - 1, text.known - config.max_move) - sentence.pointer
-        return min(_BLOCK, ahead // config.max_move + 1) if ahead >= 0 else 0
+        ahead = min(text.known - config.lookahead - 1, text.known - config.max_advance) - sentence.pointer
+        return min(_BLOCK, ahead // config.max_advance + 1) if ahead >= 0 else 0
 
     @torch.inference_mode()
     def run(self, most: int) -> list[Sentence]:
@@ -168,7 +168,7 @@ class Speaker:
         sentences = [sentence for _, sentence in able]
         count = min(most, *(self.safe(sentence) for sentence in sentences))
         alone = torch_on_one_thread() if self._backbone.own_threads else nullcontext()
-        with evaluating(self._talker), alone:
+        with eval_mode(self._talker), alone:
             self._compute([slot for slot, _ in able], sentences, count)
         for slot, sentence in able:
             if sentence.done:

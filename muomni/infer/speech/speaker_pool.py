@@ -13,7 +13,7 @@ from muomni.infer.speech.speaker import Speaker, capacity_for
 from muomni.model import OmniModel
 from muomni.model.codec import SpeechCodec
 from muomni.model.int8_layers import is_quantized
-from muomni.model.module_modes import evaluating
+from muomni.model.module_modes import eval_mode
 from muomni.model.talker import Talker
 from muomni.ops.native import Library, Unavailable, load
 
@@ -57,7 +57,7 @@ class SpeechSession:
             backbone, self._kept = self._kept, None
             if backbone is None or weights != self._weights or backbone.cache.slots < slots:
                 backbone = None  # its cache is given back before the next one is made
-                with evaluating(talker):
+                with eval_mode(talker):
                     capacity = capacity_for(talker, codec.frame_rate)
                     backbone = make_backbone(talker, slots, capacity, self._native(model, talker))
             self._weights = weights
@@ -78,7 +78,7 @@ class SpeechSession:
             return "the native decoder is for CPUs"
         if name == "auto":
             weights = "int8" if is_quantized(talker) else "float"
-            found = verdicts.recall(talker.norm.weight.device, model.config.thinker, weights)
+            found = verdicts.load_verdicts(talker.norm.weight.device, model.config.thinker, weights)
             lost = found.loss(verdicts.TALKER_STEP, "a talker's frame in one call")
             if lost is not None:
                 return lost

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from muomni.data.speech.spoken_text import SpokenText, Word
 from muomni.errors import SpeechError
-from muomni.infer.reply import Piece, Reply, SpeechTiming
+from muomni.infer.reply import Chunk, Reply, SpeechTiming
 from muomni.infer.speech.offline import nothing_to_say, text_seed
 from muomni.infer.speech.settings import SpeechSettings
 from muomni.infer.speech.speaker import Sentence, sentence_seed
@@ -24,7 +24,7 @@ from muomni.infer.speech.text import SentenceText, encode_sentences
 from muomni.infer.streaming import TextStream
 from muomni.model import OmniModel
 from muomni.model.codec.streaming import StreamingDecoder
-from muomni.model.module_modes import evaluating
+from muomni.model.module_modes import eval_mode
 
 if TYPE_CHECKING:
     from muomni.data.text.tokenizer import Tokenizer
@@ -188,7 +188,7 @@ class TextSpeech:
         if not self._reads_on(sentence):
             return
         begins = sentence.text.encoded is None
-        with torch.inference_mode(), evaluating(self._model):
+        with torch.inference_mode(), eval_mode(self._model):
             encode_sentences(self._model, self._tokenizer, [sentence.text])
         if begins:
             self._loan.speaker.add(sentence)
@@ -203,7 +203,7 @@ class TextSpeech:
             if self._samples:
                 pause = torch.zeros(round(self._settings.pause * self.sample_rate))
         codes = sentence.codes(self._out, self._out + frames, self._flush)
-        with evaluating(self._codec):
+        with eval_mode(self._codec):
             sound = self._decoder.push(codes.T[None])[0].float().cpu() if frames else torch.empty(0)
         self._out += frames
         self._piece += 1
@@ -213,7 +213,7 @@ class TextSpeech:
         return sound if pause is None else torch.cat((pause, sound))
 
 
-def speak_pieces(speech: TextSpeech, texts: Iterable[str]) -> Generator[Piece]:
+def speak_pieces(speech: TextSpeech, texts: Iterable[str]) -> Generator[Chunk]:
     """The speech of a text, given in pieces, in pieces; leaving early stops it.
 
     Raises:
@@ -231,13 +231,13 @@ def speak_pieces(speech: TextSpeech, texts: Iterable[str]) -> Generator[Piece]:
         speech.close()
 
 
-def _pieces_of(speech: TextSpeech) -> Iterator[Piece]:
+def _pieces_of(speech: TextSpeech) -> Iterator[Chunk]:
     sound = speech.work()
     if sound is not None and len(sound):
-        yield Piece("", (), sound, speech.sample_rate)
+        yield Chunk("", (), sound, speech.sample_rate)
 
 
-class SpokenStream(Iterator[Piece]):
+class SpokenStream(Iterator[Chunk]):
     """A reply that is spoken while it is written: pieces of text and of sound in turn, as `TextStream` otherwise.
 
     Text comes as soon as it is known: between two pieces of it at most one turn of speech is computed, and none
@@ -255,7 +255,7 @@ class SpokenStream(Iterator[Piece]):
         self._reply: Reply | None = None
         self._pieces = self._run()
 
-    def __next__(self) -> Piece:
+    def __next__(self) -> Chunk:
         return next(self._pieces)
 
     @property
@@ -295,7 +295,7 @@ class SpokenStream(Iterator[Piece]):
         self._stream.close()
         self._speech.close()
 
-    def _run(self) -> Generator[Piece]:
+    def _run(self) -> Generator[Chunk]:
         speech = self._speech
         failure: SpeechError | None = None
         try:
@@ -322,7 +322,7 @@ class SpokenStream(Iterator[Piece]):
             self._stream.close()
             speech.close()
 
-    def _keep(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
+    def _keep(self, pieces: Iterator[Chunk]) -> Iterator[Chunk]:
         for piece in pieces:
             assert piece.audio is not None
             self._sounds.append(piece.audio)

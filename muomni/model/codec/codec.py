@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from muomni.config.codec import CodecConfig
 from muomni.model.codec.decoder import CodecDecoder
 from muomni.model.codec.encoder import CodecEncoder
-from muomni.model.codec.quantizer import Quantizer
+from muomni.model.codec.quantizer import ResidualVectorQuantizer
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class CodecOutput:
     Attributes:
         samples: (B, S − delay) as the codes give them back.
         codes: (B, K, T) int64.
-        commitment: scalar, summed over rows; see `Quantizer`.
+        commitment: scalar, summed over rows; see `ResidualVectorQuantizer`.
     """
 
     samples: Tensor
@@ -48,7 +48,7 @@ class SpeechCodec(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = CodecEncoder(config)
-        self.quantizer = Quantizer(config)
+        self.quantizer = ResidualVectorQuantizer(config)
         self.decoder = CodecDecoder(config)
         self.encoder.init_weights(generator)
         self.decoder.init_weights(generator)

@@ -26,7 +26,7 @@ class SpectrumHead(nn.Module):
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
-        self.window, self.hop = config.window, config.hop
+        self.window, self.hop_length = config.window, config.hop_length
         self.linear = nn.Linear(config.hidden_size, config.window + 2)
         shape = torch.hann_window(config.window, dtype=torch.float64)
         # Analysis and synthesis windows together, four of which overlap, add up to 3/2.
@@ -39,10 +39,10 @@ class SpectrumHead(nn.Module):
             size, phase = self.linear(x).chunk(2, -1)
             spectra = torch.polar((size + _USUAL).clamp(max=_LARGEST).exp(), phase)
             pieces = torch.fft.irfft(spectra, self.window) * self.shape.to(phase.dtype)
-        overlap = self.window // self.hop
+        overlap = self.window // self.hop_length
         # Quarter q of a window is a part of the hop that ends q hops after the window's first one.
         pieces = with_past(self, pieces, overlap - 1, history)
-        pieces = pieces.view(*pieces.shape[:2], overlap, self.hop)
+        pieces = pieces.view(*pieces.shape[:2], overlap, self.hop_length)
         count = x.shape[1]
         hops = [pieces[:, overlap - 1 - q : overlap - 1 - q + count, q] for q in range(overlap)]
         return torch.stack(hops).sum(0).flatten(1)

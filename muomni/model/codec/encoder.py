@@ -16,14 +16,14 @@ _CENTRE, _SPREAD = -3.0, 4.0
 
 
 class LogMel(nn.Module):
-    """Spectra of the last `window` samples, one every `hop`; unlike the hearing encoder's, loudness stays in them."""
+    """Spectra of the last `window` samples, one every `hop_length`; they keep the loudness."""
 
     shape: Tensor
     filters: Tensor
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
-        self.window, self.hop = config.window, config.hop
+        self.window, self.hop_length = config.window, config.hop_length
         shape = torch.hann_window(self.window, dtype=torch.float64)
         filters = mel_filters(config.num_mel_bins, self.window, config.sample_rate)
         # Of the widest of filters, so that a full wave of any frequency has a power of about one.
@@ -32,11 +32,11 @@ class LogMel(nn.Module):
 
     def forward(self, samples: Tensor, history: History | None = None) -> Tensor:
         """(B, S) to (B, S / hop, M); S is a multiple of the hop."""
-        seen = with_past(self, samples[..., None], self.window - self.hop, history)[..., 0]
+        seen = with_past(self, samples[..., None], self.window - self.hop_length, history)[..., 0]
         # Under autocast spectra stay exact: their smallest values are a millionth of the largest.
         with torch.autocast(samples.device.type, enabled=False):
             shape, filters = self.shape.to(samples), self.filters.to(samples)
-            spectra = torch.fft.rfft(seen.unfold(1, self.window, self.hop) * shape) * (4 / self.window)
+            spectra = torch.fft.rfft(seen.unfold(1, self.window, self.hop_length) * shape) * (4 / self.window)
             power = (spectra.real.square() + spectra.imag.square()) @ filters
             mel: Tensor = (power.clamp(min=_FLOOR).log10() - _CENTRE) / _SPREAD
         return mel

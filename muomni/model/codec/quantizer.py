@@ -22,7 +22,7 @@ _DEAD = 0.1
 _LEAST = 1e-8
 
 
-class Quantizer(nn.Module):
+class ResidualVectorQuantizer(nn.Module):
     """K codes a frame. Its tables are buffers: no gradient reaches them.
 
     Attributes:
@@ -39,7 +39,7 @@ class Quantizer(nn.Module):
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
         K, V, L = config.num_codebooks, config.codebook_size, config.latent_size
-        self.nested = config.nested
+        self.quantizer_dropout = config.quantizer_dropout
         self.register_buffer("counts", torch.zeros(K, V))
         self.register_buffer("sums", torch.zeros(K, V, L))
         # Of the step under way: they are empty wherever a checkpoint is written.
@@ -56,7 +56,7 @@ class Quantizer(nn.Module):
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rounds, and lets gradients pass as if it had not.
 
-        In training some rows keep only their first codes, see `CodecConfig.nested`.
+        In training some rows keep only their first codes, see `CodecConfig.quantizer_dropout`.
 
         Args:
             latents: (B, T, L) of the encoder.
@@ -121,7 +121,7 @@ class Quantizer(nn.Module):
         if not self.training:
             return None
         K = len(self.counts)
-        some = torch.rand(B, device=device) < self.nested
+        some = torch.rand(B, device=device) < self.quantizer_dropout
         count = torch.where(some, torch.randint(1, K + 1, (B,), device=device), K)
         return count.repeat_interleave(T)
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from muomni.config import AudioConfig
-from muomni.model.inputs import Clips, filled, moved, row_length
+from muomni.model.inputs import AudioBatch, filled, moved, row_length
 from muomni.model.layers import Block, RMSNorm
 from muomni.ops.attention import Segments
 from muomni.ops.rope import rope_tables
@@ -66,11 +66,11 @@ class AudioEncoder(nn.Module):
                 ends_branch = name.endswith(("o_proj.weight", "down_proj.weight"))
                 parameter.normal_(0.0, branch if ends_branch else std, generator=generator)
 
-    def counts(self, clips: Clips) -> list[int]:
+    def counts(self, clips: AudioBatch) -> list[int]:
         """How many tokens each clip becomes."""
         return [num_tokens(frames) for frames in clips.frames]
 
-    def forward(self, clips: Clips) -> Tensor:
+    def forward(self, clips: AudioBatch) -> Tensor:
         """Runs the encoder.
 
         Args:
@@ -91,7 +91,7 @@ class AudioEncoder(nn.Module):
         hidden: Tensor = self.norm(x[0, : sum(self.counts(clips))])
         return hidden
 
-    def _convolved(self, mel: Tensor, row: "Row") -> Tensor:
+    def _convolved(self, mel: Tensor, row: "PackedClips") -> Tensor:
         """(tokens of the row, D) as the blocks take them."""
         nothing = mel.new_zeros(1, mel.shape[1])
         x = torch.cat((mel, nothing))[row.frames].to(self.norm.weight.dtype)
@@ -105,7 +105,7 @@ class AudioEncoder(nn.Module):
         return x[0].T[row.tokens].to(self.norm.weight.dtype)
 
 
-def checked_mel(clips: Clips, bins: int) -> Tensor:
+def checked_mel(clips: AudioBatch, bins: int) -> Tensor:
     """The frames of all clips.
 
     Raises:
@@ -121,7 +121,7 @@ def checked_mel(clips: Clips, bins: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Row:
+class PackedClips:
     """How the chunks of some clips stand in one row.
 
     A chunk takes a multiple of 8 frames, and 8 frames of zeros stand behind it: what a convolution sees beyond the
@@ -140,13 +140,15 @@ class Row:
     positions: Tensor
     segments: Segments
 
-    def to(self, device: torch.device) -> "Row":
+    def to(self, device: torch.device) -> "PackedClips":
         """The same on a device."""
         bounds = Segments(moved(self.segments.cu_seqlens, device), self.segments.max_seqlen)
-        return Row(moved(self.frames, device), moved(self.tokens, device), moved(self.positions, device), bounds)
+        return PackedClips(
+            moved(self.frames, device), moved(self.tokens, device), moved(self.positions, device), bounds
+        )
 
 
-def lay_out(frames: Sequence[int], chunk_tokens: int) -> Row:
+def lay_out(frames: Sequence[int], chunk_tokens: int) -> PackedClips:
     """The row of clips of so many frames, on the host.
 
     Args:
@@ -169,7 +171,7 @@ def lay_out(frames: Sequence[int], chunk_tokens: int) -> Row:
     places = np.flatnonzero(heard[::STRIDE])
     missing = ends[-1] - len(positions)
     segments = Segments(torch.tensor(ends, dtype=torch.int32), max(64, int(tokens.max()))).rounded(ends[-1])
-    return Row(
+    return PackedClips(
         torch.from_numpy(np.pad(where, (0, row_length(len(where)) - len(where)), constant_values=clips.sum())),
         torch.from_numpy(np.pad(places, (0, missing))),
         torch.from_numpy(np.pad(positions, (0, missing))),

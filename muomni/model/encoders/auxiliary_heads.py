@@ -1,6 +1,6 @@
 """Auxiliary heads, which teach an encoder more directly than the Thinker's loss does. Nothing else needs them.
 
-Legend: N tokens of an encoder, D its width, C clips with a transcript or pictures with a caption, E contrastive_size.
+Legend: N tokens of an encoder, D its width, C clips with a transcript or pictures with a caption, E projection_dim.
 """
 
 import math

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from muomni.config import SiglipConfig
 from muomni.model.encoders.layers import PublishedBlock, init_published
 from muomni.model.encoders.vision import Grid, PatchEmbedding, checked_patches, lay_out
-from muomni.model.inputs import Images
+from muomni.model.inputs import ImageBatch
 
 
 class SiglipEncoder(nn.Module):
@@ -32,11 +32,11 @@ class SiglipEncoder(nn.Module):
         """Normal weights, for an encoder whose weights are not loaded."""
         init_published(self, self.config.initializer_range, generator)
 
-    def counts(self, images: Images) -> list[int]:
+    def counts(self, images: ImageBatch) -> list[int]:
         """How many tokens each picture becomes."""
-        return [rows * columns // self.config.merge**2 for rows, columns in images.grids]
+        return [rows * columns // self.config.pixel_shuffle_factor**2 for rows, columns in images.grids]
 
-    def forward(self, images: Images) -> Tensor:
+    def forward(self, images: ImageBatch) -> Tensor:
         """Runs the encoder.
 
         Args:
@@ -48,7 +48,7 @@ class SiglipEncoder(nn.Module):
         Raises:
             ValueError: the patches are not as many or not as large as the grids say, or a grid is not a multiple of m.
         """
-        m = self.config.merge
+        m = self.config.pixel_shuffle_factor
         patches = checked_patches(images, self.config.patch_size, m)
         row = lay_out(images.grids, m).to(patches.device)
         missing = row.positions.shape[1] - patches.shape[0]

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from muomni.config import VisionConfig
-from muomni.model.inputs import Images, filled, moved
+from muomni.model.inputs import ImageBatch, filled, moved
 from muomni.model.layers import Block, RMSNorm
 from muomni.ops.attention import Segments
 from muomni.ops.rope import rope_tables
@@ -59,11 +59,11 @@ class VisionEncoder(nn.Module):
                 ends_branch = name.endswith(("o_proj.weight", "down_proj.weight"))
                 parameter.normal_(0.0, branch if ends_branch else std, generator=generator)
 
-    def counts(self, images: Images) -> list[int]:
+    def counts(self, images: ImageBatch) -> list[int]:
         """How many tokens each picture becomes."""
-        return [rows * columns // self.config.merge**2 for rows, columns in images.grids]
+        return [rows * columns // self.config.pixel_shuffle_factor**2 for rows, columns in images.grids]
 
-    def forward(self, images: Images) -> Tensor:
+    def forward(self, images: ImageBatch) -> Tensor:
         """Runs the encoder.
 
         Args:
@@ -75,7 +75,7 @@ class VisionEncoder(nn.Module):
         Raises:
             ValueError: the patches are not as many or not as large as the grids say, or a grid is not a multiple of m.
         """
-        m = self.config.merge
+        m = self.config.pixel_shuffle_factor
         patches = checked_patches(images, self.config.patch_size, m)
         row = lay_out(images.grids, m).to(patches.device)
         missing = row.positions.shape[1] - patches.shape[0]
@@ -89,11 +89,12 @@ class VisionEncoder(nn.Module):
         return hidden.index_select(0, row.order).view(len(row.order) // m**2, -1)
 
 
-def checked_patches(images: Images, patch_size: int, merge: int) -> Tensor:
+def checked_patches(images: ImageBatch, patch_size: int, merge: int) -> Tensor:
     """The patches of all pictures.
 
     Raises:
-        ValueError: they are not as many or not as large as the grids say, or a grid is not a multiple of `merge`.
+        ValueError: they are not as many or not as large as the grids say, or a grid is not a multiple of
+        `pixel_shuffle_factor`.
     """
     wanted = (sum(rows * columns for rows, columns in images.grids), 3 * patch_size**2)
     if images.patches.shape != wanted or not wanted[0]:
@@ -106,7 +107,7 @@ def checked_patches(images: Images, patch_size: int, merge: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Row:
+class PackedImages:
     """How the patches of some pictures stand in one row.
 
     Attributes:
@@ -119,14 +120,14 @@ class Row:
     order: Tensor
     segments: Segments
 
-    def to(self, device: torch.device) -> "Row":
+    def to(self, device: torch.device) -> "PackedImages":
         """The same on a device."""
         bounds = Segments(moved(self.segments.cu_seqlens, device), self.segments.max_seqlen)
-        return Row(moved(self.positions, device), moved(self.order, device), bounds)
+        return PackedImages(moved(self.positions, device), moved(self.order, device), bounds)
 
 
-def lay_out(grids: Sequence[Grid], merge: int) -> Row:
-    """The row of pictures of these grids in patches, multiples of `merge`; made on the host."""
+def lay_out(grids: Sequence[Grid], merge: int) -> PackedImages:
+    """The row of pictures of these grids in patches, multiples of `pixel_shuffle_factor`; made on the host."""
     positions, order, bounds = [], [], [0]
     for rows, columns in grids:
         positions.append(np.indices((rows, columns)).reshape(2, -1))
@@ -137,4 +138,6 @@ def lay_out(grids: Sequence[Grid], merge: int) -> Row:
     ends = filled(bounds)
     positions.append(np.zeros((2, ends[-1] - bounds[-1]), dtype=np.int64))
     segments = Segments(torch.tensor(ends, dtype=torch.int32), max(longest, 64)).rounded(ends[-1])
-    return Row(torch.from_numpy(np.concatenate(positions, 1)), torch.from_numpy(np.concatenate(order)), segments)
+    return PackedImages(
+        torch.from_numpy(np.concatenate(positions, 1)), torch.from_numpy(np.concatenate(order)), segments
+    )

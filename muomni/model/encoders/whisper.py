@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from muomni.config import WhisperConfig
 from muomni.model.encoders.audio import checked_mel, num_tokens
 from muomni.model.encoders.layers import PublishedBlock, init_published
-from muomni.model.inputs import Clips, moved
+from muomni.model.inputs import AudioBatch, moved
 
 FRAMES = 3000
 _STATES = FRAMES // 2
@@ -44,11 +44,11 @@ class WhisperEncoder(nn.Module):
         """Normal weights, for an encoder whose weights are not loaded."""
         init_published(self, self.config.initializer_range, generator)
 
-    def counts(self, clips: Clips) -> list[int]:
+    def counts(self, clips: AudioBatch) -> list[int]:
         """How many tokens each clip becomes."""
         return [num_tokens(frames) for frames in clips.frames]
 
-    def forward(self, clips: Clips) -> Tensor:
+    def forward(self, clips: AudioBatch) -> Tensor:
         """Runs the encoder.
 
         Args:

@@ -164,7 +164,7 @@ class Talker(nn.Module):
         return hidden
 
     def move_logits(self, hidden: Tensor) -> Tensor:
-        """(M, num_moves) for (M, D) states: moves of 0 to `max_move` units, then `stop`."""
+        """(M, num_moves) for (M, D) states: moves of 0 to `max_advance` units, then `stop`."""
         logits: Tensor = self.moves(hidden)
         return logits
 
@@ -187,7 +187,7 @@ class Talker(nn.Module):
     def losses(self, batch: SpeechBatch, states: Tensor) -> TalkerLosses:
         """The losses of all frames, each with the true frames before it in sight.
 
-        In training some of those are replaced by `noise`, and some sentences are without states.
+        In training some of those are replaced by `code_corruption`, and some sentences are without states.
 
         Args:
             batch: on the Talker's device.
@@ -213,8 +213,8 @@ class Talker(nn.Module):
         gap = (self.config.text_kernel - 1) // 2
         row = lay_out_text(batch.unit_lengths, U, gap, states.device)
         projected = self.text.project(states).index_select(0, batch.words.flatten()[row.places])
-        if self.training and self.config.state_dropout:
-            heard = torch.rand(S, device=states.device) >= self.config.state_dropout
+        if self.training and self.config.conditioning_dropout:
+            heard = torch.rand(S, device=states.device) >= self.config.conditioning_dropout
             projected = projected * heard[row.sentence][:, None]
         units = batch.units.flatten()[row.places]
         encoded = self.text(units[None], projected[None], row.inside[None])[0]
@@ -225,9 +225,9 @@ class Talker(nn.Module):
 
     def _with_noise(self, codes: Tensor) -> Tensor:
         """(F, K) with some frames replaced by random ones, in training."""
-        if not self.training or not self.config.noise:
+        if not self.training or not self.config.code_corruption:
             return codes
-        replaced = torch.rand(codes.shape[0], 1, device=codes.device) < self.config.noise
+        replaced = torch.rand(codes.shape[0], 1, device=codes.device) < self.config.code_corruption
         return torch.where(replaced, torch.randint_like(codes, self.config.codebook_size), codes)
 
     def _codes_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:

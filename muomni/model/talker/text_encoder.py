@@ -53,7 +53,7 @@ class TextEncoder(nn.Module):
         table = torch.empty(UNITS, width)
         self.embed_units: nn.Embedding | Int8Embedding = nn.Embedding(UNITS, width, _weight=table)
         self.state_norm = RMSNorm(thinker_size, config.rms_norm_eps)
-        # Without a bias: states of zeros add nothing, which is what `state_dropout` makes of a sentence.
+        # Without a bias: states of zeros add nothing, which is what `conditioning_dropout` makes of a sentence.
         self.state_proj = nn.Linear(thinker_size, width, bias=False)
         self.layers = nn.ModuleList(TextBlock(config) for _ in range(config.text_layers))
         self.norm = RMSNorm(width, config.rms_norm_eps)

@@ -78,7 +78,7 @@ def codec_losses(recorded: Sequence[Sequence[Tensor]], decoded: Sequence[Sequenc
     """What the codec learns by from the discriminator; sums over clips.
 
     Returns:
-        `adversarial`: −verdict; `features`: |difference| of the layers relative to the recording's.
+        `adversarial`: −verdict; `feature_matching`: |difference| of the layers relative to the recording's.
     """
     verdicts = [_per_clip(-made[-1].float()) for made in decoded]
     differences = [
@@ -88,7 +88,7 @@ def codec_losses(recorded: Sequence[Sequence[Tensor]], decoded: Sequence[Sequenc
     ]
     return {
         "adversarial": torch.stack(verdicts).mean(0).sum(),
-        "features": torch.stack(differences).mean(0).sum(),
+        "feature_matching": torch.stack(differences).mean(0).sum(),
     }
 
 

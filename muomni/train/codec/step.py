@@ -14,7 +14,7 @@ from torch import Tensor
 
 from muomni.accel.mixed_precision import Precision
 from muomni.config.codec import CodecLossSpec
-from muomni.data.datasets.clips import ClipBatch, ClipRows
+from muomni.data.datasets.clips import ClipBatch, ClipDataset
 from muomni.model.codec import SpeechCodec
 from muomni.train.codec.discriminator import Discriminator, codec_losses, critic_loss
 from muomni.train.codec.losses import spectral_losses
@@ -108,7 +108,7 @@ class CodecEvaluation:
 
 @torch.no_grad()
 def evaluate_codec(
-    codec: SpeechCodec, rows: ClipRows, max_rows: int, batch_size: int, precision: Precision, spec: CodecLossSpec
+    codec: SpeechCodec, rows: ClipDataset, max_rows: int, batch_size: int, precision: Precision, spec: CodecLossSpec
 ) -> CodecEvaluation:
     """Mean losses over the first rows of `rows`, the codec in eval mode and put back after."""
     was_training = codec.training
@@ -137,6 +137,6 @@ def make_critic(seed: int) -> Discriminator:
     return Discriminator(torch.Generator().manual_seed(seed + 1))
 
 
-def micro_batches(rows: ClipRows, first: int, batch_size: int, count: int) -> list[ClipBatch]:
+def micro_batches(rows: ClipDataset, first: int, batch_size: int, count: int) -> list[ClipBatch]:
     """The micro-batches of the step whose first row is `first`, on the host."""
     return [rows.batch(first + n * batch_size, batch_size) for n in range(count)]

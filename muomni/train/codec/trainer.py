@@ -20,7 +20,7 @@ from muomni.accel.memory.monitor import MemoryMonitor, MemoryReport
 from muomni.accel.mixed_precision import Precision, pick_precision
 from muomni.config import Recipe
 from muomni.config.codec import CodecSpec
-from muomni.data.datasets.clips import ClipRows
+from muomni.data.datasets.clips import ClipDataset
 from muomni.data.speech.recording_cache import prepare_sounds
 from muomni.errors import CheckpointError, ConfigError, TrainingError, UserError
 from muomni.files import write_atomic
@@ -70,8 +70,8 @@ class CodecTrainer:
         size = self.codec.config.frame_samples
         length = int(self.spec.clip_seconds * self.codec.sample_rate) // size * size
         weights = [source.weight for source in recipe.data.train]
-        self.rows = ClipRows(train, length, recipe.seed, quieter=self.spec.quieter, weights=weights)
-        self.val_rows = ClipRows(val, length, recipe.seed, shuffle=False)
+        self.rows = ClipDataset(train, length, recipe.seed, gain_db=self.spec.gain_db, weights=weights)
+        self.val_rows = ClipDataset(val, length, recipe.seed, shuffle=False)
         self.per_step = recipe.batch_size * recipe.gradient_accumulation_steps
         epochs = recipe.epochs or 0.0
         self.total_steps = recipe.max_steps or max(1, math.ceil(epochs * self.rows.num_rows / self.per_step))
@@ -136,7 +136,7 @@ class CodecTrainer:
     def _one_step(self) -> None:
         first = self.progress.attempts * self.per_step
         # Skipped steps count as attempts only, so this begins where it would without them.
-        begun = self.progress.applied >= self.spec.losses.adversarial_from
+        begun = self.progress.applied >= self.spec.losses.discriminator_start_step
         self.step.adversarial = self.step.critic is not None and begun
         rows, recipe = self.rows, self.recipe
         batches = micro_batches(rows, first, recipe.batch_size, recipe.gradient_accumulation_steps)

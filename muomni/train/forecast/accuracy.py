@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from muomni.accel.measurements.hardware import signature
-from muomni.accel.measurements.json_store import Kept
+from muomni.accel.measurements.json_store import JsonStore
 from muomni.accel.measurements.verdicts import IGNORE
 
-ERRORS = Kept("forecasts.json", "errors of forecasts")
+ERRORS = JsonStore("forecasts.json", "errors of forecasts")
 _MOST = 100
 
 

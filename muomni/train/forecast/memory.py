@@ -30,7 +30,7 @@ from muomni.accel.cpu_allocator.arena_simulator import PoolModel
 from muomni.accel.cpu_allocator.glibc_simulator import Heap
 from muomni.accel.device import pick_device
 from muomni.accel.execution_plan import without_losers
-from muomni.accel.measurements.verdicts import recall
+from muomni.accel.measurements.verdicts import load_verdicts
 from muomni.accel.memory.monitor import MIB, MemoryReport
 from muomni.accel.mixed_precision import Precision, pick_precision
 from muomni.config import OmniConfig
@@ -95,7 +95,7 @@ class Setup:
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
     frozen: tuple[str, ...] = ()
     text: bool = True
-    memory: allocator.Mode = "pool"
+    memory: allocator.Mode = "arena"
     device: Literal["cpu", "cuda"] = "cpu"
 
     @property
@@ -123,7 +123,7 @@ def setup_of(recipe: Recipe, config: OmniConfig | None = None, device: str | Non
     precision: Any = recipe.precision
     if kind == "cpu" or torch.cuda.is_available():
         there = torch.device(kind)
-        recipe, _ = without_losers(recipe, there, recall(there, config.thinker))
+        recipe, _ = without_losers(recipe, there, load_verdicts(there, config.thinker))
         precision = pick_precision(recipe.precision, torch.device(kind)).name
     elif precision == "auto":
         precision = "bf16"
@@ -315,7 +315,7 @@ def _at_the_peak(setup: Setup, recorder: Recorder, kinds: dict[int, str]) -> For
             return "loss"
         return "activations" if recorder.phases[number] == "forward" else "temporary"
 
-    heap = PoolModel() if setup.memory == "pool" else Heap(setup.memory == "keep")
+    heap = PoolModel() if setup.memory == "arena" else Heap(setup.memory == "retain")
     outside = recorder.kernels | recorder.objects
     live: Counter[str] = Counter()
     sizes: dict[int, int] = {}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from muomni.config.recipe import LossSpec
 from muomni.data import Batch
-from muomni.model.inputs import Media
+from muomni.model.inputs import MediaBatch
 from muomni.model.talker import SpeechBatch
 from muomni.train.evaluate import Evaluation
 from muomni.train.step import StepResult
@@ -33,7 +33,7 @@ class Pending:
 
 
 @dataclass(frozen=True)
-class Figures:
+class StepMetrics:
     """A step's figures on the host, of all processes together.
 
     Attributes:
@@ -90,7 +90,7 @@ def validation_line(step: int, found: Evaluation, is_best: bool) -> str:
     return f"step {step}  validation{text}{others}{best}"
 
 
-def losses_line(figures: Sequence[Figures], text: bool) -> str:
+def losses_line(figures: Sequence[StepMetrics], text: bool) -> str:
     """Each loss, its mean over steps that had it; that of the text where it is learnt."""
     parts = [f"loss {sum(found.loss for found in figures) / len(figures):.3f}"] if text else []
     for name in dict.fromkeys(name for found in figures for name in found.others):
@@ -104,7 +104,7 @@ def number(value: float) -> float | None:
     return value if value == value and abs(value) != float("inf") else None
 
 
-def _media_digest(media: Media) -> int:
+def _media_digest(media: MediaBatch) -> int:
     """A sum over pictures and sounds, of every eighth patch or frame, which decoding and augmentation change alike."""
     parts: list[Tensor] = []
     if media.images is not None:

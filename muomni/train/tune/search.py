@@ -50,7 +50,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Way:
+class StepConfig:
     """How a step is taken.
 
     Attributes:
@@ -66,7 +66,7 @@ class Way:
     attention: str
     workers: int
 
-    def changes(self, own: "Way") -> dict[str, Any]:
+    def changes(self, own: "StepConfig") -> dict[str, Any]:
         """What a recipe says to have it so, less what is as in its own way."""
         fragment: dict[str, Any] = {
             "batch_size": self.micro_batch,
@@ -77,7 +77,7 @@ class Way:
         if self.attention != own.attention:
             fragment["attention"] = self.attention
         if self.workers != own.workers:
-            fragment["data"] = {"workers": self.workers}
+            fragment["data"] = {"num_workers": self.workers}
         return fragment
 
     def __str__(self) -> str:
@@ -103,7 +103,7 @@ class Trial:
         short: because of memory.
     """
 
-    way: Way
+    way: StepConfig
     step_s: tuple[float, ...] = ()
     first_s: float = 0.0
     peak: int = 0
@@ -184,16 +184,16 @@ def _with(recipe: Recipe, fragment: dict[str, Any], whence: str) -> Recipe:
     return parse(Recipe, merge(recipe.model_dump(mode="json", by_alias=True, exclude_unset=True), fragment), whence)
 
 
-def own_way(recipe: Recipe) -> Way:
+def own_way(recipe: Recipe) -> StepConfig:
     """The recipe's; what is left to a measurement is not compiled."""
     compiles = recipe.compile if recipe.compile in ("blocks", "full") else "off"
-    return Way(
+    return StepConfig(
         recipe.batch_size,
         recipe.gradient_accumulation_steps,
         recipe.gradient_checkpointing,
         compiles,
         recipe.attention,
-        recipe.data.workers,
+        recipe.data.num_workers,
     )
 
 
@@ -212,7 +212,7 @@ class _Trials:
         self.memory = int(free_memory(self.device) * HEADROOM)
         self._prepared = False
 
-    def __call__(self, way: Way, own: Way, deadline: float) -> Trial:
+    def __call__(self, way: StepConfig, own: StepConfig, deadline: float) -> Trial:
         """Tries one.
 
         Args:
@@ -299,7 +299,9 @@ class Search:
         trials: all, in order.
     """
 
-    def __init__(self, recipe: Recipe, attempt: Callable[[Way, Way, float], Trial], memory: int, say: Say) -> None:
+    def __init__(
+        self, recipe: Recipe, attempt: Callable[[StepConfig, StepConfig, float], Trial], memory: int, say: Say
+    ) -> None:
         self.recipe = recipe
         self.own = own_way(recipe)
         self.rows = recipe.batch_size * recipe.gradient_accumulation_steps
@@ -337,7 +339,7 @@ class Search:
         # The two last trials confirm.
         return self._deadline - time.monotonic() - 2 * self._slowest
 
-    def _take(self, way: Way) -> Trial:
+    def _take(self, way: StepConfig) -> Trial:
         began = time.monotonic()
         found = self._attempt(way, self.own, self._deadline)
         if self.trials:  # the first one prepares the data
@@ -349,7 +351,7 @@ class Search:
             self._anchor = None if expected is None else (found.peak, expected)
         return found
 
-    def _forecast(self, way: Way) -> int | None:
+    def _forecast(self, way: StepConfig) -> int | None:
         """Bytes, without the process; None where nothing is forecast."""
         model = self.recipe.model
         if (
@@ -365,14 +367,14 @@ class Search:
         except ForecastError:
             return None
 
-    def _is_too_large(self, way: Way) -> bool:
+    def _is_too_large(self, way: StepConfig) -> bool:
         """By the forecast, set against what the first way was measured to take; only tried where that leaves room."""
         if self._anchor is None:
             return False
         expected = self._forecast(way)
         return expected is not None and self._anchor[0] + expected - self._anchor[1] > self._memory
 
-    def _sizes(self, best: Trial) -> Iterator[Way]:
+    def _sizes(self, best: Trial) -> Iterator[StepConfig]:
         """Larger micro-batches while they are faster, and else smaller ones."""
         if self.recipe.losses.contrastive:
             return  # captions are compared within a micro-batch: another size is another loss
@@ -392,10 +394,10 @@ class Search:
             if fastest is not best:
                 return  # larger ones were faster: smaller ones are not tried
 
-    def _sized(self, way: Way, size: int) -> Way:
+    def _sized(self, way: StepConfig, size: int) -> StepConfig:
         return replace(way, micro_batch=size, accumulation=self.rows // size)
 
-    def _modes(self, best: Trial) -> Iterator[Way]:
+    def _modes(self, best: Trial) -> Iterator[StepConfig]:
         """Less to compute again where it fits; more where larger micro-batches then do."""
         mode = MODES.index(best.way.checkpointing)
         for lighter in MODES[:mode]:
@@ -414,19 +416,19 @@ class Search:
             yield replace(best.way, checkpointing="full")
             yield replace(self._sized(best.way, 1), checkpointing="full")
 
-    def _compiled(self, best: Trial) -> Iterator[Way]:
+    def _compiled(self, best: Trial) -> Iterator[StepConfig]:
         device = pick_device(self.recipe.device)
         if self.recipe.compile == "auto" and compilation.what_is_missing(device) is None:
             yield replace(best.way, compile="blocks")
 
-    def _kernels(self, best: Trial) -> Iterator[Way]:
+    def _kernels(self, best: Trial) -> Iterator[StepConfig]:
         if self.recipe.attention != "auto" or pick_device(self.recipe.device).type != "cuda":
             return  # on a CPU `auto` has one
         for name in get_args(Backend):
             if name != "reference":
                 yield replace(best.way, attention=name)
 
-    def _readers(self, best: Trial) -> Iterator[Way]:
+    def _readers(self, best: Trial) -> Iterator[StepConfig]:
         if not best.reads_ahead:
             return
         for count in (1, 2, 4, 8):

@@ -89,7 +89,7 @@ def test_large_tensors_use_the_memory_of_those_that_were_freed() -> None:
     pages = run("""
         import resource, torch
         from muomni.accel import allocator
-        allocator.apply(allocator.choose("pool", torch.device("cpu")))
+        allocator.apply(allocator.choose("arena", torch.device("cpu")))
         torch.zeros(24, 2**20)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         small = []
@@ -150,13 +150,13 @@ def test_memory_that_is_not_there_is_told_in_torchs_words() -> None:
 
 
 @here
-@pytest.mark.parametrize(("more", "said"), [(3 << 30, "pool"), (1 << 28, "ulimit -v")])
+@pytest.mark.parametrize(("more", "said"), [(3 << 30, "arena"), (1 << 28, "ulimit -v")])
 def test_few_addresses_are_used_and_too_few_are_an_error(more: int, said: str) -> None:
     found = run(f"""
         import psutil, resource, torch
         from muomni.accel import allocator
         from muomni.errors import ConfigError
-        choice = allocator.choose("pool", torch.device("cpu"))
+        choice = allocator.choose("arena", torch.device("cpu"))
         size = psutil.Process().memory_info().vms + {more}
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
         try:
@@ -173,9 +173,9 @@ def test_without_a_compiler_memory_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_
     if not allocator.is_glibc():
         pytest.skip("the C library is not glibc")
     choice = allocator.choose("auto", CPU)
-    assert choice.mode == "keep" and "no pool" in choice.reason
-    with pytest.raises(ConfigError, match='allocator = "pool"'):
-        allocator.choose("pool", CPU)
+    assert choice.mode == "retain" and "no pool" in choice.reason
+    with pytest.raises(ConfigError, match='allocator = "arena"'):
+        allocator.choose("arena", CPU)
 
 
 def test_a_gap_that_is_hardly_larger_is_taken_whole() -> None:

@@ -33,7 +33,7 @@ def faults(name: str) -> int:
 def test_memory_that_was_freed_is_used_again_without_asking_the_system() -> None:
     pages = 64 * 2**20 // 4096
     assert faults("auto") < pages // 100
-    assert faults("keep") < pages // 100
+    assert faults("retain") < pages // 100
     assert faults("system") > pages // 100
 
 
@@ -46,4 +46,4 @@ def test_keeping_by_name_needs_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(allocator, "is_glibc", lambda: False)
     assert allocator.choose("auto", CPU).mode == "system"
     with pytest.raises(ConfigError, match="only glibc"):
-        allocator.choose("keep", CPU)
+        allocator.choose("retain", CPU)

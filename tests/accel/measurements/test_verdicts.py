@@ -12,7 +12,15 @@ from muomni.accel.compile.trial import measure
 from muomni.accel.cpu_allocator import choice as allocator
 from muomni.accel.execution_plan import make_plan
 from muomni.accel.measurements import hardware, verdicts
-from muomni.accel.measurements.verdicts import FILE, Finding, Findings, recall, recall_trial, remember, remember_trial
+from muomni.accel.measurements.verdicts import (
+    FILE,
+    Verdict,
+    Verdicts,
+    load_trial,
+    load_verdicts,
+    save_trial,
+    save_verdicts,
+)
 from muomni.accel.mixed_precision import pick_precision
 from muomni.config import preset
 from muomni.config.recipe import Recipe
@@ -25,7 +33,7 @@ from muomni.train.stage import DECLINED, plan_of
 CPU = torch.device("cpu")
 NANO_CONFIG = preset("nano")
 NANO, TINY = NANO_CONFIG.thinker, preset("tiny").thinker
-LOST = Finding("off", off=100.0, on=80.0, unit="tokens/s", date="2026-01-02T03:04:05")
+LOST = Verdict("off", off=100.0, on=80.0, unit="tokens/s", date="2026-01-02T03:04:05")
 
 
 @pytest.fixture(autouse=True)
@@ -39,22 +47,22 @@ def make_recipe(**more: object) -> Recipe:
 
 
 def test_what_was_kept_is_recalled_for_this_model_only() -> None:
-    remember(CPU, NANO, {"compile": LOST})
-    assert recall(CPU, NANO).known == {"compile": LOST}
-    assert recall(CPU, TINY).known == {}
-    assert recall(CPU, NANO, "int8").known == {}
+    save_verdicts(CPU, NANO, {"compile": LOST})
+    assert load_verdicts(CPU, NANO).known == {"compile": LOST}
+    assert load_verdicts(CPU, TINY).known == {}
+    assert load_verdicts(CPU, NANO, "int8").known == {}
 
 
 def test_later_findings_replace_those_of_their_keys_only() -> None:
-    won = Finding("on", 1.0, 2.0, "tokens/s", "2026-02-02")
-    remember(CPU, NANO, {"compile": LOST, "allocator": LOST})
-    remember(CPU, NANO, {"compile": won})
-    assert recall(CPU, NANO).known == {"compile": won, "allocator": LOST}
+    won = Verdict("on", 1.0, 2.0, "tokens/s", "2026-02-02")
+    save_verdicts(CPU, NANO, {"compile": LOST, "allocator": LOST})
+    save_verdicts(CPU, NANO, {"compile": won})
+    assert load_verdicts(CPU, NANO).known == {"compile": won, "allocator": LOST}
 
 
 @pytest.mark.parametrize("what", ["torch", "threads", "processor", "muomni"])
 def test_another_machine_or_version_knows_nothing(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    remember(CPU, NANO, {"compile": LOST})
+    save_verdicts(CPU, NANO, {"compile": LOST})
     if what == "torch":
         monkeypatch.setattr(torch, "__version__", "99")
     elif what == "threads":
@@ -63,7 +71,7 @@ def test_another_machine_or_version_knows_nothing(what: str, monkeypatch: pytest
         monkeypatch.setattr(hardware, "processor", lambda _: "another")
     else:
         monkeypatch.setattr(verdicts, "version", lambda _name: "99")
-    assert recall(CPU, NANO).known == {}
+    assert load_verdicts(CPU, NANO).known == {}
 
 
 def test_a_gpus_signature_has_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,26 +88,26 @@ def test_a_broken_file_is_as_none(content: str) -> None:
     FILE.path.write_text(content)
     if content == "{":
         with pytest.warns(UserWarning, match="cannot be used"):
-            assert recall(CPU, NANO).known == {}
+            assert load_verdicts(CPU, NANO).known == {}
     else:
-        assert recall(CPU, NANO).known == {}
+        assert load_verdicts(CPU, NANO).known == {}
     remember_anyway = {"compile": LOST}
     if content == "{":
         with pytest.warns(UserWarning, match="cannot be used"):
-            remember(CPU, NANO, remember_anyway)
+            save_verdicts(CPU, NANO, remember_anyway)
     else:
-        remember(CPU, NANO, remember_anyway)
-    assert recall(CPU, NANO).known == remember_anyway
+        save_verdicts(CPU, NANO, remember_anyway)
+    assert load_verdicts(CPU, NANO).known == remember_anyway
 
 
 def test_entries_of_another_version_are_passed_over() -> None:
-    remember(CPU, NANO, {"compile": LOST})
+    save_verdicts(CPU, NANO, {"compile": LOST})
     stored = json.loads(FILE.path.read_text())
     (entry,) = stored.values()
     entry["allocator"] = {"verdict": "off", "of another time": 1}
     entry["precision-bf16"] = 3
     FILE.path.write_text(json.dumps(stored))
-    assert recall(CPU, NANO).known == {"compile": LOST}
+    assert load_verdicts(CPU, NANO).known == {"compile": LOST}
 
 
 def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,14 +115,14 @@ def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path: Path, monkeypatc
     blocked.write_text("")
     monkeypatch.setenv("MUOMNI_CACHE", str(blocked))
     with pytest.warns(UserWarning, match="cannot be"):
-        remember(CPU, NANO, {"compile": LOST})
+        save_verdicts(CPU, NANO, {"compile": LOST})
     assert blocked.read_text() == ""
     with pytest.warns(UserWarning, match="measured again"):
-        assert recall(CPU, NANO).known == {}  # nothing was kept, and nothing fails
+        assert load_verdicts(CPU, NANO).known == {}  # nothing was kept, and nothing fails
 
 
 def test_a_plan_leaves_losers_off_and_says_both_numbers() -> None:
-    found = Findings(dict.fromkeys((verdicts.ALLOCATOR, verdicts.COMPILE, verdicts.BF16), LOST))
+    found = Verdicts(dict.fromkeys((verdicts.ALLOCATOR, verdicts.COMPILE, verdicts.BF16), LOST))
     plan = make_plan(make_recipe(), NANO_CONFIG, found)
     assert plan.allocator.mode == "system" and plan.compile.mode == "off" and plan.precision.name == "fp32"
     words = "\n".join(plan.lines)
@@ -124,27 +132,27 @@ def test_a_plan_leaves_losers_off_and_says_both_numbers() -> None:
 
 
 def test_what_a_recipe_names_is_obeyed_whatever_was_measured() -> None:
-    found = Findings({verdicts.ALLOCATOR: LOST, verdicts.COMPILE: LOST})
-    recipe = make_recipe(allocator="keep", compile="off", precision="fp32")
+    found = Verdicts({verdicts.ALLOCATOR: LOST, verdicts.COMPILE: LOST})
+    recipe = make_recipe(allocator="retain", compile="off", precision="fp32")
     try:
         plan = make_plan(recipe, NANO_CONFIG, found)
     except ConfigError as error:  # not glibc
         pytest.skip(str(error))
-    assert plan.allocator.mode == "keep" and plan.allocator.reason == "as asked"
+    assert plan.allocator.mode == "retain" and plan.allocator.reason == "as asked"
     assert plan.precision.reason == "as asked"
 
 
 def test_a_pool_that_lost_leaves_memory_kept() -> None:
-    plan = make_plan(make_recipe(precision="fp32"), NANO_CONFIG, Findings({verdicts.POOL: LOST}))
+    plan = make_plan(make_recipe(precision="fp32"), NANO_CONFIG, Verdicts({verdicts.POOL: LOST}))
     if not allocator.is_glibc():
         pytest.skip("the C library is not glibc")
-    assert plan.allocator.mode == "keep" and "a pool for large tensors was measured to lose" in plan.allocator.reason
+    assert plan.allocator.mode == "retain" and "a pool for large tensors was measured to lose" in plan.allocator.reason
 
 
 def test_several_processes_heed_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     several = dataclasses.replace(make_plan(make_recipe(), NANO_CONFIG).parallel, kind="ddp", size=2)
     monkeypatch.setattr(plan_module.processes, "choose", lambda *_: several)
-    plan = make_plan(make_recipe(), NANO_CONFIG, Findings({verdicts.ALLOCATOR: LOST}))
+    plan = make_plan(make_recipe(), NANO_CONFIG, Verdicts({verdicts.ALLOCATOR: LOST}))
     assert plan.declined == {} and "measured to lose" not in plan.allocator.reason
 
 
@@ -153,7 +161,7 @@ def test_a_run_goes_on_as_it_began_whatever_was_measured_since(tmp_path: Path, m
     thinker = expected_config(recipe).thinker
     before = plan_of(recipe)
     (tmp_path / DECLINED).write_text(json.dumps(before.declined))
-    remember(CPU, thinker, {verdicts.ALLOCATOR: LOST, verdicts.COMPILE: LOST})
+    save_verdicts(CPU, thinker, {verdicts.ALLOCATOR: LOST, verdicts.COMPILE: LOST})
     assert plan_of(recipe).declined == {"allocator": "system", "compile": "off"}
     after = plan_of(recipe, tmp_path)
     assert (after.allocator, after.compile) == (before.allocator, before.compile)
@@ -165,10 +173,10 @@ def test_a_run_goes_on_as_it_began_whatever_was_measured_since(tmp_path: Path, m
 
 
 def test_what_won_or_made_no_difference_changes_nothing() -> None:
-    won = Finding("on", 1.0, 2.0, "tokens/s", "2026-02-02")
-    same = Finding("no difference", 1.0, 1.0, "tokens/s", "2026-02-02")
+    won = Verdict("on", 1.0, 2.0, "tokens/s", "2026-02-02")
+    same = Verdict("no difference", 1.0, 1.0, "tokens/s", "2026-02-02")
     before = make_plan(make_recipe(), NANO_CONFIG)
-    after = make_plan(make_recipe(), NANO_CONFIG, Findings({verdicts.ALLOCATOR: won, verdicts.COMPILE: same}))
+    after = make_plan(make_recipe(), NANO_CONFIG, Verdicts({verdicts.ALLOCATOR: won, verdicts.COMPILE: same}))
     assert before.lines == after.lines
 
 
@@ -177,7 +185,7 @@ def test_a_decode_step_that_lost_is_left_to_torchs_modules(monkeypatch: pytest.M
     torch.manual_seed(0)
     model = OmniModel(preset("nano"))
     cache = SlotCache(model.config.thinker, 1, 16)
-    remember(CPU, NANO, {verdicts.DECODE_STEP: LOST})
+    save_verdicts(CPU, NANO, {verdicts.DECODE_STEP: LOST})
     runners = make_runner(model, cache)
     assert type(runners.now).__name__ == "EagerRunner" and runners.later is None
     assert "80 tokens/s with it, 100 without" in runners.note
@@ -187,9 +195,9 @@ def test_a_decode_step_that_lost_is_left_to_torchs_modules(monkeypatch: pytest.M
 
 def test_a_trial_of_compilation_is_not_repeated() -> None:
     figures = {"eager_s": 2.0, "compiled_s": 1.0, "least_saved_s": 1.0, "cost_s": 30.0, "passes": 500.0}
-    remember_trial(CPU, NANO, "these rows", figures)
-    assert recall_trial(CPU, NANO, "other rows") is None
-    earlier = recall_trial(CPU, NANO, "these rows")
+    save_trial(CPU, NANO, "these rows", figures)
+    assert load_trial(CPU, NANO, "other rows") is None
+    earlier = load_trial(CPU, NANO, "these rows")
 
     def never(_: int) -> None:
         raise AssertionError("no pass is to be taken")
@@ -201,7 +209,7 @@ def test_a_trial_of_compilation_is_not_repeated() -> None:
 
 
 def test_nothing_is_recalled_where_it_is_to_be_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    remember(CPU, NANO, {"compile": LOST})
-    remember_trial(CPU, NANO, "x", {"eager_s": 1.0})
+    save_verdicts(CPU, NANO, {"compile": LOST})
+    save_trial(CPU, NANO, "x", {"eager_s": 1.0})
     monkeypatch.setenv(verdicts.IGNORE, "1")
-    assert recall(CPU, NANO).known == {} and recall_trial(CPU, NANO, "x") is None
+    assert load_verdicts(CPU, NANO).known == {} and load_trial(CPU, NANO, "x") is None

@@ -23,7 +23,7 @@ from muomni.bench.report.report import (
     MemoryBar,
     ModelInfo,
     Report,
-    Row,
+    ReportRow,
     ScalePoint,
     Scaling,
     Speed,
@@ -38,13 +38,13 @@ from muomni.errors import ConfigError, UserError
 RATIOS = st.floats(0.01, 100)
 
 
-def row(key: str, verdict: str = "on", ratio: float = 1.5, **more: object) -> Row:
+def row(key: str, verdict: str = "on", ratio: float = 1.5, **more: object) -> ReportRow:
     speed = Speed(off=100.0, on=100.0 * ratio, ratio=ratio, low=ratio * 0.9, high=ratio * 1.1, rounds=(ratio,) * 5)
     fields = {"key": key, "part": "train", "technique": f"<b>{key}</b>", "off": "a", "on": "b", "claim": "2×"}
-    return Row.model_validate({**fields, "speed": speed, "verdict": verdict, "reason": "faster", **more})
+    return ReportRow.model_validate({**fields, "speed": speed, "verdict": verdict, "reason": "faster", **more})
 
 
-def report(*rows: Row, **more: object) -> Report:
+def report(*rows: ReportRow, **more: object) -> Report:
     machine = Machine(
         device="cpu", processor="A <fast> one", cores=2, threads=2, memory_mib=4096.0, system="Linux x86_64"
     )
@@ -263,7 +263,7 @@ def test_verdicts_are_kept_for_this_model(tmp_path, monkeypatch):
     target = Target("nano", preset("nano").thinker, None)
     rows = (row("allocator", "off"), row("decode-step", "off", part="infer"), row("int8", "off", part="infer"))
     assert recommendations.remember(report(*rows), target) == ["allocator", "decode-step"]
-    known = verdicts.recall(torch.device("cpu"), target.thinker).known
+    known = verdicts.load_verdicts(torch.device("cpu"), target.thinker).known
     assert {key: one.verdict for key, one in known.items()} == {"allocator": "off", "decode-step": "off"}
 
 

@@ -10,7 +10,7 @@ from muomni.cli.bench.decoding import print_comparison
 from muomni.cli.bench.training import command
 from muomni.errors import ConfigError, UserError
 
-NOTHING = ["--no-ways", "--no-attention", "--no-kv-cache", "--no-cold"]
+NOTHING = ["--no-variants", "--no-attention", "--no-kv-cache", "--no-cold-start"]
 
 
 def run(*options: str):
@@ -18,7 +18,7 @@ def run(*options: str):
 
 
 def test_the_last_line_is_json(tmp_path):
-    done = run(*NOTHING, "--work", str(tmp_path), "--threads", "1", "--json")
+    done = run(*NOTHING, "--work-dir", str(tmp_path), "--threads", "1", "--json")
     assert done.exit_code == 0, done.output
     values = json.loads(done.stdout.splitlines()[-1])
     assert values["model"] == "nano" and values["threads"] == 1 and values["comparisons"] == []
@@ -26,8 +26,8 @@ def test_the_last_line_is_json(tmp_path):
 
 
 def test_a_saved_model_can_be_measured(tmp_path):
-    run(*NOTHING, "--work", str(tmp_path), "--json")
-    done = run(*NOTHING, "--work", str(tmp_path / "other"), "--model", str(tmp_path / "model"), "--json")
+    run(*NOTHING, "--work-dir", str(tmp_path), "--json")
+    done = run(*NOTHING, "--work-dir", str(tmp_path / "other"), "--model", str(tmp_path / "model"), "--json")
     values = json.loads(done.stdout.splitlines()[-1])
     assert values["model"] == str(tmp_path / "model") and values["parameters"] > 0
 

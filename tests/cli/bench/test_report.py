@@ -3,7 +3,7 @@
 import pytest
 
 from muomni.bench import suite
-from muomni.bench.report.report import Machine, ModelInfo, Report, Row
+from muomni.bench.report.report import Machine, ModelInfo, Report, ReportRow
 from muomni.cli import main
 
 MACHINE = Machine(device="cpu", processor="a CPU", cores=2, threads=2, memory_mib=1024.0, system="Linux")
@@ -25,7 +25,9 @@ def asked(monkeypatch, tmp_path) -> list[suite.Asked]:
 
     def run(asked: suite.Asked, say) -> Report:
         found.append(asked)
-        row = Row(key="it", part="train", technique="a technique", verdict=verdicts[len(found) - 1], reason="faster")
+        row = ReportRow(
+            key="it", part="train", technique="a technique", verdict=verdicts[len(found) - 1], reason="faster"
+        )
         return Report(
             date="2026-01-01T00:00:00+00:00",
             command=asked.command,

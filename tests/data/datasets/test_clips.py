@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muomni.config import DataSpec
-from muomni.data.datasets.clips import ClipRows
+from muomni.data.datasets.clips import ClipDataset
 from muomni.data.speech.recording_cache import Sounds, prepare_sounds
 from muomni.errors import DataError
 
@@ -73,9 +73,9 @@ def test_what_cannot_be_read_is_left_out_up_to_a_share(tmp_path: Path) -> None:
     for n in range(3):
         write_wav(folder / f"{n}.wav", 0.2)
     (folder / "broken.wav").write_bytes(b"RIFFxxxx")
-    with pytest.raises(DataError, match=r"1 of 4 recordings.*max_bad \(0.1\).*broken.wav"):
-        prepare_sounds(data(tmp_path, str(folder), val=val, max_bad=0.1))
-    train, _ = prepare_sounds(data(tmp_path, str(folder), val=val, max_bad=0.5))
+    with pytest.raises(DataError, match=r"1 of 4 recordings.*max_unreadable_fraction \(0.1\).*broken.wav"):
+        prepare_sounds(data(tmp_path, str(folder), val=val, max_unreadable_fraction=0.1))
+    train, _ = prepare_sounds(data(tmp_path, str(folder), val=val, max_unreadable_fraction=0.5))
     assert train.clips == 3 and "broken.wav" in train.bad[0]
 
 
@@ -105,12 +105,12 @@ def test_a_clip_depends_on_its_number_alone_and_stays_in_its_source(
     lengths: list[int], samples: int, seed: int
 ) -> None:
     sounds = counting(tuple(lengths))
-    rows, again = (ClipRows(sounds, samples, seed, quieter=6.0) for _ in range(2))
+    rows, again = (ClipDataset(sounds, samples, seed, gain_db=6.0) for _ in range(2))
     numbers = range(2 * rows.num_rows)
     clips = [rows.row(n) for n in numbers]
     for n in reversed(numbers):
         assert np.array_equal(again.row(n), clips[n])
-    plain = ClipRows(sounds, samples, seed)
+    plain = ClipDataset(sounds, samples, seed)
     for n in numbers:
         places = np.rint(plain.row(n) * 32768).astype(int)
         assert np.array_equal(places, np.arange(places[0], places[0] + samples))
@@ -121,7 +121,7 @@ def test_a_clip_depends_on_its_number_alone_and_stays_in_its_source(
 
 
 def test_an_epoch_reads_each_source_as_often_as_its_weight_says() -> None:
-    rows = ClipRows(counting((10_000, 5_000)), 50, weights=(1.0, 2.0))
+    rows = ClipDataset(counting((10_000, 5_000)), 50, weights=(1.0, 2.0))
     assert rows.num_rows == 200 + 200
     for epoch in range(2):
         seen = np.zeros(15_000, int)
@@ -134,19 +134,19 @@ def test_an_epoch_reads_each_source_as_often_as_its_weight_says() -> None:
 
 def test_epochs_differ_in_training_and_agree_in_validation() -> None:
     sounds = counting((3000,))
-    train, val = ClipRows(sounds, 50), ClipRows(sounds, 50, shuffle=False)
+    train, val = ClipDataset(sounds, 50), ClipDataset(sounds, 50, shuffle=False)
     assert not np.array_equal(train.row(0), train.row(60))
     assert sorted(train.row(n)[0] for n in range(60)) != sorted(train.row(n)[0] for n in range(60, 120))
     assert np.array_equal(val.row(0), val.row(60))
-    assert not np.array_equal(ClipRows(sounds, 50, seed=1).row(0), train.row(0))
+    assert not np.array_equal(ClipDataset(sounds, 50, seed=1).row(0), train.row(0))
 
 
 def test_clips_are_made_quieter_within_the_range() -> None:
     sounds = Sounds(np.full(3000, 16_384, np.int16), (3000,), 1, (), "key")
-    levels = 20 * np.log10([ClipRows(sounds, 50, quieter=20.0).row(n)[0] / 0.5 for n in range(60)])
+    levels = 20 * np.log10([ClipDataset(sounds, 50, gain_db=20.0).row(n)[0] / 0.5 for n in range(60)])
     assert -20 <= levels.min() < -15 and -5 < levels.max() <= 0
 
 
 def test_a_source_shorter_than_a_clip_is_refused() -> None:
     with pytest.raises(DataError, match="clip_seconds"):
-        ClipRows(counting((3000, 30)), 50)
+        ClipDataset(counting((3000, 30)), 50)

@@ -24,7 +24,7 @@ from PIL import Image
 
 from muomni.config import DataSpec, OmniConfig, SourceSpec, preset, towers
 from muomni.config.recipe_data import AudioAugmentSpec, AugmentSpec, ImageAugmentSpec
-from muomni.data import MediaIndex, MediaRows, Prefetched, Tokenizer, build_media_index, prepare_rows
+from muomni.data import MediaIndex, MultimodalDataset, PrefetchLoader, Tokenizer, build_media_index, prepare_rows
 from muomni.data.datasets import multimodal
 from muomni.data.datasets.batch import IGNORE, Batch
 from muomni.data.datasets.multimodal import MediaRow, first_fit
@@ -33,7 +33,7 @@ from muomni.data.media.features import mel_of
 from muomni.data.media.image import load_image, to_patches, token_grid
 from muomni.data.text.chat import encode_chat, expand
 from muomni.errors import ConfigError, DataError
-from muomni.model.mrope import media_positions
+from muomni.model.mrope import mrope_positions
 
 ALL = ("image", "audio")
 T = 160
@@ -135,7 +135,7 @@ def naive(row: dict[str, Any], folder: Path, tokenizer: Tokenizer, config: OmniC
     return {
         "ids": ids,
         "labels": labels,
-        "positions": media_positions(len(ids), (), videos),
+        "positions": mrope_positions(len(ids), (), videos),
         "values": values,
         "kinds": kinds,
         "notes": [part.note for part in encoded.media],
@@ -176,7 +176,7 @@ def test_every_document_is_whole_and_once_in_an_epoch(
     documents = [naive(row, folder_of_data, tokenizer, config) for row in rows]
     waiting = {doc["ids"].tobytes(): doc for doc in documents}
     assert len(waiting) == 60
-    source = MediaRows(index, config, T, seed=3)
+    source = MultimodalDataset(index, config, T, seed=3)
     for first in range(epoch * source.num_rows, (epoch + 1) * source.num_rows, 3):
         count = min(3, (epoch + 1) * source.num_rows - first)
         batch = source.batch(first, count)
@@ -223,13 +223,13 @@ def test_every_document_is_whole_and_once_in_an_epoch(
 def test_any_order_of_asking_gives_the_same(
     index: MediaIndex, config: OmniConfig, first: int, count: int, stride: int
 ) -> None:
-    one, other = MediaRows(index, config, T, seed=1), MediaRows(index, config, T, seed=1)
+    one, other = MultimodalDataset(index, config, T, seed=1), MultimodalDataset(index, config, T, seed=1)
     other.batch(first + 7, 1)
     assert same(one.batch(first, count, stride), other.batch(first, count, stride))
 
 
 def test_two_processes_share_the_rows(index: MediaIndex, config: OmniConfig) -> None:
-    rows = MediaRows(index, config, T, seed=1)
+    rows = MultimodalDataset(index, config, T, seed=1)
     whole = rows.batch(4, 4)
     for rank in range(2):
         mine = rows.batch(4 + rank, 2, 2)
@@ -239,8 +239,8 @@ def test_two_processes_share_the_rows(index: MediaIndex, config: OmniConfig) -> 
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_read_ahead_is_the_same(index: MediaIndex, config: OmniConfig, workers: int) -> None:
-    rows = MediaRows(index, config, T, seed=1)
-    with Prefetched(MediaRows(index, config, T, seed=1), workers) as ahead:
+    rows = MultimodalDataset(index, config, T, seed=1)
+    with PrefetchLoader(MultimodalDataset(index, config, T, seed=1), workers) as ahead:
         calls = [(0, 2, 1), (2, 2, 1), (4, 1, 1), (5, 2, 1), (30, 2, 1), (32, 3, 2), (38, 2, 2), (0, 1, 1)]
         for first, count, stride in calls:
             assert same(ahead.batch(first, count, stride), rows.batch(first, count, stride))
@@ -248,14 +248,14 @@ def test_read_ahead_is_the_same(index: MediaIndex, config: OmniConfig, workers: 
 
 
 def test_epochs_and_seeds_have_their_own_order(index: MediaIndex, config: OmniConfig) -> None:
-    rows = MediaRows(index, config, T, seed=1)
+    rows = MultimodalDataset(index, config, T, seed=1)
     n = rows.num_rows
     first, second = rows.batch(0, n), rows.batch(n, n)
     documents = [Counter(ids.tobytes() for ids, _, _ in segments(batch)) for batch in (first, second)]
     assert documents[0] == documents[1]
     assert not torch.equal(first.input_ids, second.input_ids)
-    assert not torch.equal(first.input_ids, MediaRows(index, config, T, seed=2).batch(0, n).input_ids)
-    still = MediaRows(index, config, T, seed=1, shuffle=False)
+    assert not torch.equal(first.input_ids, MultimodalDataset(index, config, T, seed=2).batch(0, n).input_ids)
+    still = MultimodalDataset(index, config, T, seed=1, shuffle=False)
     assert torch.equal(still.batch(0, n).input_ids, still.batch(n, n).input_ids)
 
 
@@ -286,7 +286,7 @@ def test_shards_hold_every_document_once(index: MediaIndex, config: OmniConfig, 
     patched = pytest.MonkeyPatch()
     with patched.context() as patch:
         patch.setattr(multimodal, "_SHARD_DOCUMENTS", data.draw(st.integers(1, 25)))
-        rows = MediaRows(index, config, data.draw(st.integers(100, 300)), seed=data.draw(st.integers(0, 99)))
+        rows = MultimodalDataset(index, config, data.draw(st.integers(100, 300)), seed=data.draw(st.integers(0, 99)))
         fits = [n for n, d in enumerate(index.documents) if not (d["media"] and d["length"] > rows.seq_len)]
         for epoch in (0, 1):
             seen: list[int] = []
@@ -308,7 +308,7 @@ def test_weights_say_how_often_a_source_is_read(tmp_path: Path, tokenizer: Token
         write_jsonl(tmp_path / f"{name}.jsonl", rows)
     specs = [SourceSpec(path=str(tmp_path / f"{name}.jsonl")) for name in "ab"]
     index = build_media_index(specs, tokenizer, config, tmp_path / "c", progress=False)
-    rows = MediaRows(index, config, 60, seed=1, weights=(0.25, 2.0))
+    rows = MultimodalDataset(index, config, 60, seed=1, weights=(0.25, 2.0))
     per_cycle = Counter[int]()
     starts = [0, *rows._phase_ends.tolist()]
     for phase in range(4):
@@ -339,7 +339,7 @@ def test_long_texts_are_cut_and_long_documents_with_media_left_out(
     write_jsonl(tmp_path / "m.jsonl", rows)
     specs = [SourceSpec(path=str(tmp_path / name)) for name in ("t.txt", "m.jsonl")]
     index = build_media_index(specs, tokenizer, config, tmp_path / "c", progress=False)
-    source = MediaRows(index, config, 128)
+    source = MultimodalDataset(index, config, 128)
     assert source.left_out == 1
     assert "m.jsonl: line 1" in source.left_out_names(5)[0]
     batch = source.batch(0, source.num_rows)
@@ -352,7 +352,7 @@ def test_long_texts_are_cut_and_long_documents_with_media_left_out(
     )
     assert found == pieces
     with pytest.raises(DataError, match="no document fits into a row of 16 tokens"):
-        MediaRows(build_media_index(specs[1:], tokenizer, config, tmp_path / "c", progress=False), config, 16)
+        MultimodalDataset(build_media_index(specs[1:], tokenizer, config, tmp_path / "c", progress=False), config, 16)
 
 
 def test_a_broken_file_becomes_padding_and_is_named(tmp_path: Path, tokenizer: Tokenizer, config: OmniConfig) -> None:
@@ -371,7 +371,7 @@ def test_a_broken_file_becomes_padding_and_is_named(tmp_path: Path, tokenizer: T
     )
     assert index.meta.bad == 2
     assert "none.png" in index.bad(5)[0] and "missing.png: no such file" in index.bad(5)[1]
-    source = MediaRows(index, config, 200)
+    source = MultimodalDataset(index, config, 200)
     batch = source.batch(0, source.num_rows)
     assert len(batch.bad) == 1 and "cut.png" in batch.bad[0]
     assert batch.media is not None and batch.media.images is not None
@@ -385,9 +385,11 @@ def test_a_broken_file_becomes_padding_and_is_named(tmp_path: Path, tokenizer: T
         cache_dir=str(tmp_path / "d"),
         seq_len=200,
     )
-    with pytest.raises(DataError, match="2 of 4 documents have media that cannot be read, more than data.max_bad"):
+    with pytest.raises(
+        DataError, match="2 of 4 documents have media that cannot be read, more than data.max_unreadable_fraction"
+    ):
         prepare_rows(spec, tokenizer, config, 0, progress=False)
-    allowed = prepare_rows(spec.replace(max_bad=0.5), tokenizer, config, 0, progress=False)
+    allowed = prepare_rows(spec.replace(max_unreadable_fraction=0.5), tokenizer, config, 0, progress=False)
     assert any("2 of 4 documents are left out" in note for note in allowed.notes)
 
 
@@ -427,7 +429,7 @@ def test_parquet_with_bytes(tmp_path: Path, tokenizer: Tokenizer, config: OmniCo
         index = build_media_index(
             [SourceSpec(path=str(tmp_path / f"{name}.parquet"))], tokenizer, config, tmp_path / "c", progress=False
         )
-        source = MediaRows(index, config, 100, shuffle=False)
+        source = MultimodalDataset(index, config, 100, shuffle=False)
         batch = source.batch(0, source.num_rows)
         assert batch.media is not None and batch.media.images is not None and not batch.bad
         values = {
@@ -496,14 +498,14 @@ def test_weights_of_plain_text_are_heeded(tmp_path: Path, tokenizer: Tokenizer, 
 
 
 AUGMENT = AugmentSpec(
-    image=ImageAugmentSpec(shift=0.1, scale=0.1, rotate=20, colour=0.3, grey=0.3, blur=0.3),
+    image=ImageAugmentSpec(shift=0.1, scale=0.1, rotate=20, color_jitter=0.3, grayscale=0.3, blur=0.3),
     audio=AudioAugmentSpec(speed=0.2, shift=0.3, noise=0.5, time_masks=2, frequency_masks=2),
 )
 
 
 def test_changes_at_random_depend_on_the_row_alone(index: MediaIndex, config: OmniConfig) -> None:
-    one = MediaRows(index, config, T, seed=1, augment=AUGMENT)
-    other = MediaRows(index, config, T, seed=1, augment=AUGMENT)
+    one = MultimodalDataset(index, config, T, seed=1, augment=AUGMENT)
+    other = MultimodalDataset(index, config, T, seed=1, augment=AUGMENT)
     for first in (17, 0, 95):
         assert same(one.batch(first, 2), other.batch(first, 2))
     seen = Counter[str]()
@@ -521,17 +523,20 @@ def test_changes_at_random_depend_on_the_row_alone(index: MediaIndex, config: Om
 
 
 def test_no_change_when_all_is_off(index: MediaIndex, config: OmniConfig) -> None:
-    assert same(MediaRows(index, config, T, augment=AugmentSpec()).batch(0, 5), MediaRows(index, config, T).batch(0, 5))
+    assert same(
+        MultimodalDataset(index, config, T, augment=AugmentSpec()).batch(0, 5),
+        MultimodalDataset(index, config, T).batch(0, 5),
+    )
 
 
 def test_memory_does_not_grow_with_the_rows_read(index: MediaIndex, config: OmniConfig) -> None:
-    rows = MediaRows(index, config, T, seed=1)
+    rows = MultimodalDataset(index, config, T, seed=1)
     peaks, left = [], []
     tracemalloc.start()
     # Both parts are long: which rows are read at the same time is chance, and decides a short one's peak.
     for first, steps in ((0, 100), (200, 200)):
         tracemalloc.reset_peak()
-        with Prefetched(rows, 2) as ahead:
+        with PrefetchLoader(rows, 2) as ahead:
             for step in range(steps):
                 ahead.batch(first + 2 * step, 2)
         now, peak = tracemalloc.get_traced_memory()
@@ -543,13 +548,13 @@ def test_memory_does_not_grow_with_the_rows_read(index: MediaIndex, config: Omni
 
 
 def test_what_a_thread_finds_reaches_the_caller(index: MediaIndex, config: OmniConfig) -> None:
-    class Failing(MediaRows):
+    class Failing(MultimodalDataset):
         def row(self, number: int) -> MediaRow:
             if number == 3:
                 raise RuntimeError("row 3")
             return super().row(number)
 
-    with Prefetched(Failing(index, config, T), 2) as ahead:
+    with PrefetchLoader(Failing(index, config, T), 2) as ahead:
         ahead.batch(0, 2)
         with pytest.raises(RuntimeError, match="row 3"):
             ahead.batch(2, 2)

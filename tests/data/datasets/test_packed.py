@@ -11,7 +11,7 @@ from data_helpers import numbered_cache
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muomni.data import Batch, PackedRows, TokenCache
+from muomni.data import Batch, PackedDataset, TokenCache
 from muomni.data.datasets import packed
 from muomni.data.datasets.batch import IGNORE
 from muomni.data.datasets.order import permuted, random_order
@@ -19,11 +19,11 @@ from muomni.data.datasets.order import permuted, random_order
 LENGTHS = st.lists(st.integers(1, 12) | st.integers(1, 150), min_size=1, max_size=40)
 
 
-def small_rows(cache: TokenCache, seq_len: int, seed: int = 0, shuffle: bool = True, blocks: int = 2) -> PackedRows:
+def small_rows(cache: TokenCache, seq_len: int, seed: int = 0, shuffle: bool = True, blocks: int = 2) -> PackedDataset:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packed, "_BLOCK_TOKENS", 1)
         patch.setattr(packed, "_SHARD_TOKENS", blocks * 8 * seq_len)
-        return PackedRows(cache, seq_len, seed, shuffle)
+        return PackedDataset(cache, seq_len, seed, shuffle)
 
 
 @settings(max_examples=60)
@@ -149,7 +149,7 @@ def test_each_epoch_puts_other_blocks_and_pieces_together(cache: TokenCache) -> 
     rows = small_rows(cache, 16)
     shards = [set(rows.batch(epoch * rows.num_rows, 16).input_ids.flatten().tolist()) for epoch in range(20)]
     assert sum(len(a & b) for a, b in pairwise(shards)) < 0.1 * sum(map(len, shards)), "other blocks"
-    whole = PackedRows(cache, 16)  # a single shard
+    whole = PackedDataset(cache, 16)  # a single shard
     count = whole.num_rows
     orders = [whole.batch(epoch * count, count).input_ids for epoch in range(2)]
     assert (orders[0] == orders[1]).float().mean() < 0.1, "another order inside"
@@ -157,7 +157,7 @@ def test_each_epoch_puts_other_blocks_and_pieces_together(cache: TokenCache) -> 
 
 def test_full_rows_and_mixed_ones_take_turns(tmp_path: Path) -> None:
     cache = numbered_cache(tmp_path, [16 * 50] + [4] * 200)
-    batch = PackedRows(cache, 16).batch(0, 100)
+    batch = PackedDataset(cache, 16).batch(0, 100)
     full = (batch.positions == torch.arange(16)).all(1)
     assert full.sum() == 50
     assert 10 < full[:50].sum() < 40
@@ -180,7 +180,7 @@ def test_pieces_as_long_as_a_row_fill_one(tmp_path: Path) -> None:
 
 def test_a_cache_shorter_than_a_row(tmp_path: Path) -> None:
     cache = numbered_cache(tmp_path, [3, 2])
-    rows = PackedRows(cache, 8)
+    rows = PackedDataset(cache, 8)
     assert rows.num_rows == 1
     batch = rows.batch(0, 2)
     assert batch.num_targets == 6
@@ -205,7 +205,7 @@ def test_what_is_held_does_not_grow_with_the_cache(tmp_path: Path, shuffle: bool
 
 
 def test_types(cache: TokenCache) -> None:
-    batch = PackedRows(cache, 16).batch(0, 3)
+    batch = PackedDataset(cache, 16).batch(0, 3)
     assert [x.dtype for x in (batch.input_ids, batch.labels, batch.positions)] == [torch.int64] * 3
     assert batch.cu_seqlens.dtype == torch.int32
     assert isinstance(batch.max_seqlen, int) and isinstance(batch.num_targets, int)
@@ -217,9 +217,9 @@ def test_types(cache: TokenCache) -> None:
 
 def test_what_cannot_be(cache: TokenCache) -> None:
     with pytest.raises(ValueError, match="at least 2"):
-        PackedRows(cache, 1)
+        PackedDataset(cache, 1)
     with pytest.raises(IndexError, match="row -1"):
-        PackedRows(cache, 8).row(-1)
+        PackedDataset(cache, 8).row(-1)
 
 
 @given(n=st.integers(1, 3000), key=st.integers(0, 2**64 - 1))

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muomni.config.talker import TalkerConfig
-from muomni.data import PackedRows, SpeechPairs, SpeechRows, Tokenizer, WithSpeech, said_words, units_of
+from muomni.data import PackedDataset, SpeechDataset, SpeechPairs, Tokenizer, WithSpeech, said_words, units_of
 from muomni.errors import DataError
 from muomni.model.talker.batch import BEGIN, END, PAD
 
@@ -31,12 +31,12 @@ def config(**more: object) -> TalkerConfig:
     return TalkerConfig.model_validate(values | more)
 
 
-def make_pairs(texts: list[str] = TEXTS, max_move: int = 8) -> SpeechPairs:
+def make_pairs(texts: list[str] = TEXTS, max_advance: int = 8) -> SpeechPairs:
     """Code 0 of a frame says its place among all frames, and the pointer climbs as fast as it may."""
     rows = []
     for text in texts:
         last = len(units_of(said_words(text))[0]) - 1
-        rows.append(np.minimum(np.arange(0, last + 2 * max_move, max_move), last))
+        rows.append(np.minimum(np.arange(0, last + 2 * max_advance, max_advance), last))
     frames = np.array([len(row) for row in rows])
     total = int(frames.sum())
     return SpeechPairs(
@@ -56,7 +56,7 @@ def make_pairs(texts: list[str] = TEXTS, max_move: int = 8) -> SpeechPairs:
 
 def test_a_batch_holds_text_units_codes_and_moves(tokenizer: Tokenizer) -> None:
     pairs = make_pairs()
-    batch = SpeechRows(pairs, tokenizer, config(), shuffle=False).batch(0, 4)
+    batch = SpeechDataset(pairs, tokenizer, config(), shuffle=False).batch(0, 4)
     speech = batch.speech
     assert speech is not None and speech.frames == tuple(pairs.frames[:4]) and speech.num_frames == len(speech.codes)
     assert speech.codes.tolist() == pairs.codes[: speech.num_frames].tolist()
@@ -94,9 +94,9 @@ def test_a_batch_holds_text_units_codes_and_moves(tokenizer: Tokenizer) -> None:
 def test_a_row_depends_on_its_number_alone(
     tokenizer: Tokenizer, seed: int, first: int, count: int, stride: int
 ) -> None:
-    rows = SpeechRows(make_pairs(), tokenizer, config(), seed)
+    rows = SpeechDataset(make_pairs(), tokenizer, config(), seed)
     batch = rows.batch(first, count, stride).speech
-    again = SpeechRows(make_pairs(), tokenizer, config(), seed)
+    again = SpeechDataset(make_pairs(), tokenizer, config(), seed)
     assert batch is not None
     done = 0
     for n in range(count):
@@ -108,8 +108,8 @@ def test_a_row_depends_on_its_number_alone(
 
 
 def test_pairs_go_with_rows_of_text(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    text = PackedRows(data_helpers.numbered_cache(tmp_path, [9] * 20), 10)
-    speech = SpeechRows(make_pairs(), tokenizer, config(), seed=3)
+    text = PackedDataset(data_helpers.numbered_cache(tmp_path, [9] * 20), 10)
+    speech = SpeechDataset(make_pairs(), tokenizer, config(), seed=3)
     both = WithSpeech(text, speech, 2)
     assert both.num_rows == text.num_rows
     batch = both.batch(1, 2, stride=3)
@@ -118,7 +118,7 @@ def test_pairs_go_with_rows_of_text(tokenizer: Tokenizer, tmp_path: Path) -> Non
     assert batch.id not in {text.batch(1, 2, stride=3).id, both.batch(1, 2).id}
     moved = batch.to("cpu")
     assert moved.speech is not None and moved.speech.codes.equal(batch.speech.codes)
-    with pytest.raises(ValueError, match="per_row"):
+    with pytest.raises(ValueError, match="pairs_per_sequence"):
         WithSpeech(text, speech, 0)
 
 
@@ -143,10 +143,10 @@ def test_pairs_that_do_not_fit_the_talker_are_refused(tokenizer: Tokenizer) -> N
         (config(num_codebooks=4), "another codec"),
         (config(codebook_size=10), "another codec"),
         (config(voices=("ann", "eve")), "no voice for: bob; its voices: ann, eve"),
-        (config(max_move=7), "moves of up to 8 units"),
+        (config(max_advance=7), "moves of up to 8 units"),
     ]:
         with pytest.raises(DataError, match=message):
-            SpeechRows(pairs, tokenizer, bad)
+            SpeechDataset(pairs, tokenizer, bad)
     with pytest.raises(DataError, match="no pairs"):
-        SpeechRows(pairs.select(np.array([], np.int64)), tokenizer, config())
-    assert SpeechRows(replace(pairs, speakers=("bob", "ann")), tokenizer, config()).speech([0]).voices.numel() == 1
+        SpeechDataset(pairs.select(np.array([], np.int64)), tokenizer, config())
+    assert SpeechDataset(replace(pairs, speakers=("bob", "ann")), tokenizer, config()).speech([0]).voices.numel() == 1

@@ -19,7 +19,7 @@ from data_helpers import STORIES, chat, write_jsonl
 from muomni.config import DataSpec, SourceSpec, TokenizerSpec
 from muomni.data import (
     ChatTemplate,
-    PackedRows,
+    PackedDataset,
     TokenCache,
     Tokenizer,
     build_token_cache,
@@ -386,7 +386,7 @@ def test_real_stories(shared_data: Path, tmp_path: Path) -> None:
     )
     tokenizer = prepare_tokenizer(TokenizerSpec(vocab_size=1000), data)
     prepared = prepare(data, tokenizer)
-    rows = PackedRows(prepared.train, 256)
+    rows = PackedDataset(prepared.train, 256)
     taken = sum(int((rows.row(n).tokens != tokenizer.pad_id).sum()) for n in range(rows.num_rows))
     assert taken == prepared.train.num_tokens
     assert 2.5 < prepared.train.bytes_per_token < 4.5

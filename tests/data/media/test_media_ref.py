@@ -232,7 +232,7 @@ def test_large_pictures_in_stripes_are_the_same_and_wait_their_turn(mode: str, m
     image = Image.fromarray(LARGE[mode]) if mode != "P" else Image.fromarray(NOISE).quantize(50)
     content = picture(image=image, **({"transparency": 3} if mode == "P" else {}))
     expected = load_image(content)
-    small = VIT.replace(patch_size=1, min_tokens=16, max_tokens=20, merge=1)
+    small = VIT.replace(patch_size=1, min_tokens=16, max_tokens=20, pixel_shuffle_factor=1)
     assert load_image(content, small).tobytes() == expected.tobytes()  # as it is no large one
     monkeypatch.setattr("muomni.data.media.image.LARGE_PIXELS", 60 * 80 - 1)
     taken: list[str] = []

@@ -98,7 +98,7 @@ def test_json_lines(tmp_path: Path) -> None:
     assert [(d.text, d.messages) for d in read(path)] == [("a", None), (None, chat("q", "r")), ("b", None)]
     assert read(path)[1].origin == f"{path}: line 2"
     other = write_jsonl(tmp_path / "b.json", [{"body": "x", "talk": None}, {"talk": chat("q", "r")}])
-    found = read(other, text_field="body", messages_field="talk")
+    found = read(other, text_column="body", messages_field="talk")
     assert [(d.text, d.messages) for d in found] == [("x", None), (None, chat("q", "r"))]
 
 
@@ -231,7 +231,7 @@ def test_parquet(tmp_path: Path) -> None:
     assert documents[-1].messages == chat("q", "r")
     assert documents[7].origin == f"{path}: row 7"
     with pytest.raises(DataError, match="has neither 'body' nor 'talk'; its columns are: text, messages, x"):
-        read(path, text_field="body", messages_field="talk")
+        read(path, text_column="body", messages_field="talk")
     with pytest.raises(DataError, match="row 1: field 'text' must be a string, not null"):
         read(_write_parquet(tmp_path / "b.parquet", {"text": ["a", None]}))
 
@@ -246,7 +246,7 @@ def test_datasets(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no split 'train'; its splits are test"):
         read(tmp_path / "several")
     with pytest.raises(DataError, match="has neither 'body' nor 'messages'; its columns are: text, n"):
-        read(tmp_path / "one", text_field="body")
+        read(tmp_path / "one", text_column="body")
     (tmp_path / "files").mkdir()
     write_jsonl(tmp_path / "files" / "train.jsonl", [{"text": "c"}, {"text": "d"}])
     assert texts(tmp_path / "files", format="datasets") == ["c", "d"]

@@ -78,17 +78,17 @@ def test_letters_are_what_is_heard() -> None:
     st.floats(0, 500),
 )
 def test_pointers_only_move_forward_and_by_what_is_allowed(
-    gaps: list[float], frames: int, max_move: int, delay: float
+    gaps: list[float], frames: int, max_advance: int, delay: float
 ) -> None:
     starts = np.concatenate(([-np.inf], np.cumsum(gaps) * 640)).astype(np.float32)
-    found = pointers_of(starts, frames, 640, delay, max_move)
+    found = pointers_of(starts, frames, 640, delay, max_advance)
     last = len(gaps)
-    if (frames - 1) * max_move < last:
+    if (frames - 1) * max_advance < last:
         assert found is None
         return
     assert found is not None and found.shape == (frames,) and found[0] == 0 and found[-1] == last
     steps = np.diff(found)
-    assert steps.min() >= 0 and steps.max() <= max_move
+    assert steps.min() >= 0 and steps.max() <= max_advance
 
 
 def test_pointers_follow_the_times() -> None:

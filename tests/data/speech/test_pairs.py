@@ -100,7 +100,7 @@ def test_it_is_computed_once_for_one_input(manifest: Path, codec: SpeechCodec, t
     assert sorted(path.name for path in (tmp_path / "cache" / key).iterdir()) == sorted(
         [*(f"{name}.npy" for name in ("codes", "pointers", "frames", "voices", "sources")), "meta.json", "texts.json"]
     )
-    keys = {key, prepare(max_move=12), prepare(seed=1)}
+    keys = {key, prepare(max_advance=12), prepare(seed=1)}
     manifest.write_text(manifest.read_text().replace("Oh no!", "Oh yes!"))
     keys.add(prepare())
     sound(tmp_path / "0.wav", 1.5, 99)
@@ -119,10 +119,12 @@ def test_what_cannot_be_used_is_left_out_and_told(manifest: Path, codec: SpeechC
         {"audio": "0.wav", "text": "far too much " * 60},
     ]
     manifest.write_text(manifest.read_text() + "".join(json.dumps(row) + "\n" for row in more))
-    with pytest.raises(DataError, match=r"1 of 9 recordings.*max_bad \(0\).*broken.wav"):
+    with pytest.raises(DataError, match=r"1 of 9 recordings.*max_unreadable_fraction \(0\).*broken.wav"):
         prepare_pairs(specs(manifest), codec, cache_dir=tmp_path / "cache", aligner=QUICK)
     assert not any((tmp_path / "cache").iterdir())
-    pairs = prepare_pairs(specs(manifest), codec, cache_dir=tmp_path / "cache", aligner=QUICK, max_bad=0.2)
+    pairs = prepare_pairs(
+        specs(manifest), codec, cache_dir=tmp_path / "cache", aligner=QUICK, max_unreadable_fraction=0.2
+    )
     assert len(pairs) == 6 and len(pairs.left_out) == 3
     for reason, name in zip(pairs.left_out, ("nothing to speak", "broken.wav", "not aligned"), strict=True):
         assert any(name in reason for reason in pairs.left_out), reason

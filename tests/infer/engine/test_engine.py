@@ -212,7 +212,7 @@ def test_a_step_that_fails_for_all_fails_them_and_the_engine_answers_afterwards(
     requests = [engine.submit(ask([i])) for i in range(5)]
     engine.step()
     with monkeypatch.context() as patch:
-        patch.setattr("muomni.infer.engine.core.Batcher._deliver", fail)
+        patch.setattr("muomni.infer.engine.core.EngineCore._deliver", fail)
         engine.step()
     for one in requests:
         with pytest.raises(Boom):
@@ -378,7 +378,7 @@ class Schedules(RuleBasedStateMachine):
         seed=st.integers(0, 2),
         end=st.sampled_from([None, 3, 11]),
         stop_at=st.sampled_from([None, 2, 7]),
-        deterministic=st.booleans(),
+        batch_invariant=st.booleans(),
     )
     def arrive(
         self,
@@ -391,7 +391,7 @@ class Schedules(RuleBasedStateMachine):
         seed: int,
         end: int | None,
         stop_at: int | None,
-        deterministic: bool,
+        batch_invariant: bool,
     ) -> Any:
         prompt = [(i * 7 + beginning * 5) % 30 for i in range(common)] + rest
         params = SamplingParams(
@@ -402,7 +402,7 @@ class Schedules(RuleBasedStateMachine):
             params,
             ends=frozenset() if end is None else frozenset({end}),
             watch=None if stop_at is None else (lambda token: token == stop_at),
-            deterministic=deterministic,
+            batch_invariant=batch_invariant,
         )
         try:
             self.engine.submit(one)

@@ -13,7 +13,7 @@ from torch import Tensor
 from muomni.config import OmniConfig, ThinkerConfig
 from muomni.errors import PromptError
 from muomni.infer import EagerRunner, Engine, Request, Runners, SamplingParams, generate
-from muomni.infer.speculative.drafts import Lookup, verified
+from muomni.infer.speculative.drafts import PromptLookup, accept
 from muomni.model import OmniModel, SlotCache
 
 CONTEXT = 120
@@ -57,7 +57,7 @@ def drafts_of(tokens: list[int], most: int = 100) -> list[int]:
     st.lists(st.integers(0, 3), min_size=1, max_size=30), st.lists(st.integers(0, 3), max_size=20), st.integers(0, 9)
 )
 def test_a_draft_is_what_followed_before(prompt: list[int], reply: list[int], most: int) -> None:
-    lookup = Lookup(prompt)
+    lookup = PromptLookup(prompt)
     for end in sorted(random.Random(most).choices(range(len(reply) + 1), k=3)):
         got = lookup.draft(reply[:end], len(prompt), most)
         expected = drafts_of(prompt + reply[:end])
@@ -68,7 +68,7 @@ def test_a_draft_is_what_followed_before(prompt: list[int], reply: list[int], mo
 @given(st.lists(st.integers(0, 2), max_size=6), st.data())
 def test_tokens_are_certain_up_to_the_first_contradiction(draft: list[int], data: st.DataObject) -> None:
     likely = data.draw(st.lists(st.integers(0, 2), min_size=len(draft) + 1, max_size=len(draft) + 1))
-    got = verified(draft, likely)
+    got = accept(draft, likely)
     assert got == likely[: len(got)]
     assert got[:-1] == draft[: len(got) - 1]
     assert len(got) == len(draft) + 1 or got[-1] != draft[len(got) - 1]
@@ -138,7 +138,7 @@ def test_it_stops_where_drafts_cost_more_than_they_give(monkeypatch: pytest.Monk
 
 
 def test_it_stops_where_nothing_is_accepted() -> None:
-    lookup = Lookup([1, 2, 3] * 5)
+    lookup = PromptLookup([1, 2, 3] * 5)
     reply: list[int] = []
     drafts = 0
     for _ in range(400):
@@ -159,7 +159,7 @@ def test_deterministic_requests_are_guessed_for_where_no_step_rounds_by_its_size
     cache = SlotCache(model.config.thinker, 2, CONTEXT)
     engine = Engine(model, cache, Runners(Invariant(model, cache)))
     prompt = [1, 2, 3] * 4
-    one = engine.finish(engine.submit(ask(prompt, 40, speculate=True, deterministic=True)))
+    one = engine.finish(engine.submit(ask(prompt, 40, speculate=True, batch_invariant=True)))
     assert one.lookup is not None and one.lookup.drafted > 0
     assert one.tokens == alone(model, prompt, 40)
 
@@ -169,11 +169,11 @@ def test_guesses_that_have_no_effect_are_refused_or_told_once_that_is_known() ->
     cache = SlotCache(model.config.thinker, 2, CONTEXT)
     later: Future[Any] = Future()
     engine = Engine(model, cache, Runners(EagerRunner(model, cache), later))
-    one = engine.submit(ask([1, 2], 5, speculate=True, deterministic=True))
+    one = engine.submit(ask([1, 2], 5, speculate=True, batch_invariant=True))
     engine.step()
     later.set_exception(OSError("no compiler"))
-    with pytest.warns(UserWarning, match="no effect with deterministic requests here: no compiler"):
+    with pytest.warns(UserWarning, match="no effect with batch_invariant requests here: no compiler"):
         engine.finish(one)
     assert one.tokens == alone(model, [1, 2], 5)
-    with pytest.raises(PromptError, match="no effect with deterministic, as the steps of EagerRunner"):
-        engine.submit(ask([1, 2], 5, speculate=True, deterministic=True))
+    with pytest.raises(PromptError, match="no effect with batch_invariant, as the steps of EagerRunner"):
+        engine.submit(ask([1, 2], 5, speculate=True, batch_invariant=True))

@@ -28,7 +28,7 @@ def make_speaking(tokenizer: "Tokenizer", pattern: Pattern = "depth", **sizes: i
             "text_kernel": 5,
             "depth_size": 24,
             "depth_intermediate": 32,
-            "max_move": 3,
+            "max_advance": 3,
             **sizes,
         },
         num_codebooks=codec.num_codebooks,

@@ -14,7 +14,7 @@ from muomni import MuOmni
 from muomni.config.talker import Pattern
 from muomni.data.speech.spoken_text import spoken_words
 from muomni.errors import SpeechError, UserError
-from muomni.infer.reply import Piece, Reply, Timing
+from muomni.infer.reply import Chunk, Reply, Timing
 from muomni.infer.speech import (
     Speech,
     SpeechSession,
@@ -125,15 +125,15 @@ def test_it_speaks_before_the_sentence_is_known(model: MuOmni) -> None:
     assert first <= 4 * 640
 
 
-class Written(Iterator[Piece]):
+class Written(Iterator[Chunk]):
     """Stands for a `TextStream`: a reply whose words come one by one."""
 
     def __init__(self, text: str) -> None:
-        self.pieces = iter([Piece(f"{word} ", (1,)) for word in text.split()])
+        self.pieces = iter([Chunk(f"{word} ", (1,)) for word in text.split()])
         self.reply = Reply(text, (), "stop", Timing(0, 0, 0.0, 0.0))
         self.closed = False
 
-    def __next__(self) -> Piece:
+    def __next__(self) -> Chunk:
         return next(self.pieces)
 
     def close(self) -> None:

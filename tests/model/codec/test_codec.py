@@ -18,7 +18,7 @@ from muomni.model.codec import SpeechCodec, StreamingDecoder, StreamingEncoder
 from muomni.model.codec.decoder import SpectrumHead
 from muomni.model.codec.encoder import LogMel
 from muomni.model.codec.layers import CausalConv, Depthwise, History
-from muomni.model.codec.quantizer import Quantizer
+from muomni.model.codec.quantizer import ResidualVectorQuantizer
 from muomni.train.codec.losses import spectral_losses
 
 NANO = codec_preset("nano")
@@ -126,7 +126,7 @@ def test_nothing_looks_ahead() -> None:
     known = CODEC.num_samples(6)
     x, y = CODEC.decode(codes), CODEC.decode(other)
     torch.testing.assert_close(x[:known], y[:known], atol=1e-12, rtol=0)
-    assert (x[known : known + NANO.hop] - y[known : known + NANO.hop]).abs().max() > 1e-6
+    assert (x[known : known + NANO.hop_length] - y[known : known + NANO.hop_length]).abs().max() > 1e-6
 
 
 @settings(max_examples=8, deadline=None)
@@ -203,7 +203,8 @@ def test_the_head_inverts_the_spectra_of_a_clip() -> None:
     padded = F.pad(clip, (NANO.delay, 0))
     shape = torch.hann_window(NANO.window, dtype=torch.float64)
     spectra = [
-        torch.fft.rfft(padded[f * NANO.hop : f * NANO.hop + NANO.window] * shape) for f in range(len(clip) // NANO.hop)
+        torch.fft.rfft(padded[f * NANO.hop_length : f * NANO.hop_length + NANO.window] * shape)
+        for f in range(len(clip) // NANO.hop_length)
     ]
     spectrum = torch.stack(spectra)[None] * (4 / NANO.window)
     head.linear = Given(torch.cat((spectrum.abs().log() + 6.0, spectrum.angle()), -1))
@@ -214,7 +215,7 @@ def test_the_head_inverts_the_spectra_of_a_clip() -> None:
 @settings(max_examples=10, deadline=None)
 @given(st.integers(1, 4), st.integers(0, 99))
 def test_quantising_is_taking_the_nearest_vector_of_what_is_left(K: int, seed: int) -> None:
-    quantizer = Quantizer(NANO.replace(num_codebooks=K, codebook_size=5, latent_size=3)).double()
+    quantizer = ResidualVectorQuantizer(NANO.replace(num_codebooks=K, codebook_size=5, latent_size=3)).double()
     draw = torch.Generator().manual_seed(seed)
     quantizer.counts.copy_(torch.rand(K, 5, generator=draw) + 0.1)
     quantizer.sums.copy_(torch.randn(K, 5, 3, generator=draw))
@@ -237,7 +238,7 @@ def test_quantising_is_taking_the_nearest_vector_of_what_is_left(K: int, seed: i
 
 def test_tables_follow_the_latents_and_dead_codes_come_back() -> None:
     torch.manual_seed(0)
-    quantizer = Quantizer(NANO.replace(nested=0.0, codebook_size=32)).train()
+    quantizer = ResidualVectorQuantizer(NANO.replace(quantizer_dropout=0.0, codebook_size=32)).train()
     before, last = [], []
     for n in range(60):
         _, codes, commitment = quantizer(torch.randn(8, 25, NANO.latent_size) + 3.0)
@@ -259,7 +260,7 @@ def test_statistics_add_up_over_micro_batches() -> None:
     counts = []
     for size in (4, 2):
         torch.manual_seed(0)
-        quantizer = Quantizer(NANO.replace(nested=0.0)).train()
+        quantizer = ResidualVectorQuantizer(NANO.replace(quantizer_dropout=0.0)).train()
         quantizer(latents)
         quantizer.update()
         for part in latents.split(size):
@@ -279,7 +280,7 @@ def test_gradients_pass_the_rounding_and_reach_every_weight() -> None:
 
 
 def test_latents_that_are_no_numbers_leave_the_tables_alone() -> None:
-    quantizer = Quantizer(NANO).train()
+    quantizer = ResidualVectorQuantizer(NANO).train()
     quantizer(torch.randn(4, 5, NANO.latent_size))
     quantizer.update()
     before = quantizer.tables
@@ -290,7 +291,7 @@ def test_latents_that_are_no_numbers_leave_the_tables_alone() -> None:
 
 def test_rows_go_without_their_last_codes_only_in_training() -> None:
     torch.manual_seed(0)
-    quantizer = Quantizer(NANO.replace(nested=0.9)).train()
+    quantizer = ResidualVectorQuantizer(NANO.replace(quantizer_dropout=0.9)).train()
     latents = torch.randn(200, 2, NANO.latent_size)
     quantizer(latents)
     quantizer.update()

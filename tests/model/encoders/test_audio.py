@@ -12,7 +12,7 @@ from torch import Tensor
 
 from muomni.config import AudioConfig
 from muomni.model.encoders.audio import AudioEncoder, num_tokens
-from muomni.model.inputs import Clips
+from muomni.model.inputs import AudioBatch
 from muomni.ops.log_mel import SAMPLE_RATE, log_mel
 from muomni.ops.rope import rope_tables
 
@@ -35,9 +35,9 @@ def make_encoder(config: AudioConfig = CONFIG, dtype: torch.dtype = torch.float6
     return encoder.to(dtype)
 
 
-def make_clips(frames: Sequence[int], seed: int = 0, bins: int = 5) -> Clips:
+def make_clips(frames: Sequence[int], seed: int = 0, bins: int = 5) -> AudioBatch:
     draw = torch.Generator().manual_seed(seed)
-    return Clips(torch.randn(sum(frames), bins, generator=draw, dtype=torch.float64), tuple(frames))
+    return AudioBatch(torch.randn(sum(frames), bins, generator=draw, dtype=torch.float64), tuple(frames))
 
 
 def by_definition(encoder: AudioEncoder, mel: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ def test_nothing_leaks_from_neighbours(lengths):
     mel = clips.mel.clone()
     mel[: lengths[0]] = float("nan")
     mel[lengths[0] + lengths[1] :] = float("inf")
-    found = encoder(Clips(mel, lengths))[before : before + own]
+    found = encoder(AudioBatch(mel, lengths))[before : before + own]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
@@ -87,7 +87,7 @@ def test_a_chunk_does_not_see_the_next():
     encoder, clips = make_encoder(), make_clips([3 * 96])
     mel = clips.mel.clone()
     mel[96:192] += 1
-    changed = (encoder(Clips(mel, clips.frames)) - encoder(clips)).abs().amax(-1) > 1e-9
+    changed = (encoder(AudioBatch(mel, clips.frames)) - encoder(clips)).abs().amax(-1) > 1e-9
     assert changed.tolist() == [False] * 12 + [True] * 12 + [False] * 12
 
 
@@ -96,9 +96,9 @@ def test_loudness_does_not_matter():
     noise = torch.randn(SAMPLE_RATE, generator=torch.Generator().manual_seed(0))
     clip = 0.5 * torch.sin(2 * math.pi * 440 * time) * torch.sin(9 * time) + 0.01 * noise
     encoder = make_encoder(CONFIG.replace(num_mel_bins=80, initializer_range=0.02), torch.float32)
-    loud, quiet = (encoder(Clips(log_mel(x), (100,))) for x in (clip, 0.1 * clip))
+    loud, quiet = (encoder(AudioBatch(log_mel(x), (100,))) for x in (clip, 0.1 * clip))
     torch.testing.assert_close(quiet, loud, rtol=0, atol=2e-3)
-    other = encoder(Clips(log_mel(noise), (100,)))
+    other = encoder(AudioBatch(log_mel(noise), (100,)))
     assert float((other - loud).detach().abs().max()) > 0.1
 
 
@@ -127,4 +127,4 @@ def test_memory_grows_with_the_length():
 @pytest.mark.parametrize(("shape", "frames"), [((20, 5), (10, 11)), ((20, 6), (20,)), ((20, 5), (20, 0))])
 def test_frames_that_do_not_fit_are_refused(shape, frames):
     with pytest.raises(ValueError, match="mel values"):
-        make_encoder()(Clips(torch.zeros(shape, dtype=torch.float64), frames))
+        make_encoder()(AudioBatch(torch.zeros(shape, dtype=torch.float64), frames))

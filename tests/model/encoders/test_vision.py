@@ -11,7 +11,7 @@ from muomni.config import PRESET_NAMES, VisionConfig, preset, towers
 from muomni.errors import ConfigError
 from muomni.model import OmniModel
 from muomni.model.encoders.vision import VisionEncoder, lay_out
-from muomni.model.inputs import Images, filled, row_length
+from muomni.model.inputs import ImageBatch, filled, row_length
 from muomni.ops.attention import attention_reference
 from muomni.ops.rope import apply_rope, rope_tables
 from tests.model.media import make_images
@@ -28,9 +28,9 @@ def make_encoder(dtype: torch.dtype = torch.float64, **changes: object) -> Visio
     return encoder
 
 
-def split(images: Images) -> list[Images]:
+def split(images: ImageBatch) -> list[ImageBatch]:
     sizes = [rows * columns for rows, columns in images.grids]
-    return [Images(x, (grid,)) for x, grid in zip(images.patches.split(sizes), images.grids, strict=True)]
+    return [ImageBatch(x, (grid,)) for x, grid in zip(images.patches.split(sizes), images.grids, strict=True)]
 
 
 @given(
@@ -76,7 +76,7 @@ def test_where_a_patch_is_changes_what_it_says():
     encoder = make_encoder()
     patches = make_images((1, 1)).patches.expand(16, -1)
     patches = torch.cat((patches, patches * 0.5))
-    across, down = encoder(Images(patches, ((4, 8),))), encoder(Images(patches, ((8, 4),)))
+    across, down = encoder(ImageBatch(patches, ((4, 8),))), encoder(ImageBatch(patches, ((8, 4),)))
     assert not torch.allclose(across, down)
 
 
@@ -88,9 +88,9 @@ def test_patches_by_token():
     assert row.segments.max_seqlen >= 8
 
 
-@pytest.mark.parametrize("merge", [1, 2, 3])
+@pytest.mark.parametrize("pixel_shuffle_factor", [1, 2, 3])
 def test_merge_sets_how_many_patches_are_a_token(merge):
-    encoder = make_encoder(merge=merge)
+    encoder = make_encoder(pixel_shuffle_factor=merge)
     out = encoder(make_images((6, 12)))
     assert out.shape == (72 // merge**2, 32 * merge**2)
 
@@ -98,10 +98,10 @@ def test_merge_sets_how_many_patches_are_a_token(merge):
 @pytest.mark.parametrize(
     ("images", "words"),
     [
-        (Images(torch.zeros(15, 192), ((4, 4),)), "need"),
-        (Images(torch.zeros(16, 191), ((4, 4),)), "need"),
-        (Images(torch.zeros(0, 192), ()), "need"),
-        (Images(torch.zeros(12, 192), ((4, 3),)), "multiples of 2"),
+        (ImageBatch(torch.zeros(15, 192), ((4, 4),)), "need"),
+        (ImageBatch(torch.zeros(16, 191), ((4, 4),)), "need"),
+        (ImageBatch(torch.zeros(0, 192), ()), "need"),
+        (ImageBatch(torch.zeros(12, 192), ((4, 3),)), "multiples of 2"),
     ],
 )
 def test_pictures_that_do_not_fit_are_refused(images, words):

@@ -32,7 +32,7 @@ def make_config(**changes: object) -> OmniConfig:
         "text_kernel": 5,
         "depth_size": 10,
         "depth_intermediate": 14,
-        "max_move": 4,
+        "max_advance": 4,
     }
     spec = TalkerSpec.model_validate(sizes | changes)
     return base.with_speech(spec.build(base.thinker, codec, VOICES), codec)
@@ -70,7 +70,7 @@ def make_speech(
         words[n, : letters + 2] = first + some(ids, letters + 2).sort().values
         first += ids
         pointers.append(some(letters + 2, count).sort().values)
-        moves.append(torch.cat((some(config.max_move + 1, count - 1), torch.tensor([config.stop]))))
+        moves.append(torch.cat((some(config.max_advance + 1, count - 1), torch.tensor([config.stop]))))
     return SpeechBatch(
         ids=some(60, sum(tokens)),
         id_lengths=tokens,

@@ -15,7 +15,7 @@ IDS = torch.tensor([[5, 6, 7, 8, 9]])
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_speech_alone(pattern):
     model = make_model(pattern=pattern, thinker_layer=1, dtype=torch.float32).train()
-    attention_backend.apply(model, attention_backend.Choice("reference", "", attend))
+    attention_backend.apply(model, attention_backend.AttentionChoice("reference", "", attend))
     speech = make_speech(model.talker.config, [(70, 30, 9), (3, 2, 1)])
     losses = {"text": 0.0, "speech": 1.0}
     with FlopCounterMode(display=False) as forward, torch.no_grad():

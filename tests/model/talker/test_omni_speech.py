@@ -104,7 +104,7 @@ def learning(model: OmniModel) -> set[str]:
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_parts_learn_unless_they_are_frozen_and_the_codec_never_does(pattern):
     # Without dropping states: where chance drops those of all three sentences the Thinker has no gradient.
-    model = make_model(pattern=pattern, state_dropout=0.0).train()
+    model = make_model(pattern=pattern, conditioning_dropout=0.0).train()
     speech = make_batch(model)
     assert "codec" not in model.parts and not model.codec.training
     speak(model, speech).backward()
@@ -253,7 +253,7 @@ def test_checkpointing_reaches_the_talkers_blocks_and_changes_nothing(mode):
 
 def test_compilation_reaches_the_talkers_blocks():
     model = make_model()
-    compilation.apply(model, compilation.Choice("blocks", "as asked"))
+    compilation.apply(model, compilation.CompileChoice("blocks", "as asked"))
     assert all(block._compiled_call_impl is not None for block in model.talker.layers)
     compilation.undo(model)
 
@@ -274,7 +274,7 @@ def test_low_precision_is_near_and_the_random_numbers_are_torchs():
 
 
 def test_a_fitted_pair_is_learnt():
-    model = make_model(dtype=torch.float32, noise=0.0, state_dropout=0.0).train()
+    model = make_model(dtype=torch.float32, code_corruption=0.0, conditioning_dropout=0.0).train()
     speech = make_batch(model)
     optimizer = torch.optim.AdamW(model.talker.parameters(), lr=1e-2)
     first = last = speak(model, speech)

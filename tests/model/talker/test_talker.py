@@ -231,7 +231,7 @@ def test_undelay_undoes_delay(frames, K):
 
 
 def test_noise_replaces_the_share_it_says_and_only_in_training():
-    talker = make_talker(noise=0.25, state_dropout=0.0)
+    talker = make_talker(code_corruption=0.25, conditioning_dropout=0.0)
     codes = torch.randint(7, (4000, 3))
     assert torch.equal(talker._with_noise(codes), codes)
     talker.train()
@@ -244,7 +244,7 @@ def test_noise_replaces_the_share_it_says_and_only_in_training():
 
 
 def test_some_sentences_are_without_states_in_training():
-    talker = make_talker(noise=0.0, state_dropout=0.5)
+    talker = make_talker(code_corruption=0.0, conditioning_dropout=0.5)
     batch = make_speech(talker.config, [(3, 4, 2)])
     states = make_states(batch)
     heard, deaf = (float(talker.losses(batch, s).codes.detach()) for s in (states, torch.zeros_like(states)))

@@ -60,7 +60,7 @@ def test_it_learns_and_its_folder_loads(sounds: Path, tmp_path: Path) -> None:
     assert codec.encode(torch.zeros(4000)).shape == (4, codec.num_frames(4000))
 
 
-@pytest.mark.parametrize("losses", [{}, {"adversarial": 0.5, "adversarial_from": 1}])
+@pytest.mark.parametrize("losses", [{}, {"adversarial": 0.5, "discriminator_start_step": 1}])
 def test_a_resumed_run_ends_bit_by_bit_where_the_other_did(
     sounds: Path, tmp_path: Path, losses: dict[str, Any]
 ) -> None:
@@ -86,7 +86,7 @@ def test_a_resumed_run_ends_bit_by_bit_where_the_other_did(
 def test_the_cut_into_micro_batches_changes_rounding_only(sounds: Path, tmp_path: Path, losses: dict[str, Any]) -> None:
     grads = []
     for batch, count in ((4, 1), (2, 2)):
-        codec = {"losses": losses, "sizes": {"nested": 0.0}}
+        codec = {"losses": losses, "overrides": {"quantizer_dropout": 0.0}}
         stage = recipe(sounds, codec=codec, batch_size=batch, gradient_accumulation_steps=count)
         trainer = CodecTrainer(stage, tmp_path, pick_precision("fp32", torch.device("cpu")), None)
         trainer.step.adversarial = bool(losses)
@@ -113,7 +113,7 @@ def test_the_discriminator_learns_to_tell_and_the_codec_learns_from_it() -> None
     assert float(critic_loss(judge(tone), judge(noise)).detach()) / 4 < 0.5 * before
     lost = codec_losses(judge(tone), judge(noise))
     same = codec_losses(judge(tone), judge(tone))
-    assert lost["adversarial"] > same["adversarial"] and lost["features"] > 0 and same["features"] == 0
+    assert lost["adversarial"] > same["adversarial"] and lost["feature_matching"] > 0 and same["feature_matching"] == 0
 
 
 def test_a_run_begins_with_the_weights_of_another(sounds: Path, tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_run_begins_with_the_weights_of_another(sounds: Path, tmp_path: Path) 
 
 def test_a_checkpoint_of_another_codec_is_refused(sounds: Path, tmp_path: Path) -> None:
     train(recipe(sounds, max_steps=2), tmp_path / "a")
-    other = recipe(sounds, codec={"sizes": {"hidden_size": 24}})
+    other = recipe(sounds, codec={"overrides": {"hidden_size": 24}})
     with pytest.raises(ConfigError, match="another recipe"):
         train(other, tmp_path / "a", resume=True)
     (tmp_path / "a" / "recipe.json").unlink()
@@ -144,8 +144,8 @@ def test_a_checkpoint_of_another_codec_is_refused(sounds: Path, tmp_path: Path) 
         ({"eval": {"sample_every": 5}}, "sample_every.*writes no text"),
         ({"codec": {"clip_seconds": 0.1}}, "clip_seconds"),
         ({"codec": {"losses": {"stft": 0.0, "mel": 0.0}}}, "weight"),
-        ({"codec": {"init_from": "x", "sizes": {"hop": 80}}}, "sizes"),
-        ({"codec": {"sizes": {"codebook_size": 100000}}}, "65536"),
+        ({"codec": {"init_from": "x", "overrides": {"hop_length": 80}}}, "overrides"),
+        ({"codec": {"overrides": {"codebook_size": 100000}}}, "65536"),
     ],
 )
 def test_what_means_nothing_to_a_codec_is_refused(sounds: Path, changes: dict[str, Any], words: str) -> None:

@@ -14,7 +14,7 @@ from muomni.config import Recipe, read_json
 from muomni.errors import ConfigError, UserError
 from muomni.train.reporting.metrics_log import read_lines
 from muomni.train.stage import train
-from muomni.train.tune.search import TUNED, TUNING, Search, Trial, Way, _child, own_way, tune
+from muomni.train.tune.search import TUNED, TUNING, Search, StepConfig, Trial, _child, own_way, tune
 
 MIB = 2**20
 
@@ -25,11 +25,14 @@ def make_recipe(**more: Any) -> Recipe:
 
 
 def search(
-    recipe: Recipe, seconds: Callable[[Way], float], peak: Callable[[Way], int] = lambda _: 500 * MIB, **more: Any
+    recipe: Recipe,
+    seconds: Callable[[StepConfig], float],
+    peak: Callable[[StepConfig], int] = lambda _: 500 * MIB,
+    **more: Any,
 ) -> Search:
     """Steps take what the test says; what would take over 1 GiB does not fit."""
 
-    def attempt(way: Way, own: Way, deadline: float) -> Trial:
+    def attempt(way: StepConfig, own: StepConfig, deadline: float) -> Trial:
         if peak(way) > 1024 * MIB:
             return Trial(way, why_not="memory ran out", short=True)
         took = seconds(way)
@@ -73,12 +76,12 @@ def test_less_is_computed_again_where_memory_allows_it() -> None:
 
 
 def test_more_is_computed_again_where_larger_micro_batches_then_fit() -> None:
-    def peak(way: Way) -> int:
+    def peak(way: StepConfig) -> int:
         return (
             (200 if way.checkpointing == "full" else 250) * way.micro_batch * MIB // (2 if way.micro_batch > 4 else 1)
         )
 
-    def large(way: Way) -> int:
+    def large(way: StepConfig) -> int:
         return 2000 * MIB if way.micro_batch == 8 and way.checkpointing != "full" else peak(way)
 
     best = search(make_recipe(), lambda way: 1.0 / way.micro_batch, large).run()
@@ -98,7 +101,7 @@ def test_what_cannot_fit_at_all_is_said() -> None:
 def test_what_fits_once_and_not_again_is_not_taken() -> None:
     recipe, tried = make_recipe(), []
 
-    def peak(way: Way) -> int:
+    def peak(way: StepConfig) -> int:
         tried.append(way)
         return (500 if way.micro_batch == 2 and tried.count(way) < 2 else 2000) * MIB
 
@@ -109,7 +112,7 @@ def test_what_fits_once_and_not_again_is_not_taken() -> None:
 def test_compiling_has_to_pay_over_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compilation, "what_is_missing", lambda _: None)
 
-    def seconds(way: Way) -> float:
+    def seconds(way: StepConfig) -> float:
         return 0.5 if way.compile == "blocks" else 1.0
 
     assert search(make_recipe(max_steps=61, schedule={"warmup_steps": 1}), seconds).run().way.compile == "blocks"
@@ -121,7 +124,7 @@ def test_compiling_has_to_pay_over_the_run(monkeypatch: pytest.MonkeyPatch) -> N
 def test_captions_are_always_compared_with_as_many() -> None:
     data = {"train": "x", "seq_len": 32}
     recipe = make_recipe(
-        data=data, losses={"contrastive": 0.1}, model={"preset": "nano", "vision": {"contrastive_size": 8}}
+        data=data, losses={"contrastive": 0.1}, model={"preset": "nano", "vision": {"projection_dim": 8}}
     )
     found = search(recipe, lambda way: 1 / way.micro_batch)
     found.run()
@@ -131,15 +134,15 @@ def test_captions_are_always_compared_with_as_many() -> None:
 def test_readers_are_tried_where_media_are_read() -> None:
     recipe = make_recipe()
     best = search(recipe, lambda way: 1 / way.workers if way.micro_batch == 4 else 9.0, reads_ahead=True).run()
-    assert best.way.workers > recipe.data.workers
-    assert best.way.changes(own_way(recipe))["data"] == {"workers": best.way.workers}
+    assert best.way.workers > recipe.data.num_workers
+    assert best.way.changes(own_way(recipe))["data"] == {"num_workers": best.way.workers}
 
 
 def test_the_time_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
 
-    def seconds(way: Way) -> float:
+    def seconds(way: StepConfig) -> float:
         now[0] += 10
         return 1 / way.micro_batch
 
@@ -151,7 +154,7 @@ def test_the_time_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_mistake_in_the_recipe_is_told_as_such() -> None:
-    def attempt(way: Way, own: Way, deadline: float) -> Trial:
+    def attempt(way: StepConfig, own: StepConfig, deadline: float) -> Trial:
         return Trial(way, why_not="x: no such file")
 
     with pytest.raises(UserError, match="x: no such file"):
