@@ -76,7 +76,7 @@ def test_a_failed_save_leaves_the_old_model_whole(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("muomni.formats.pretrained.save_file", full)
+    monkeypatch.setattr("muomni.formats.tensors.save_file", full)
     with pytest.raises(CheckpointError, match="No space left on device"):
         MuOmni.from_config("nano", device="cpu").save_pretrained(out)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before

@@ -12,7 +12,7 @@ from muomni.bench import speech as speech_speed
 from muomni.bench.process import RefusedError
 from muomni.bench.report.sections import QUICK, Target
 from muomni.bench.speech import SpeechCase, measure_speaking, measure_speech, speech_cases
-from muomni.cli.bench.training import command
+from muomni.cli.bench import command
 from muomni.config import preset
 from muomni.errors import ConfigError, MuOmniError, UserError
 

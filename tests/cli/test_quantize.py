@@ -128,6 +128,7 @@ def test_float_copies_are_compared_where_asked_for_and_never_written(
     muomni: Any, nano_folder: Path, tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loses = {"float": 1.0, "cast": 2.0}
+    monkeypatch.setenv("MUOMNI_CACHE", str(tmp_path / "cache"))  # no timings that another test has kept
     monkeypatch.setattr("muomni.accel.int8._measure", lambda *_: dict.fromkeys(("1", "16", "128"), loses))
     found = {}
     for keep in ("never", "auto"):

@@ -330,7 +330,7 @@ _PEAK = """
 import sys
 from pathlib import Path
 import torch
-from muomni.model.folder import load_model
+from muomni.formats.pretrained import load_model
 
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024

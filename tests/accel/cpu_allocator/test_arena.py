@@ -59,8 +59,8 @@ def test_the_model_does_what_the_pool_does() -> None:
     """Random blocks of torch, each of whose addresses is the model's; see it fail by another LEAST_GAP in one."""
     run(f"""
         import random, torch
-        from muomni.accel import pool
-        from muomni.accel.pool.model import PoolModel
+        from muomni.accel.cpu_allocator import arena as pool
+        from muomni.accel.cpu_allocator.arena_simulator import PoolModel
         found = pool.load()
         assert found.install() and found.install()
         draw, model, blocks = random.Random(0), PoolModel(), {{}}
@@ -88,7 +88,7 @@ def test_the_model_does_what_the_pool_does() -> None:
 def test_large_tensors_use_the_memory_of_those_that_were_freed() -> None:
     pages = run("""
         import resource, torch
-        from muomni.accel import allocator
+        from muomni.accel.cpu_allocator import choice as allocator
         allocator.apply(allocator.choose("arena", torch.device("cpu")))
         torch.zeros(24, 2**20)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -106,7 +106,7 @@ def test_large_tensors_use_the_memory_of_those_that_were_freed() -> None:
 def test_tensors_of_before_and_after_live_and_grow() -> None:
     run("""
         import numpy as np, torch
-        from muomni.accel import pool
+        from muomni.accel.cpu_allocator import arena as pool
         before = torch.arange(100_000.0)
         assert pool.load().install()
         after = torch.arange(100_000.0)
@@ -136,8 +136,8 @@ def test_tensors_of_before_and_after_live_and_grow() -> None:
 def test_memory_that_is_not_there_is_told_in_torchs_words() -> None:
     said = run("""
         import resource, torch
-        from muomni.accel import pool
-        from muomni.accel.oom import find_shortage
+        from muomni.accel.cpu_allocator import arena as pool
+        from muomni.accel.memory.out_of_memory import find_shortage
         assert pool.load().install()
         resource.setrlimit(resource.RLIMIT_DATA, (2**30, 2**30))
         try:
@@ -154,7 +154,7 @@ def test_memory_that_is_not_there_is_told_in_torchs_words() -> None:
 def test_few_addresses_are_used_and_too_few_are_an_error(more: int, said: str) -> None:
     found = run(f"""
         import psutil, resource, torch
-        from muomni.accel import allocator
+        from muomni.accel.cpu_allocator import choice as allocator
         from muomni.errors import ConfigError
         choice = allocator.choose("arena", torch.device("cpu"))
         size = psutil.Process().memory_info().vms + {more}

@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 # blocks are looked for with room to spare.)
 ROUNDS = """
 import resource, sys, torch
-from muomni.accel import allocator
+from muomni.accel.cpu_allocator import choice as allocator
 allocator.apply(allocator.choose(sys.argv[1], torch.device("cpu")))
 def faults(rows):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

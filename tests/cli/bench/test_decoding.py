@@ -6,8 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 from muomni.bench.decoding.compare import Comparison, Decoding
+from muomni.cli.bench import command
 from muomni.cli.bench.decoding import print_comparison
-from muomni.cli.bench.training import command
 from muomni.errors import ConfigError, UserError
 
 NOTHING = ["--no-variants", "--no-attention", "--no-kv-cache", "--no-cold-start"]

@@ -25,10 +25,8 @@ from muomni.data import (
     build_token_cache,
     default_cache_dir,
     encode_chat,
+    prepare,
     prepare_tokenizer,
-)
-from muomni.data import (
-    build as prepare,
 )
 from muomni.data.index import token_cache as cache_module
 from muomni.data.index.token_cache import source_fingerprint
@@ -259,14 +257,15 @@ def test_a_damaged_cache_is_built_anew(tmp_path: Path, tokenizer: Tokenizer, dam
 _BUILD = """
     import sys, time
     from muomni.config import SourceSpec
-    from muomni.data import Tokenizer, build_token_cache, cache_writer
+    from muomni.data import Tokenizer, build_token_cache
+    from muomni.data.index import token_cache_writer
     path, tokenizer, cache, pause = sys.argv[1:]
-    original = cache_writer._encode
+    original = token_cache_writer._encode
     def slow(batch, tokenizer):
         print("building", flush=True)
         time.sleep(float(pause))
         return original(batch, tokenizer)
-    cache_writer._encode = slow
+    token_cache_writer._encode = slow
     cache = build_token_cache([SourceSpec(path=path)], Tokenizer.load(tokenizer), cache)
     print(cache.num_tokens)
 """

@@ -202,9 +202,9 @@ def test_without_a_compiler_the_modules_serve_and_it_is_said(monkeypatch: pytest
 _DECODE = """
 import torch
 from torch._dynamo.utils import counters
-from tests.infer.test_compiled import make_cache, make_model, to_int8
+from tests.infer.runners.test_compiled import make_cache, make_model, to_int8
 from muomni.infer import EagerRunner
-from muomni.infer.compiled import CompiledRunner
+from muomni.infer.runners.compiled import CompiledRunner
 
 model = make_model(num_hidden_layers=1, hidden_size=32)
 for quantised in (False, True):
