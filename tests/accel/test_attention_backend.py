@@ -214,8 +214,6 @@ def test_the_plan_asks_for_the_head_size_of_the_model_that_is_trained(monkeypatc
     plan_of(make_recipe(precision="fp32", model={"preset": "tiny", "thinker": {"head_dim": 48}}))
     short = {"train": "none.txt", "seq_len": 64}
     plan_of(make_recipe(precision="fp32", model={"init_from": str(nano_folder)}, data=short))
-        make_recipe(precision="fp32", model={"init_from": str(nano_folder)}, data={"train": "none.txt", "seq_len": 64})
-    )
     nano = MuOmni.from_pretrained(nano_folder, device="cpu").config.thinker.head_dim
     assert asked == [(torch.float32, 48), (torch.float32, nano)]
     both = {"preset": "tiny", "vision": {"num_attention_heads": 4}, "audio": True}
