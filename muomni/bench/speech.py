@@ -108,8 +108,8 @@ class SpeechSubject:
 
     def turn(self) -> dict[str, Any]:
         """Says all texts: seconds of work, of sound, and until the first sound of some texts, one row alone."""
-        from muomni.eval.model_speaker import heard
-        from muomni.eval.speech_gate import say_timed
+        from muomni.eval.model_speaker import speech_of
+        from muomni.eval.speech_quality import say_timed
 
         texts, rows = self._case.texts, self._case.rows
         began = time.perf_counter()
@@ -120,7 +120,7 @@ class SpeechSubject:
                 some, voice=self._voice, batch_size=rows, on_error="raise", **self._settings
             )
         work_s = time.perf_counter() - began
-        sounds = [heard(reply) for reply in replies]
+        sounds = [speech_of(reply) for reply in replies]
         self._samples = [len(samples) for samples, _ in sounds]
         audio_s = sum(len(samples) / rate for samples, rate in sounds)
         firsts = []

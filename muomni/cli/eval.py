@@ -1,4 +1,4 @@
-"""`muomni eval`: judges a trained model by what it does."""
+"""`muomni eval`: evaluates a trained model."""
 
 import json
 import os
@@ -14,14 +14,13 @@ from muomni.cli.common import options
 from muomni.errors import UserError
 
 if TYPE_CHECKING:
-    from muomni.eval.speech_gate import Limits, Sentence, Speaker, SpeechReport, Spoken
+    from muomni.eval.speech_quality import Limits, Sentence, Speaker, SpeechReport, Spoken
 
 # Sentences on a picture of spectrograms, and on all of them.
 SPECTROGRAMS, MAX_SPECTROGRAMS = 8, 32
 
 command = typer.Typer(
-    help="Judge a trained model by what it does.\n\n"
-    "Example: muomni eval speech runs/omni --reference held-out/manifest.jsonl",
+    help="Evaluate a trained model.\n\nExample: muomni eval speech runs/omni --reference held-out/manifest.jsonl",
     no_args_is_help=True,
 )
 
@@ -34,9 +33,7 @@ def _group() -> None:
 @command.command()
 def speech(
     run: Annotated[Path, typer.Argument(help="A run or a model's folder, or espeak:VOICE for the synthesiser itself.")],
-    original: Annotated[
-        Path, typer.Option("--reference", help="Manifest of held-out sentences with their recordings.")
-    ],
+    reference: Annotated[Path, typer.Option(help="Manifest of held-out sentences with their recordings.")],
     count: Annotated[int, typer.Option(min=1, help="The first so many sentences of the manifest.")] = 100,
     voice: Annotated[str | None, typer.Option(help="The model's voice; default: its first.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Of the model's speech; default: as `say` has it.")] = None,
@@ -49,48 +46,46 @@ def speech(
     max_first_sound: Annotated[float, typer.Option(help="Milliseconds, median; for models that stream.")] = 300.0,
     lm: Annotated[
         list[Path] | None,
-        typer.Option(
-            "--lm-text", metavar="TEXT", help="Texts like those that are spoken, for the recogniser's language model."
-        ),
+        typer.Option("--lm-text", metavar="TEXT", help="Similar texts, for the recogniser's language model."),
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes that listen; default: one a core.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Recogniser processes; default: one a core.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Let a model say held-out sentences and judge what an independent recogniser hears.
+    """Let a model say held-out sentences and evaluate the transcripts of an independent recogniser.
 
-    The recogniser hears the original recordings too, and the model's word error is held against theirs. Truncated is
-    speech that lacks more than 10% of words and length, run-on what lasts 1.5 times the original. Exit code 1 where a
-    limit is passed. Needs the extra "eval" (PocketSphinx with its American English model).
+    The recogniser transcribes the reference recordings too: the model's word error is relative to theirs. Truncated
+    speech lacks more than 10% of words and length, run-on speech lasts 1.5 times the reference. Exit code 1 where a
+    limit is exceeded. Needs the extra "eval" (PocketSphinx with its American English model, and jiwer).
 
-    --lm-text gives the recogniser a language model of your texts, without the sentences that are judged, for both sides
-    alike. It hears better then, and the limit on the word error is a stricter one.
+    --lm-text gives the recogniser a language model of your texts, without the evaluated sentences, for model and
+    reference alike. It transcribes better then, and the limit on the word error is stricter.
 
-    Example: muomni eval speech runs/omni --reference held-out/manifest.jsonl --lm-text stories.jsonl --out judged
+    Example: muomni eval speech runs/omni --reference held-out/manifest.jsonl --lm-text stories.jsonl --out evaluated
     """
     from muomni.eval.recogniser import check_installed
-    from muomni.eval.speech_gate import Limits, judge, read_sentences
+    from muomni.eval.speech_quality import Limits, evaluate_speech, read_sentences
 
     check_installed()
     limits = Limits(max_ratio, max_truncated, max_run_on, max_real_time, max_first_sound)
-    sentences = read_sentences(original, count)
+    sentences = read_sentences(reference, count)
     speaker = _speaker(str(run), options.given(temperature=temperature, seed=seed))
-    with TemporaryDirectory(prefix="muomni-") as folder, _bars(len(sentences)) as advance:
+    workers = workers or os.cpu_count() or 1
+    with TemporaryDirectory(prefix="muomni-") as folder, _progress(len(sentences)) as advance:
         model = _language_model(lm, sentences, Path(folder)) if lm else None
-        listening: dict[str, Any] = {"workers": workers or os.cpu_count() or 1, "lm": model}
-        report, spoken = judge(speaker, sentences, voice=voice, **listening, report=advance)
-    failures = report.failures(limits)
+        report, spoken = evaluate_speech(speaker, sentences, voice=voice, workers=workers, lm=model, on_update=advance)
+    values = report.to_dict() | {"failures": report.failures(limits)}
     if out is not None:
-        _write(report, sentences, spoken, failures, out)
+        _write(report, values, sentences, spoken, out)
     if as_json:
-        print(json.dumps(report.to_dict() | {"failures": failures}, indent=2, ensure_ascii=False))
+        print(json.dumps(values, indent=2, ensure_ascii=False))
     else:
-        _print(report, limits, failures)
-    if failures:
+        _print(report, limits, values["failures"])
+    if values["failures"]:
         raise typer.Exit(1)
 
 
 def _language_model(texts: list[Path], sentences: "list[Sentence]", folder: Path) -> Path:
-    """The language model of texts as a file; sentences that are judged take no part in it.
+    """The language model of texts as a file, without the evaluated sentences.
 
     Raises:
         DataError: a file is missing or unreadable, or nothing is left.
@@ -99,19 +94,19 @@ def _language_model(texts: list[Path], sentences: "list[Sentence]", folder: Path
     from muomni.eval.ngram_lm import write_lm
     from muomni.eval.wer import spoken_words
 
-    judged = {wording(sentence.text) for sentence in sentences}
+    held_out = {wording(sentence.text) for sentence in sentences}
     path = folder / "texts.arpa"
-    write_lm((spoken_words(text) for text in sentences_of(texts) if wording(text) not in judged), path)
+    write_lm((spoken_words(text) for text in sentences_of(texts) if wording(text) not in held_out), path)
     return path
 
 
 def _speaker(run: str, settings: dict[str, Any]) -> "Speaker":
-    """The model of a folder, or the synthesiser, which is how the gate itself is tried."""
+    """The model of a folder, or the synthesiser, which checks the evaluation itself."""
     if run.startswith("espeak:"):
         if settings:
             raise UserError("--temperature and --seed are a model's; the synthesiser has none")
         from muomni.data.speech.espeak_client import Synthesiser, Voice
-        from muomni.eval.speech_gate import SynthesiserSpeaker
+        from muomni.eval.speech_quality import SynthesiserSpeaker
 
         return SynthesiserSpeaker(Synthesiser(Voice.parse(run.removeprefix("espeak:"))))
     from muomni.api.model import MuOmni
@@ -121,35 +116,32 @@ def _speaker(run: str, settings: dict[str, Any]) -> "Speaker":
 
 
 @contextmanager
-def _bars(count: int) -> Iterator[Callable[[str], None]]:
+def _progress(count: int) -> Iterator[Callable[[str], None]]:
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        tasks = {name: progress.add_task(name, total=total) for name, total in _steps(count)}
-        yield lambda what: progress.advance(tasks[what])
-
-
-def _steps(count: int) -> list[tuple[str, int]]:
-    # The recogniser listens to the model's speech and to the originals.
-    return [("speaking", count), ("listening", 2 * count)]
+        # The recogniser listens to the model's speech and to the references.
+        totals = {"speaking": count, "listening": 2 * count}
+        tasks = {name: progress.add_task(name, total=total) for name, total in totals.items()}
+        yield lambda name: progress.advance(tasks[name])
 
 
 def _write(
-    report: "SpeechReport", sentences: "list[Sentence]", spoken: "list[Spoken]", failures: list[str], out: Path
+    report: "SpeechReport", values: dict[str, Any], sentences: "list[Sentence]", spoken: "list[Spoken]", out: Path
 ) -> None:
     from muomni.data.media.audio import SAMPLE_RATE
     from muomni.data.speech.synthesis import encode
-    from muomni.eval.speech_gate import plot_spectrograms
+    from muomni.eval.speech_quality import plot_spectrograms
     from muomni.files import write_json
 
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "report.json", report.to_dict() | {"failures": failures})
-        for number, one in enumerate(spoken):
-            (out / f"{number:04d}.wav").write_bytes(encode(one.samples, SAMPLE_RATE, "wav"))
-        # What is wrong comes first, then the others in their order.
+        write_json(out / "report.json", values)
+        for number, speech in enumerate(spoken):
+            (out / f"{number:04d}.wav").write_bytes(encode(speech.samples, SAMPLE_RATE, "wav"))
+        # Faulty ones first, then the others in their order.
         order = sorted(range(len(spoken)), key=lambda n: not report.sentences[n].faulty)
         for page in range(0, min(len(order), MAX_SPECTROGRAMS), SPECTROGRAMS):
             pairs = [(sentences[n], spoken[n]) for n in order[page : page + SPECTROGRAMS]]
@@ -165,7 +157,7 @@ def _print(report: "SpeechReport", limits: "Limits", failures: list[str]) -> Non
 
     table = Table("", "measured", "at most", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_row("word error of the model", f"{report.errors.rate:.1%}", "")
-    table.add_row("word error of the originals", f"{report.original_errors.rate:.1%}", "")
+    table.add_row("word error of the reference", f"{report.reference_errors.rate:.1%}", "")
     table.add_row("the first over the second", f"{report.ratio:.2f}", f"{limits.ratio:.2f}")
     table.add_row("truncated", f"{report.share('truncated'):.1%}", f"{limits.truncated:.1%}")
     table.add_row("run-on", f"{report.share('run_on'):.1%}", f"{limits.run_on:.1%}")
@@ -176,8 +168,8 @@ def _print(report: "SpeechReport", limits: "Limits", failures: list[str]) -> Non
     console = Console()
     console.print(f"{len(report.sentences):,} sentences, {report.errors.words:,} words")
     console.print(table)
-    for judged in [one for one in report.sentences if one.faulty][:10]:
-        fault = "truncated" if judged.truncated else "run-on"
-        console.print(f"{fault}: {judged.text} (heard: {judged.heard})", markup=False, highlight=False)
+    for result in [result for result in report.sentences if result.faulty][:10]:
+        fault = "truncated" if result.truncated else "run-on"
+        console.print(f"{fault}: {result.text} (transcript: {result.transcript})", markup=False, highlight=False)
     for failure in failures:
         console.print(f"failed: {failure}", markup=False, highlight=False)

@@ -70,14 +70,14 @@ def command(
         if batch is None and not spoken_words(texts[0]):
             raise UserError(f"there is nothing to say in {texts[0][:80]!r}: no letters and no digits")
         from muomni.api.model import MuOmni
-        from muomni.eval.model_speaker import heard
+        from muomni.eval.model_speaker import speech_of
 
         model = MuOmni.from_pretrained(run, device=device)
         if batch is not None:
             _say_all(model, texts, batch, form, settings, as_json)
             return
         reply = model.say(texts[0], **settings)
-        samples, rate = heard(reply)
+        samples, rate = speech_of(reply)
         values: dict[str, Any] = {"text": texts[0]}
         if out is not None:
             audio_output.write_sound(out, samples, rate)
@@ -154,7 +154,7 @@ def _say_all(
         UserError: the folder is there already or cannot be written, or some texts could not be said; the others are.
     """
     from muomni.cli.common.audio_output import write_sound
-    from muomni.eval.model_speaker import heard
+    from muomni.eval.model_speaker import speech_of
     from muomni.files import atomic_folder
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -167,7 +167,7 @@ def _say_all(
                 if reply.error is not None:
                     rows.append({"text": text, "error": reply.error})
                     continue
-                samples, rate = heard(reply)
+                samples, rate = speech_of(reply)
                 name = f"{number:04d}.{form}"
                 write_sound(partial / name, samples, rate)
                 seconds = round(len(samples) / rate, 3)

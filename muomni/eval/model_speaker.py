@@ -1,4 +1,4 @@
-"""A model as the speaker that `muomni.eval.speech_gate` judges and `muomni.bench.speech` times."""
+"""A model as the speaker that `muomni.eval.speech_quality` evaluates and `muomni.bench.speech` times."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 class ModelSpeaker:
-    """A model that says given texts, whole or in pieces.
+    """A model that says given texts, whole or in chunks.
 
-    A text that is spoken in pieces comes to the talker token by token, as the Thinker writes its replies.
+    A text that is spoken in chunks comes to the talker token by token, as the Thinker writes its replies.
 
     Args:
         model: with a talker and a tokenizer.
@@ -35,15 +35,15 @@ class ModelSpeaker:
         self._session = SpeechSession()
 
     def say(self, text: str, *, voice: str | None = None) -> tuple[Samples, int]:
-        """See `eval.speech_gate.Speaker`.
+        """See `eval.speech_quality.Speaker`.
 
         Raises:
             SpeechError: the text could not be spoken.
         """
-        return heard(self._model.say(text, voice=voice, **self._settings))
+        return speech_of(self._model.say(text, voice=voice, **self._settings))
 
-    def say_pieces(self, text: str, *, voice: str | None = None) -> Iterator[tuple[Samples, int]]:
-        """See `eval.speech_gate.StreamingSpeaker`.
+    def say_chunks(self, text: str, *, voice: str | None = None) -> Iterator[tuple[Samples, int]]:
+        """See `eval.speech_quality.StreamingSpeaker`.
 
         Raises:
             SpeechError: the text could not be spoken.
@@ -62,7 +62,7 @@ class ModelSpeaker:
         yield decoder.finish()
 
 
-def heard(reply: Reply) -> tuple[Samples, int]:
+def speech_of(reply: Reply) -> tuple[Samples, int]:
     """The speech of a reply, (S,) float32 in numpy, and its rate in Hz.
 
     Raises:

@@ -24,7 +24,7 @@ _POSITIONS = 128
 
 @dataclass(frozen=True)
 class Quality:
-    """What was found.
+    """Predictions of a changed model beside those of its reference.
 
     Attributes:
         targets: tokens predicted.
@@ -51,7 +51,7 @@ def compare_models(
     changed: OmniModel,
     rows: PackedDataset,
     max_rows: int,
-    each: Callable[[int], None] | None = None,
+    on_update: Callable[[int], None] = lambda row: None,
 ) -> Quality:
     """Runs both over the first rows, one row at a time.
 
@@ -59,41 +59,29 @@ def compare_models(
         reference, changed: in evaluation mode, on one device, of one vocabulary.
         rows: not shuffled, so that every call reads the same.
         max_rows: how many are read.
-        each: called with the number of rows done.
+        on_update: called with the number of rows done.
 
     Raises:
-        ValueError: a model is in training mode.
+        ValueError: a model is in training mode, or there is nothing to predict.
     """
-    if reference.training or changed.training:
-        raise ValueError("models are compared in evaluation mode")
-    device = reference.device
-    sums = torch.zeros(4, dtype=torch.float64, device=device)
-    targets = 0
-    count = min(max_rows, rows.num_rows)
-    for row in range(count):
-        batch = rows.batch(row, 1).to(device)
+    sums = _Sums(reference, changed)
+    for row in range(min(max_rows, rows.num_rows)):
+        batch = rows.batch(row, 1).to(reference.device)
         segments = Segments(batch.cu_seqlens, batch.max_seqlen)
-        wanted = shift_labels(batch.labels).flatten()
-        keep = wanted != IGNORE
+        targets = shift_labels(batch.labels).flatten()
+        keep = targets != IGNORE
         states = [
             model.thinker(batch.input_ids, batch.positions, segments).flatten(0, 1)[keep]
             for model in (reference, changed)
         ]
-        targets += len(states[0])
-        pieces = [torch.split(x, _POSITIONS) for x in (*states, wanted[keep])]
-        for old, new, label in zip(*pieces, strict=True):
-            sums += _sums(reference.thinker.lm_head(old), changed.thinker.lm_head(new), label)
-        if each is not None:
-            each(row + 1)
-    if not targets:
-        raise ValueError("the rows hold no token to predict")
-    old_loss, new_loss, kl, same = (sums / targets).tolist()
-    return Quality(targets, math.exp(old_loss), math.exp(new_loss), kl, same)
+        sums.add(states, targets[keep])
+        on_update(row + 1)
+    return sums.quality()
 
 
 @torch.inference_mode()
 def compare_caches(model: OmniModel, texts: Sequence[Sequence[int]], dtype: torch.dtype = torch.int8) -> Quality:
-    """What a KV cache of another dtype changes: every token of `texts` is predicted from what the cache holds.
+    """What a KV cache of another dtype changes: every token of `texts` is predicted from the cache.
 
     Args:
         model: in evaluation mode; its own dtype is that of the reference's cache.
@@ -103,29 +91,52 @@ def compare_caches(model: OmniModel, texts: Sequence[Sequence[int]], dtype: torc
     Raises:
         ValueError: the model is in training mode, or there is nothing to predict.
     """
-    if model.training:
-        raise ValueError("models are compared in evaluation mode")
-    thinker, device = model.thinker, model.device
-    sums = torch.zeros(4, dtype=torch.float64, device=device)
-    targets = 0
+    sums = _Sums(model, model)
+    device = model.device
     for ids in texts:
-        wanted = torch.tensor(ids[1:], device=device)
-        positions = torch.arange(len(wanted))
-        if not len(wanted):
+        targets = torch.tensor(ids[1:], device=device)
+        if not len(targets):
             continue
+        tokens, positions = torch.tensor(ids[:-1], device=device)[None], torch.arange(len(targets))
         states = []
         for kind in (model.dtype, dtype):
-            cache = SlotCache(model.config.thinker, 1, len(wanted), kind, device)
+            cache = SlotCache(model.config.thinker, 1, len(targets), kind, device)
             batch = SlotBatch(cache, torch.zeros_like(positions), positions)
-            tokens = torch.tensor(ids[:-1], device=device)[None]
-            states.append(thinker(tokens, positions.to(device)[None], cache=batch)[0])
-        targets += len(wanted)
-        for old, new, label in zip(*(torch.split(x, _POSITIONS) for x in (*states, wanted)), strict=True):
-            sums += _sums(thinker.lm_head(old), thinker.lm_head(new), label)
-    if not targets:
-        raise ValueError("the texts hold no token to predict")
-    old_loss, new_loss, kl, same = (sums / targets).tolist()
-    return Quality(targets, math.exp(old_loss), math.exp(new_loss), kl, same)
+            states.append(model.thinker(tokens, positions.to(device)[None], cache=batch)[0])
+        sums.add(states, targets)
+    return sums.quality()
+
+
+class _Sums:
+    """Losses, divergence and agreement of two models, summed over targets.
+
+    Raises:
+        ValueError: a model is in training mode.
+    """
+
+    def __init__(self, reference: OmniModel, changed: OmniModel) -> None:
+        if reference.training or changed.training:
+            raise ValueError("models are compared in evaluation mode")
+        self._heads = reference.thinker.lm_head, changed.thinker.lm_head
+        self._sums = torch.zeros(4, dtype=torch.float64, device=reference.device)
+        self._targets = 0
+
+    def add(self, states: Sequence[Tensor], targets: Tensor) -> None:
+        """Adds the predictions of (N, D) states, the reference's and the changed model's, for (N,) targets."""
+        self._targets += len(targets)
+        for old, new, label in zip(*(torch.split(x, _POSITIONS) for x in (*states, targets)), strict=True):
+            self._sums += _sums(self._heads[0](old), self._heads[1](new), label)
+
+    def quality(self) -> Quality:
+        """The means.
+
+        Raises:
+            ValueError: there was no target.
+        """
+        if not self._targets:
+            raise ValueError("there is no token to predict")
+        old_loss, new_loss, kl, same = (self._sums / self._targets).tolist()
+        return Quality(self._targets, math.exp(old_loss), math.exp(new_loss), kl, same)
 
 
 def _sums(reference: Tensor, changed: Tensor, targets: Tensor) -> Tensor:

@@ -1,14 +1,14 @@
 """An independent recogniser for speech: PocketSphinx with the American English model in its package.
 
-It has nothing in common with our models, is told nothing of what is said, and forgets each clip before the next, so
-its answers do not depend on their order. It is far from the best of its kind: what it makes of a synthesiser's or a
-reader's own recordings is the measure for what it makes of a model's.
+It shares nothing with our models, knows nothing of the texts and forgets each clip before the next, so its transcripts
+do not depend on their order. It is far from the best of its kind: a model's word error is therefore judged relative to
+that of reference recordings.
 """
 
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ _NOISE = 0.003
 
 
 class Recogniser:
-    """Writes down English speech.
+    """Transcribes English speech.
 
     Args:
         lm: a language model as an ARPA file (`muomni.eval.ngram_lm`), instead of the package's own for general English.
@@ -46,7 +46,7 @@ class Recogniser:
         self._decoder: Any = Decoder(**settings, **({} if lm is None else {"lm": str(lm)}))
 
     def transcribe(self, samples: Samples) -> str:
-        """(S,) float32 at 16 kHz to words in lower case; empty where none is heard.
+        """(S,) float32 at 16 kHz to words in lower case; empty where there are none.
 
         All clips are made equally loud first and get a little of the same noise.
         """
@@ -58,47 +58,50 @@ class Recogniser:
         self._decoder.start_utt()
         self._decoder.process_raw((np.clip(scaled, -1, 1) * 32767).astype(np.int16).tobytes(), full_utt=True)
         self._decoder.end_utt()
-        heard = self._decoder.hyp()
-        return "" if heard is None else str(heard.hypstr)
+        hypothesis = self._decoder.hyp()
+        return "" if hypothesis is None else str(hypothesis.hypstr)
 
 
 def check_installed() -> None:
-    """Raises:
-    UserError: the package `pocketsphinx` is not installed.
+    """Refuses where what transcribes and compares is not installed.
+
+    Raises:
+        UserError: the package `pocketsphinx` or `jiwer` is not installed.
     """
-    if importlib.util.find_spec("pocketsphinx") is None:
-        raise UserError("the recogniser is not installed: pip install 'muomni[eval]' (the package pocketsphinx)")
+    if any(importlib.util.find_spec(name) is None for name in ("pocketsphinx", "jiwer")):
+        raise UserError("the recogniser is not installed: pip install 'muomni[eval]' (pocketsphinx and jiwer)")
 
 
 def transcribe_all(
-    clips: Sequence[Samples], workers: int, report: Callable[[], None] = lambda: None, lm: Path | None = None
+    clips: Sequence[Samples], workers: int, on_update: Callable[[], None] = lambda: None, lm: Path | None = None
 ) -> list[str]:
-    """Transcribes clips, (S,) float32 at 16 kHz each, in processes; the result does not depend on how many."""
-    with _transcriber(min(workers, len(clips)), lm) as run:
-        heard = []
-        for text in run(clips):
-            heard.append(text)
-            report()
-        return heard
+    """Transcribes clips, (S,) float32 at 16 kHz each, in processes; the result does not depend on how many.
+
+    Args:
+        clips: in order.
+        workers: processes.
+        on_update: called after each clip.
+        lm: see `Recogniser`.
+
+    Raises:
+        UserError: the recogniser is not installed.
+    """
+    check_installed()  # here, since a pool would start its failing processes again and again
+    workers = min(workers, len(clips))
+    transcribe = partial(_transcribe, lm)
+    with nullcontext() if workers <= 1 else get_context("spawn").Pool(workers) as pool:
+        transcripts = []
+        for text in map(transcribe, clips) if pool is None else pool.imap(transcribe, clips):
+            transcripts.append(text)
+            on_update()
+        return transcripts
 
 
-@contextmanager
-def _transcriber(workers: int, lm: Path | None) -> Iterator[Callable[[Sequence[Samples]], Iterator[str]]]:
-    if workers <= 1:
-        yield partial(map, Recogniser(lm).transcribe)
-        return
-    check_installed()  # a missing package is told here, not by a pool that starts its processes again and again
-    with get_context("spawn").Pool(workers, initializer=_start, initargs=(lm,)) as pool:
-        yield partial(pool.imap, _transcribe)
+def _transcribe(lm: Path | None, samples: Samples) -> str:
+    return _recogniser(lm).transcribe(samples)
 
 
-_own: list[Recogniser] = []
-
-
-def _start(lm: Path | None) -> None:
-    """In a new process: its recogniser, for all clips that it gets."""
-    _own.append(Recogniser(lm))
-
-
-def _transcribe(samples: Samples) -> str:
-    return _own[0].transcribe(samples)
+@cache
+def _recogniser(lm: Path | None) -> Recogniser:
+    """The process's recogniser for all clips: to load one takes longer than to transcribe."""
+    return Recogniser(lm)

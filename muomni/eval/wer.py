@@ -1,15 +1,11 @@
-"""Word error rate: how much of what was said a transcription gets wrong."""
+"""Word error rate: how much of what was said a transcription gets wrong; counted by jiwer."""
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-_ONES = (
-    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
-    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
-)
-_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+from muomni.data.speech.sentences import cardinal
 
 
 def spoken_words(text: str) -> list[str]:
@@ -21,37 +17,24 @@ def spoken_words(text: str) -> list[str]:
     plain = unicodedata.normalize("NFKD", text.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))
     plain = "".join(c for c in plain if not unicodedata.combining(c))
     words: list[str] = []
-    for piece in re.findall(r"[a-z]+(?:'[a-z]+)*|[0-9]+", plain):
-        words += _number_words(piece) if piece[0].isdigit() else [piece]
+    for token in re.findall(r"[a-z]+(?:'[a-z]+)*|[0-9]+", plain):
+        words += _number_words(token) if token[0].isdigit() else [token]
     return words
 
 
 def _number_words(digits: str) -> list[str]:
-    value = int(digits)
-    if len(digits) > 2 or (len(digits) == 2 and digits[0] == "0"):
-        return [_ONES[int(digit)] for digit in digits]
-    if value < len(_ONES):
-        return [_ONES[value]]
-    tens, ones = divmod(value, 10)
-    return [_TENS[tens - 2], *([_ONES[ones]] if ones else [])]
-
-
-def edit_distance(said: Sequence[str], heard: Sequence[str]) -> int:
-    """The fewest insertions, deletions and replacements that make one of the other (Levenshtein, 1966)."""
-    row = list(range(len(heard) + 1))
-    for number, word in enumerate(said, 1):
-        corner, row[0] = row[0], number
-        for place, other in enumerate(heard, 1):
-            corner, row[place] = row[place], min(row[place] + 1, row[place - 1] + 1, corner + (word != other))
-    return row[-1]
+    digit_by_digit = len(digits) > 2 or (len(digits) == 2 and digits[0] == "0")
+    return [word for part in (digits if digit_by_digit else [digits]) for word in cardinal(int(part)).split("-")]
 
 
 @dataclass(frozen=True)
 class WordErrors:
-    """Attributes:
-    errors: words to insert, delete or replace, over all clips.
-    words: that were said.
-    exact: clips without any error; of `clips`.
+    """Errors of transcripts over some clips.
+
+    Attributes:
+        errors: words to insert, delete or replace, over all clips.
+        words: of the references.
+        exact: clips without any error; of `clips`.
     """
 
     errors: int
@@ -61,15 +44,25 @@ class WordErrors:
 
     @property
     def rate(self) -> float:
-        """Errors per word that was said; may exceed 1."""
+        """Errors per word of the reference; may exceed 1."""
         return self.errors / max(1, self.words)
 
 
 def word_errors(pairs: Iterable[tuple[str, str]]) -> WordErrors:
-    """Over (what was said, what was heard) of some clips; both are taken as `spoken_words`."""
-    errors = words = exact = clips = 0
-    for truth, answer in pairs:
-        said, heard = spoken_words(truth), spoken_words(answer)
-        distance = edit_distance(said, heard)
-        errors, words, exact, clips = errors + distance, words + len(said), exact + (distance == 0), clips + 1
-    return WordErrors(errors, words, exact, clips)
+    """Over (reference, transcript) of some clips; both are taken as `spoken_words`.
+
+    Raises:
+        ImportError: the package `jiwer` is not installed.
+    """
+    import jiwer
+
+    texts = [(" ".join(spoken_words(reference)), " ".join(spoken_words(heard))) for reference, heard in pairs]
+    if not texts:
+        return WordErrors(0, 0, 0, 0)
+    counts = jiwer.process_words([reference for reference, _ in texts], [heard for _, heard in texts])
+    return WordErrors(
+        errors=counts.substitutions + counts.deletions + counts.insertions,
+        words=counts.hits + counts.substitutions + counts.deletions,
+        exact=sum(reference == heard for reference, heard in texts),
+        clips=len(texts),
+    )

@@ -132,7 +132,7 @@ def test_each_line_becomes_a_file(model: Humming, tmp_path: Path, capsys: pytest
     assert [(row["audio"], row["text"]) for row in rows] == [("0000.flac", "One."), ("0001.flac", "Two and a half.")]
     assert soundfile.info(folder / "0001.flac").duration == rows[1]["duration"] == 1.5
     # What was made is training data: text and sound by the names that manifests have.
-    from muomni.eval.speech_gate import read_sentences
+    from muomni.eval.speech_quality import read_sentences
 
     assert [sentence.text for sentence in read_sentences(folder / "manifest.jsonl")] == ["One.", "Two and a half."]
     assert run("say", "any", "One.", "--batch", folder) == 2

@@ -9,7 +9,7 @@ import soundfile
 
 from muomni.cli import main
 from muomni.data.media.audio import Samples
-from muomni.eval import speech_gate
+from muomni.eval import speech_quality
 
 
 def run(*args: str) -> int:
@@ -57,7 +57,7 @@ def test_the_gate_passes_and_fails(
     def hear(clips: list[Samples], workers: int, report: object, lm: object) -> list[str]:
         return ["he has a cat" if len(clip) > 10_000 else "he" for clip in clips]
 
-    monkeypatch.setattr(speech_gate, "transcribe_all", hear)
+    monkeypatch.setattr(speech_quality, "transcribe_all", hear)
     monkeypatch.setattr("muomni.eval.recogniser.check_installed", lambda: None)
     (tmp_path / "val.txt").write_text("He has a cat.")
     original = tmp_path / "original"

@@ -1,4 +1,4 @@
-"""A model with a talker, of random weights, as what the gate judges and the bench times."""
+"""A model with a talker, of random weights, as what is evaluated and the bench times."""
 
 import os
 from pathlib import Path
@@ -10,8 +10,8 @@ import pytest
 from muomni import MuOmni
 from muomni.bench.speech import SpeechCase, SpeechSubject
 from muomni.errors import PromptError, SpeechError, UserError
-from muomni.eval.model_speaker import ModelSpeaker, heard
-from muomni.eval.speech_gate import StreamingSpeaker, say_timed
+from muomni.eval.model_speaker import ModelSpeaker, speech_of
+from muomni.eval.speech_quality import StreamingSpeaker, say_timed
 from muomni.infer import Reply
 from tests.infer.speech.models import make_speaking
 
@@ -30,7 +30,7 @@ def test_in_pieces_it_says_the_same_as_whole(model: MuOmni) -> None:
     speaker = ModelSpeaker(model, temperature=0.5, seed=3)
     assert isinstance(speaker, StreamingSpeaker)
     whole, rate = speaker.say(TEXT, voice="ben")
-    pieces = list(speaker.say_pieces(TEXT, voice="ben"))
+    pieces = list(speaker.say_chunks(TEXT, voice="ben"))
     assert len(pieces) > 2 and {each for _, each in pieces} == {rate}
     np.testing.assert_allclose(np.concatenate([samples for samples, _ in pieces]), whole, atol=1e-5)
     reply = model.say(TEXT, voice="ben", temperature=0.5, seed=3)
@@ -43,13 +43,13 @@ def test_in_pieces_it_says_the_same_as_whole(model: MuOmni) -> None:
 
 def test_what_cannot_be_said_is_an_error(model: MuOmni, nano_folder: Path) -> None:
     speaker = ModelSpeaker(model)
-    for say in (speaker.say, lambda text: list(speaker.say_pieces(text))):
+    for say in (speaker.say, lambda text: list(speaker.say_chunks(text))):
         with pytest.raises(SpeechError, match="nothing to say"):
             say("?! ...")
     with pytest.raises(PromptError, match="anna, ben"):
         speaker.say(TEXT, voice="carl")
     with pytest.raises(SpeechError, match="no speech came for 'Hello': it broke"):
-        heard(Reply("Hello", (), "error", Reply.failed("").timing, error="it broke"))
+        speech_of(Reply("Hello", (), "error", Reply.failed("").timing, error="it broke"))
     with pytest.raises(UserError, match="does not speak"):
         ModelSpeaker(MuOmni.from_pretrained(nano_folder, device="cpu"))
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muomni.eval.wer import edit_distance, spoken_words, word_errors
+from muomni.eval.wer import spoken_words, word_errors
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,14 @@ def test_the_distance_is_the_one_defined(said: str, heard: str) -> None:
         replace = distance(i - 1, j - 1) + (said[i - 1] != heard[j - 1])
         return min(distance(i - 1, j) + 1, distance(i, j - 1) + 1, replace)
 
-    assert edit_distance(said, heard) == distance(len(said), len(heard))
+    errors = word_errors([(" ".join(said), " ".join(heard))])
+    assert errors.errors == distance(len(said), len(heard)) and errors.words == len(said)
+
+
+def test_words_said_twice_and_words_left_out_are_errors() -> None:
+    assert word_errors([("one two three", "one two two three three")]).errors == 2
+    assert word_errors([("one two three", "two")]).errors == 2
+    assert word_errors([]).rate == word_errors([("", "")]).rate == 0
 
 
 def test_errors_add_up_over_clips() -> None:

@@ -1,4 +1,4 @@
-"""The gate for speech: speakers with known faults, heard by a stand-in that hears perfectly, and by the real one."""
+"""Speech quality: speakers with known faults, heard by a stand-in that hears perfectly, and by the real one."""
 
 import importlib.util
 import json
@@ -13,9 +13,17 @@ from muomni.data.media.audio import Samples
 from muomni.data.speech.espeak_client import Synthesiser
 from muomni.data.speech.synthesis import resample, trim_silence
 from muomni.errors import DataError, MuOmniError, UserError
-from muomni.eval import speech_gate
+from muomni.eval import speech_quality
 from muomni.eval.recogniser import Recogniser, check_installed
-from muomni.eval.speech_gate import Limits, Sentence, SpeechReport, Spoken, judge, plot_spectrograms, read_sentences
+from muomni.eval.speech_quality import (
+    Limits,
+    Sentence,
+    SpeechReport,
+    Spoken,
+    evaluate_speech,
+    plot_spectrograms,
+    read_sentences,
+)
 
 RATE = 16_000
 WORDS = ["once", "upon", "a", "time", "there", "was", "little", "cat", "that", "sat", "on", "the", "big", "red", "mat"]
@@ -62,7 +70,7 @@ class Standin:
 
 
 class Streaming(Standin):
-    def say_pieces(self, text: str, *, voice: str | None = None) -> Iterator[tuple[Samples, int]]:
+    def say_chunks(self, text: str, *, voice: str | None = None) -> Iterator[tuple[Samples, int]]:
         samples, rate = self.say(text)
         yield samples[:0], rate
         yield samples[:999], rate
@@ -71,23 +79,23 @@ class Streaming(Standin):
 
 @pytest.fixture
 def sentences(monkeypatch: pytest.MonkeyPatch) -> list[Sentence]:
-    monkeypatch.setattr(speech_gate, "transcribe_all", hear)
+    monkeypatch.setattr(speech_quality, "transcribe_all", hear)
     return [Sentence(text, sound(words_of(text))) for text in TEXTS]
 
 
 def report_on(speaker: Standin, sentences: list[Sentence]) -> SpeechReport:
-    return judge(speaker, sentences)[0]
+    return evaluate_speech(speaker, sentences)[0]
 
 
-def test_the_originals_themselves_pass(sentences: list[Sentence]) -> None:
+def test_the_references_themselves_pass(sentences: list[Sentence]) -> None:
     steps: list[str] = []
-    report, spoken = judge(Streaming(), sentences, report=steps.append)
-    assert (report.errors.rate, report.original_errors.rate, report.ratio) == (0, 0, 0)
+    report, spoken = evaluate_speech(Streaming(), sentences, on_update=steps.append)
+    assert (report.errors.rate, report.reference_errors.rate, report.ratio) == (0, 0, 0)
     assert report.failures(SAME) == []
     assert report.first_sound is not None and 0 < report.first_sound[0] <= report.first_sound[1]
     assert steps.count("speaking") == 3 and steps.count("listening") == 6
     for one, sentence in zip(spoken, sentences, strict=True):
-        np.testing.assert_array_equal(one.samples, sentence.original)
+        np.testing.assert_array_equal(one.samples, sentence.reference)
         assert one.first is not None and one.first < one.seconds
     assert report_on(Standin(), sentences).first_sound is None
     json.dumps(report.to_dict())
@@ -118,17 +126,17 @@ def test_each_fault_is_found(speaker: Standin, faults: set[str], sentences: list
 def test_speech_that_is_whole_but_not_understood_is_not_truncated(
     sentences: list[Sentence], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speech_gate, "transcribe_all", lambda clips, workers, report, lm: ["cat"] * len(clips))
+    monkeypatch.setattr(speech_quality, "transcribe_all", lambda clips, workers, report, lm: ["cat"] * len(clips))
     report = report_on(Standin(), sentences)
     assert report.share("truncated") == 0
-    assert report.to_dict()["fewer_words"] == {"model": 1.0, "originals": 1.0}
+    assert report.to_dict()["fewer_words"] == {"model": 1.0, "reference": 1.0}
 
 
 def test_limits_are_limits(sentences: list[Sentence]) -> None:
     report = report_on(Streaming(lambda words: ["cat", *words[1:]]), sentences)
     assert len(report.failures(Limits(real_time=0, first_sound=0))) == 3
     assert any(failure.startswith("real-time factor") for failure in report.failures(Limits(real_time=0)))
-    assert report.ratio == pytest.approx(3)  # three errors, where one is assumed of the originals at least
+    assert report.ratio == pytest.approx(3)  # three errors, where one is assumed of the references at least
     assert report.failures(Limits(3.001, real_time=1e9, first_sound=None)) == []
 
 
@@ -137,9 +145,9 @@ def test_what_is_no_speech_is_an_error(given: Samples, sentences: list[Sentence]
     speaker = Standin()
     speaker.say = lambda text, voice=None: (given, RATE)  # type: ignore[method-assign]
     with pytest.raises(MuOmniError, match="Once upon a time"):
-        judge(speaker, sentences)
+        evaluate_speech(speaker, sentences)
     with pytest.raises(DataError, match="no sentences"):
-        judge(speaker, [])
+        evaluate_speech(speaker, [])
 
 
 def test_spectrograms_are_drawn(tmp_path: Path) -> None:

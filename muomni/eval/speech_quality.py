@@ -1,19 +1,19 @@
-"""Judging speech: does a model say what it was given, all of it, nothing more, and fast enough?
+"""Speech quality: does a model say what it was given, all of it, nothing more, and fast enough?
 
-The held-out sentences come with original recordings, of a reader or of the synthesiser that made the training
-speech. Model and originals are written down by the same independent recogniser (`muomni.eval.recogniser`), which
-knows nothing of what was said; the model is judged by its word error beside that of the originals.
+Held-out sentences come with reference recordings, of a reader or of the synthesiser that made the training speech.
+One independent recogniser (`muomni.eval.recogniser`), which knows nothing of the texts, transcribes both; the model is
+judged by its word error rate relative to that of the references.
 
-Definitions. *Truncated*: fewer than 90% of the words, that is, of as many words as the recogniser wrote down of the
-original (but at most as many as the sentence has), and less than 90% of the original's length: the recogniser alone
-drops words of good speech too. *Run-on*: longer than 1.5 times the original. Both lengths are those of the speech
-without silence around it for truncated, and of everything for run-on.
+Definitions. *Truncated*: fewer than 90% of the words, that is, of as many words as the recogniser transcribed of the
+reference (but at most as many as the sentence has), and less than 90% of the reference's length: the recogniser alone
+drops words of good speech too. *Run-on*: longer than 1.5 times the reference. Lengths are without the silence around
+the speech for truncated, and with it for run-on.
 """
 
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -31,7 +31,7 @@ TRUNCATED, RUN_ON = 0.9, 1.5
 
 
 class Speaker(Protocol):
-    """What is judged."""
+    """What is evaluated."""
 
     def say(self, text: str, *, voice: str | None = None) -> tuple[Samples, int]:
         """The whole speech, (S,) float32, and its rate in Hz."""
@@ -40,15 +40,15 @@ class Speaker(Protocol):
 
 @runtime_checkable
 class StreamingSpeaker(Protocol):
-    """A Speaker whose speech comes in pieces, so that its first sound can be timed."""
+    """A Speaker whose speech comes in chunks, so that its first sound can be timed."""
 
-    def say_pieces(self, text: str, *, voice: str | None = None) -> Iterator[tuple[Samples, int]]:
-        """The speech in pieces, (S,) float32 each, and their rate in Hz."""
+    def say_chunks(self, text: str, *, voice: str | None = None) -> Iterator[tuple[Samples, int]]:
+        """The speech in chunks, (S,) float32 each, and their rate in Hz."""
         ...
 
 
 class SynthesiserSpeaker:
-    """The synthesiser as a Speaker, to try the gate itself: it must pass against its own recordings."""
+    """The synthesiser as a Speaker, a check of the evaluation: it must pass against its own recordings."""
 
     def __init__(self, synthesiser: Synthesiser) -> None:
         self._synthesiser = synthesiser
@@ -61,17 +61,20 @@ class SynthesiserSpeaker:
 
 @dataclass(frozen=True)
 class Sentence:
-    """A held-out sentence and the original recording of it, (S,) float32 at 16 kHz."""
+    """A held-out sentence and its reference recording, (S,) float32 at 16 kHz."""
 
     text: str
-    original: Samples
+    reference: Samples
 
 
 @dataclass(frozen=True)
 class Spoken:
-    """What a model made of a sentence: (S,) float32 at 16 kHz, seconds until all and until the first sound were there.
+    """A model's speech for a sentence.
 
-    `first` is None where the model does not stream.
+    Attributes:
+        samples: (S,) float32 at 16 kHz.
+        seconds: until all of it was there.
+        first: seconds until the first sound; None where the model does not stream.
     """
 
     samples: Samples
@@ -81,10 +84,10 @@ class Spoken:
 
 @dataclass(frozen=True)
 class Limits:
-    """The gate.
+    """What a model must not exceed.
 
     Attributes:
-        ratio: of the model's word error to the originals'.
+        ratio: word error rate relative to the references'.
         truncated, run_on: shares of the sentences.
         real_time: seconds of work for a second of speech.
         first_sound: milliseconds, the median; None where it is not judged.
@@ -98,14 +101,14 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """One sentence: what was heard of model and original, both lengths in seconds, and what is wrong."""
+class SentenceResult:
+    """One sentence: transcripts of model and reference, their lengths in seconds, and the model's faults."""
 
     text: str
-    heard: str
-    heard_original: str
+    transcript: str
+    reference_transcript: str
     seconds: float
-    original_seconds: float
+    reference_seconds: float
     truncated: bool
     run_on: bool
 
@@ -117,39 +120,41 @@ class Judged:
 
 @dataclass(frozen=True)
 class SpeechReport:
-    """Attributes:
-    sentences: in order.
-    errors, original_errors: the recogniser's on the model's speech and on the originals.
-    real_time: seconds of work for a second of speech, over all sentences.
-    first_sound: milliseconds until the first sound, median and the slowest of 20 (95th percentile); None where the
-        model does not stream.
+    """The result of an evaluation.
+
+    Attributes:
+        sentences: in order.
+        errors, reference_errors: of the transcripts of the model's speech and of the references.
+        real_time: seconds of work for a second of speech, over all sentences.
+        first_sound: milliseconds until the first sound, median and 95th percentile; None where the model does not
+            stream.
     """
 
-    sentences: list[Judged]
+    sentences: list[SentenceResult]
     errors: WordErrors
-    original_errors: WordErrors
+    reference_errors: WordErrors
     real_time: float
     first_sound: tuple[float, float] | None
 
     @property
     def ratio(self) -> float:
-        """Word error of the model over that of the originals, of which at least one error is assumed."""
-        floor = 1 / max(1, self.original_errors.words)
-        return self.errors.rate / max(self.original_errors.rate, floor)
+        """Word error rate of the model over that of the references, of which at least one error is assumed."""
+        floor = 1 / max(1, self.reference_errors.words)
+        return self.errors.rate / max(self.reference_errors.rate, floor)
 
     def share(self, fault: Literal["truncated", "run_on"]) -> float:
         """Share of the sentences that have the fault."""
-        return sum(bool(getattr(judged, fault)) for judged in self.sentences) / len(self.sentences)
+        return sum(bool(getattr(result, fault)) for result in self.sentences) / len(self.sentences)
 
-    def _fewer(self, heard: str) -> float:
-        """Share of the sentences of which fewer than 90% of the words were heard, whoever lost them."""
-        counts = [(len(spoken_words(getattr(one, heard))), len(spoken_words(one.text))) for one in self.sentences]
-        return sum(count < TRUNCATED * said for count, said in counts) / len(counts)
+    def _fewer(self, transcript: str) -> float:
+        """Share of the sentences of which fewer than 90% of the words were transcribed, whoever lost them."""
+        counts = [(len(spoken_words(getattr(row, transcript))), len(spoken_words(row.text))) for row in self.sentences]
+        return sum(heard < TRUNCATED * words for heard, words in counts) / len(counts)
 
     def failures(self, limits: Limits) -> list[str]:
-        """Each limit that is passed, in words; empty when the model is good enough."""
+        """Each limit that is exceeded, in words; empty when the model is good enough."""
         measured = [
-            ("word error over the originals'", self.ratio, limits.ratio, "{:.2f}"),
+            ("word error over the reference's", self.ratio, limits.ratio, "{:.2f}"),
             ("share truncated", self.share("truncated"), limits.truncated, "{:.1%}"),
             ("share run-on", self.share("run_on"), limits.run_on, "{:.1%}"),
             ("real-time factor", self.real_time, limits.real_time, "{:.3f}"),
@@ -168,36 +173,37 @@ class SpeechReport:
         return {
             "sentences": len(self.sentences),
             "word_error": self.errors.rate,
-            "original_word_error": self.original_errors.rate,
+            "reference_word_error": self.reference_errors.rate,
             "ratio": self.ratio,
             "words": self.errors.words,
             "truncated": self.share("truncated"),
-            "fewer_words": {"model": self._fewer("heard"), "originals": self._fewer("heard_original")},
+            "fewer_words": {"model": self._fewer("transcript"), "reference": self._fewer("reference_transcript")},
             "run_on": self.share("run_on"),
             "real_time_factor": self.real_time,
             "first_sound_ms": None if first is None else {"median": first[0], "p95": first[1]},
-            "each": [vars(judged) for judged in self.sentences],
+            "each": [asdict(result) for result in self.sentences],
         }
 
 
-def judge(
+def evaluate_speech(
     speaker: Speaker,
     sentences: Sequence[Sentence],
     *,
     voice: str | None = None,
     workers: int = 1,
-    heard_originals: Sequence[str] | None = None,
     lm: Path | None = None,
-    report: Callable[[str], None] = lambda what: None,
+    on_update: Callable[[str], None] = lambda step: None,
 ) -> tuple[SpeechReport, list[Spoken]]:
-    """Lets a model say sentences, one after the other, and judges what is heard.
+    """Lets a model say sentences, one after the other, and transcribes and judges its speech.
 
     Args:
+        speaker: the model.
+        sentences: with their reference recordings.
+        voice: of the model; None for its first.
         workers: processes of the recogniser; they start when the model has said everything, so that its times are
             undisturbed.
-        heard_originals: what the recogniser wrote down of the originals, where that is known.
-        lm: the recogniser's language model, for model and originals alike; see `recogniser.Recogniser`.
-        report: called with "speaking" or "listening" after each clip.
+        lm: the recogniser's language model, for model and references alike; see `recogniser.Recogniser`.
+        on_update: called with "speaking" or "listening" after each clip.
 
     Raises:
         DataError: there are no sentences.
@@ -205,47 +211,45 @@ def judge(
         MuOmniError: the model failed to speak; whatever it raises goes through.
     """
     if not sentences:
-        raise DataError("there are no sentences to judge by")
-    say_timed(speaker, sentences[0].text, voice)  # warm
+        raise DataError("there are no sentences to evaluate")
+    say_timed(speaker, sentences[0].text, voice)  # warm-up
     spoken = []
     for sentence in sentences:
         spoken.append(say_timed(speaker, sentence.text, voice))
-        report("speaking")
-    clips = [one.samples for one in spoken]
-    clips += [] if heard_originals is not None else [sentence.original for sentence in sentences]
-    heard = transcribe_all(clips, workers, lambda: report("listening"), lm)
-    heard_first = list(heard_originals) if heard_originals is not None else heard[len(spoken) :]
-    judged = [_judge_one(*each) for each in zip(sentences, spoken, heard, heard_first, strict=False)]
+        on_update("speaking")
+    clips = [speech.samples for speech in spoken] + [sentence.reference for sentence in sentences]
+    transcripts = transcribe_all(clips, workers, lambda: on_update("listening"), lm)
+    of_model, of_reference = transcripts[: len(spoken)], transcripts[len(spoken) :]
     texts = [sentence.text for sentence in sentences]
-    firsts = [one.first * 1000 for one in spoken if one.first is not None]
-    result = SpeechReport(
-        judged,
-        word_errors(zip(texts, heard, strict=False)),
-        word_errors(zip(texts, heard_first, strict=True)),
-        sum(one.seconds for one in spoken) / sum(len(one.samples) / SAMPLE_RATE for one in spoken),
+    firsts = [speech.first * 1000 for speech in spoken if speech.first is not None]
+    report = SpeechReport(
+        [_compare(*row) for row in zip(sentences, spoken, of_model, of_reference, strict=True)],
+        word_errors(zip(texts, of_model, strict=True)),
+        word_errors(zip(texts, of_reference, strict=True)),
+        sum(speech.seconds for speech in spoken) / sum(len(speech.samples) / SAMPLE_RATE for speech in spoken),
         (float(np.median(firsts)), float(np.percentile(firsts, 95))) if firsts else None,
     )
-    return result, spoken
+    return report, spoken
 
 
 def say_timed(speaker: Speaker, text: str, voice: str | None) -> Spoken:
     """Says a text and takes the time.
 
     Raises:
-        MuOmniError: what comes is no speech: nothing, or not float32 of one channel.
+        MuOmniError: the speaker returned no speech: nothing, or not float32 of one channel.
     """
     began = time.perf_counter()
     first = None
     if isinstance(speaker, StreamingSpeaker):
-        pieces, rate = [], SAMPLE_RATE
-        for piece, rate in speaker.say_pieces(text, voice=voice):  # noqa: B007 (the last one's rate is all pieces')
-            if first is None and len(piece):
+        chunks, rate = [], SAMPLE_RATE
+        for chunk, rate in speaker.say_chunks(text, voice=voice):  # noqa: B007 (all chunks have one rate)
+            if first is None and len(chunk):
                 first = time.perf_counter() - began
-            pieces.append(np.asarray(piece))
-        samples = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+            chunks.append(np.asarray(chunk))
+        samples = np.concatenate(chunks) if chunks else np.zeros(0, np.float32)
     else:
-        given, rate = speaker.say(text, voice=voice)
-        samples = np.asarray(given)
+        speech, rate = speaker.say(text, voice=voice)
+        samples = np.asarray(speech)
     seconds = time.perf_counter() - began
     if samples.ndim != 1 or samples.dtype != np.float32 or not len(samples):
         raise MuOmniError(
@@ -255,21 +259,21 @@ def say_timed(speaker: Speaker, text: str, voice: str | None) -> Spoken:
     return Spoken(load_audio((samples, rate), max_seconds=float("inf")), seconds, first)
 
 
-def _judge_one(sentence: Sentence, spoken: Spoken, heard: str, heard_original: str) -> Judged:
-    length, original = len(spoken.samples), len(sentence.original)
-    speech, original_speech = (
-        len(trim_silence(samples, SAMPLE_RATE, 0)) for samples in (spoken.samples, sentence.original)
+def _compare(sentence: Sentence, spoken: Spoken, transcript: str, reference_transcript: str) -> SentenceResult:
+    length, reference = len(spoken.samples), len(sentence.reference)
+    trimmed, trimmed_reference = (
+        len(trim_silence(samples, SAMPLE_RATE, 0)) for samples in (spoken.samples, sentence.reference)
     )
-    expected = min(len(spoken_words(heard_original)), len(spoken_words(sentence.text)))
-    few = len(spoken_words(heard)) < TRUNCATED * expected
-    return Judged(
+    expected = min(len(spoken_words(reference_transcript)), len(spoken_words(sentence.text)))
+    few_words = len(spoken_words(transcript)) < TRUNCATED * expected
+    return SentenceResult(
         sentence.text,
-        heard,
-        heard_original,
+        transcript,
+        reference_transcript,
         length / SAMPLE_RATE,
-        original / SAMPLE_RATE,
-        truncated=few and speech < TRUNCATED * original_speech,
-        run_on=length > RUN_ON * original,
+        reference / SAMPLE_RATE,
+        truncated=few_words and trimmed < TRUNCATED * trimmed_reference,
+        run_on=length > RUN_ON * reference,
     )
 
 
@@ -312,7 +316,7 @@ def _rows(manifest: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def plot_spectrograms(pairs: Sequence[tuple[Sentence, Spoken]], target: Path) -> None:
-    """A PNG: each sentence a row, the original on the left and the model's speech on the right, to one time scale."""
+    """A PNG: each sentence a row, the reference on the left and the model's speech on the right, to one time scale."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -321,7 +325,7 @@ def plot_spectrograms(pairs: Sequence[tuple[Sentence, Spoken]], target: Path) ->
     figure = Figure(figsize=(12, 2.2 * len(pairs)), layout="constrained")
     grid = figure.subplots(len(pairs), 2, squeeze=False)
     for row, (sentence, spoken) in zip(grid, pairs, strict=True):
-        sounds: Mapping[str, Samples] = {"original": sentence.original, "model": spoken.samples}
+        sounds: Mapping[str, Samples] = {"reference": sentence.reference, "model": spoken.samples}
         longest = max(map(len, sounds.values())) / SAMPLE_RATE
         for axes, (name, samples) in zip(row, sounds.items(), strict=True):
             axes.imshow(to_mel(samples).T, origin="lower", aspect="auto", extent=(0, len(samples) / SAMPLE_RATE, 0, 80))
