@@ -15,26 +15,10 @@ from pathlib import Path
 
 from muomni.config import SourceSpec
 from muomni.data.sources.sources import iter_documents
+from muomni.data.speech.number_words import numbers_in_words
 from muomni.data.text.chat import text_of
 from muomni.errors import DataError
 
-_ONES = (
-    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
-    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
-)
-_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-_SCALES = ("", " thousand", " million", " billion", " trillion")
-_ORDINALS = {
-    "one": "first",
-    "two": "second",
-    "three": "third",
-    "five": "fifth",
-    "eight": "eighth",
-    "nine": "ninth",
-    "twelve": "twelfth",
-}
-_CURRENCIES = {"$": ("dollar", "cent"), "£": ("pound", "penny"), "€": ("euro", "cent")}
-_PLURALS = {"penny": "pence"}
 TYPOGRAPHY = str.maketrans(
     {
         **dict.fromkeys("\N{LEFT SINGLE QUOTATION MARK}\N{RIGHT SINGLE QUOTATION MARK}`\N{ACUTE ACCENT}", "'"),
@@ -131,92 +115,6 @@ def wording(sentence: str) -> str:
 def titles_in_words(text: str) -> str:
     """Titles and the like as they are said: "Dr." as "Doctor"."""
     return re.sub(r"\b(Mr|Mrs|Dr|Prof|vs|etc)\.(?=\s|$)", lambda match: _SPELLED[match[1].lower()], text)
-
-
-def numbers_in_words(text: str) -> str:
-    """Numbers in English words, by what they look like; what is unclear stays as it is."""
-    grouped = r"\d{1,3}(?:,\d{3})+|\d+"
-    text = re.sub(rf"([$£€])({grouped})(?:\.(\d\d))?(?![\d.]\d)", _amount, text)
-    text = re.sub(rf"\b({grouped})(st|nd|rd|th)\b", lambda match: ordinal(_value(match[1])), text)
-    text = re.sub(r"\b([01]?\d|2[0-3]):([0-5]\d)\b(?!:)", _clock, text)
-    text = re.sub(rf"(?<![\w.,:/-])({grouped})\.(\d+)(?![\w.:/]*\d)", _decimal, text)
-    text = re.sub(r"(?<![\w.,:/-])(1[1-9]|20)(\d\d)(?![\w:/-]|[.,]\d)", _year, text)
-    text = re.sub(
-        rf"(?<![\w.,:/])(?<!\d-)({grouped})(?![\w:/]|[.,-]\d)", lambda match: cardinal(_value(match[1])), text
-    )
-    return text.replace("%", " percent")
-
-
-def _value(digits: str) -> int:
-    return int(digits.replace(",", ""))
-
-
-def cardinal(number: int) -> str:
-    """A whole number in English words: 342 is "three hundred and forty-two". Above 10^15 digit by digit."""
-    if number < 0:
-        return f"minus {cardinal(-number)}"
-    if number >= 10**15:
-        return " ".join(_ONES[int(digit)] for digit in str(number))
-    if number < 1000:
-        return _below_thousand(number)
-    groups = []
-    for scale in _SCALES:
-        number, group = divmod(number, 1000)
-        if group:
-            groups.append(_below_thousand(group) + scale)
-    # "two thousand and five", but "two thousand three hundred and five".
-    small = not groups[0].endswith(_SCALES[1:]) and "hundred" not in groups[0]
-    return " ".join([*reversed(groups[1:]), "and", groups[0]] if small else reversed(groups))
-
-
-def _below_thousand(number: int) -> str:
-    hundreds, rest = divmod(number, 100)
-    tens, ones = divmod(rest, 10)
-    below = _ONES[rest] if rest < 20 else _TENS[tens - 2] + (f"-{_ONES[ones]}" if ones else "")
-    if not hundreds:
-        return below
-    return f"{_ONES[hundreds]} hundred" + (f" and {below}" if rest else "")
-
-
-def ordinal(number: int) -> str:
-    """A rank in English words: 21 is "twenty-first"."""
-    words = cardinal(number)
-    split = max(words.rfind(" "), words.rfind("-")) + 1
-    last = words[split:]
-    if last.endswith("y"):
-        return f"{words[:-1]}ieth"
-    return words[:split] + _ORDINALS.get(last, f"{last}th")
-
-
-def _amount(match: re.Match[str]) -> str:
-    names = _CURRENCIES[match[1]]
-    wholes, parts = _value(match[2]), int(match[3] or 0)
-    said = [_counted(count, name) for count, name in zip((wholes, parts), names, strict=True) if count]
-    return " and ".join(said) or _counted(0, names[0])
-
-
-def _counted(count: int, name: str) -> str:
-    return f"{cardinal(count)} {name if count == 1 else _PLURALS.get(name, f'{name}s')}"
-
-
-def _clock(match: re.Match[str]) -> str:
-    hours, minutes = int(match[1]), int(match[2])
-    if minutes == 0:
-        return f"{cardinal(hours)} o'clock"
-    return f"{cardinal(hours)} {'oh ' if minutes < 10 else ''}{cardinal(minutes)}"
-
-
-def _decimal(match: re.Match[str]) -> str:
-    return f"{cardinal(_value(match[1]))} point {' '.join(_ONES[int(digit)] for digit in match[2])}"
-
-
-def _year(match: re.Match[str]) -> str:
-    century, rest = int(match[1]), int(match[2])
-    if century == 20 and rest < 10:
-        return cardinal(century * 100 + rest)
-    if rest == 0:
-        return f"{cardinal(century)} hundred"
-    return f"{cardinal(century)} {'oh ' if rest < 10 else ''}{cardinal(rest)}"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from muomni.data.speech.sentences import TYPOGRAPHY, cardinal, is_abbreviation, numbers_in_words, titles_in_words
+from muomni.data.speech.number_words import cardinal, numbers_in_words
+from muomni.data.speech.sentences import TYPOGRAPHY, is_abbreviation, titles_in_words
 from muomni.data.text.tokenizer import Tokenizer
 
 MAX_UNITS = 240
