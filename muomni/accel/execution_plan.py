@@ -1,14 +1,15 @@
 """The optimizations of training, in the one order in which they are applied to a model.
 
-0. the allocator is told to keep freed memory, before there is any;
-1. attention gets its function, so that whatever wraps it later wraps that one;
-2. recomputation wraps blocks, so that it is inside what is compiled;
-3. compilation comes over whatever the blocks are by then;
+0. the CPU allocator is chosen before any memory is allocated;
+1. attention layers get their function, so that later wrappers wrap that one;
+2. activation checkpointing wraps blocks, so that it is inside what is compiled;
+3. compilation takes the blocks as they are by then;
 4. DDP or FSDP2 comes last: it sends gradients and gathers weights around what runs on one device.
 
-Precision is no transformation of the model: it is the context of a forward pass, see `precision`.
+Precision does not transform the model: it is the context of a forward pass, see `mixed_precision`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -18,19 +19,19 @@ from muomni.accel import activation_checkpointing, attention_backend, distribute
 from muomni.accel.compile import blocks as compilation
 from muomni.accel.cpu_allocator import choice as allocator
 from muomni.accel.device import pick_device
-from muomni.accel.measurements import verdicts
 from muomni.accel.measurements.verdicts import NOTHING, Verdicts
 from muomni.accel.mixed_precision import Precision, pick_precision
+from muomni.accel.technique import TECHNIQUES, Technique, measured_by
 from muomni.config.model import OmniConfig
 from muomni.config.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What was decided for a run, before anything is allocated; `lines` says it in words, for the log.
+    """What was decided for a run, before anything is allocated; `lines` is for the log.
 
-    `declined` holds the settings of which an `auto` took something else because of what was measured here, with what
-    it took: a run that goes on names these, whatever was measured since.
+    `declined` holds, by name of the setting, what an `auto` took instead of a technique that lost here: a resumed run
+    takes the same, whatever was measured since.
     """
 
     device: torch.device
@@ -59,7 +60,7 @@ class Plan:
         """Prepares the process, before anything is allocated.
 
         Raises:
-            ConfigError: the C library does not do what was asked of it.
+            ConfigError: the C library refuses the allocator's settings.
         """
         allocator.apply(self.allocator)
 
@@ -76,62 +77,55 @@ class Plan:
         return group.apply(model, self.device)
 
 
-def make_plan(recipe: Recipe, config: OmniConfig, found: Verdicts = NOTHING) -> Plan:
+def make_plan(recipe: Recipe, config: OmniConfig, known: Verdicts = NOTHING) -> Plan:
     """Decides device, precision, attention, checkpointing, compilation and how several processes share the work.
 
     Args:
         recipe: what it names is obeyed; its `auto`s are decided here.
-        config: sizes of the model; attention has to take all of its head sizes.
-        found: what was measured to lose on this machine with this model, which no `auto` takes; not heeded where
-            several processes share the run.
+        config: sizes of the model; the attention backend must support all of its head sizes.
+        known: benchmark verdicts for this machine and model. Not used where several processes share the run: they must
+            decide alike, and may be on machines that measured different things.
 
     Raises:
         ConfigError: something the recipe names does not work on this machine.
     """
     device = pick_device(recipe.device)
-    several = distributed.choose(recipe, device)
-    device = several.take_device(device)
-    # Several processes have to decide alike, and may be on machines that measured different things.
-    settled, why = without_losers(recipe, device, found if several.size == 1 else NOTHING)
-    declined = {name: getattr(settled, name) for name in why}
-    recipe = settled
+    parallel = distributed.choose(recipe, device)
+    device = parallel.take_device(device)
+    recipe, reasons = without_losers(recipe, device, known if parallel.size == 1 else NOTHING)
     precision = pick_precision(recipe.precision, device)
-    checkpointing = None if recipe.gradient_checkpointing == "off" else recipe.gradient_checkpointing
     plan = Plan(
         device,
         allocator.choose(recipe.allocator, device),
         precision,
         attention_backend.pick_attention(recipe.attention, device, precision.dtype, *config.head_dims),
-        checkpointing,
-        compilation.choose(recipe.compile, device, several.size),
-        several,
-        declined,
+        None if recipe.gradient_checkpointing == "off" else recipe.gradient_checkpointing,
+        compilation.choose(recipe.compile, device, parallel.size),
+        parallel,
+        {name: getattr(recipe, name) for name in reasons},
     )
-    # Not asked for by the user: the log says what was measured.
-    return replace(plan, **{name: replace(getattr(plan, name), reason=reason) for name, reason in why.items()})
+    # The user did not ask for these: the log says what was measured.
+    return replace(plan, **{name: replace(getattr(plan, name), reason=reason) for name, reason in reasons.items()})
 
 
-def without_losers(recipe: Recipe, device: torch.device, found: Verdicts) -> tuple[Recipe, dict[str, str]]:
-    """The recipe with every `auto` that would take what was measured to lose replaced by what it is to take.
+def without_losers(
+    recipe: Recipe, device: torch.device, known: Verdicts, techniques: Sequence[Technique] = TECHNIQUES
+) -> tuple[Recipe, dict[str, str]]:
+    """The recipe with every `auto` that would take a technique that lost here set to what it takes instead.
 
     Returns:
-        The recipe, and by name of the setting why it was replaced.
+        The recipe, and the reason by name of each setting that was replaced.
     """
-    taken: dict[str, str] = {}
-    why: dict[str, str] = {}
-
-    def decline(setting: str, key: str, name: str, instead: str) -> None:
-        reason = found.loss(key, name)
-        if getattr(recipe, setting) == "auto" and reason is not None:
-            taken[setting], why[setting] = instead, reason
-
-    decline("allocator", verdicts.POOL, "a pool for large tensors", "retain")
-    decline("allocator", verdicts.ALLOCATOR, "keeping freed memory", "system")
-    decline("compile", verdicts.COMPILE, "compiling the blocks", "off")
-    if recipe.precision == "auto":
-        name = pick_precision("auto", device).name
-        if name != "fp32":
-            decline("precision", verdicts.BF16 if name == "bf16" else verdicts.FP16, name, "fp32")
-    if device.type == "cuda":
-        decline("attention", verdicts.VARLEN, "varlen attention", "sdpa")
-    return recipe.replace(**taken) if taken else recipe, why
+    # What these settings' `auto` takes depends on the device; of the others any technique may be taken.
+    usual = {
+        "precision": pick_precision("auto", device).name,
+        "attention": "varlen" if device.type == "cuda" else "sdpa",
+    }
+    settings = (t.setting.name for t in measured_by("training step", techniques) if t.setting is not None)
+    declined = {
+        name: choice
+        for name in dict.fromkeys(settings)
+        if getattr(recipe, name) == "auto" and (choice := known.declined(name, usual.get(name), techniques)) is not None
+    }
+    taken = {name: choice.instead for name, choice in declined.items()}
+    return recipe.replace(**taken) if taken else recipe, {name: choice.reason for name, choice in declined.items()}

@@ -13,13 +13,14 @@ from pathlib import Path
 import torch
 
 from muomni import __version__
+from muomni.accel.technique import Part, measured_by
 from muomni.bench.decoding.comparisons import Plan
 from muomni.bench.decoding.models import Files, make_model_folder
 from muomni.bench.decoding.report_rows import lengths, measure_infer
 from muomni.bench.process import RefusedError
 from muomni.bench.report import recommendations
 from muomni.bench.report.html import page
-from muomni.bench.report.report import JSON, ModelInfo, PartName, Report, ReportRow, this_machine
+from muomni.bench.report.report import JSON, ModelInfo, Report, ReportRow, not_measured, this_machine
 from muomni.bench.report.sections import Effort, Found, Say, Target
 from muomni.bench.shapes import SHAPES
 from muomni.bench.statistics import MARGIN
@@ -46,7 +47,7 @@ class Asked:
     """
 
     model: str
-    parts: tuple[PartName, ...]
+    parts: tuple[Part, ...]
     effort: Effort
     command: str
 
@@ -80,7 +81,7 @@ def run(asked: Asked, say: Say) -> Report:
     target = find_target(asked.model)
     if "infer" in asked.parts:
         lengths(target.thinker.max_position_embeddings)  # refused before anything is measured
-    found: dict[PartName, Found] = {}
+    found: dict[Part, Found] = {}
     with tempfile.TemporaryDirectory(prefix="muomni-bench-") as work:
         for part in asked.parts:
             say(f"{part}: measuring")
@@ -113,7 +114,7 @@ def run(asked: Asked, say: Say) -> Report:
     )
 
 
-def _measure(part: PartName, target: Target, work: Path, effort: Effort, say: Say) -> Found:
+def _measure(part: Part, target: Target, work: Path, effort: Effort, say: Say) -> Found:
     if part == "train":
         return measure_train(target, effort, say)
     if part == "speech":
@@ -140,18 +141,7 @@ def measure_speech(target: Target, effort: Effort, say: Say) -> tuple[ReportRow,
     if reason is None:
         rows: tuple[ReportRow, ...] = import_module(_SPEECH).measure_speech(target, effort, say)
         return rows
-    return (
-        ReportRow(
-            key="talker-batching",
-            part="speech",
-            technique="talker batching",
-            off="one sentence",
-            on="sentences together",
-            claim="many times the speech a second",
-            verdict="not measured",
-            reason=reason,
-        ),
-    )
+    return (not_measured(measured_by("speech")[0], reason),)
 
 
 def make_folder(out: Path) -> None:

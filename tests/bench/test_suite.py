@@ -6,13 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from muomni.accel.technique import TECHNIQUES
 from muomni.bench import suite
 from muomni.bench.decoding import report_rows
 from muomni.bench.decoding.compare import Comparison, Decoding
 from muomni.bench.decoding.comparisons import Plan
 from muomni.bench.decoding.models import Files
 from muomni.bench.process import RefusedError
-from muomni.bench.report.report import ReportRow, Scaling, load_report
+from muomni.bench.report.report import ReportRow, Scaling, load_report, not_measured
 from muomni.bench.report.sections import FULL, QUICK, Effort, Found, Target
 from muomni.bench.training import report_rows as suite_train
 from muomni.bench.training.compare import CaseMetrics
@@ -145,7 +146,7 @@ def test_little_memory_makes_small_groups_and_every_group_has_the_baseline_twice
 def test_a_full_run_measures_more(monkeypatch):
     stub_turns(monkeypatch, {})
     quick, full = (by_key(suite_train.measure_train(NANO, effort, quiet)) for effort in (SHORT, FULL))
-    assert set(quick) < set(full) and {"allocator", "attention-packed", "checkpointing-selective"} <= set(full)
+    assert set(quick) < set(full) and {"allocator-retain", "attention-packed", "checkpointing-selective"} <= set(full)
     assert len({row.claim for row in full.values()}) > 5 and all(row.off and row.on for row in full.values())
 
 
@@ -322,7 +323,7 @@ def test_a_run_is_found_by_its_folder(nano_folder):
 def test_a_report_is_put_together_and_written(monkeypatch, tmp_path, nano_folder):
     monkeypatch.setattr(suite, "measure_train", lambda *_: Found((train,), noise=("busy",), margin=0.2))
     monkeypatch.setattr(suite, "measure_infer", lambda *_: Found((infer,), bandwidth=30.0, settings=(("new", 8),)))
-    train = suite_train._not_measured(next(t for t in suite_train.TECHNIQUES if "bf16" in t.name), "stub")
+    train = not_measured(next(t for t in TECHNIQUES if t.key == "precision-bf16"), "stub")
     infer = report_rows.not_measured("int8", "stub")
     asked = suite.Asked(str(nano_folder), ("train", "infer", "speech"), SHORT, "muomni bench")
     report = suite.run(asked, quiet)

@@ -1,15 +1,14 @@
-"""What was measured to lose on this machine and model, so that `auto` leaves it off and says so with both numbers.
+"""Benchmark verdicts for this machine and model: `auto` declines what was measured to lose, and logs both numbers.
 
-`muomni bench` writes each verdict here, and a run's own trial of compilation its figures. They hold for one machine,
+`muomni bench` stores its verdicts here, and a run the timings of its own compile trial. An entry holds for one machine,
 torch, driver and number of threads (`accel.measurements.hardware.signature`), one version of μOmni and one shape of the
-model: with any other nothing is known, and what `auto` did before any measurement is done. What a user names is obeyed
-whatever was measured.
+model. What a user names is obeyed whatever was measured.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -18,26 +17,17 @@ import torch
 
 from muomni.accel.measurements.hardware import signature
 from muomni.accel.measurements.json_store import JsonStore
+from muomni.accel.technique import TECHNIQUES, Technique
 from muomni.config import ThinkerConfig
 
 FILE = JsonStore("measured.json", "techniques")
-# Keys that the bench's verdicts and what heeds them share: `bench.report.report.Row.key`.
-ALLOCATOR, POOL, BF16, FP16, VARLEN, COMPILE = (
-    "allocator",
-    "allocator-pool",
-    "precision-bf16",
-    "precision-fp16",
-    "attention-varlen",
-    "compile",
-)
-DECODE_STEP, TALKER_STEP = "decode-step", "talker-native"
-# This environment variable, when not empty, lets nothing be known: measurements are not to depend on earlier ones.
+# When this environment variable is not empty, stored verdicts are ignored: no measurement may depend on earlier ones.
 IGNORE = "MUOMNI_IGNORE_MEASURED"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found of one technique.
+    """The measured verdict on one technique.
 
     Attributes:
         verdict: `on`, `off` or `no difference`.
@@ -53,34 +43,52 @@ class Verdict:
 
     @property
     def lost(self) -> bool:
-        """Whether it made things worse."""
+        """Whether the technique made things worse."""
         return self.verdict == "off"
 
-    def words(self, name: str) -> str:
-        """For a log: both numbers, and whence."""
-        return (
-            f"{name} was measured to lose here: {self.on:,.3g} {self.unit} with it, {self.off:,.3g} without "
-            f"(muomni bench, {self.date.partition('T')[0]})"
-        )
+
+@dataclass(frozen=True)
+class Declined:
+    """What an `auto` takes instead of a technique that lost, and why, for the log."""
+
+    instead: str
+    reason: str
 
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What is known of one model on one machine, by key; `known` is empty where nothing was measured."""
+    """The verdicts on one model and machine, by key of the technique; empty where nothing was measured."""
 
     known: Mapping[str, Verdict] = field(default_factory=dict)
 
-    def loss(self, key: str, name: str) -> str | None:
-        """Why a technique is left off, in words; None where it was not measured or did not lose."""
-        found = self.known.get(key)
-        return found.words(name) if found is not None and found.lost else None
+    def declined(
+        self, setting: str, value: str | None = None, techniques: Sequence[Technique] = TECHNIQUES
+    ) -> Declined | None:
+        """What a setting's `auto` takes instead of its usual value; None where that did not lose.
+
+        Args:
+            setting: its name, see `Setting.name`.
+            value: that `auto` would take here; None: any that it may take.
+            techniques: the list of techniques; the first of them that lost decides.
+        """
+        for technique in techniques:
+            of, verdict = technique.setting, self.known.get(technique.key)
+            if of is None or of.instead is None or verdict is None or not verdict.lost:
+                continue
+            if of.name == setting and value in (None, of.value):
+                return Declined(
+                    of.instead,
+                    f"{technique.title} was measured to lose here: {verdict.on:,.3g} {verdict.unit} with it, "
+                    f"{verdict.off:,.3g} without (muomni bench, {verdict.date.partition('T')[0]})",
+                )
+        return None
 
 
 NOTHING = Verdicts()
 
 
 def load_verdicts(device: torch.device, thinker: ThinkerConfig, weights: str = "float") -> Verdicts:
-    """What is known of a model on a device.
+    """The stored verdicts on a model and device.
 
     Args:
         device: that computes.
@@ -92,22 +100,22 @@ def load_verdicts(device: torch.device, thinker: ThinkerConfig, weights: str = "
     entries = FILE.read().get(_key(device, thinker, weights), {})
     if not isinstance(entries, dict):
         return NOTHING
-    return Verdicts({key: found for key, value in entries.items() if (found := _parsed(value)) is not None})
+    return Verdicts({key: verdict for key, value in entries.items() if (verdict := _parsed(value)) is not None})
 
 
 def save_verdicts(
-    device: torch.device, thinker: ThinkerConfig, found: Mapping[str, Verdict], weights: str = "float"
+    device: torch.device, thinker: ThinkerConfig, new: Mapping[str, Verdict], weights: str = "float"
 ) -> None:
-    """Keeps findings, over older ones of the same keys; see `load_verdicts`."""
-    if not found:
+    """Stores verdicts over older ones of the same keys; see `load_verdicts`."""
+    if not new:
         return
     before = load_verdicts(device, thinker, weights).known
-    fresh = {key: asdict(one) for key, one in {**before, **found}.items()}
+    fresh = {key: asdict(verdict) for key, verdict in {**before, **new}.items()}
     FILE.add({_key(device, thinker, weights): fresh})
 
 
 def load_trial(device: torch.device, thinker: ThinkerConfig, what: str) -> dict[str, float] | None:
-    """Figures of an earlier trial of compilation; None where there was none.
+    """Timings of an earlier compile trial; None where there was none.
 
     Args:
         device, thinker: see `load_verdicts`.
@@ -115,15 +123,15 @@ def load_trial(device: torch.device, thinker: ThinkerConfig, what: str) -> dict[
     """
     if os.environ.get(IGNORE):
         return None
-    found = FILE.read().get(_key(device, thinker, f"compiling {what}"))
-    if not isinstance(found, dict) or not all(isinstance(value, int | float) for value in found.values()):
+    timings = FILE.read().get(_key(device, thinker, f"compiling {what}"))
+    if not isinstance(timings, dict) or not all(isinstance(value, int | float) for value in timings.values()):
         return None
-    return found
+    return timings
 
 
-def save_trial(device: torch.device, thinker: ThinkerConfig, what: str, figures: Mapping[str, float]) -> None:
-    """Keeps the figures of a trial of compilation; see `load_trial`."""
-    FILE.add({_key(device, thinker, f"compiling {what}"): dict(figures)})
+def save_trial(device: torch.device, thinker: ThinkerConfig, what: str, timings: Mapping[str, float]) -> None:
+    """Stores the timings of a compile trial; see `load_trial`."""
+    FILE.add({_key(device, thinker, f"compiling {what}"): dict(timings)})
 
 
 def _parsed(value: Any) -> Verdict | None:

@@ -16,75 +16,53 @@ from typing import Any
 from muomni.accel.device import pick_device
 from muomni.accel.measurements import verdicts
 from muomni.accel.measurements.verdicts import Verdict
+from muomni.accel.technique import TECHNIQUES, Technique, measured_by
 from muomni.bench.report.report import Report, ReportRow
 from muomni.bench.report.sections import Target
 from muomni.config.loader import CHAT
 from muomni.files import atomic_file
 
 TUNED = "tuned.json"
-# Key of a row: the recipe's key, its value where the verdict is on, and where it is off (None: left out).
-_RECIPE: tuple[tuple[str, str, str | None, str | None], ...] = (
-    ("precision-fp16", "precision", "fp16", "fp32"),
-    ("precision-bf16", "precision", "bf16", "fp32"),
-    ("checkpointing-full", "gradient_checkpointing", "full", None),
-    ("checkpointing-selective", "gradient_checkpointing", "selective", None),
-    ("attention-varlen", "attention", "varlen", None),
-    ("attention-flash", "attention", "flash_attn", None),
-    ("compile", "compile", "blocks", "off"),
-    ("compile-full", "compile", "full", None),
-    ("allocator", "allocator", None, "system"),  # where they are on, `auto` takes them
-    ("allocator-pool", "allocator", None, "retain"),
-)
 
 
-# Rows that `auto` settings heed.
-_HEEDED = {
-    "train": (verdicts.ALLOCATOR, verdicts.POOL, verdicts.BF16, verdicts.FP16, verdicts.VARLEN, verdicts.COMPILE),
-    "infer": (verdicts.DECODE_STEP,),
-    "speech": (verdicts.TALKER_STEP,),
-}
-
-
-def fragment(rows: Sequence[ReportRow]) -> dict[str, Any]:
-    """The keys of a recipe that measurements speak for; of two that are on for one key, the faster one.
+def fragment(rows: Sequence[ReportRow], techniques: Sequence[Technique] = TECHNIQUES) -> dict[str, Any]:
+    """The recipe keys that the measurements speak for; of two techniques that won for one key, the faster one.
 
     Where int8 weights were measured, `chat` says whether they were faster.
     """
+    measured = {row.key: row for row in rows if row.speed is not None}
     chosen: dict[str, tuple[float, str]] = {}
-    for key, name, on, off in _RECIPE:
-        row = next((row for row in rows if row.key == key), None)
-        if row is None or row.speed is None:
+    for technique in measured_by("training step", techniques):
+        row, setting = measured.get(technique.key), technique.setting
+        if row is None or row.speed is None or setting is None:
             continue
-        value = on if row.verdict == "on" else off if row.verdict == "off" else None
-        if value is None:
-            continue
+        won = None if setting.is_default else setting.value
+        value = {"on": won, "off": setting.instead}.get(row.verdict)
         speed = row.speed.ratio if row.verdict == "on" else 0.0
-        if name not in chosen or speed > chosen[name][0]:
-            chosen[name] = (speed, value)
+        if value is not None and speed > chosen.get(setting.name, (-1.0, ""))[0]:
+            chosen[setting.name] = (speed, value)
     found: dict[str, Any] = {name: value for name, (_, value) in chosen.items()}
-    int8 = next((row for row in rows if row.key == "int8" and row.speed is not None), None)
-    if int8 is not None:
-        found[CHAT] = {"int8": int8.verdict == "on"}
+    if "int8" in measured:
+        found[CHAT] = {"int8": measured["int8"].verdict == "on"}
     return found
 
 
-def remember(report: Report, target: Target) -> list[str]:
-    """Keeps the verdicts that `auto` settings heed; returns the keys of those that lost."""
+def remember(report: Report, target: Target, techniques: Sequence[Technique] = TECHNIQUES) -> list[str]:
+    """Stores the verdicts that `auto` settings read; returns the keys of the techniques that lost."""
     from muomni.formats.pretrained import read_quantization
 
     device = pick_device()
     int8 = target.folder is not None and read_quantization(target.folder) is not None
-    lost = []
-    for part, keys in _HEEDED.items():
-        rows = [row for row in report.rows if row.key in keys and row.speed is not None]
-        found = {
-            row.key: Verdict(row.verdict, row.speed.off, row.speed.on, row.speed.unit, report.date)
-            for row in rows
-            if row.speed is not None
-        }
-        verdicts.save_verdicts(device, target.thinker, found, "int8" if int8 and part != "train" else "float")
-        lost += [key for key, one in found.items() if one.lost]
-    return lost
+    declinable = {t.key for t in techniques if t.setting is not None and t.setting.instead is not None}
+    by_weights: dict[str, dict[str, Verdict]] = {}
+    for row in report.rows:
+        if row.key in declinable and row.speed is not None:
+            weights = "int8" if int8 and row.part != "train" else "float"
+            verdict = Verdict(row.verdict, row.speed.off, row.speed.on, row.speed.unit, report.date)
+            by_weights.setdefault(weights, {})[row.key] = verdict
+    for weights, fresh in by_weights.items():
+        verdicts.save_verdicts(device, target.thinker, fresh, weights)
+    return [key for fresh in by_weights.values() for key, verdict in fresh.items() if verdict.lost]
 
 
 def advice(rows: Sequence[ReportRow], run: str | None) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from muomni.accel.device import pick_device
 from muomni.accel.measurements.hardware import cores, processor
+from muomni.accel.technique import EquivalenceClass, Part, Technique
 from muomni.bench.statistics import VerdictName
 from muomni.config.base import Frozen, parse
 from muomni.errors import UserError
@@ -24,8 +25,6 @@ FORMAT = 1
 JSON = "report.json"
 _MAX_BYTES = 64 * 2**20
 
-PartName = Literal["train", "infer", "speech"]
-EquivalenceClass = Literal["exact", "rounding", "approximate", "another optimizer"]
 Figures = Annotated[tuple[float, ...], Field(strict=False)]
 
 
@@ -99,7 +98,7 @@ class ReportRow(Frozen):
     """
 
     key: str
-    part: PartName
+    part: Part
     technique: str
     off: str = ""
     on: str = ""
@@ -110,6 +109,20 @@ class ReportRow(Frozen):
     compile_s: float | None = None
     verdict: VerdictName
     reason: str
+
+
+def not_measured(technique: Technique, reason: str) -> ReportRow:
+    """A technique's row without measurements, and why there are none."""
+    return ReportRow(
+        key=technique.key,
+        part=technique.part,
+        technique=technique.title,
+        off=technique.off,
+        on=technique.on,
+        claim=technique.claim,
+        verdict="not measured",
+        reason=reason,
+    )
 
 
 class MemoryBar(Frozen):

@@ -2,19 +2,20 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from muomni.accel.device import free_memory, pick_device
 from muomni.accel.mixed_precision import pick_precision
-from muomni.bench.report.report import Equivalence, Memory, MemoryBar, ReportRow, Speed
+from muomni.accel.technique import TECHNIQUES, Technique, measured_by
+from muomni.bench.report.report import Equivalence, Memory, MemoryBar, ReportRow, Speed, not_measured
 from muomni.bench.report.sections import Effort, Found, Say, Target
 from muomni.bench.statistics import decide, interval_of, margin_of, noise_of, ratios_of, spread_of
 from muomni.bench.training.case import TrainCase, check
 from muomni.bench.training.compare import CaseMetrics, Measured, measured, take_turns
-from muomni.bench.training.techniques import TECHNIQUES, Fields, Technique
 from muomni.errors import ConfigError, UserError
 
 BASELINE, TWIN = "the baseline", "the baseline again"
@@ -29,60 +30,7 @@ _TURN_S, _MOST_STEPS = 0.25, 20
 _GUESSED_FLOPS = {"cpu": 1e11, "cuda": 2e13, "mps": 1e12}
 
 
-@dataclass(frozen=True)
-class _Shown:
-    """How a technique stands in the report.
-
-    Attributes:
-        key: see `ReportRow`.
-        off, on: in words.
-        claim: what is usually said of it.
-        quick: it is part of a quick run.
-    """
-
-    key: str
-    off: str
-    on: str
-    claim: str
-    quick: bool = False
-
-
-_SHOWN = {
-    "freed memory kept": _Shown("allocator", "given back to the system", "kept for the next step", "fewer page faults"),
-    "large tensors in a pool": _Shown(
-        "allocator-pool", "in the C library's heap", "in a region of their own", "no gaps between blocks", True
-    ),
-    "mixed precision, bf16": _Shown("precision-bf16", "fp32", "bf16", "2× faster, half of the memory", True),
-    "mixed precision, fp16": _Shown("precision-fp16", "fp32", "fp16", "2× faster, half of the memory"),
-    "gradient accumulation, 4 micro-batches": _Shown(
-        "accumulation", "the whole batch at once", "a quarter at a time", "a large batch in little memory", True
-    ),
-    "gradient checkpointing, full": _Shown(
-        "checkpointing-full", "activations kept", "computed again", "far less memory, 20–30% more time", True
-    ),
-    "gradient checkpointing, selective": _Shown(
-        "checkpointing-selective", "activations kept", "all but products again", "less memory, little more time"
-    ),
-    "attention: the chosen one for the reference": _Shown(
-        "attention", "the plain definition", "the chosen kernel", "2–4× faster, memory linear in context", True
-    ),
-    "the same, documents of 100 tokens": _Shown(
-        "attention-packed", "a mask over all pairs", "documents one by one", "no work between documents"
-    ),
-    "attention: varlen for sdpa, documents": _Shown("attention-varlen", "sdpa", "varlen", "faster on packed rows"),
-    "attention: flash_attn for sdpa, documents": _Shown("attention-flash", "sdpa", "flash-attn", "2–4× faster"),
-    "attention: flex for sdpa, documents": _Shown("attention-flex", "sdpa", "FlexAttention", "flexible and fast"),
-    "linear cross-entropy in chunks": _Shown(
-        "cross-entropy", "logits of all tokens", "in chunks", "no logits in memory, no slower", True
-    ),
-    "fused AdamW for a loop": _Shown("adamw-fused", "one weight after another", "one kernel", "faster steps"),
-    "8-bit AdamW for AdamW": _Shown("adamw-8bit", "32-bit moments", "8-bit moments", "a quarter of its memory"),
-    "torch.compile of the blocks": _Shown("compile", "eager", "compiled blocks", "1.3–2× faster after a wait", True),
-    "torch.compile of the whole model": _Shown("compile-full", "eager", "compiled whole", "1.3–2× faster after a wait"),
-}
-
-
-def measure_train(target: Target, effort: Effort, say: Say) -> Found:
+def measure_train(target: Target, effort: Effort, say: Say, techniques: Sequence[Technique] = TECHNIQUES) -> Found:
     """Measures the techniques of training, or says why one cannot be measured here.
 
     Raises:
@@ -92,18 +40,18 @@ def measure_train(target: Target, effort: Effort, say: Say) -> Found:
     best = pick_precision("auto", device).name
     # Dropout draws anew wherever a step is cut or compiled another way: what differs then says nothing.
     common = _sizes(target, effort, device) | {"thinker": target.thinker.replace(dropout=0.0), "precision": best}
-    techniques = [t for t in TECHNIQUES if t.name in _SHOWN and (effort.mode == "full" or _is_quick(t, best))]
+    techniques = [t for t in measured_by("training step", techniques) if effort.mode == "full" or _is_quick(t, best)]
     room = _room(target, common, device)
     plan = Cases(common)
     reasons: dict[str, str] = {}
     for technique in techniques:
-        reason = _why_not(plan.case(technique.off)) or _why_not(plan.case(technique.on))
+        reason = _why_not(plan.case(technique.off_settings)) or _why_not(plan.case(technique.on_settings))
         if reason is not None:
-            reasons[technique.name] = reason
+            reasons[technique.key] = reason
     steps = _steps(target, common, device)
     rows: dict[str, ReportRow] = {}
     baselines, all_twins, bars = [], [], []
-    for group in _groups([t for t in techniques if t.name not in reasons], plan, min(room, _MOST_CASES)):
+    for group in _groups([t for t in techniques if t.key not in reasons], plan, min(room, _MOST_CASES)):
         refused: dict[str, str] = {}
         enough = effort.enough(effort.train_s)
         found = take_turns(group.cases(plan), effort.rounds, steps, say, refused, enough)
@@ -114,13 +62,13 @@ def measure_train(target: Target, effort: Effort, say: Say) -> Found:
         all_twins.append(twins)
         bars += [bar_of(name, figures) for name, figures in found.items() if name != TWIN]
         for technique in group.techniques:
-            rows[technique.name] = _row(technique, plan, found, refused, margin_of(twins))
-    rows |= {t.name: _not_measured(t, reasons[t.name]) for t in techniques if t.name in reasons}
+            rows[technique.key] = _row(technique, plan, found, refused, margin_of(twins))
+    rows |= {t.key: not_measured(t, reasons[t.key]) for t in techniques if t.key in reasons}
     settings = {key: value for key, value in common.items() if key != "thinker"}
     twins = max(all_twins, key=margin_of, default=[])
     noise = noise_of("the baseline of training", max(baselines, key=spread_of), twins) if baselines else []
     return Found(
-        rows=tuple(rows[t.name] for t in techniques),
+        rows=tuple(rows[t.key] for t in techniques),
         noise=tuple(noise),
         margin=margin_of(twins),
         settings=tuple(settings.items()),
@@ -129,22 +77,23 @@ def measure_train(target: Target, effort: Effort, say: Say) -> Found:
 
 
 def _is_quick(technique: Technique, best: str) -> bool:
-    return _SHOWN[technique.name].quick or (technique.name == "mixed precision, fp16" and best == "fp16")
+    """In a quick run; of the precisions also the one that this device takes by itself."""
+    return technique.level == "quick" or technique.on_settings.get("precision") == best
 
 
-def _sizes(target: Target, effort: Effort, device: torch.device) -> Fields:
+def _sizes(target: Target, effort: Effort, device: torch.device) -> dict[str, Any]:
     """A step that takes a fraction of a second on a CPU; a full one is as long as steps usually are."""
     small = effort.mode == "quick" and device.type == "cpu"
     return {"batch_size": 4, "seq_len": min(256 if small else 512, target.thinker.max_position_embeddings)}
 
 
-def _steps(target: Target, common: Fields, device: torch.device) -> int:
+def _steps(target: Target, common: Mapping[str, Any], device: torch.device) -> int:
     tokens: int = common["batch_size"] * common["seq_len"]
     guessed = 6 * target.thinker.num_parameters() * tokens / _GUESSED_FLOPS[device.type]
     return min(max(1, math.ceil(_TURN_S / float(guessed))), _MOST_STEPS)
 
 
-def _room(target: Target, common: Fields, device: torch.device) -> int:
+def _room(target: Target, common: Mapping[str, Any], device: torch.device) -> int:
     """How many cases fit into the memory side by side.
 
     Raises:
@@ -171,12 +120,12 @@ def _free(device: torch.device) -> str:
 class Cases:
     """Cases by what they are: techniques that are compared with the same one share it."""
 
-    def __init__(self, common: Fields) -> None:
+    def __init__(self, common: Mapping[str, Any]) -> None:
         self._common = common
         self._names: dict[str, str] = {}
         self.case({}, BASELINE)
 
-    def case(self, fields: Fields, name: str | None = None) -> TrainCase:
+    def case(self, fields: Mapping[str, Any], name: str | None = None) -> TrainCase:
         """The case with these fields; its name is that of the first who asked for the same."""
         found = TrainCase.model_validate({**self._common, **fields, "name": "?"})
         key = json.dumps(found.model_dump(mode="json"), sort_keys=True)
@@ -197,7 +146,11 @@ class _Group:
 
     def cases(self, plan: Cases) -> list[TrainCase]:
         """The baseline, what the techniques need, and the baseline again."""
-        own = [plan.case(fields) for technique in self.techniques for fields in (technique.off, technique.on)]
+        own = [
+            plan.case(fields)
+            for technique in self.techniques
+            for fields in (technique.off_settings, technique.on_settings)
+        ]
         named = {case.name: case for case in (plan.baseline, *own)}
         return [*named.values(), plan.baseline.replace(name=TWIN)]
 
@@ -222,35 +175,21 @@ def _why_not(case: TrainCase) -> str | None:
     return None
 
 
-def _not_measured(technique: Technique, reason: str) -> ReportRow:
-    shown = _SHOWN[technique.name]
-    return ReportRow(
-        key=shown.key,
-        part="train",
-        technique=technique.name,
-        off=shown.off,
-        on=shown.on,
-        claim=shown.claim,
-        verdict="not measured",
-        reason=reason,
-    )
-
-
 def _row(
     technique: Technique, plan: Cases, found: dict[str, CaseMetrics], refused: dict[str, str], margin: float
 ) -> ReportRow:
-    names = [plan.case(fields).name for fields in (technique.off, technique.on)]
+    names = [plan.case(fields).name for fields in (technique.off_settings, technique.on_settings)]
     for name in names:
         if name in refused:
-            return _not_measured(technique, refused[name])
+            return not_measured(technique, refused[name])
     off, on = (found[name] for name in names)
     ratio = interval_of(ratios_of(on.speeds, off.speeds))
     figures = measured(names[1], on, off)
-    half = any(plan.case(fields).precision != "fp32" for fields in (technique.off, technique.on))
+    half = any(plan.case(fields).precision != "fp32" for fields in (technique.off_settings, technique.on_settings))
     equivalence = equivalence_of(technique, figures, half)
     decision = decide(ratio, figures.memory_ratio, equivalence.holds, margin)
-    compiles = technique.family == "compile"
-    return _not_measured(technique, decision.reason).replace(
+    compiles = "compile" in technique.on_settings
+    return not_measured(technique, decision.reason).replace(
         speed=Speed(
             off=measured(names[0], off, off).tokens_per_s,
             on=figures.tokens_per_s,
@@ -281,11 +220,11 @@ def equivalence_of(technique: Technique, on: Measured, half: bool) -> Equivalenc
     allowed = {"exact": 0.0, "rounding": rounding, "approximate": _APPROXIMATE, "another optimizer": math.inf}
     what = "what three steps changed" if of_updates else "gradients"
     return Equivalence(
-        claimed=technique.claim,
+        claimed=technique.equivalence,
         measure=f"{what}, size of the difference over their own",
         value=value,
         equal=equal,
-        holds=equal or (technique.claim != "exact" and value <= allowed[technique.claim]),
+        holds=equal or (technique.equivalence != "exact" and value <= allowed[technique.equivalence]),
     )
 
 

@@ -11,7 +11,8 @@ from muomni.cli.common.terminal import wide_console
 from muomni.errors import MuOmniError, UserError
 
 if TYPE_CHECKING:
-    from muomni.bench.report.report import PartName, Report
+    from muomni.accel.technique import Part
+    from muomni.bench.report.report import Report
 
 _RUNS = Path("runs")
 _DEFAULT = "tiny"
@@ -95,7 +96,7 @@ def asked_for(ctx: typer.Context, model: str | None, full: bool | None) -> bool:
 
 
 def report(
-    parts: "tuple[PartName, ...]", name: str, model: str | None, full: bool | None, out: Path | None, repeat: int
+    parts: "tuple[Part, ...]", name: str, model: str | None, full: bool | None, out: Path | None, repeat: int
 ) -> None:
     """Measures, prints the table, and writes the files.
 

@@ -167,12 +167,12 @@ def _print_techniques(title: str, rows: "list[OnOff]") -> None:
         if row.off is None or row.on is None:
             continue
         table.add_row(
-            row.technique.name,
+            row.technique.title,
             f"{row.off.tokens_per_s:,.0f}",
             f"{row.on.tokens_per_s:,.0f}",
             f"{row.on.ratio:.2f}× ({row.on.ratio_low:.2f}–{row.on.ratio_high:.2f})",
             f"{row.on.memory_ratio:.2f}×",
-            _equivalence(row.technique.claim, row.on),
+            _equivalence(row.technique.equivalence, row.on),
             f"{row.off.first_step_s:.1f} → {row.on.first_step_s:.1f}",
             row.on.verdict,
         )
@@ -180,7 +180,7 @@ def _print_techniques(title: str, rows: "list[OnOff]") -> None:
     console.print(table)
     for row in rows:
         if row.not_measured:
-            console.print(f"{row.technique.name}: not measured, {row.not_measured}", highlight=False, markup=False)
+            console.print(f"{row.technique.title}: not measured, {row.not_measured}", highlight=False, markup=False)
 
 
 def _print_media(title: str, rows: "list[MediaCost]") -> None:

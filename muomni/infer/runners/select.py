@@ -62,10 +62,9 @@ def make_runner(model: OmniModel, cache: SlotCache, name: RunnerName | None = No
         return Runners(eager, note="as asked")
     if name == "auto":
         weights = "int8" if is_quantized(model) else "float"
-        found = verdicts.load_verdicts(cache.device, model.config.thinker, weights)
-        lost = found.loss(verdicts.DECODE_STEP, "a step in one call")
-        if lost is not None:
-            return Runners(eager, note=lost)
+        declined = verdicts.load_verdicts(cache.device, model.config.thinker, weights).declined("runner")
+        if declined is not None:
+            return Runners(eager, note=declined.reason)
     if name == "compiled" or (name == "auto" and cache.device.type != "cpu"):
         return _compiled(model, cache, eager, named=name == "compiled")
     from muomni.infer.runners import native

@@ -78,10 +78,10 @@ class SpeechSession:
             return "the native decoder is for CPUs"
         if name == "auto":
             weights = "int8" if is_quantized(talker) else "float"
-            found = verdicts.load_verdicts(talker.norm.weight.device, model.config.thinker, weights)
-            lost = found.loss(verdicts.TALKER_STEP, "a talker's frame in one call")
-            if lost is not None:
-                return lost
+            known = verdicts.load_verdicts(talker.norm.weight.device, model.config.thinker, weights)
+            declined = known.declined("speech.runner")
+            if declined is not None:
+                return declined.reason
         if self._library is None:
             self._library = _in_background(load)
         try:

@@ -122,7 +122,7 @@ def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path: Path, monkeypatc
 
 
 def test_a_plan_leaves_losers_off_and_says_both_numbers() -> None:
-    found = Verdicts(dict.fromkeys((verdicts.ALLOCATOR, verdicts.COMPILE, verdicts.BF16), LOST))
+    found = Verdicts(dict.fromkeys(("allocator-retain", "compile", "precision-bf16"), LOST))
     plan = make_plan(make_recipe(), NANO_CONFIG, found)
     assert plan.allocator.mode == "system" and plan.compile.mode == "off" and plan.precision.name == "fp32"
     words = "\n".join(plan.lines)
@@ -132,7 +132,7 @@ def test_a_plan_leaves_losers_off_and_says_both_numbers() -> None:
 
 
 def test_what_a_recipe_names_is_obeyed_whatever_was_measured() -> None:
-    found = Verdicts({verdicts.ALLOCATOR: LOST, verdicts.COMPILE: LOST})
+    found = Verdicts({"allocator-retain": LOST, "compile": LOST})
     recipe = make_recipe(allocator="retain", compile="off", precision="fp32")
     try:
         plan = make_plan(recipe, NANO_CONFIG, found)
@@ -143,16 +143,16 @@ def test_what_a_recipe_names_is_obeyed_whatever_was_measured() -> None:
 
 
 def test_a_pool_that_lost_leaves_memory_kept() -> None:
-    plan = make_plan(make_recipe(precision="fp32"), NANO_CONFIG, Verdicts({verdicts.POOL: LOST}))
+    plan = make_plan(make_recipe(precision="fp32"), NANO_CONFIG, Verdicts({"allocator-arena": LOST}))
     if not allocator.is_glibc():
         pytest.skip("the C library is not glibc")
-    assert plan.allocator.mode == "retain" and "a pool for large tensors was measured to lose" in plan.allocator.reason
+    assert plan.allocator.mode == "retain" and "arena for large tensors was measured to lose" in plan.allocator.reason
 
 
 def test_several_processes_heed_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     several = dataclasses.replace(make_plan(make_recipe(), NANO_CONFIG).parallel, kind="ddp", size=2)
     monkeypatch.setattr(plan_module.distributed, "choose", lambda *_: several)
-    plan = make_plan(make_recipe(), NANO_CONFIG, Verdicts({verdicts.ALLOCATOR: LOST}))
+    plan = make_plan(make_recipe(), NANO_CONFIG, Verdicts({"allocator-retain": LOST}))
     assert plan.declined == {} and "measured to lose" not in plan.allocator.reason
 
 
@@ -161,7 +161,7 @@ def test_a_run_goes_on_as_it_began_whatever_was_measured_since(tmp_path: Path, m
     thinker = expected_config(recipe).thinker
     before = plan_of(recipe)
     (tmp_path / DECLINED).write_text(json.dumps(before.declined))
-    save_verdicts(CPU, thinker, {verdicts.ALLOCATOR: LOST, verdicts.COMPILE: LOST})
+    save_verdicts(CPU, thinker, {"allocator-retain": LOST, "compile": LOST})
     assert plan_of(recipe).declined == {"allocator": "system", "compile": "off"}
     after = plan_of(recipe, tmp_path)
     assert (after.allocator, after.compile) == (before.allocator, before.compile)
@@ -176,7 +176,7 @@ def test_what_won_or_made_no_difference_changes_nothing() -> None:
     won = Verdict("on", 1.0, 2.0, "tokens/s", "2026-02-02")
     same = Verdict("no difference", 1.0, 1.0, "tokens/s", "2026-02-02")
     before = make_plan(make_recipe(), NANO_CONFIG)
-    after = make_plan(make_recipe(), NANO_CONFIG, Verdicts({verdicts.ALLOCATOR: won, verdicts.COMPILE: same}))
+    after = make_plan(make_recipe(), NANO_CONFIG, Verdicts({"allocator-retain": won, "compile": same}))
     assert before.lines == after.lines
 
 
@@ -185,7 +185,7 @@ def test_a_decode_step_that_lost_is_left_to_torchs_modules(monkeypatch: pytest.M
     torch.manual_seed(0)
     model = OmniModel(preset("nano"))
     cache = SlotCache(model.config.thinker, 1, 16)
-    save_verdicts(CPU, NANO, {verdicts.DECODE_STEP: LOST})
+    save_verdicts(CPU, NANO, {"decode-step": LOST})
     runners = make_runner(model, cache)
     assert type(runners.now).__name__ == "EagerRunner" and runners.later is None
     assert "80 tokens/s with it, 100 without" in runners.note

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from muomni.accel.measurements import verdicts
+from muomni.accel.technique import measured_by
 from muomni.bench.report import recommendations
 from muomni.bench.report import svg as svg_module
 from muomni.bench.report.claims import CLAIMS, claims
@@ -230,7 +231,7 @@ def test_the_fragment_holds_what_won_and_what_lost_and_no_more(tmp_path):
         row("precision-bf16", "on"),
         row("compile", "on", ratio=1.2),
         row("compile-full", "on", ratio=1.4),
-        row("allocator", "off", ratio=0.8),
+        row("allocator-retain", "off", ratio=0.8),
         row("attention-varlen", "no difference"),
         row("checkpointing-full", "off", ratio=0.7),
         row("accumulation", "on"),
@@ -261,10 +262,10 @@ def test_verdicts_are_kept_for_this_model(tmp_path, monkeypatch):
     monkeypatch.setenv("MUOMNI_CACHE", str(tmp_path))
     monkeypatch.delenv(verdicts.IGNORE)
     target = Target("nano", preset("nano").thinker, None)
-    rows = (row("allocator", "off"), row("decode-step", "off", part="infer"), row("int8", "off", part="infer"))
-    assert recommendations.remember(report(*rows), target) == ["allocator", "decode-step"]
+    rows = (row("allocator-retain", "off"), row("decode-step", "off", part="infer"), row("int8", "off", part="infer"))
+    assert recommendations.remember(report(*rows), target) == ["allocator-retain", "decode-step"]
     known = verdicts.load_verdicts(torch.device("cpu"), target.thinker).known
-    assert {key: one.verdict for key, one in known.items()} == {"allocator": "off", "decode-step": "off"}
+    assert {key: one.verdict for key, one in known.items()} == {"allocator-retain": "off", "decode-step": "off"}
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
@@ -273,7 +274,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
         load_recipe(str(tmp_path / "recipe.json"), [f"@{tmp_path / 'none.json'}"])
 
 
-@pytest.mark.parametrize("key", [key for key, *_ in recommendations._RECIPE])
+@pytest.mark.parametrize("key", [t.key for t in measured_by("training step") if t.setting is not None])
 def test_every_value_of_the_fragment_is_one_that_recipes_take(key, tmp_path):
     for verdict in ("on", "off"):
         for name, value in recommendations.fragment([row(key, verdict)]).items():

@@ -7,15 +7,16 @@ import pytest
 import torch
 
 from muomni.accel.compile import blocks as compilation
+from muomni.accel.technique import TECHNIQUES, measured_by
 from muomni.bench.training import techniques as module
 from muomni.bench.training.case import TrainCase, TrainSubject, build, check, fingerprint
 from muomni.bench.training.compare import Measured
-from muomni.bench.training.techniques import TECHNIQUES
 from muomni.cli import main
 from muomni.config import preset
 from muomni.errors import ConfigError
 from muomni.train.optim import adamw8bit
 
+TRAINING = measured_by("training step", mode="table")
 COMMON = {"thinker": preset("nano").thinker, "batch_size": 4, "seq_len": 16, "device": "cpu"}
 
 
@@ -100,23 +101,25 @@ def test_the_table_is_complete_and_json_comes_last(monkeypatch, capsys):
     assert stop.value.code == 0
     out = capsys.readouterr().out
     rows = json.loads(out.splitlines()[-1])["techniques"]
-    assert [row["technique"] for row in rows] == [technique.name for technique in TECHNIQUES]
+    assert [row["technique"] for row in rows] == [technique.title for technique in TRAINING]
     assert all((row["on"] is None) == (row["off"] is None) == (row["not_measured"] is not None) for row in rows)
     reasons = {row["technique"]: row["not_measured"] for row in rows if row["not_measured"]}
     assert "a CPU has no fast fp16" in reasons["mixed precision, fp16"]
     assert "muomni[lowbit]" in reasons["8-bit AdamW for AdamW"]
     assert all("no C++ compiler" in reasons[f"torch.compile of the {what}"] for what in ("blocks", "whole model"))
-    assert "attention: flex for sdpa, documents" in reasons
+    assert "FlexAttention" in reasons
     measured = {row["technique"] for row in rows} - set(reasons)
     assert {"gradient accumulation, 4 micro-batches", "fused AdamW for a loop", "Muon for AdamW"} <= measured
-    assert {"attention: the chosen one for the reference", "the same, documents of 100 tokens"} <= measured
-    for technique in TECHNIQUES:
-        assert technique.name.split()[0] in out
+    assert {"flash attention", "packed documents of 100 tokens"} <= measured
+    for technique in TRAINING:
+        assert technique.title.split()[0] in out
     assert "updates" in out and "1.0e-03" in out and "bit-equal" in out
 
 
 def test_families_share_what_they_are_compared_with():
     families: dict[str, dict] = {}
-    for technique in TECHNIQUES:
-        assert families.setdefault(technique.family, technique.off) == technique.off
-    assert len({technique.name for technique in TECHNIQUES}) == len(TECHNIQUES)
+    for technique in TRAINING:
+        family = technique.family or technique.key
+        assert families.setdefault(family, technique.off_settings) == technique.off_settings
+    for what in ("key", "title"):
+        assert len({getattr(technique, what) for technique in TECHNIQUES}) == len(TECHNIQUES)
