@@ -1,23 +1,31 @@
-"""Plots as SVG text, small enough to read: bars with intervals, stacked bars, and lines.
+"""Plots of a report as SVG, drawn by matplotlib: bars with intervals, stacked bars, and lines.
 
-All are drawn 340 units wide, so that on a phone a unit is about a pixel and text keeps its size. Colours are CSS
-variables of the page (`--ink`, `--soft`, `--line`, `--c0` …), so that a dark page has dark plots.
+All are 340 units wide, so that on a phone a unit is about a pixel and text keeps its size. Text stays text in the
+page's font. Colours are CSS variables of the page (`--ink`, `--soft`, `--line`, `--c0` …), so that a dark page has
+dark plots: matplotlib draws with placeholders, which `_svg` replaces. The same plot is the same bytes each time.
 """
 
-import math
-from collections.abc import Callable, Sequence
+import io
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import TYPE_CHECKING, Any, Literal
 
-_Scale = Callable[[float], float]
-_Name = Callable[[float], str]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 WIDTH = 340
-_ROW, _TOP, _BOTTOM = 34, 6, 26
-_LEFT, _RIGHT = 8, 12
+# Height of a row, and where in it the bar's middle is; margins above, below and beside the bars.
+_ROW, _BAR, _TOP, _BOTTOM, _MARGIN = 34, 23, 6, 26, 24
 _LINE_HEIGHT = 190
+_FONT = 11
 # Width of a letter of the plots' text, on average.
 _LETTER = 6.0
+_NAMES = ("ink", "soft", "line", *(f"c{number}" for number in range(6)))
+_COLOURS = {name: f"#0102{number:02x}" for number, name in enumerate(_NAMES)}
+_SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "muomni", "font.size": _FONT}
+_NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 
 @dataclass(frozen=True)
@@ -39,92 +47,6 @@ class Bar:
     colour: int = 0
 
 
-def ratio_plot(bars: Sequence[Bar], title: str) -> str:
-    """Ratios on a logarithmic axis around 1: bars go from 1 to the value, whiskers over the interval."""
-    least = min([0.5, *(bar.low for bar in bars)])
-    most = max([2.0, *(bar.high for bar in bars)])
-    # A wild interval is cut at the edge rather than squeezing all others.
-    low, high = math.log2(max(least, 1 / 16)), math.log2(min(most, 64))
-
-    def x(value: float) -> float:
-        place = (min(max(math.log2(max(value, 1e-9)), low), high) - low) / (high - low)
-        return _LEFT + place * (WIDTH - _LEFT - _RIGHT)
-
-    ticks = [2.0**power for power in range(math.ceil(low), math.floor(high) + 1)]
-    return _bars(bars, x, 1.0, ticks, lambda value: f"{value:g}×", title)
-
-
-def amount_plot(bars: Sequence[Bar], unit: str, title: str, roof: float | None = None) -> str:
-    """Amounts from 0; `roof` is a dashed line that none should pass."""
-    most = max([*(bar.high for bar in bars), roof or 0.0, 1e-9]) * 1.04
-
-    def x(value: float) -> float:
-        return _LEFT + value / most * (WIDTH - _LEFT - _RIGHT)
-
-    return _bars(bars, x, 0.0, _ticks(most), lambda value: f"{value:g} {unit}" if value else "0", title, roof)
-
-
-def _bars(
-    bars: Sequence[Bar],
-    x: _Scale,
-    zero: float,
-    ticks: Sequence[float],
-    name: _Name,
-    title: str,
-    roof: float | None = None,
-) -> str:
-    height = _TOP + _ROW * len(bars) + _BOTTOM
-    bottom = height - _BOTTOM
-    parts = [_axis(x(tick), bottom, name(tick)) for tick in ticks]
-    parts.append(f'<path d="M{x(zero):.1f} {_TOP}V{bottom}" stroke="var(--ink)" stroke-width="1"/>')
-    if roof is not None:
-        parts.append(
-            f'<path d="M{x(roof):.1f} {_TOP}V{bottom}" stroke="var(--c3)" stroke-width="1.5" stroke-dasharray="5 3"/>'
-        )
-    for number, bar in enumerate(bars):
-        top = _TOP + number * _ROW
-        left, right = sorted((x(zero), x(bar.value)))
-        middle = top + 23
-        parts += [
-            _text(_LEFT, top + 13, _beside(bar.label, bar.note)),
-            _text(WIDTH - _RIGHT, top + 13, bar.note, "end", "soft"),
-            f'<rect x="{left:.1f}" y="{top + 18}" width="{max(right - left, 1):.1f}" height="10" rx="2" '
-            f'fill="var(--c{bar.colour})"/>',
-        ]
-        if bar.high > bar.low:
-            low, high = x(bar.low), x(bar.high)
-            parts.append(
-                f'<path d="M{low:.1f} {middle}H{high:.1f}M{low:.1f} {middle - 4}v8M{high:.1f} {middle - 4}v8" '
-                'stroke="var(--ink)" stroke-width="1.2" fill="none"/>'
-            )
-    return _svg(height, parts, title)
-
-
-def _beside(label: str, note: str) -> str:
-    """A label cut to the room that its note leaves, since neither can wrap."""
-    room = int((WIDTH - _LEFT - _RIGHT) / _LETTER) - len(note) - 1
-    return label if len(label) <= room else label[: room - 1].rstrip(" ,:") + "…"
-
-
-def stack_plot(bars: Sequence[tuple[str, Sequence[float]]], unit: str, title: str) -> str:
-    """Bars of parts in a row; the number of a part is that of its colour."""
-    most = max([*(sum(parts) for _, parts in bars), 1e-9]) * 1.02
-    height = _TOP + _ROW * len(bars) + _BOTTOM
-    scale = (WIDTH - _LEFT - _RIGHT) / most
-    drawn = [_axis(_LEFT + tick * scale, height - _BOTTOM, f"{tick:g}") for tick in _ticks(most)]
-    for number, (label, parts) in enumerate(bars):
-        top, left = _TOP + number * _ROW, float(_LEFT)
-        note = f"{sum(parts):,.0f} {unit}"
-        drawn.append(_text(_LEFT, top + 13, _beside(label, note)))
-        drawn.append(_text(WIDTH - _RIGHT, top + 13, note, "end", "soft"))
-        for colour, part in enumerate(parts):
-            if part > 0:
-                place = f'x="{left:.1f}" y="{top + 18}" width="{part * scale:.1f}" height="10"'
-                drawn.append(f'<rect {place} fill="var(--c{colour})"/>')
-            left += part * scale
-    return _svg(height, drawn, title)
-
-
 @dataclass(frozen=True)
 class Point:
     """One point of a line with its interval."""
@@ -135,54 +57,119 @@ class Point:
     high: float
 
 
+def ratio_plot(bars: Sequence[Bar], title: str) -> str:
+    """Ratios on a logarithmic axis around 1: bars go from 1 to the value, whiskers over the interval."""
+    # A wild interval is cut at the edge rather than squeezing all others.
+    limits = max(min([0.5, *(bar.low for bar in bars)]), 1 / 16), min(max([2.0, *(bar.high for bar in bars)]), 64.0)
+    axes = _row_axes([(bar.label, bar.note) for bar in bars], limits, "×", logarithmic=True)
+    _draw_bars(axes, bars, 1.0)
+    return _svg(axes, title)
+
+
+def amount_plot(bars: Sequence[Bar], unit: str, title: str, roof: float | None = None) -> str:
+    """Amounts from 0; `roof` is a dashed line that none should pass."""
+    most = max([*(bar.high for bar in bars), roof or 0.0, 1e-9]) * 1.04
+    axes = _row_axes([(bar.label, bar.note) for bar in bars], (0, most), f" {unit}")
+    _draw_bars(axes, bars, 0.0)
+    if roof is not None:
+        axes.axvline(roof, color=_COLOURS["c3"], linewidth=1.5, linestyle=(0, (5, 3)))
+    return _svg(axes, title)
+
+
+def stack_plot(bars: Sequence[tuple[str, Sequence[float]]], unit: str, title: str) -> str:
+    """Bars of parts in a row; the number of a part is that of its colour."""
+    rows = [(label, f"{sum(parts):,.0f} {unit}") for label, parts in bars]
+    axes = _row_axes(rows, (0, max([*(sum(parts) for _, parts in bars), 1e-9]) * 1.02))
+    for number, (_, parts) in enumerate(bars):
+        for part, width in enumerate(parts):
+            if width > 0:
+                axes.barh(number * _ROW + _BAR, width, 10, sum(parts[:part]), color=_COLOURS[f"c{part % 6}"])
+    return _svg(axes, title)
+
+
 def line_plot(points: Sequence[Point], x_name: str, y_name: str, title: str) -> str:
     """One line over a logarithmic x axis, from 0 on; needs at least two points."""
-    left, right, top, bottom = 46, WIDTH - _RIGHT, 22, _LINE_HEIGHT - 40
-    first, last = math.log2(points[0].x), math.log2(points[-1].x)
-    most = max(point.high for point in points) * 1.05
-
-    def at(value: float) -> float:
-        return left + (math.log2(value) - first) / max(last - first, 1e-9) * (right - left - 8)
-
-    def height(value: float) -> float:
-        return bottom - value / most * (bottom - top)
-
-    parts = [_text(0, 12, y_name, "start", "soft"), _text(right, _LINE_HEIGHT - 6, x_name, "end", "soft")]
-    for tick in _ticks(most):
-        y = height(tick)
-        parts.append(f'<path d="M{left} {y:.1f}H{right}" stroke="var(--line)"/>')
-        parts.append(_text(left - 5, y + 4, f"{tick:,g}" if tick < 1e4 else f"{tick / 1000:g}k", "end", "soft"))
-    for point in points:
-        parts.append(_text(at(point.x), bottom + 16, f"{point.x:g}", "middle", "soft"))
-        parts.append(
-            f'<path d="M{at(point.x):.1f} {height(point.low):.1f}V{height(point.high):.1f}" stroke="var(--ink)"/>'
-        )
-    path = "L".join(f"{at(point.x):.1f} {height(point.y):.1f}" for point in points)
-    parts.append(f'<path d="M{path}" stroke="var(--c0)" stroke-width="2" fill="none"/>')
-    parts += [f'<circle cx="{at(p.x):.1f}" cy="{height(p.y):.1f}" r="3" fill="var(--c0)"/>' for p in points]
-    return _svg(_LINE_HEIGHT, parts, title)
+    axes = _axes(_LINE_HEIGHT, 22, 40, 46, "y")
+    axes.set_ylim(0, max(point.high for point in points) * 1.05)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}" if value < 1e4 else f"{value / 1000:g}k")
+    x = [point.x for point in points]
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(x, [f"{value:g}" for value in x])
+    axes.minorticks_off()
+    axes.vlines(x, [point.low for point in points], [point.high for point in points], _COLOURS["ink"], linewidth=1)
+    axes.plot(x, [point.y for point in points], color=_COLOURS["c0"], marker="o", markersize=6, linewidth=2)
+    axes.set_xlabel(x_name, color=_COLOURS["soft"], loc="right")
+    axes.set_title(y_name, color=_COLOURS["soft"], fontsize=_FONT, x=-0.15, ha="left")
+    return _svg(axes, title)
 
 
-def _ticks(most: float) -> list[float]:
-    """Round numbers from 0, four or five of them."""
-    step = 10 ** math.floor(math.log10(most / 2)) if most > 0 else 1.0
-    step = next(step * factor for factor in (1, 2, 2.5, 5, 10) if most / (step * factor) <= 4.5)
-    return [step * number for number in range(int(most / step) + 1)]
+def _axes(height: float, top: float, bottom: float, left: float, grid: Literal["x", "y"]) -> "Axes":
+    """Axes of a new figure, one point a unit, with these margins and no frame."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(WIDTH / 72, height / 72), dpi=72)
+    figure.patch.set_visible(False)
+    size = (WIDTH - left - _MARGIN) / WIDTH, (height - top - bottom) / height
+    axes = figure.add_axes((left / WIDTH, bottom / height, *size), frameon=False, axisbelow=True)
+    axes.tick_params(bottom=False, left=False, labelsize=_FONT, labelcolor=_COLOURS["soft"])
+    axes.grid(axis=grid, color=_COLOURS["line"])
+    getattr(axes, f"{grid}axis").set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+    return axes
 
 
-def _axis(x: float, bottom: float, label: str) -> str:
-    line = f'<path d="M{x:.1f} {_TOP}V{bottom}" stroke="var(--line)"/>'
-    anchor = "start" if x < 30 else "end" if x > WIDTH - 30 else "middle"
-    return line + _text(x, bottom + 16, label, anchor, "soft")
+def _row_axes(
+    rows: Sequence[tuple[str, str]], limits: tuple[float, float], unit: str = "", logarithmic: bool = False
+) -> "Axes":
+    """Axes with a row for each bar, its label and note above it; y is in units from the top."""
+    from matplotlib.ticker import LogLocator
+
+    length = _ROW * len(rows)
+    axes = _axes(_TOP + length + _BOTTOM, _TOP, _BOTTOM, _MARGIN, "x")
+    if logarithmic:
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_locator(LogLocator(2, numticks=8))
+        axes.minorticks_off()
+    axes.set(xlim=limits, ylim=(length, 0), yticks=[])
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}{unit if value else ''}")
+    style: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "fontsize": _FONT, "parse_math": False}
+    for number, (label, note) in enumerate(rows):
+        y = number * _ROW + 13
+        axes.text(0, y, _beside(label, note), color=_COLOURS["ink"], **style)
+        axes.text(1, y, note, color=_COLOURS["soft"], ha="right", **style)
+    return axes
 
 
-def _text(x: float, y: float, text: str, anchor: str = "start", kind: str = "ink") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="var(--{kind})">{escape(text)}</text>'
+def _draw_bars(axes: "Axes", bars: Sequence[Bar], zero: float) -> None:
+    low, high = axes.get_xlim()
+    axes.axvline(zero, color=_COLOURS["ink"], linewidth=1)
+    for number, bar in enumerate(bars):
+        y = number * _ROW + _BAR
+        end, *interval = (min(max(value, low), high) for value in (bar.value, bar.low, bar.high))
+        axes.barh(y, end - zero, 10, zero, color=_COLOURS[f"c{bar.colour}"])
+        if bar.high > bar.low:
+            axes.plot(interval, [y, y], color=_COLOURS["ink"], linewidth=1.2, marker="|", markersize=8)
 
 
-def _svg(height: float, parts: Sequence[str], title: str) -> str:
-    inside = "".join(parts)
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(title)}" '
-        f'xmlns="http://www.w3.org/2000/svg"><title>{escape(title)}</title>{inside}</svg>'
-    )
+def _beside(label: str, note: str) -> str:
+    """A label cut to the room that its note leaves, since neither can wrap."""
+    room = int((WIDTH - 2 * _MARGIN) / _LETTER) - len(note) - 1
+    return label if len(label) <= room else label[: room - 1].rstrip(" ,:") + "…"
+
+
+def _svg(axes: "Axes", title: str) -> str:
+    """The element for a page, without a date, clip paths or fonts of matplotlib's own."""
+    import matplotlib
+
+    for artist in axes.findobj():
+        artist.set_clip_on(False)
+    text = io.StringIO()
+    with matplotlib.rc_context(_SETTINGS):  # type: ignore[arg-type]
+        axes.figure.savefig(text, format="svg", metadata=_NO_METADATA)  # type: ignore[union-attr]
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :].replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', "")
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>|font-family: [^;]*; ", "", svg, flags=re.DOTALL)
+    for name, colour in _COLOURS.items():
+        svg = svg.replace(colour, f"var(--{name})")
+    named = f'<svg role="img" aria-label="{escape(title)}"'
+    return svg.replace("<svg", named, 1).replace(">", f"><title>{escape(title)}</title>", 1)

@@ -37,6 +37,7 @@ from muomni.config.loader import tuned_for_chat
 from muomni.errors import ConfigError, UserError
 
 RATIOS = st.floats(0.01, 100)
+PAIR = r"([-\d.]+) ([-\d.]+)"
 
 
 def row(key: str, verdict: str = "on", ratio: float = 1.5, **more: object) -> ReportRow:
@@ -184,18 +185,26 @@ def test_a_result_too_far_off_is_said(full):
 # Plots
 
 
-def numbers_of(svg: str) -> list[float]:
-    """Every x that is drawn, and the right end of every rectangle."""
-    ends = [float(x) + float(w) for x, w in re.findall(r'<rect x="([-\d.]+)" y="[^"]*" width="([-\d.]+)"', svg)]
-    places = [float(x) for x in re.findall(r'(?:[ "]x|cx)="([-\d.]+)"', svg)]
-    return [*ends, *places, *(float(x) for x in re.findall(r"[MH]([-\d.]+)", svg))]
+def places_of(svg: str) -> tuple[list[float], list[float]]:
+    """Every x and y that is drawn: of lines, of bars, of text and of markers."""
+    pairs = [pair for path in re.findall(r'<path d="([^"]*)" style', svg) for pair in re.findall(PAIR, path)]
+    pairs += re.findall(r'<(?:text|use) [^>]*x="([-\d.]+)" y="([-\d.]+)"', svg)
+    assert pairs
+    return [float(x) for x, _ in pairs], [float(y) for _, y in pairs]
+
+
+def inside(svg: str) -> bool:
+    """Whether all of a plot is in its box."""
+    across, down = (float(size) for size in re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)[0])
+    x, y = places_of(svg)
+    return across == WIDTH and all(-1e-3 <= one <= across + 1e-3 for one in x) and all(0 <= one <= down for one in y)
 
 
 @given(st.lists(st.tuples(RATIOS, st.floats(1, 20)), min_size=1, max_size=8))
 def test_ratio_plots_stay_inside_their_box(values):
     bars = [Bar("a", ratio, ratio / wide, ratio * wide, "x") for ratio, wide in values]
     svg = ratio_plot(bars, "title")
-    assert all(0 <= x <= WIDTH for x in numbers_of(svg))
+    assert inside(svg)
     assert "1×" in svg
 
 
@@ -203,8 +212,8 @@ def test_ratio_plots_stay_inside_their_box(values):
 def test_amount_and_stack_plots_stay_inside_their_box(values, roof):
     bars = [Bar("a", value, value, value, "x") for value in values]
     svg = amount_plot(bars, "GB/s", "title", roof)
-    assert all(0 <= x <= WIDTH for x in numbers_of(svg)) and "stroke-dasharray" in svg
-    assert all(0 <= x <= WIDTH for x in numbers_of(stack_plot([("a", values)], "MiB", "title")))
+    assert inside(svg) and "stroke-dasharray" in svg
+    assert inside(stack_plot([("a", values)], "MiB", "title"))
 
 
 @given(st.text("abc mW", min_size=1, max_size=80), st.text("0.×ab", max_size=25))
@@ -218,9 +227,18 @@ def test_labels_leave_room_for_their_notes(label, note):
 def test_line_plots_stay_inside_their_box(values):
     points = [Point(2.0**number, value, value / 2, value * 2) for number, value in enumerate(values)]
     svg = line_plot(points, "rows", "tokens/s", "title")
-    assert all(0 <= x <= WIDTH for x in numbers_of(svg))
-    heights = [float(y) for y in re.findall(r'cy="([-\d.]+)"', svg)]
-    assert heights and all(0 <= y <= 190 for y in heights)
+    assert inside(svg)
+    heights = [float(y) for y in re.findall(r'<use [^>]*y="([-\d.]+)"', svg)]
+    assert len(heights) == len(points) and all(0 <= y <= 190 for y in heights)
+
+
+def test_a_plot_is_the_same_each_time_and_its_colours_are_the_page_s():
+    bars = [Bar("$it$ & <b>", 1.5, 1.2, 1.8, "1.5×, on", 1)]
+    svg = ratio_plot(bars, "a <title>")
+    assert svg == ratio_plot(bars, "a <title>")
+    assert "$it$ &amp; &lt;b&gt;</text>" in svg and "<title>a &lt;title&gt;</title>" in svg
+    assert "#" not in re.sub(r'xlink:href="#\w+"|id="\w+"', "", svg)  # no colour of its own
+    assert "var(--ink)" in svg and "var(--c1)" in svg and "font-family" not in svg
 
 
 # Recipe fragment
