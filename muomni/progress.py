@@ -1,56 +1,129 @@
-"""The line a person watches while a run goes."""
+"""Progress on standard error: a bar for work that ends soon, a line for a training run."""
 
 import sys
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from rich.progress import Progress, ProgressColumn
+
+
+class ProgressBar:
+    """One task of a `progress_bar`."""
+
+    def __init__(self, bar: "Progress", name: str, total: float | None, visible: bool = True) -> None:
+        self._bar = bar
+        self._task = bar.add_task(name, total=total, note="", visible=visible)
+
+    def advance(self, amount: float = 1, note: str | None = None) -> None:
+        """Adds to what is done; `note` replaces the text at the end of the line."""
+        self._bar.update(self._task, advance=amount)
+        self._set(note)
+
+    def update(self, done: float, note: str | None = None) -> None:
+        """Sets what is done."""
+        self._bar.update(self._task, completed=done)
+        self._set(note)
+
+    def show(self) -> None:
+        """Draws a task that began invisible."""
+        self._bar.update(self._task, visible=True)
+
+    def _set(self, note: str | None) -> None:
+        if note is not None:
+            self._bar.update(self._task, note=note)
+
+    def add(self, name: str, total: float | None = None) -> "ProgressBar":
+        """Another task below this one; both go with the block of this one."""
+        return ProgressBar(self._bar, name, total)
+
+
+@contextmanager
+def progress_bar(
+    name: str,
+    total: float | None = None,
+    *,
+    unit: Literal["items", "percent", "bytes"] = "items",
+    shown: bool = True,
+    visible: bool = True,
+) -> Iterator[ProgressBar]:
+    """A bar that disappears with the block; writes nothing where standard error is not a terminal.
+
+    Args:
+        name: of the work, a present participle such as `encoding`.
+        total: of the work, in any unit; None where it is not known.
+        unit: what is written beside the bar: `3/10`, `30%`, or sizes with the speed.
+        shown: False writes nothing, as the processes of a group that are not the first.
+        visible: False draws nothing before `ProgressBar.show`, for work that may be over at once.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    disable = not (shown and sys.stderr.isatty())
+    with Progress(*_columns(unit), console=Console(stderr=True), disable=disable, transient=True) as bar:
+        yield ProgressBar(bar, name, total, visible)
+
+
+def _columns(unit: str) -> "list[ProgressColumn]":
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    amounts: dict[str, list[ProgressColumn]] = {
+        "items": [MofNCompleteColumn()],
+        "percent": [TaskProgressColumn()],
+        "bytes": [DownloadColumn(), TransferSpeedColumn()],
+    }
+    name, note = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
+    left = [TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
+    return [name, BarColumn(bar_width=20), *amounts[unit], note, *left]
 
 
 class ProgressLine:
-    """A rich progress bar on a terminal; elsewhere a plain line each time, fit for a log file.
+    """The progress of a training run: a bar that stays on a terminal; elsewhere a line at each report, for a log file.
 
     Args:
-        total, done: steps.
+        total, done: optimizer steps.
         silent: print nothing: of several processes one prints.
     """
 
     def __init__(self, total: int, done: int, silent: bool = False) -> None:
-        self.console = Console(stderr=True, quiet=silent)
+        from rich.console import Console
+        from rich.progress import Progress
+
+        self._console = Console(stderr=True, quiet=silent)
         self._live = sys.stderr.isatty() and not silent
-        self._bar = Progress(
-            TextColumn("step"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self._live,
-        )
         self._total = total
-        self._task = self._bar.add_task("", total=total, completed=done, note="")
+        self._progress = Progress(*_columns("items"), console=self._console, disable=not self._live)
+        self._bar = ProgressBar(self._progress, "step", total)
+        self._bar.update(done)
 
     def update(self, step: int, note: str | None = None, seconds_left: float | None = None) -> None:
-        """Moves the bar; `note` replaces the figures beside it."""
-        if note is None:
-            self._bar.update(self._task, completed=step)
-            return
-        self._bar.update(self._task, completed=step, note=note)
-        if not self._live:
+        """Moves the bar; `note` replaces the text beside it and is what a log file gets."""
+        self._bar.update(step, note)
+        if note is not None and not self._live:
             left = f"  left {seconds_left / 60:.1f} min" if seconds_left is not None else ""
             self.say(f"step {step}/{self._total}  {note}{left}")
 
     def say(self, text: str) -> None:
         """Prints a line above the bar."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def __enter__(self) -> "ProgressLine":
-        self._bar.start()
+        self._progress.start()
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: "TracebackType | None"
     ) -> None:
-        self._bar.stop()
+        self._progress.stop()
