@@ -17,7 +17,7 @@ from typing import cast
 
 from muomni.bench.training.case import TrainCase, build
 from muomni.bench.worker import reset_peak
-from muomni.config import PRESET_NAMES, preset, towers
+from muomni.config import PRESET_NAMES, encoder_configs, preset
 from muomni.config.model import PresetName
 
 EVERY = 25
@@ -35,7 +35,7 @@ def main() -> None:
     if options.steps < 4 * EVERY:
         parser.error(f"--steps {options.steps}: a quarter needs {EVERY}, so give at least {4 * EVERY}")
     name = cast("PresetName", options.shape)
-    vision, audio = towers(name)
+    vision, audio = encoder_configs(name)
     case = TrainCase(
         name="memory",
         thinker=preset(name).thinker,

@@ -4,7 +4,7 @@ from dataclasses import astuple
 from typing import TYPE_CHECKING
 
 from muomni.config import AudioConfig, OmniConfig, VisionConfig
-from muomni.config.model import PresetName, preset, towers
+from muomni.config.model import PresetName, encoder_configs, preset
 
 if TYPE_CHECKING:
     from muomni.data.text.tokenizer import Tokenizer
@@ -28,7 +28,7 @@ def new_config(
     """
     from muomni.data.text.tokenizer import SPECIAL
 
-    own = towers(name)
+    own = encoder_configs(name)
     seen = own[0] if vision is True else vision or None
     heard = own[1] if audio is True else audio or None
     names = list(astuple(SPECIAL))
@@ -39,7 +39,7 @@ def new_config(
     config = preset(name)
     if seen is None and heard is None:
         return config
-    return config.with_towers(
+    return config.with_encoders(
         seen,
         heard,
         None if seen is None else place(SPECIAL.image),

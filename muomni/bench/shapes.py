@@ -27,4 +27,4 @@ SHAPES: dict[str, ThinkerConfig] = {
 
 
 # The preset whose encoders go with them.
-SHAPES_TOWERS: dict[str, PresetName] = {"12m": "tiny", "100m": "small"}
+SHAPE_PRESETS: dict[str, PresetName] = {"12m": "tiny", "100m": "small"}

@@ -2,7 +2,15 @@
 
 from muomni.config.base import parse
 from muomni.config.loader import bundled_recipes, load_recipe, read_json
-from muomni.config.model import PRESET_NAMES, AudioConfig, OmniConfig, ThinkerConfig, VisionConfig, preset, towers
+from muomni.config.model import (
+    PRESET_NAMES,
+    AudioConfig,
+    OmniConfig,
+    ThinkerConfig,
+    VisionConfig,
+    encoder_configs,
+    preset,
+)
 from muomni.config.pretrained_encoders import SiglipConfig, WhisperConfig
 from muomni.config.recipe import Recipe
 from muomni.config.recipe_data import DataSpec, SourceSpec, SpeechDataSpec, TokenizerSpec
@@ -22,10 +30,10 @@ __all__ = [
     "VisionConfig",
     "WhisperConfig",
     "bundled_recipes",
+    "encoder_configs",
     "load_recipe",
     "parse",
     "preset",
     "read_json",
     "recipe_schema",
-    "towers",
 ]

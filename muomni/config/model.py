@@ -133,8 +133,8 @@ def _kind(default: str) -> Discriminator:
     return Discriminator(of)
 
 
-VisionTower = VisionConfig | SiglipConfig
-AudioTower = AudioConfig | WhisperConfig
+VisionEncoderConfig = VisionConfig | SiglipConfig
+AudioEncoderConfig = AudioConfig | WhisperConfig
 
 
 class OmniConfig(Frozen):
@@ -183,10 +183,10 @@ class OmniConfig(Frozen):
 
     @model_validator(mode="after")
     def _placeholders_fit(self) -> "OmniConfig":
-        for tower, name in (("vision", "image_token_id"), ("audio", "audio_token_id")):
-            given, token = getattr(self, tower), getattr(self, name)
+        for encoder, name in (("vision", "image_token_id"), ("audio", "audio_token_id")):
+            given, token = getattr(self, encoder), getattr(self, name)
             if (given is None) != (token is None):
-                raise conflict(name, token, f"must be given exactly if {tower} is")
+                raise conflict(name, token, f"must be given exactly if {encoder} is")
             if token is not None and not 0 <= token < self.thinker.vocab_size:
                 raise conflict(name, token, f"must be an id of the vocabulary of {self.thinker.vocab_size}")
         if self.image_token_id is not None and self.image_token_id == self.audio_token_id:
@@ -199,10 +199,10 @@ class OmniConfig(Frozen):
         parts = (self.thinker, self.vision, self.audio, self.talker)
         return tuple(part.head_dim for part in parts if part is not None)
 
-    def with_towers(
+    def with_encoders(
         self,
-        vision: VisionTower | None = None,
-        audio: AudioTower | None = None,
+        vision: VisionEncoderConfig | None = None,
+        audio: AudioEncoderConfig | None = None,
         image_token_id: int | None = None,
         audio_token_id: int | None = None,
     ) -> "OmniConfig":
@@ -242,15 +242,15 @@ def preset(name: PresetName) -> OmniConfig:
     return OmniConfig(thinker=_PRESETS[name])
 
 
-def towers(name: PresetName) -> tuple[VisionConfig, AudioConfig]:
+def encoder_configs(name: PresetName) -> tuple[VisionConfig, AudioConfig]:
     """Encoders whose sizes go with the named preset.
 
     Raises:
         ConfigError: there is no such preset.
     """
-    if name not in _TOWERS:
+    if name not in _ENCODERS:
         raise ConfigError(f"no preset {name!r}: there are {', '.join(PRESET_NAMES)}")
-    width, hidden, layers, heads = _TOWERS[name]
+    width, hidden, layers, heads = _ENCODERS[name]
     sizes: dict[str, Any] = {
         "hidden_size": width,
         "intermediate_size": hidden,
@@ -262,7 +262,7 @@ def towers(name: PresetName) -> tuple[VisionConfig, AudioConfig]:
 
 
 # Width, width of the SwiGLU hidden layer, blocks, heads: of both encoders.
-_TOWERS: dict[PresetName, tuple[int, int, int, int]] = {
+_ENCODERS: dict[PresetName, tuple[int, int, int, int]] = {
     "nano": (32, 64, 2, 2),
     "tiny": (192, 512, 6, 3),
     "small": (384, 1024, 12, 6),

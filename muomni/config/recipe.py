@@ -265,7 +265,7 @@ class Recipe(Frozen):
             contrastive, ctc: whether it has the head.
         """
         has = {"vision": vision, "audio": audio}
-        parts = ["thinker", *(part for tower in has if has[tower] for part in (tower, f"{tower}_projector"))]
+        parts = ["thinker", *(part for encoder in has if has[encoder] for part in (encoder, f"{encoder}_projector"))]
         parts += ["talker"] if talker else []
         for part in self.freeze:
             if part not in parts:

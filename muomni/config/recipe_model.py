@@ -12,8 +12,8 @@ from muomni.config.model import (
     PresetName,
     ThinkerConfig,
     VisionConfig,
+    encoder_configs,
     preset,
-    towers,
 )
 from muomni.config.talker import TalkerSpec
 
@@ -41,7 +41,7 @@ class ThinkerOverrides(Frozen):
         return ThinkerConfig.field_docs()
 
 
-class _Tower(Frozen):
+class _Encoder(Frozen):
     """What both encoders have in common in a recipe."""
 
     model_config = ConfigDict(validate_by_name=True)
@@ -62,7 +62,7 @@ class _Tower(Frozen):
         return self.model_dump(exclude_none=True, exclude={"from_"})
 
 
-class VisionSpec(_Tower):
+class VisionSpec(_Encoder):
     """The vision encoder in a recipe: fields of `VisionConfig` that differ from the preset's; see there.
 
     Attributes:
@@ -81,7 +81,7 @@ class VisionSpec(_Tower):
         return _known(cls, VisionConfig.field_docs() | super().field_docs())
 
 
-class AudioSpec(_Tower):
+class AudioSpec(_Encoder):
     """The audio encoder in a recipe: fields of `AudioConfig` that differ from the preset's; see there.
 
     Attributes:
@@ -103,12 +103,12 @@ def _known(spec: type[Frozen], docs: dict[str, str]) -> dict[str, str]:
     return {name: text for name, text in docs.items() if name in spec.model_fields}
 
 
-def _as_tower(value: object) -> object:
+def _as_encoder(value: object) -> object:
     if isinstance(value, bool):
         return {} if value else None
-    if value is None or isinstance(value, (dict, _Tower)):
+    if value is None or isinstance(value, (dict, _Encoder)):
         return value
-    raise PydanticCustomError("tower", "must be true, or an object with what differs from the preset")
+    raise PydanticCustomError("encoder", "must be true, or an object with what differs from the preset")
 
 
 class ModelSpec(Frozen):
@@ -130,9 +130,9 @@ class ModelSpec(Frozen):
     init_from: str | None = None
     thinker: ThinkerOverrides = ThinkerOverrides()
     vision: Annotated[
-        VisionSpec | None, BeforeValidator(_as_tower, json_schema_input_type=bool | VisionSpec | None)
+        VisionSpec | None, BeforeValidator(_as_encoder, json_schema_input_type=bool | VisionSpec | None)
     ] = None
-    audio: Annotated[AudioSpec | None, BeforeValidator(_as_tower, json_schema_input_type=bool | AudioSpec | None)] = (
+    audio: Annotated[AudioSpec | None, BeforeValidator(_as_encoder, json_schema_input_type=bool | AudioSpec | None)] = (
         None
     )
     talker: TalkerSpec | None = None
@@ -166,10 +166,10 @@ class ModelSpec(Frozen):
         """The preset's vision encoder with the recipe's changes; None where none is asked for, or one of a folder."""
         if self.vision is None or self.vision.from_ is not None:
             return None
-        return towers(self.preset or "tiny")[0].replace(**self.vision.changes)
+        return encoder_configs(self.preset or "tiny")[0].replace(**self.vision.changes)
 
     def new_audio(self) -> AudioConfig | None:
         """The preset's audio encoder with the recipe's changes; None where none is asked for, or one of a folder."""
         if self.audio is None or self.audio.from_ is not None:
             return None
-        return towers(self.preset or "tiny")[1].replace(**self.audio.changes)
+        return encoder_configs(self.preset or "tiny")[1].replace(**self.audio.changes)

@@ -114,7 +114,7 @@ def read_whisper(folder: Path, **changes: Any) -> WhisperConfig:
 
 
 @torch.no_grad()
-def load_tower(encoder: SiglipEncoder | WhisperEncoder, folder: Path) -> None:
+def load_encoder(encoder: SiglipEncoder | WhisperEncoder, folder: Path) -> None:
     """Copies a folder's weights into an encoder that was made from its configuration.
 
     Args:

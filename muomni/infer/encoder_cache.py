@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from muomni.config import OmniConfig
-from muomni.config.model import AudioTower, VisionTower
+from muomni.config.model import AudioEncoderConfig, VisionEncoderConfig
 from muomni.data.media.audio import SAMPLE_RATE, audio_seconds, load_audio, num_frames, num_tokens
 from muomni.data.media.features import mel_of
 from muomni.data.media.image import load_image, picture_size, to_patches, token_grid
@@ -315,13 +315,13 @@ def _decode(config: OmniConfig, part: MediaPart) -> _Decoded:
     return _Decoded(torch.as_tensor(mel_of(load_audio(part.source, _audio(config).max_seconds), config)))
 
 
-def _vision(config: OmniConfig) -> VisionTower:
+def _vision(config: OmniConfig) -> VisionEncoderConfig:
     if config.vision is None:
         raise UserError("this model has no vision encoder: it takes no pictures")
     return config.vision
 
 
-def _audio(config: OmniConfig) -> AudioTower:
+def _audio(config: OmniConfig) -> AudioEncoderConfig:
     if config.audio is None:
         raise UserError("this model has no audio encoder: it takes no sounds")
     return config.audio

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from muomni.config import OmniConfig, SiglipConfig, ThinkerConfig, WhisperConfig
-from muomni.config.model import AudioTower, VisionTower
+from muomni.config.model import AudioEncoderConfig, VisionEncoderConfig
 from muomni.config.talker import TalkerConfig
 from muomni.model.encoders import audio, vision, whisper
 from muomni.model.encoders.auxiliary_heads import CLASSES, STEPS
@@ -139,7 +139,7 @@ def talker_flops(config: TalkerConfig, thinker_size: int, speech: SpeechBatch) -
     return Flops(2 * (text + heads)) + _blocks(config.backbone, sum(steps), _causal(steps), matrices=3)
 
 
-def vision_flops(config: VisionTower, grids: Sequence[Grid]) -> Flops:
+def vision_flops(config: VisionEncoderConfig, grids: Sequence[Grid]) -> Flops:
     """The vision encoder's, for pictures of these grids in patches; with what fills their row."""
     row = vision.lay_out(grids, config.pixel_shuffle_factor)
     length = row.positions.shape[1]
@@ -149,7 +149,7 @@ def vision_flops(config: VisionTower, grids: Sequence[Grid]) -> Flops:
     return Flops(first, leaves=first) + _blocks(config, length, pairs, matrices)
 
 
-def audio_flops(config: AudioTower, frames: Sequence[int]) -> Flops:
+def audio_flops(config: AudioEncoderConfig, frames: Sequence[int]) -> Flops:
     """The audio encoder's, for clips of so many frames; with what stands between chunks, or Whisper's padding."""
     width, bins = config.hidden_size, config.num_mel_bins
     if isinstance(config, WhisperConfig):
@@ -221,4 +221,4 @@ def _blocks(config: "_Sizes", tokens: int, pairs: int, matrices: int, layers: in
     return Flops(layers * weights, layers * 2 * 2 * pairs * queries)
 
 
-_Sizes = ThinkerConfig | VisionTower | AudioTower
+_Sizes = ThinkerConfig | VisionEncoderConfig | AudioEncoderConfig

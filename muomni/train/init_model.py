@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from muomni.config import OmniConfig, Recipe
-from muomni.config.model import AudioTower, VisionTower
+from muomni.config.model import AudioEncoderConfig, VisionEncoderConfig
 from muomni.config.recipe_model import AudioSpec, ModelSpec, VisionSpec
 from muomni.data import Tokenizer
 from muomni.errors import ConfigError
@@ -86,7 +86,7 @@ def initial_config(recipe: Recipe, tokenizer: Tokenizer, voices: tuple[str, ...]
         image = tokenizer.id_of(IMAGE)
     if audio is not None and sound is None:
         sound = tokenizer.id_of(AUDIO)
-    return with_talker(recipe, config.with_towers(vision, audio, image, sound), voices)
+    return with_talker(recipe, config.with_encoders(vision, audio, image, sound), voices)
 
 
 def initial_model(recipe: Recipe, config: OmniConfig) -> OmniModel:
@@ -104,11 +104,11 @@ def initial_model(recipe: Recipe, config: OmniConfig) -> OmniModel:
         model = load_model(resolve_folder(Path(spec.init_from)))
         if model.config != config:
             model = _refitted(model, config, generator)
-    for encoder, tower in ((model.vision, spec.vision), (model.audio, spec.audio)):
-        if tower is not None and tower.from_ is not None:
-            from muomni.formats.hf_encoders import load_tower
+    for encoder, encoder_spec in ((model.vision, spec.vision), (model.audio, spec.audio)):
+        if encoder_spec is not None and encoder_spec.from_ is not None:
+            from muomni.formats.hf_encoders import load_encoder
 
-            load_tower(encoder, Path(tower.from_).expanduser())  # type: ignore[arg-type]
+            load_encoder(encoder, Path(encoder_spec.from_).expanduser())  # type: ignore[arg-type]
     fill_talker(recipe, model)
     return model
 
@@ -130,7 +130,7 @@ def _config_of(spec: ModelSpec) -> OmniConfig:
     return read_config(resolve_folder(Path(spec.init_from)))[0]
 
 
-def _encoders(spec: ModelSpec) -> tuple[VisionTower | None, AudioTower | None]:
+def _encoders(spec: ModelSpec) -> tuple[VisionEncoderConfig | None, AudioEncoderConfig | None]:
     """The encoders' sizes: the folder's of `init_from` first, then those of `from`, then the preset's."""
     known = _config_of(spec) if spec.init_from is not None else None
     return (
@@ -139,7 +139,7 @@ def _encoders(spec: ModelSpec) -> tuple[VisionTower | None, AudioTower | None]:
     )
 
 
-def _vision(spec: ModelSpec, known: VisionTower | None) -> VisionTower | None:
+def _vision(spec: ModelSpec, known: VisionEncoderConfig | None) -> VisionEncoderConfig | None:
     wanted = spec.vision
     if known is not None:
         if wanted is None:
@@ -152,7 +152,7 @@ def _vision(spec: ModelSpec, known: VisionTower | None) -> VisionTower | None:
     return read_siglip(Path(wanted.from_).expanduser(), **wanted.changes)
 
 
-def _audio(spec: ModelSpec, known: AudioTower | None) -> AudioTower | None:
+def _audio(spec: ModelSpec, known: AudioEncoderConfig | None) -> AudioEncoderConfig | None:
     wanted = spec.audio
     if known is not None:
         if wanted is None:
@@ -166,7 +166,7 @@ def _audio(spec: ModelSpec, known: AudioTower | None) -> AudioTower | None:
 
 
 def _changes(
-    name: str, wanted: VisionSpec | AudioSpec, known: VisionTower | AudioTower, allowed: set[str]
+    name: str, wanted: VisionSpec | AudioSpec, known: VisionEncoderConfig | AudioEncoderConfig, allowed: set[str]
 ) -> dict[str, object]:
     """What the recipe says of an encoder that `init_from` has; sizes may be repeated, not changed."""
     if wanted.from_ is not None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from muomni.accel import activation_checkpointing, attention_backend
 from muomni.accel.compile import blocks as compilation
 from muomni.accel.int8 import quantize, weight_bytes
-from muomni.config import OmniConfig, SiglipConfig, WhisperConfig, preset, towers
+from muomni.config import OmniConfig, SiglipConfig, WhisperConfig, encoder_configs, preset
 from muomni.formats.pretrained import load_model, save_model
 from muomni.model import OmniModel
 from muomni.model.encoders.layers import ATTENTIONS
@@ -43,7 +43,7 @@ WEIGHTS = {"ctc": 1.0, "contrastive": 1.0}
 def published(dropout: float = 0.0) -> OmniConfig:
     vision = SiglipConfig(kind="siglip", patch_size=8, grid=4, projection_dim=8, dropout=dropout, **SIZES)
     audio = WhisperConfig(kind="whisper", ctc=True, dropout=dropout, **SIZES)
-    return make_config(False, False).with_towers(vision, audio, IMAGE, AUDIO)
+    return make_config(False, False).with_encoders(vision, audio, IMAGE, AUDIO)
 
 
 def ours(dropout: float = 0.0) -> OmniConfig:
@@ -180,8 +180,8 @@ def test_int8_encoders_load_again(config, tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("name", ["tiny", "small"])
 def test_int8_is_at_most_27_hundredths(name):
-    vision, audio = towers(name)
-    config = preset(name).with_towers(vision.replace(projection_dim=128), audio.replace(ctc=True), IMAGE, AUDIO)
+    vision, audio = encoder_configs(name)
+    config = preset(name).with_encoders(vision.replace(projection_dim=128), audio.replace(ctc=True), IMAGE, AUDIO)
     with torch.device("meta"):
         model = OmniModel(config)
     before = weight_bytes(model)

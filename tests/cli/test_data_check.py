@@ -12,7 +12,7 @@ import soundfile
 from PIL import Image
 
 from muomni.cli import main
-from muomni.config import towers
+from muomni.config import encoder_configs
 from muomni.data.media.image import token_grid
 
 
@@ -77,7 +77,7 @@ def test_other_forms_of_manifests(tmp_path: Path, capsys: pytest.CaptureFixture[
     }  # fmt: skip
     (unnamed,) = (problem for problem in found["problems"] if problem["kind"] == "unnamed")
     assert unnamed["where"].endswith("all.zip: forgotten.png")
-    grids = {name: towers(name)[0] for name in ("nano", "tiny")}
+    grids = {name: encoder_configs(name)[0] for name in ("nano", "tiny")}
     tokens = {name: math.prod(token_grid((400, 400), grid)) for name, grid in grids.items()}
     assert found["tokens"] == 3 * tokens["tiny"]
     Image.effect_noise((100, 100), 50).save(tmp_path / "small.png")

@@ -14,7 +14,7 @@ from PIL import Image
 from muomni import MuOmni
 from muomni.cli import main
 from muomni.cli.chat import Chat, _talk
-from muomni.config import preset, towers
+from muomni.config import encoder_configs, preset
 from muomni.errors import MediaError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def folder(small_tokenizer: "Tokenizer", tmp_path_factory: pytest.TempPathFactor
         "image_token_id": small_tokenizer.id_of("<|image|>"),
         "audio_token_id": small_tokenizer.id_of("<|audio|>"),
     }
-    config = config.replace(thinker=thinker).with_towers(*towers("nano"), **tokens)
+    config = config.replace(thinker=thinker).with_encoders(*encoder_configs("nano"), **tokens)
     place = tmp_path_factory.mktemp("media")
     MuOmni.from_config(config, tokenizer=small_tokenizer, device="cpu", seed=0).save_pretrained(place / "run")
     source = np.random.default_rng(0)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from muomni.config import AudioConfig, Recipe, VisionConfig, parse, recipe_schema, towers
+from muomni.config import AudioConfig, Recipe, VisionConfig, encoder_configs, parse, recipe_schema
 from muomni.config.loader import merge
 from muomni.config.recipe_model import AudioSpec, VisionSpec
 from muomni.errors import ConfigError
@@ -20,7 +20,7 @@ def read(**changes: Any) -> Recipe:
 @pytest.mark.parametrize("value", [True, {}])
 def test_true_takes_the_presets_encoders(value: object) -> None:
     model = read(model={"vision": value, "audio": value}).model
-    assert (model.new_vision(), model.new_audio()) == towers("nano")
+    assert (model.new_vision(), model.new_audio()) == encoder_configs("nano")
 
 
 @pytest.mark.parametrize("value", [False, None])
@@ -31,7 +31,7 @@ def test_false_and_null_leave_them_out(value: object) -> None:
 
 def test_an_object_changes_the_preset() -> None:
     model = read(model={"vision": {"hidden_size": 48, "projection_dim": 24}, "audio": {"ctc": True}}).model
-    vision, audio = towers("nano")
+    vision, audio = encoder_configs("nano")
     assert model.new_vision() == vision.replace(hidden_size=48, projection_dim=24)
     assert model.new_audio() == audio.replace(ctc=True)
 

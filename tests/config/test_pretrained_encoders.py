@@ -14,7 +14,7 @@ SIZES: dict[str, Any] = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
 }
-TOWERS = [
+ENCODERS = [
     (VisionConfig(**SIZES), AudioConfig(**SIZES)),
     (SiglipConfig(kind="siglip", **SIZES), WhisperConfig(kind="whisper", **SIZES)),
     (SiglipConfig(kind="siglip", **SIZES, pixel_shuffle_factor=3, projection_dim=8), None),
@@ -22,9 +22,9 @@ TOWERS = [
 ]
 
 
-@pytest.mark.parametrize(("vision", "audio"), TOWERS)
-def test_towers_go_through_a_file(vision, audio):
-    config = preset("nano").with_towers(vision, audio, image_token_id=1, audio_token_id=2)
+@pytest.mark.parametrize(("vision", "audio"), ENCODERS)
+def test_encoders_go_through_a_file(vision, audio):
+    config = preset("nano").with_encoders(vision, audio, image_token_id=1, audio_token_id=2)
     values = json.loads(json.dumps(config.model_dump(mode="json")))
     assert parse(OmniConfig, values, "config.json") == config
     tokens = {"image_token_id": config.image_token_id, "audio_token_id": config.audio_token_id}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from muomni.config import SiglipConfig, WhisperConfig
 from muomni.errors import CheckpointError, ConfigError, UserError
-from muomni.formats.hf_encoders import load_tower, read_siglip, read_whisper
+from muomni.formats.hf_encoders import load_encoder, read_siglip, read_whisper
 from muomni.model.encoders.siglip import SiglipEncoder
 from muomni.model.encoders.whisper import WhisperEncoder
 from muomni.model.inputs import AudioBatch, ImageBatch
@@ -91,7 +91,7 @@ def test_siglip_computes_what_transformers_does(siglip):
     theirs, folder = siglip
     config = read_siglip(folder, pixel_shuffle_factor=2, max_tokens=32)
     encoder = SiglipEncoder(config).eval()
-    load_tower(encoder, folder)
+    load_encoder(encoder, folder)
     # The size it was made for, others, and the first again, in one row.
     pictures = [picture(4, 4), picture(2, 6, 1), picture(8, 4, 2), picture(4, 4, 3)]
     found = encoder(as_images(*pictures))
@@ -116,7 +116,7 @@ def test_siglip_alone_in_its_folder(siglip, tmp_path):
     assert read_siglip(tmp_path) == read_siglip(folder)
     encoders = [SiglipEncoder(read_siglip(folder)) for _ in range(2)]
     for encoder, place in zip(encoders, (folder, tmp_path), strict=True):
-        load_tower(encoder, place)
+        load_encoder(encoder, place)
     images = as_images(picture(4, 4))
     assert torch.equal(encoders[0](images), encoders[1](images))
 
@@ -129,7 +129,7 @@ def sound(seconds: float, seed: int = 0) -> Tensor:
 def test_whisper_computes_what_transformers_does(whisper):
     theirs, folder = whisper
     encoder = WhisperEncoder(read_whisper(folder)).eval()
-    load_tower(encoder, folder)
+    load_encoder(encoder, folder)
     extract = transformers.WhisperFeatureExtractor()
     # The second is longer than a window. Its second window ends in silence: we hear a clip to its end, and Whisper
     # also the two frames behind it, which hear half a window of it.
@@ -235,8 +235,8 @@ def test_what_a_folder_says_is_not_changed(siglip):
 def test_weights_that_do_not_fit(siglip, whisper):
     config = read_siglip(siglip[1])
     with pytest.raises(CheckpointError, match=r"layers\.2\.fc1\.bias is missing"):
-        load_tower(SiglipEncoder(config.replace(num_hidden_layers=3)), siglip[1])
+        load_encoder(SiglipEncoder(config.replace(num_hidden_layers=3)), siglip[1])
     with pytest.raises(CheckpointError, match=r"positions is \(16, 24\), the configuration says \(25, 24\)"):
-        load_tower(SiglipEncoder(config.replace(grid=5)), siglip[1])
+        load_encoder(SiglipEncoder(config.replace(grid=5)), siglip[1])
     with pytest.raises(CheckpointError, match=r"conv1.weight is missing"):
-        load_tower(WhisperEncoder(read_whisper(whisper[1])), siglip[1])
+        load_encoder(WhisperEncoder(read_whisper(whisper[1])), siglip[1])

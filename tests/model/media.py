@@ -2,7 +2,7 @@
 
 import torch
 
-from muomni.config import OmniConfig, preset, towers
+from muomni.config import OmniConfig, encoder_configs, preset
 from muomni.model import OmniModel
 from muomni.model.inputs import AudioBatch, ImageBatch
 
@@ -11,10 +11,10 @@ IMAGE, AUDIO = 3, 4
 
 def make_config(vision: bool = True, audio: bool = True, **changes: dict[str, object]) -> OmniConfig:
     """nano with both encoders; `vision_=...`, `audio_=...` change them."""
-    seeing, hearing = towers("nano")
+    seeing, hearing = encoder_configs("nano")
     base = preset("nano")
     base = base.replace(thinker=base.thinker.model_dump() | {"vocab_size": 60} | changes.get("thinker_", {}))
-    return base.with_towers(
+    return base.with_encoders(
         seeing.replace(**changes.get("vision_", {})) if vision else None,
         hearing.replace(**changes.get("audio_", {})) if audio else None,
         IMAGE,

@@ -112,7 +112,7 @@ def test_heads():
 
 def test_published_encoders():
     sizes = {"hidden_size": 16, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = make_config().with_towers(
+    config = make_config().with_encoders(
         SiglipConfig(kind="siglip", patch_size=8, grid=4, **sizes), WhisperConfig(kind="whisper", **sizes), 3, 4
     )
     model = make_model(config)

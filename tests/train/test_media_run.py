@@ -15,7 +15,7 @@ from muomni.model.thinker import Thinker
 from muomni.train.reporting.metrics_log import read_lines
 from muomni.train.stage import train
 
-TOWER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "dropout": 0.1}
+ENCODER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "dropout": 0.1}
 
 
 def recipe_of(folder: Path, tmp_path: Path, /, **changes: Any) -> Recipe:
@@ -23,8 +23,8 @@ def recipe_of(folder: Path, tmp_path: Path, /, **changes: Any) -> Recipe:
         "model": {
             "preset": "nano",
             "thinker": {"dropout": 0.1, "hidden_size": 32, "intermediate_size": 64},
-            "vision": TOWER | {"max_tokens": 16, "min_tokens": 4, "projection_dim": 8},
-            "audio": TOWER | {"ctc": True},
+            "vision": ENCODER | {"max_tokens": 16, "min_tokens": 4, "projection_dim": 8},
+            "audio": ENCODER | {"ctc": True},
         },
         "tokenizer": {"vocab_size": 330},
         "losses": {"ctc": 0.3, "contrastive": 0.2},
@@ -183,7 +183,7 @@ def test_what_does_not_fit_a_folder_is_said_before_anything_is_made(
 
 
 ALONE = {"losses": {"text": 0.0, "contrastive": 1.0}, "freeze": ["thinker", "vision_projector"]}
-SEES = {"preset": "nano", "vision": TOWER | {"max_tokens": 16, "min_tokens": 4, "projection_dim": 8}}
+SEES = {"preset": "nano", "vision": ENCODER | {"max_tokens": 16, "min_tokens": 4, "projection_dim": 8}}
 
 
 def only_pictures(media: Path, captions: bool = True) -> list[dict[str, str]]:

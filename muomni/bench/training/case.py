@@ -99,7 +99,7 @@ class TrainCase(Frozen):
         """The model with the encoders that its rows need."""
         seeing = self.vision if self.media in ("pictures", "mixed") else None
         hearing = self.audio if self.media in ("clips", "mixed") else None
-        return OmniConfig(thinker=self.thinker).with_towers(
+        return OmniConfig(thinker=self.thinker).with_encoders(
             seeing, hearing, synthetic_batches.IMAGE, synthetic_batches.AUDIO
         )
 

@@ -72,14 +72,15 @@ def train(
 
 def _media(shape: str, common: dict[str, Any], rounds: int, steps: int, say: Callable[[str], None], title: str) -> Any:
     """The figures of rows with media, or why there are none; printed where there is a title."""
-    from muomni.bench.shapes import SHAPES_TOWERS
+    from muomni.bench.shapes import SHAPE_PRESETS
     from muomni.bench.training.media_overhead import measure_media
-    from muomni.config import towers
+    from muomni.config import encoder_configs
     from muomni.errors import ConfigError
 
     say("media")
     try:
-        found = measure_media(common, *towers(cast("PresetName", SHAPES_TOWERS.get(shape, shape))), rounds, steps, say)
+        encoders = encoder_configs(cast("PresetName", SHAPE_PRESETS.get(shape, shape)))
+        found = measure_media(common, *encoders, rounds, steps, say)
     except ConfigError as error:
         if title:
             wide_console().print(f"media: not measured, {error}", highlight=False, markup=False)

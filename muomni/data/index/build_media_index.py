@@ -61,8 +61,8 @@ def build_media_index(
 
 
 def _fingerprint(sources: Sequence[SourceSpec], tokenizer: Tokenizer, config: OmniConfig, val_fraction: float) -> str:
-    towers = [None if tower is None else tower.model_dump(mode="json") for tower in (config.vision, config.audio)]
-    described = ["media", FORMAT, source_fingerprint(sources, tokenizer, val_fraction), towers]
+    encoders = [None if part is None else part.model_dump(mode="json") for part in (config.vision, config.audio)]
+    described = ["media", FORMAT, source_fingerprint(sources, tokenizer, val_fraction), encoders]
     return sha256(json.dumps(described).encode()).hexdigest()[:32]
 
 

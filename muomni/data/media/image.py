@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from muomni.config.model import VisionTower
+from muomni.config.model import VisionEncoderConfig
 from muomni.data.media.media_ref import Source, name_of, open_bytes
 from muomni.errors import MediaError
 
@@ -36,7 +36,7 @@ _BROKEN = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, O
 
 
 def load_image(
-    source: "Source | Image", fit: VisionTower | None = None, turn: AbstractContextManager[object] | None = None
+    source: "Source | Image", fit: VisionEncoderConfig | None = None, turn: AbstractContextManager[object] | None = None
 ) -> "Image":
     """The picture as RGB: upright as its EXIF data says, transparency over white, 16-bit grey as 8-bit.
 
@@ -90,7 +90,7 @@ def picture_size(source: "Source | Image") -> tuple[int, int]:
         return _turned(image.size, _orientation(image))
 
 
-def token_grid(size: tuple[int, int], config: VisionTower) -> tuple[int, int]:
+def token_grid(size: tuple[int, int], config: VisionEncoderConfig) -> tuple[int, int]:
     """Rows and columns of tokens for a picture.
 
     Of all grids with min_tokens to max_tokens tokens the one whose shape is nearest the picture's, and
@@ -116,7 +116,7 @@ def token_grid(size: tuple[int, int], config: VisionTower) -> tuple[int, int]:
     return best[2], best[3]
 
 
-def to_patches(image: "Image", config: VisionTower) -> tuple[NDArray[np.float32], tuple[int, int]]:
+def to_patches(image: "Image", config: VisionEncoderConfig) -> tuple[NDArray[np.float32], tuple[int, int]]:
     """The picture resized to its token grid (bicubic) and cut into patches.
 
     Args:

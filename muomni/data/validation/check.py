@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muomni.config import SourceSpec, VisionConfig
-from muomni.config.model import PresetName, towers
+from muomni.config.model import PresetName, encoder_configs
 from muomni.data.media.archives import open_archive
 from muomni.data.media.audio import SAMPLE_RATE, audio_seconds, load_audio, num_frames, num_tokens
 from muomni.data.media.image import load_image, token_grid
@@ -128,7 +128,7 @@ def check_manifests(
     Raises:
         DataError: a manifest is missing, unreadable as a whole, or of another format.
     """
-    return _Check(max_seconds, workers, towers(preset)[0], report).run(paths)
+    return _Check(max_seconds, workers, encoder_configs(preset)[0], report).run(paths)
 
 
 class _Check:

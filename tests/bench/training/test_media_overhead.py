@@ -12,17 +12,17 @@ from muomni.bench.training.compare import Measured
 from muomni.bench.training.media_overhead import MediaCost, media_cases
 from muomni.bench.training.synthetic_batches import AUDIO, IMAGE, draw_rows
 from muomni.cli import main
-from muomni.config import preset, towers
+from muomni.config import encoder_configs, preset
 from muomni.errors import ConfigError
 from muomni.model.flops import model_flops
 from muomni.ops.cross_entropy import IGNORE
 
-VISION, AUDIO_TOWER = towers("nano")
+VISION, AUDIO_ENCODER = encoder_configs("nano")
 COMMON = {"thinker": preset("nano").thinker, "batch_size": 4, "seq_len": 128, "device": "cpu", "precision": "fp32"}
 
 
 def rows(kind: str, number: int = 0):
-    return draw_rows(kind, 4, 128, 8192, VISION, AUDIO_TOWER, number)
+    return draw_rows(kind, 4, 128, 8192, VISION, AUDIO_ENCODER, number)
 
 
 def test_the_thinkers_work_is_the_same_whatever_stands_in_the_places():
@@ -47,7 +47,7 @@ def test_every_step_has_a_layout_of_its_own():
 
 
 def test_media_fill_their_places_and_are_learnt_from():
-    for case in media_cases(COMMON, VISION, AUDIO_TOWER):
+    for case in media_cases(COMMON, VISION, AUDIO_ENCODER):
         built = build(case)
         built.backward()  # the model compares places and features
         missing = [name for name, p in built.model.named_parameters() if p.grad is None]
@@ -56,7 +56,7 @@ def test_media_fill_their_places_and_are_learnt_from():
 
 
 def test_flops_come_with_the_times():
-    text, *others = media_cases(COMMON, VISION, AUDIO_TOWER)
+    text, *others = media_cases(COMMON, VISION, AUDIO_ENCODER)
     found = {case.name: TrainSubject(case).turn(steps=1)["flops"][0] for case in (text, *others)}
     # Set-up takes steps 0 to 2.
     lengths = rows("text", 3).cu_seqlens.diff().tolist()
@@ -116,4 +116,4 @@ def test_what_does_not_go_together_is_refused(more):
 
 
 def _encoders() -> dict[str, object]:
-    return {"vision": VISION, "audio": AUDIO_TOWER}
+    return {"vision": VISION, "audio": AUDIO_ENCODER}

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from muomni.config import DataSpec, OmniConfig, SourceSpec, preset, towers
+from muomni.config import DataSpec, OmniConfig, SourceSpec, encoder_configs, preset
 from muomni.config.recipe_data import AudioAugmentSpec, AugmentSpec, ImageAugmentSpec
 from muomni.data import MediaIndex, MultimodalDataset, PrefetchLoader, Tokenizer, build_media_index, prepare_rows
 from muomni.data.datasets import multimodal
@@ -58,10 +58,10 @@ def wav(samples: int, seed: int) -> bytes:
 
 @pytest.fixture(scope="session")
 def config(tokenizer: Tokenizer) -> OmniConfig:
-    vision, audio = towers("nano")
+    vision, audio = encoder_configs("nano")
     base = preset("nano")
     base = base.replace(thinker=base.thinker.replace(vocab_size=512))
-    return base.with_towers(vision, audio, tokenizer.id_of("<|image|>"), tokenizer.id_of("<|audio|>"))
+    return base.with_encoders(vision, audio, tokenizer.id_of("<|image|>"), tokenizer.id_of("<|audio|>"))
 
 
 def write_data(folder: Path, count: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -473,7 +473,7 @@ def test_media_for_a_model_without_the_encoder(
     spec = DataSpec(train=({"path": str(folder_of_data / "m.jsonl")},), cache_dir=str(tmp_path), seq_len=T)
     with pytest.raises(DataError, match="line 2: holds a sound, but the model has no input for it"):
         prepare_rows(spec, tokenizer, deaf, 0, progress=False)
-    text_only = config.with_towers()
+    text_only = config.with_encoders()
     with pytest.raises(DataError, match="line 1: holds pictures or sounds, but the model has no input for them"):
         prepare_rows(spec, tokenizer, text_only, 0, progress=False)
 
@@ -489,9 +489,9 @@ def test_weights_of_plain_text_are_heeded(tmp_path: Path, tokenizer: Tokenizer, 
         seq_len=64,
     )
     once = prepare_rows(
-        spec.replace(train=({"path": str(tmp_path / "a.jsonl")},)), tokenizer, config.with_towers(), 0, progress=False
+        spec.replace(train=({"path": str(tmp_path / "a.jsonl")},)), tokenizer, config.with_encoders(), 0, progress=False
     )
-    thrice = prepare_rows(spec, tokenizer, config.with_towers(), 0, progress=False)
+    thrice = prepare_rows(spec, tokenizer, config.with_encoders(), 0, progress=False)
     assert thrice.train.num_rows > 2.5 * once.train.num_rows
     with pytest.raises(ConfigError, match="weight"):
         prepare(spec, tokenizer, progress=False)

@@ -256,10 +256,10 @@ def test_large_pictures_and_bombs_take_bounded_memory(tmp_path: Path) -> None:
     (tmp_path / "bomb.png").write_bytes(png_header(20_000, 20_000))
     code = (
         "import resource, sys, threading\nfrom concurrent.futures import ThreadPoolExecutor\n"
-        "from muomni.config.model import towers\nfrom muomni.data.media.image import load_image\n"
+        "from muomni.config.model import encoder_configs\nfrom muomni.data.media.image import load_image\n"
         "from muomni.errors import MediaError\nimport PIL.Image, PIL.PngImagePlugin\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "vision, turn, before = towers('tiny')[0], threading.Lock(), peak()\n"
+        "vision, turn, before = encoder_configs('tiny')[0], threading.Lock(), peak()\n"
         "try:\n    load_image(sys.argv[2])\nexcept MediaError:\n    print(peak() - before)\n"
         "with ThreadPoolExecutor(3) as pool:\n"
         "    jobs = [pool.submit(load_image, sys.argv[1], vision, turn) for _ in range(3)]\n"

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muomni.config import PRESET_NAMES, VisionConfig, preset, towers
+from muomni.config import PRESET_NAMES, VisionConfig, encoder_configs, preset
 from muomni.errors import ConfigError
 from muomni.model import OmniModel
 from muomni.model.encoders.vision import VisionEncoder, lay_out
@@ -16,7 +16,7 @@ from muomni.ops.attention import attention_reference
 from muomni.ops.rope import apply_rope, rope_tables
 from tests.model.media import make_images
 
-CONFIG = towers("nano")[0]
+CONFIG = encoder_configs("nano")[0]
 
 
 def make_encoder(dtype: torch.dtype = torch.float64, **changes: object) -> VisionEncoder:
@@ -131,11 +131,11 @@ def test_two_axes_deal_the_frequencies_in_turn():
 
 @pytest.mark.parametrize("name", PRESET_NAMES)
 def test_every_preset_has_encoders(name):
-    vision, audio = towers(name)
-    config = preset(name).with_towers(vision, audio, 5, 6)
+    vision, audio = encoder_configs(name)
+    config = preset(name).with_encoders(vision, audio, 5, 6)
     with torch.device("meta"):
         model = OmniModel(config)
-    sizes = [sum(p.numel() for p in tower.parameters()) for tower in (model.vision, model.audio)]
+    sizes = [sum(p.numel() for p in encoder.parameters()) for encoder in (model.vision, model.audio)]
     if name == "tiny":
         assert all(2_500_000 <= size <= 4_000_000 for size in sizes), sizes
     assert sum(sizes) < sum(p.numel() for p in model.thinker.parameters()) * 1.2
@@ -151,7 +151,7 @@ def test_sizes_that_do_not_fit_are_refused():
         with pytest.raises(ValueError, match=r"must (be|make)"):
             VisionConfig(**sizes, **changes)
     with pytest.raises(ConfigError, match="no preset"):
-        towers("huge")
+        encoder_configs("huge")
 
 
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=30))
