@@ -1,18 +1,15 @@
-"""A case in a process of its own, asked over pipes: it works when asked and sleeps while others have their turn."""
+"""A case in a process of its own: it works when asked and sleeps while others have their turn."""
 
-import json
 import os
-import signal
-import subprocess
 import sys
-import tempfile
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from muomni.accel.measurements.verdicts import IGNORE
+from muomni.child_process import ChildEndedError, ChildProcess
 from muomni.errors import MuOmniError
 
 Kind = Literal["train", "infer", "judge", "bandwidth", "write", "scaling", "speculation", "speech"]
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 
 
 class RefusedError(MuOmniError):
@@ -27,7 +24,7 @@ class RefusedError(MuOmniError):
         self.reason = reason
 
 
-class CaseProcess:
+class CaseProcess(ChildProcess):
     """Runs `muomni.bench.worker` on one case.
 
     Args:
@@ -37,81 +34,35 @@ class CaseProcess:
         threads: of every library that it loads; None leaves them their own choice.
 
     Attributes:
-        first: what setting the case up gave.
+        first: the answer to setting the case up.
 
     Raises:
         RefusedError: the case cannot be set up, and why.
-        MuOmniError: the process ended; with the last of what it said on standard error.
+        MuOmniError: the process ended; with the last of its standard error.
     """
 
     def __init__(self, kind: Kind, name: str, case: dict[str, Any], threads: int | None = None) -> None:
         self.name = name
         limits = {} if threads is None else {key: str(threads) for key in _THREADS}
-        # Libraries chatter while they load; what they said is told when the case fails.
-        self._said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - closed in `close`
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "muomni.bench.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._said,
-            text=True,
-            env={**os.environ, **limits, IGNORE: "1"},
-        )
+        # Libraries print while they load; that is shown when the case fails.
+        super().__init__([sys.executable, "-m", "muomni.bench.worker"], env={**os.environ, **limits, IGNORE: "1"})
         try:
             self.first = self.ask({"kind": kind, "case": case})
         except BaseException:
             self.close()
             raise
 
-    @property
-    def pid(self) -> int:
-        """The process's number."""
-        return self._process.pid
-
-    def ask(self, command: dict[str, Any]) -> dict[str, Any]:
+    def ask(self, command: Any, timeout: float | None = None) -> dict[str, Any]:
         """Sends one command and waits for its answer.
 
         Raises:
             RefusedError: the case cannot be set up, or memory ran out.
             MuOmniError: the process ended.
         """
-        assert self._process.stdin is not None and self._process.stdout is not None
         try:
-            self._process.stdin.write(json.dumps(command) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            code = self._process.wait()
-            self._said.seek(0)
-            killed = " (killed by the system: most often memory ran out)" if code == -signal.SIGKILL else ""
-            said = self._said.read()[-_SHOWN:].strip()
-            raise MuOmniError(f"case {self.name!r} ended with exit code {code}{killed}:\n{said}")
-        answer: dict[str, Any] = json.loads(line)
+            answer = super().ask(command, timeout)
+        except ChildEndedError as error:
+            raise MuOmniError(f"case {self.name!r} {error}") from None
         if "refused" in answer:
             raise RefusedError(self.name, answer["refused"])
         return answer
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._process.kill()
-        self._process.wait()
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdout.close()
-        self._said.close()
-        try:
-            self._process.stdin.close()
-        except BrokenPipeError:  # a command that was never read
-            return
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
-
-
-# Characters of a failed case's messages that are shown.
-_SHOWN = 4000
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")

@@ -1,15 +1,14 @@
 """One case in a process of its own, so that its peak memory is its own: `python -m muomni.bench.worker`.
 
-It reads one JSON object a line and answers with one. The first, `{"kind": ..., "case": {...}}`, sets the case
-up; every other is a turn, whose keys go to the case and whose answer tells the turn's peak memory too.
-Between commands the process sleeps, so that cases can take turns.
+The first command, `{"kind": ..., "case": {...}}`, sets the case up; every other is a turn, whose keys go to the case
+and whose answer holds the turn's peak memory too. Between commands the process sleeps, so that cases can take turns.
 """
 
-import json
 import sys
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from muomni.child_process import serve
 from muomni.errors import UserError
 
 
@@ -17,7 +16,7 @@ class Subject(Protocol):
     """A case that was set up.
 
     Attributes:
-        first: what there is to tell once.
+        first: the answer to setting it up.
     """
 
     first: dict[str, Any]
@@ -26,29 +25,25 @@ class Subject(Protocol):
         """Does what the command asks; everything in it and in the answer is a JSON value."""
 
 
-def main() -> None:
-    """Serves commands until standard input ends."""
-    # Whatever a library prints must not get between the answers.
-    answers = sys.stdout
-    sys.stdout = sys.stderr
-    subject: Subject | None = None
-    for line in sys.stdin:
-        command = json.loads(line)
+class Worker:
+    """Answers commands: the first sets the case up, every other is a turn."""
+
+    def __init__(self) -> None:
+        self._subject: Subject | None = None
+
+    def __call__(self, command: dict[str, Any]) -> dict[str, Any]:
         try:
-            if subject is None:
-                subject = _OPEN[command["kind"]](command["case"])
-                answer = subject.first
-            else:
-                reset_peak()
-                answer = subject.turn(**command)
-                answer["peak_bytes"] = peak_bytes()
-        except UserError as error:  # not installed, or not to be had here: the others go on without it
-            answer = {"refused": str(error)}
+            if self._subject is None:
+                self._subject = _OPEN[command["kind"]](command["case"])
+                return self._subject.first
+            reset_peak()
+            return self._subject.turn(**command) | {"peak_bytes": peak_bytes()}
+        except UserError as error:  # not installed, or not available here: the other cases go on without it
+            return {"refused": str(error)}
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
-            answer = {"refused": f"memory ran out: {str(error).splitlines()[0]}"}
-        print(json.dumps(answer), file=answers, flush=True)
+            return {"refused": f"memory ran out: {str(error).splitlines()[0]}"}
 
 
 def _train(case: dict[str, Any]) -> Subject:
@@ -148,4 +143,4 @@ def peak_bytes() -> int:
 
 
 if __name__ == "__main__":
-    main()
+    serve(Worker())

@@ -1,14 +1,13 @@
-"""What a training process holds besides its tensors: measured, since nothing could derive it.
+"""The memory of a training process besides its tensors: measured, since it cannot be derived.
 
 A child process (`python -m muomni.train.process_overhead`) trains the smallest preset for three steps with the
-precision and the optimizer in question, on so much text that reading it takes as much memory as it ever does. Its peak,
-with what is forecast for so small a model taken off, is the interpreter, the libraries, their code and caches, and the
-reading. It is kept in the user's cache, by versions, processor and threads, so that this happens once; some seconds.
+precision and the optimizer in question, on enough text that reading it takes as much memory as it ever does. Its peak
+less the forecast for so small a model is the interpreter, the libraries, their code and caches, and the data reader.
+It is stored in the user's cache by versions, processor and threads, so it is measured once; that takes some seconds.
 """
 
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 from importlib.metadata import version
@@ -19,6 +18,7 @@ import torch
 from muomni.accel.measurements.hardware import signature
 from muomni.accel.measurements.json_store import JsonStore
 from muomni.accel.measurements.verdicts import IGNORE
+from muomni.child_process import ChildEndedError, ChildProcess, serve
 from muomni.config.recipe import Recipe
 from muomni.errors import ForecastError
 
@@ -38,7 +38,7 @@ def process_baseline(precision: str, optimizer: str, compiled: bool = False) -> 
         compiled: with the compiler of blocks in it, which takes half a minute the first time.
 
     Raises:
-        ForecastError: the child could not train; with the last of what it said.
+        ForecastError: the child could not train; with the last of its standard error.
     """
     key = _key(precision, optimizer, compiled)
     known = BASELINES.read().get(key)
@@ -50,16 +50,13 @@ def process_baseline(precision: str, optimizer: str, compiled: bool = False) -> 
 
 def _measure(precision: str, optimizer: str, compiled: bool) -> int:
     threads = str(torch.get_num_threads())
-    child = subprocess.run(
-        [sys.executable, "-m", "muomni.train.process_overhead", precision, optimizer, "blocks" if compiled else "off"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, IGNORE: "1"},
-        check=False,
-    )
-    if child.returncode:
-        raise ForecastError(f"the process's own memory could not be measured:\n{child.stderr[-2000:].strip()}")
-    return int(child.stdout.splitlines()[-1])
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, IGNORE: "1"}
+    command = {"precision": precision, "optimizer": optimizer, "compiled": "blocks" if compiled else "off"}
+    with ChildProcess([sys.executable, "-m", "muomni.train.process_overhead"], env=environment) as child:
+        try:
+            return int(child.ask(command)["overhead"])
+        except ChildEndedError as error:
+            raise ForecastError(f"the process's own memory could not be measured: it {error}") from None
 
 
 def _train(precision: str, optimizer: str, compiled: str) -> int:
@@ -97,4 +94,4 @@ def _key(precision: str, optimizer: str, compiled: bool) -> str:
 
 
 if __name__ == "__main__":
-    print(_train(*sys.argv[1:4]))
+    serve(lambda command: {"overhead": _train(**command)})

@@ -10,9 +10,11 @@ from typing import TypeVar
 
 import torch
 
+from muomni.accel.device import pick_device
 from muomni.accel.distributed import Group
-from muomni.accel.execution_plan import Plan
-from muomni.config import OmniConfig, Recipe
+from muomni.accel.execution_plan import Plan, make_plan
+from muomni.accel.measurements.verdicts import load_verdicts
+from muomni.config import OmniConfig, Recipe, read_json
 from muomni.data import (
     Dataset,
     PrefetchLoader,
@@ -25,6 +27,7 @@ from muomni.data import (
 )
 from muomni.formats.tensors import resolve_folder
 from muomni.model import OmniModel
+from muomni.train.forecast.memory import expected_config
 from muomni.train.init_model import initial_config, initial_model
 from muomni.train.init_talker import Speech, prepare_speech
 from muomni.train.optim.build import build_optimizers
@@ -32,8 +35,23 @@ from muomni.train.optim.lr_schedule import lr_factors
 from muomni.train.step import TrainStep
 
 ResultT = TypeVar("ResultT")
+DECLINED = "declined.json"
 # Between the seeds of two processes, so that neighbouring recipe seeds share no process's random numbers.
 _RANK_SEEDS = 0x9E3779B97F4A7C15
+
+
+def plan_of(recipe: Recipe, run: Path | None = None) -> Plan:
+    """The optimizations of a run; what was measured to lose with this model here is declined, see `make_plan`.
+
+    Args:
+        recipe: of the run.
+        run: the folder of a run that is resumed: it declines what it declined when it began.
+    """
+    config = expected_config(recipe)
+    if run is not None:
+        path = run / DECLINED
+        return make_plan(recipe.replace(**read_json(path)) if path.is_file() else recipe, config)
+    return make_plan(recipe, config, load_verdicts(pick_device(recipe.device), config.thinker))
 
 
 def find_tokenizer(recipe: Recipe, start: Path | None = None) -> Tokenizer:

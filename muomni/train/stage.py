@@ -11,9 +11,8 @@ import torch
 
 from muomni.accel.compile import blocks as compilation
 from muomni.accel.compile import trial as compile_trial
-from muomni.accel.device import pick_device
 from muomni.accel.distributed import Group, connect
-from muomni.accel.execution_plan import Plan, make_plan
+from muomni.accel.execution_plan import Plan
 from muomni.accel.measurements import verdicts
 from muomni.accel.memory.monitor import MemoryReport
 from muomni.config import Recipe, parse, read_json
@@ -24,17 +23,16 @@ from muomni.model import OmniModel
 from muomni.progress import ProgressLine
 from muomni.train.checkpoint import Progress, load_checkpoint
 from muomni.train.forecast.accuracy import remember_error
-from muomni.train.forecast.memory import beside, expected_config
+from muomni.train.forecast.memory import beside
 from muomni.train.init_model import check_model
 from muomni.train.optim.build import check_optimizer
 from muomni.train.reporting.metrics_log import MetricsLog, plot_losses, tensorboard_installed
-from muomni.train.setup import Read, build, count_steps, find_tokenizer, open_rows
+from muomni.train.setup import DECLINED, Read, build, count_steps, find_tokenizer, open_rows, plan_of
 from muomni.train.trainer import Sampler, Trainer
 from muomni.train.tune.search import as_tuned, tune
 
 RECIPE = "recipe.json"
 MEMORY = "memory.json"
-DECLINED = "declined.json"
 # What may differ between a run and its resumption: nothing that changes what is computed. With `on_oom`
 # that is so until memory runs out, where the other choice is the end of the run.
 # Another number of processes, or another way to share the work, changes rounding and what dropout draws.
@@ -96,20 +94,6 @@ def train(
     plan.begin()
     with connect(plan.parallel, plan.device) as group:
         return _train(recipe, run, start, plan, group, tokenizer, make_sampler)
-
-
-def plan_of(recipe: Recipe, run: Path | None = None) -> Plan:
-    """The optimizations of a run, less those that were measured to lose with this model here; see `make_plan`.
-
-    Args:
-        recipe: of the run.
-        run: its folder where it goes on: with what it left off when it began, whatever was measured since.
-    """
-    config = expected_config(recipe)
-    if run is not None:
-        path = run / DECLINED
-        return make_plan(recipe.replace(**read_json(path)) if path.is_file() else recipe, config)
-    return make_plan(recipe, config, verdicts.load_verdicts(pick_device(recipe.device), config.thinker))
 
 
 def _train_codec(recipe: Recipe, run: Path, start: Path | None) -> TrainResult:

@@ -14,12 +14,10 @@ import json
 import os
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -28,6 +26,7 @@ from muomni.accel.attention_backend import Backend
 from muomni.accel.compile import blocks as compilation
 from muomni.accel.device import free_memory, pick_device
 from muomni.accel.measurements.hardware import cores
+from muomni.child_process import ChildEndedError, ChildProcess
 from muomni.config import Recipe, parse, read_json
 from muomni.config.loader import merge
 from muomni.data import Tokenizer
@@ -45,7 +44,6 @@ MARGIN = 1.05
 # Compiling has to save this many times what it costs over the run; as `accel.compile.trial`.
 _COMPILE_MARGIN = 1.5
 _STEP_SECONDS = 4.0
-_SHOWN = 2000
 Say = Callable[[str], None]
 
 
@@ -233,16 +231,18 @@ class _Trials:
         }
         # The first one shows how far the data are, and preparing them is not counted.
         timeout = max(1.0, deadline - time.monotonic()) if self._prepared else None
-        try:
-            code, answered, said = _child(json.dumps(command), timeout, shows=not self._prepared)
-        except subprocess.TimeoutExpired:
-            return Trial(way, why_not="not measured: the time for tuning is over")
-        self._prepared = True
-        if code == -signal.SIGKILL:
-            return Trial(way, why_not="the system ended it: memory ran out", short=True)
-        if code or not answered:
-            raise TrainingError(f"tuning: {way} ended with exit code {code}:\n{said[-_SHOWN:].strip()}")
-        answer: dict[str, Any] = json.loads(answered.splitlines()[-1])
+        worker = [sys.executable, "-m", "muomni.train.tune.worker"]
+        with ChildProcess(worker, stderr="kept" if self._prepared else "shown") as child:
+            try:
+                answer = child.ask(command, timeout)
+            except ChildEndedError as error:
+                if error.timed_out:
+                    return Trial(way, why_not="not measured: the time for tuning is over")
+                if error.code != -signal.SIGKILL:
+                    raise TrainingError(f"tuning: {way} {error}") from None
+                answer = {"short": "the system ended it: memory ran out"}
+            finally:
+                self._prepared = True
         if "short" in answer:
             return Trial(way, why_not=answer["short"], short=True)
         if "refused" in answer:
@@ -252,36 +252,6 @@ class _Trials:
             room = f"{words(found.peak)}, more than {HEADROOM:.0%} of what is free ({words(self.memory)})"
             return replace(found, step_s=(), why_not=room, short=True)
         return found
-
-
-def _child(command: str, timeout: float | None, *, shows: bool) -> tuple[int, str, str]:
-    """Runs `train.tune.worker`: its exit code, standard output and, unless it `shows` that, standard error.
-
-    The child ends when this process does, however that ends: its standard input stays open until then.
-
-    Raises:
-        subprocess.TimeoutExpired: it took too long, and was ended.
-    """
-    with (
-        tempfile.TemporaryFile("w+", errors="replace") as said,
-        subprocess.Popen(
-            [sys.executable, "-m", "muomni.train.tune.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=None if shows else said,
-            text=True,
-        ) as child,
-    ):
-        assert child.stdin is not None and child.stdout is not None
-        try:
-            with suppress(BrokenPipeError):  # it ended before it read this: its exit code tells
-                child.stdin.write(command + "\n")
-                child.stdin.flush()
-            child.wait(timeout)  # the answer is far smaller than what a pipe holds
-            said.seek(0)
-            return child.returncode, child.stdout.read(), said.read()
-        finally:
-            child.kill()
 
 
 class Search:

@@ -1,14 +1,10 @@
-"""A few optimizer steps of a recipe in a process of their own, timed: `python -m muomni.train.tune.worker`.
+"""Times a few optimizer steps of a recipe in a process of their own: `python -m muomni.train.tune.worker`.
 
-Its memory is its own, nothing of it stays, and one that is short of memory takes nobody with it. One JSON object is
-read from standard input and one is written to standard output; `train.tune.search` is on the other end.
+Its peak memory is its own, and where memory runs out only this process ends. `train.tune.search` asks it.
 """
 
-import json
-import os
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,39 +14,28 @@ import torch
 from muomni.accel.distributed import connect
 from muomni.accel.memory.monitor import MemoryMonitor
 from muomni.accel.memory.out_of_memory import find_shortage
+from muomni.child_process import serve
 from muomni.config import Recipe, parse
 from muomni.data import Tokenizer
 from muomni.errors import MemoryShortageError, UserError
 from muomni.train.oom_recovery import RescuedStep
-from muomni.train.setup import build, count_steps, open_rows
-from muomni.train.stage import plan_of
+from muomni.train.setup import build, count_steps, open_rows, plan_of
 
 _LEAST_STEPS, _MOST_STEPS = 3, 20
 
 
-def main() -> None:
-    """Answers one command."""
-    command = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    # Whatever a library prints must not get before the answer.
-    answers, sys.stdout = sys.stdout, sys.stderr
+def answer(command: dict[str, Any]) -> dict[str, Any]:
+    """What `measure` returns; `short` or `refused` says why nothing could be measured."""
     try:
-        answer = measure(**command)
+        return measure(**command)
     except (MemoryShortageError, MemoryError) as error:
-        answer = {"short": _first_line(error)}
+        return {"short": _first_line(error)}
     except UserError as error:
-        answer = {"refused": str(error)}
+        return {"refused": str(error)}
     except RuntimeError as error:
         if find_shortage(error, "forward") is None:
             raise
-        answer = {"short": _first_line(error)}
-    print(json.dumps(answer), file=answers, flush=True)
-
-
-def _end_with_parent() -> None:
-    """Standard input ends when the process that asked does."""
-    sys.stdin.read()
-    os._exit(1)
+        return {"short": _first_line(error)}
 
 
 def measure(recipe: dict[str, Any], tokenizer: str, seconds: float, memory: int | None) -> dict[str, Any]:
@@ -119,4 +104,4 @@ def _first_line(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    serve(answer)

@@ -28,7 +28,7 @@ from muomni.errors import ConfigError
 from muomni.infer.runners.select import make_runner
 from muomni.model import OmniModel, SlotCache
 from muomni.train.forecast.memory import expected_config
-from muomni.train.stage import DECLINED, plan_of
+from muomni.train.setup import DECLINED, plan_of
 
 CPU = torch.device("cpu")
 NANO_CONFIG = preset("nano")

@@ -1,7 +1,7 @@
 """The search before a run: over trials that the test makes up, and a real one."""
 
 import json
-import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from muomni.accel.compile import blocks as compilation
+from muomni.child_process import ChildEndedError, ChildProcess
 from muomni.config import Recipe, read_json
 from muomni.errors import ConfigError, UserError
 from muomni.train.reporting.metrics_log import read_lines
 from muomni.train.stage import train
-from muomni.train.tune.search import TUNED, TUNING, Search, StepConfig, Trial, _child, own_way, tune
+from muomni.train.tune.search import TUNED, TUNING, Search, StepConfig, Trial, own_way, tune
 
 MIB = 2**20
 
@@ -173,11 +174,14 @@ def test_a_run_folder_that_cannot_be_made_is_told_before_anything_is_tried(tmp_p
         train(make_recipe(), tmp_path / "file" / "run")
 
 
-def test_a_child_that_fails_is_told_with_what_it_said() -> None:
-    code, answered, said = _child("{}", 60, shows=False)
-    assert code == 1 and not answered and "TypeError" in said
-    with pytest.raises(subprocess.TimeoutExpired):
-        _child("{}", 0.01, shows=False)
+def test_a_worker_that_fails_is_told_with_its_standard_error() -> None:
+    worker = [sys.executable, "-m", "muomni.train.tune.worker"]
+    with ChildProcess(worker) as child, pytest.raises(ChildEndedError, match="TypeError") as failed:
+        child.ask({}, 60)
+    assert failed.value.code == 1
+    with ChildProcess(worker) as child, pytest.raises(ChildEndedError, match="in time") as late:
+        child.ask({}, 0.01)
+    assert late.value.timed_out
 
 
 def test_a_codec_is_not_tuned() -> None:
