@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from muomni.config import SourceSpec
-from muomni.data import PackedDataset, Tokenizer, build_token_cache
+from muomni.data import PackedDataset, Tokenizer, build_index
 
 SEQ_LEN = 512
 BATCH = 16
@@ -56,7 +56,7 @@ def measure(folder: Path) -> None:
         tokenizer = Tokenizer.train([file.read(2_000_000)], 8192)
     before = memory("VmRSS")
     started = time.perf_counter()
-    cache = build_token_cache([SourceSpec(path=str(corpus))], tokenizer, folder / "cache")
+    cache = build_index([SourceSpec(path=str(corpus))], tokenizer, cache_dir=folder / "cache")
     built, seconds = memory("VmHWM"), time.perf_counter() - started
     rows = PackedDataset(cache, SEQ_LEN, seed=0)
     for first in range(0, rows.num_rows, BATCH):

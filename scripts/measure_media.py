@@ -22,7 +22,7 @@ from prepare_media import ASK_BOTH, ASK_DIGIT, ASK_NAME, ASK_TRUE, ASK_WORDS, ch
 
 from muomni import MuOmni
 from muomni.config import SourceSpec
-from muomni.data import PackedDataset, build_token_cache, encode_chat, expand
+from muomni.data import PackedDataset, build_index, encode_chat, expand
 from muomni.data.media.audio import load_audio
 from muomni.data.media.features import mel_of
 from muomni.data.media.image import load_image, to_patches
@@ -194,7 +194,7 @@ class Measure:
         found = {}
         for name, model in (("text_bits_per_byte", self.model), ("text_only", MuOmni.from_pretrained(text_only))):
             sources = [SourceSpec(path=str(path)) for path in sorted((self.out / "text" / "val").glob("*.jsonl"))]
-            rows = PackedDataset(build_token_cache(sources, model.tokenizer), 512, shuffle=False)
+            rows = PackedDataset(build_index(sources, model.tokenizer), 512, shuffle=False)
             limit = min(self.limit, rows.num_rows)
             found[name] = evaluate(model, rows, limit, 8, model.tokenizer.byte_lengths()).bits_per_byte
             self.figures[name] = round(found[name], 4)

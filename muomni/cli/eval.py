@@ -131,10 +131,10 @@ def _progress(count: int) -> Iterator[Callable[[str], None]]:
 def _write(
     report: "SpeechReport", values: dict[str, Any], sentences: "list[Sentence]", spoken: "list[Spoken]", out: Path
 ) -> None:
-    from muomni.data.media.audio import SAMPLE_RATE
     from muomni.data.speech.synthesis import encode
     from muomni.eval.speech_quality import plot_spectrograms
     from muomni.files import write_json
+    from muomni.ops.audio_frames import SAMPLE_RATE
 
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -115,7 +115,7 @@ def _rows(run: str, data: list[Path], model: "MuOmni") -> "PackedDataset":
     """The rows to compare on: of `--data`, else of the validation data that the run's recipe names."""
     from muomni.config import DataSpec, Recipe, parse, read_json
     from muomni.data import PackedDataset, prepare
-    from muomni.data.index.token_cache import build_token_cache
+    from muomni.data.index.build import build_index
     from muomni.errors import UserError
 
     tokenizer = model.tokenizer
@@ -124,7 +124,7 @@ def _rows(run: str, data: list[Path], model: "MuOmni") -> "PackedDataset":
     context = model.config.thinker.max_position_embeddings
     if data:
         sources = DataSpec.model_validate({"train": [str(path) for path in data]}).train
-        return PackedDataset(build_token_cache(sources, tokenizer), min(_SEQ_LEN, context), shuffle=False)
+        return PackedDataset(build_index(sources, tokenizer), min(_SEQ_LEN, context), shuffle=False)
     folder = Path(run).expanduser()
     recipe = next((path for path in (folder / "recipe.json", folder / ".." / "recipe.json") if path.is_file()), None)
     if recipe is None:

@@ -1,14 +1,14 @@
-"""Data for training: tokenizer, conversations, sources, the token cache and packed rows."""
+"""Data for training: tokenizer, conversations, sources, the token index and datasets."""
 
-from muomni.data.build import PreparedRows, TokenCaches, prepare, prepare_rows, prepare_tokenizer
+from muomni.data.build import PreparedRows, TokenIndexes, prepare, prepare_rows, prepare_tokenizer
 from muomni.data.datasets.batch import Batch, Row
 from muomni.data.datasets.multimodal import MultimodalDataset
 from muomni.data.datasets.packed import PackedDataset
 from muomni.data.datasets.prefetch import Dataset, PrefetchLoader
 from muomni.data.datasets.speech import SpeechDataset, WithSpeech
-from muomni.data.index.build_media_index import build_media_index
-from muomni.data.index.media_index import MediaIndex
-from muomni.data.index.token_cache import TokenCache, build_token_cache, default_cache_dir
+from muomni.data.index.build import build_index
+from muomni.data.index.cache_folder import default_cache_dir
+from muomni.data.index.token_index import TokenIndex
 from muomni.data.sources.readers import Document
 from muomni.data.sources.sources import iter_documents, iter_texts
 from muomni.data.speech.paired_data import SpeechPairs
@@ -26,7 +26,6 @@ __all__ = [
     "Detokenizer",
     "Document",
     "EncodedChat",
-    "MediaIndex",
     "MediaPart",
     "Message",
     "MultimodalDataset",
@@ -38,13 +37,12 @@ __all__ = [
     "SpeechDataset",
     "SpeechPairs",
     "SpokenText",
-    "TokenCache",
-    "TokenCaches",
+    "TokenIndex",
+    "TokenIndexes",
     "Tokenizer",
     "WithSpeech",
     "Word",
-    "build_media_index",
-    "build_token_cache",
+    "build_index",
     "check_messages",
     "clip_words",
     "default_cache_dir",

@@ -1,4 +1,4 @@
-"""From a recipe's `tokenizer` and `data` to a tokenizer, and to caches and rows."""
+"""From a recipe's `tokenizer` and `data` to a tokenizer, and to indexes and datasets."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,21 +7,20 @@ from muomni.config import DataSpec, OmniConfig, SourceSpec, TokenizerSpec
 from muomni.data.datasets.multimodal import MultimodalDataset
 from muomni.data.datasets.packed import PackedDataset
 from muomni.data.datasets.prefetch import Dataset, PrefetchLoader
-from muomni.data.index.build_media_index import build_media_index
-from muomni.data.index.media_index import MediaIndex
-from muomni.data.index.token_cache import TokenCache, build_token_cache
-from muomni.data.index.token_cache_writer import Part
+from muomni.data.index.build import build_index
+from muomni.data.index.token_index import TokenIndex
+from muomni.data.index.writer import Part
 from muomni.data.sources.sources import iter_texts
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
-class TokenCaches:
-    """Token caches of the data to learn from and to validate on."""
+class TokenIndexes:
+    """Token indexes of the data to learn from and to validate on."""
 
-    train: TokenCache
-    val: TokenCache
+    train: TokenIndex
+    val: TokenIndex
 
 
 def prepare_tokenizer(spec: TokenizerSpec, data: DataSpec) -> Tokenizer:
@@ -35,27 +34,17 @@ def prepare_tokenizer(spec: TokenizerSpec, data: DataSpec) -> Tokenizer:
     return Tokenizer.train(iter_texts(data.train, spec.max_bytes), spec.vocab_size)
 
 
-def prepare(data: DataSpec, tokenizer: Tokenizer, progress: bool = True) -> TokenCaches:
-    """Builds the token caches, or opens those that an earlier call left; see `build_token_cache`.
+def prepare(data: DataSpec, tokenizer: Tokenizer, progress: bool = True) -> TokenIndexes:
+    """Builds the token indexes of texts, or opens those that an earlier call left; see `build_index`.
 
     Raises:
-        DataError: a source cannot be read, is too small or holds media, or the cache cannot be written.
+        DataError: a source cannot be read, is too small or holds media, or an index cannot be written.
         ConfigError: a source has a weight, which only `prepare_rows` heeds.
     """
     for number, source in enumerate(data.train):
         if source.weight != 1:
-            raise ConfigError(f"data.train.{number}.weight ({source.weight}) has no meaning for a token cache")
-    folder = Path(data.cache_dir).expanduser() if data.cache_dir is not None else None
-    if data.val:
-        return TokenCaches(
-            build_token_cache(data.train, tokenizer, folder, progress=progress),
-            build_token_cache(data.val, tokenizer, folder, progress=progress),
-        )
-    fraction = data.val_fraction
-    return TokenCaches(
-        build_token_cache(data.train, tokenizer, folder, part="train", val_fraction=fraction, progress=progress),
-        build_token_cache(data.train, tokenizer, folder, part="val", val_fraction=fraction, progress=progress),
-    )
+            raise ConfigError(f"data.train.{number}.weight ({source.weight}) needs rows of whole documents")
+    return _indexes(data, tokenizer, None, progress)
 
 
 @dataclass(frozen=True)
@@ -86,17 +75,17 @@ def prepare_rows(
     """
     weights = tuple(source.weight for source in data.train)
     if config.vision is None and config.audio is None and all(weight == 1 for weight in weights):
-        caches = prepare(data, tokenizer, progress)
+        texts = prepare(data, tokenizer, progress)
         return PreparedRows(
-            PackedDataset(caches.train, data.seq_len, seed, shuffle=data.shuffle),
-            PackedDataset(caches.val, data.seq_len, seed, shuffle=False),
+            PackedDataset(texts.train, data.seq_len, seed, shuffle=data.shuffle),
+            PackedDataset(texts.val, data.seq_len, seed, shuffle=False),
         )
-    train, val = _indices(data, tokenizer, config, progress)
-    notes = [*_bad(train, data, "train"), *_bad(val, data, "val")]
+    indexes = _indexes(data, tokenizer, config, progress)
+    notes = [*_bad(indexes.train, data, "train"), *_bad(indexes.val, data, "val")]
     train_rows = MultimodalDataset(
-        train, config, data.seq_len, seed, shuffle=data.shuffle, weights=weights, augment=data.augment
+        indexes.train, config, data.seq_len, seed, shuffle=data.shuffle, weights=weights, augment=data.augment
     )
-    val_rows = MultimodalDataset(val, config, data.seq_len, seed, shuffle=False)
+    val_rows = MultimodalDataset(indexes.val, config, data.seq_len, seed, shuffle=False)
     for name, rows in (("train", train_rows), ("val", val_rows)):
         if rows.left_out:
             names = ", ".join(rows.left_out_names(3))
@@ -105,29 +94,23 @@ def prepare_rows(
     return PreparedRows(PrefetchLoader(train_rows, workers) if workers else train_rows, val_rows, tuple(notes))
 
 
-def _indices(data: DataSpec, tokenizer: Tokenizer, config: OmniConfig, progress: bool) -> tuple[MediaIndex, MediaIndex]:
+def _indexes(data: DataSpec, tokenizer: Tokenizer, config: OmniConfig | None, progress: bool) -> TokenIndexes:
     folder = Path(data.cache_dir).expanduser() if data.cache_dir is not None else None
 
-    def build(sources: tuple[SourceSpec, ...], part: Part, fraction: float) -> MediaIndex:
-        return build_media_index(
-            sources,
-            tokenizer,
-            config,
-            folder,
-            part=part,
-            val_fraction=fraction,
-            workers=data.num_workers,
-            progress=progress,
+    def build(sources: tuple[SourceSpec, ...], part: Part, fraction: float) -> TokenIndex:
+        workers = data.num_workers
+        return build_index(
+            sources, tokenizer, config, folder, part=part, val_fraction=fraction, workers=workers, progress=progress
         )
 
     if data.val:
-        return build(data.train, "train", 0.0), build(data.val, "train", 0.0)
-    return build(data.train, "train", data.val_fraction), build(data.train, "val", data.val_fraction)
+        return TokenIndexes(build(data.train, "train", 0.0), build(data.val, "train", 0.0))
+    return TokenIndexes(build(data.train, "train", data.val_fraction), build(data.train, "val", data.val_fraction))
 
 
-def _bad(index: MediaIndex, data: DataSpec, name: str) -> list[str]:
+def _bad(index: TokenIndex, data: DataSpec, name: str) -> list[str]:
     """What to say about documents with unreadable media; an error where there are too many."""
-    bad, total = index.meta.bad, index.meta.documents + index.meta.bad
+    bad, total = index.counts.bad, index.num_documents + index.counts.bad
     if not bad:
         return []
     reasons = "; ".join(index.bad(3))

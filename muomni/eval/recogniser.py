@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from muomni.data.media.audio import SAMPLE_RATE, Samples
+from muomni.data.media.audio import Samples
 from muomni.errors import UserError
+from muomni.ops.audio_frames import SAMPLE_RATE
 
 # Silence before and after each clip, in which the recogniser finds the noise floor and the end of the last word; the
 # level (RMS) of every clip; and that of the noise added, 28 dB below: a synthesiser's pauses are digital silence, which

@@ -19,13 +19,14 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from muomni.data.media.audio import SAMPLE_RATE, Samples, load_audio
+from muomni.data.media.audio import Samples, load_audio
 from muomni.data.media.media_ref import MediaRef
 from muomni.data.speech.espeak_client import Synthesiser
 from muomni.data.speech.synthesis import trim_silence
 from muomni.errors import DataError, MuOmniError
 from muomni.eval.recogniser import transcribe_all
 from muomni.eval.wer import WordErrors, spoken_words, word_errors
+from muomni.ops.audio_frames import SAMPLE_RATE
 
 TRUNCATED, RUN_ON = 0.9, 1.5
 

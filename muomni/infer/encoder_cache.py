@@ -20,18 +20,19 @@ from torch import Tensor, nn
 
 from muomni.config import OmniConfig
 from muomni.config.model import AudioEncoderConfig, VisionEncoderConfig
-from muomni.data.media.audio import SAMPLE_RATE, audio_seconds, load_audio, num_frames, num_tokens
+from muomni.data.media.audio import audio_seconds, load_audio
 from muomni.data.media.features import mel_of
 from muomni.data.media.image import load_image, picture_size, to_patches, token_grid
-from muomni.data.media.media_ref import MediaRef, opened
+from muomni.data.media.media_ref import Kind, MediaRef, opened
 from muomni.data.text.chat import EncodedChat, expand
-from muomni.data.text.content_parts import Kind, MediaPart
+from muomni.data.text.content_parts import MediaPart
 from muomni.errors import MediaError, UserError
 from muomni.infer.prompt_media import PromptMedia
 from muomni.model import OmniModel
 from muomni.model.inputs import AudioBatch, ImageBatch
 from muomni.model.module_modes import eval_mode
 from muomni.model.mrope import mrope_positions
+from muomni.ops.audio_frames import SAMPLE_RATE, num_frames, num_tokens
 
 if TYPE_CHECKING:
     from PIL.Image import Image

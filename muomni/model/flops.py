@@ -19,6 +19,7 @@ from muomni.model.encoders import audio, vision, whisper
 from muomni.model.encoders.auxiliary_heads import CLASSES, STEPS
 from muomni.model.inputs import MediaBatch, filled, row_length
 from muomni.model.talker import SpeechBatch
+from muomni.ops.audio_frames import num_tokens
 
 Grid = tuple[int, int]
 
@@ -89,7 +90,7 @@ def model_flops(
         hearing, frames = config.audio, media.clips.frames
         if hearing is None:
             raise ValueError("sounds, but no audio encoder")
-        counts = [audio.num_tokens(count) for count in frames]
+        counts = [num_tokens(count) for count in frames]
         found["audio"] = audio_flops(hearing, frames)
         found["audio_projector"] = projector_flops(hearing.output_size, width, sum(counts))
         if media.transcripts is not None and "ctc" in losses:

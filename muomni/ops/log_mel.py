@@ -13,22 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SAMPLE_RATE = 16_000
-HOP = 160
+from muomni.ops.audio_frames import FRAMES_PER_TOKEN, HOP, SAMPLE_RATE, num_frames
+
 WINDOW = 400
-# Frames of the shortest clip: one token of the encoder.
-SHORTEST = 8
 WHISPER_SECONDS = 30
 
 # Powers of ten between the loudest bin of a clip and what counts as silence.
 _DECADES = 8.0
 # Slaney's mel scale (Auditory Toolbox, 1998): linear up to 1 kHz, then 27 steps to a factor of 6.4.
 _LINEAR_STEP, _BREAK_HZ, _LOG_STEP = 200.0 / 3, 1000.0, math.log(6.4) / 27
-
-
-def num_frames(samples: int) -> int:
-    """Frames of a clip of so many samples: one for every 10 ms begun, at least 8."""
-    return max(SHORTEST, -(-samples // HOP))
 
 
 def log_mel(samples: Tensor, bins: int = 80) -> Tensor:
@@ -104,7 +97,7 @@ def _whisper_piece(samples: Tensor, bins: int) -> Tensor:
     count = samples.shape[0]
     full = WHISPER_SECONDS * SAMPLE_RATE
     # Whisper pads with zeros to 30 s. Two windows of zeros give all frames that are not silent.
-    samples = F.pad(samples, (0, min(2 * WINDOW + SHORTEST * HOP, full - count)))
+    samples = F.pad(samples, (0, min(2 * WINDOW + FRAMES_PER_TOKEN * HOP, full - count)))
     mirrored = F.pad(samples[None], (WINDOW // 2, WINDOW // 2), mode="reflect")[0]
     decades = _mel_power(mirrored, bins)[: samples.shape[0] // HOP].clamp(min=1e-10).log10()
     floored = torch.maximum(decades, decades.max() - _DECADES)

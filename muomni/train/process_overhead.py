@@ -24,7 +24,7 @@ from muomni.errors import ForecastError
 
 BASELINES = JsonStore("baseline.json", "baselines of processes")
 _ROWS, _TOKENS = 2, 64
-# A little more than the megabyte that is encoded at once (`data.index.token_cache_writer`), whose memory the process
+# A little more than the megabyte that is encoded at once (`data.index.writer`), whose memory the process
 # keeps.
 _LINES = 26_000
 

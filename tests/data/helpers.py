@@ -1,12 +1,14 @@
 """Small inputs for the tests of the data package."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from muomni.data.index.token_cache import FORMAT, TokenCache
+from muomni.data.index.cache_folder import open_or_build
+from muomni.data.index.token_index import DOCUMENT, Counts, TokenIndex
 
 STORIES = [
     "Once upon a time there was a small cat. It sat on the mat, and the dog slept beside it.\n",
@@ -27,24 +29,21 @@ def chat(*contents: str) -> list[dict[str, str]]:
     return [{"role": roles[n % 2], "content": content} for n, content in enumerate(contents)]
 
 
-def numbered_cache(folder: Path, lengths: list[int], learnt: list[int] | None = None) -> TokenCache:
-    """A cache whose i-th token has the id i, so that a row tells where its tokens come from."""
+def numbered_index(folder: Path, lengths: list[int], learnt: list[int] | None = None) -> TokenIndex:
+    """An index whose i-th token has the id i, so that a row tells where its tokens come from."""
     total = sum(lengths)
-    name = "f" * 32
-    part = folder / name / "train"
-    part.mkdir(parents=True)
-    np.arange(total, dtype=np.uint32).tofile(part / "tokens.bin")
-    (np.cumsum(lengths) - lengths).astype(np.int64).tofile(part / "offsets.bin")
-    if learnt is not None:
-        np.array(learnt, dtype=np.uint8).tofile(part / "mask.bin")
-    counts = {
-        "documents": len(lengths),
-        "tokens": total,
-        "text_bytes": total,
-        "target_tokens": total if learnt is None else sum(learnt),
-        "target_bytes": total,
-        "masked": learnt is not None,
-    }
-    meta = {"format": FORMAT, "fingerprint": name, "dtype": "uint32", "eos_id": 0, "pad_id": total + 7}
-    (part.parent / "meta.json").write_text(json.dumps(meta | {"parts": {"train": counts}}))
-    return TokenCache(part)
+
+    def write(partial: Path) -> dict[str, Any]:
+        part = partial / "train"
+        part.mkdir()
+        np.arange(total, dtype=np.uint32).tofile(part / "tokens.bin")
+        documents = np.zeros(len(lengths), DOCUMENT)
+        documents["start"], documents["count"] = np.cumsum(lengths) - lengths, lengths
+        documents.tofile(part / "documents.bin")
+        if learnt is not None:
+            np.array(learnt, dtype=np.uint8).tofile(part / "mask.bin")
+        counts = Counts(total, total if learnt is None else sum(learnt), total)
+        return {"dtype": "uint32", "eos_id": 0, "pad_id": total + 7, "parts": {"train": asdict(counts)}}
+
+    open_or_build(folder, "f" * 32, write)
+    return TokenIndex(folder / ("f" * 32) / "train")

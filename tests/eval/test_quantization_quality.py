@@ -11,7 +11,7 @@ from torch import nn
 from muomni import MuOmni
 from muomni.config import DataSpec
 from muomni.data import PackedDataset
-from muomni.data.index.token_cache import build_token_cache
+from muomni.data.index.build import build_index
 from muomni.eval import quantization_quality as quality_module
 from muomni.eval.quantization_quality import Quality, compare_caches, compare_models
 from muomni.ops.attention import Segments
@@ -25,7 +25,7 @@ def rows(nano_folder: Any, tmp_path: Any) -> PackedDataset:
     tokenizer = MuOmni.from_pretrained(nano_folder, device="cpu").tokenizer
     assert tokenizer is not None
     sources = DataSpec.model_validate({"train": [str(path)]}).train
-    return PackedDataset(build_token_cache(sources, tokenizer), 64, shuffle=False)
+    return PackedDataset(build_index(sources, tokenizer), 64, shuffle=False)
 
 
 def test_a_model_is_like_itself(nano_folder: Any, rows: PackedDataset) -> None:

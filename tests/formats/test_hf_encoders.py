@@ -15,7 +15,8 @@ from muomni.formats.hf_encoders import load_encoder, read_siglip, read_whisper
 from muomni.model.encoders.siglip import SiglipEncoder
 from muomni.model.encoders.whisper import WhisperEncoder
 from muomni.model.inputs import AudioBatch, ImageBatch
-from muomni.ops.log_mel import SAMPLE_RATE, num_frames, whisper_log_mel
+from muomni.ops.audio_frames import SAMPLE_RATE, num_frames
+from muomni.ops.log_mel import whisper_log_mel
 
 transformers = pytest.importorskip("transformers")
 

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muomni.ops.log_mel import SAMPLE_RATE, log_mel, mel_filters, num_frames, whisper_log_mel
+from muomni.ops.audio_frames import SAMPLE_RATE, num_frames
+from muomni.ops.log_mel import log_mel, mel_filters, whisper_log_mel
 
 
 def sound(samples: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Rows of a fixed length out of whole documents with pictures and sounds.
 
-Every row is a pure function of (index, seq_len, seed, augmentation, number), as in `packing`; but here documents
+Every row is a pure function of (index, seq_len, seed, augmentation, number), as in `packed`; but here documents
 are not cut, since a picture has no half. Only plain text longer than a row is.
 
 How it works. The documents are dealt into shards of some 65,000 once, in an order that depends on the seed, and
@@ -32,10 +32,11 @@ from muomni.config.recipe_data import AugmentSpec
 from muomni.data.arrays import Ints
 from muomni.data.datasets.batch import IGNORE, Batch
 from muomni.data.datasets.order import mixed, mixed_key, permuted, random_order
-from muomni.data.index.media_format import AUDIO, IMAGE
-from muomni.data.index.media_index import MediaIndex
+from muomni.data.index.token_index import AUDIO, IMAGE, TokenIndex
 from muomni.data.media.augment import stretched
+from muomni.data.media.processor import MediaProcessor
 from muomni.errors import DataError, MediaError
+from muomni.ops.audio_frames import num_tokens
 
 if TYPE_CHECKING:
     from muomni.data.datasets.media_loading import Loaded
@@ -86,7 +87,7 @@ class MultimodalDataset:
 
     def __init__(
         self,
-        index: MediaIndex,
+        index: TokenIndex,
         config: OmniConfig,
         seq_len: int,
         seed: int = 0,
@@ -98,7 +99,7 @@ class MultimodalDataset:
         if seq_len < 2:
             raise ValueError(f"seq_len ({seq_len}) must be at least 2, or nothing can be predicted")
         self.index = index
-        self.config = config
+        self.processor = MediaProcessor(config)
         self.seq_len = seq_len
         self.seed = seed
         self.shuffle = shuffle
@@ -110,7 +111,6 @@ class MultimodalDataset:
         self._counts: dict[int, Ints] = {}
         self._shards: dict[tuple[int, int], _Shard] = {}
         self._lock = threading.RLock()
-        self._turn = threading.Lock()  # of large pictures: threads decode one at a time
         if self.left_out == index.num_documents or not self.num_rows:
             names = "; ".join(self.left_out_names(3))
             raise DataError(
@@ -162,7 +162,7 @@ class MultimodalDataset:
         return self._filled(self._shard(epoch, int(order[place])), in_shard, epoch, number)
 
     def batch(self, first_index: int, count: int, stride: int = 1) -> Batch:
-        """The rows first_index, first_index + stride, ... as one batch; see `PackedRows.batch`."""
+        """The rows first_index, first_index + stride, ... as one batch; see `Dataset.batch`."""
         indices = [first_index + n * stride for n in range(count)]
         return self.collate([self.row(index) for index in indices], first_index, stride)
 
@@ -246,7 +246,7 @@ class MultimodalDataset:
         sounds = records["kind"] == AUDIO
         frames = records["frames"].astype(np.int64)
         frames[sounds] = stretched(frames[sounds], self.augment.audio, chance[sounds])
-        tokens = np.where(sounds, -(-frames // 8), records["tokens"])
+        tokens = np.where(sounds, num_tokens(frames), records["tokens"])
         return frames, tokens, chance
 
     def _shard(self, epoch: int, shard: int) -> "_Shard":
@@ -303,7 +303,7 @@ class MultimodalDataset:
         if not document["media"]:
             begin = int(document["start"]) + offset
             ids = index.tokens[begin : begin + length].astype(np.int64)
-            return ids, index.mask[begin : begin + length] != 0, plain
+            return ids, index.learnt(begin, begin + length), plain
         begin, end = int(document["start"]), int(document["start"] + document["count"])
         medium = np.arange(int(document["medium"]), int(document["medium"] + document["media"]))
         records = index.media[medium]
@@ -323,10 +323,9 @@ class MultimodalDataset:
                         records[n],
                         int(frames[n]),
                         speed,
-                        self.config,
+                        self.processor,
                         self.augment,
                         draws,
-                        self._turn,
                     )
                 )
             except MediaError as error:
@@ -347,7 +346,7 @@ class MultimodalDataset:
                 videos.append([place])
         return (
             np.repeat(ids, repeats),
-            np.repeat(index.mask[begin:end] != 0, repeats),
+            np.repeat(index.learnt(begin, end), repeats),
             mrope_positions(length, (), videos),
         )
 

@@ -1,6 +1,6 @@
-"""Rows of a fixed length, packed full from the documents of a token cache.
+"""Rows of a fixed length, packed full from the documents of a token index.
 
-Every row is a pure function of (cache, seq_len, seed, index): resuming a run, or sharing the rows out
+Every row is a pure function of (token index, seq_len, seed, number): resuming a run, or sharing the rows out
 between processes, needs nothing but the index.
 
 How it works. The token stream is cut into blocks of some 16,000 tokens, which an epoch visits in
@@ -16,7 +16,7 @@ B = rows in a batch, T = tokens in a row, N = segments in a batch.
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +24,7 @@ from numpy.typing import NDArray
 from muomni.data.arrays import Ints
 from muomni.data.datasets.batch import IGNORE, Batch, Row
 from muomni.data.datasets.order import mixed_key, permuted, random_order
-from muomni.data.index.token_cache import TokenCache
-
-if TYPE_CHECKING:
-    pass
-
+from muomni.data.index.token_index import TokenIndex
 
 _BLOCK_TOKENS = 1 << 14
 _SHARD_TOKENS = 1 << 22
@@ -37,21 +33,21 @@ _SHARD_TOKENS = 1 << 22
 class PackedDataset:
     """Random access to packed rows, counted on over the epochs: row i is in epoch i // num_rows.
 
-    Every token of the cache is in exactly one row of each epoch. The last row of an epoch may be short;
+    Every token of the index is in exactly one row of each epoch. The last row of an epoch may be short;
     it is filled with padding that forms a segment of its own and is not learnt. A document that a row's
     end cuts goes on in another row as a new segment.
 
     Args:
-        cache: where the tokens are.
+        index: where the tokens are.
         seq_len: T, at least 2.
         seed: of the order.
-        shuffle: False keeps the order of the cache, the same in every epoch.
+        shuffle: False keeps the order of the index, the same in every epoch.
     """
 
-    def __init__(self, cache: TokenCache, seq_len: int, seed: int = 0, shuffle: bool = True) -> None:
+    def __init__(self, index: TokenIndex, seq_len: int, seed: int = 0, shuffle: bool = True) -> None:
         if seq_len < 2:
             raise ValueError(f"seq_len ({seq_len}) must be at least 2, or nothing can be predicted")
-        self.cache = cache
+        self.index = index
         self.seq_len = seq_len
         self.seed = seed
         self.shuffle = shuffle
@@ -63,7 +59,7 @@ class PackedDataset:
     @property
     def num_rows(self) -> int:
         """Rows in an epoch."""
-        return -(-self.cache.num_tokens // self.seq_len)
+        return -(-self.index.num_tokens // self.seq_len)
 
     def row(self, index: int) -> Row:
         """The row of an index ≥ 0, counted over all epochs."""
@@ -77,7 +73,7 @@ class PackedDataset:
             self._shard = None  # so that two are not held at once
             held = ((epoch, number), self._load(epoch, number))
             self._shard = held
-        return held[1].row(in_shard, self.seq_len, self.cache.pad_id)
+        return held[1].row(in_shard, self.seq_len, self.index.pad_id)
 
     def batch(self, first_index: int, count: int, stride: int = 1) -> Batch:
         """The rows first_index, first_index + stride, ... as one batch.
@@ -109,11 +105,11 @@ class PackedDataset:
 
     @cached_property
     def _identity(self) -> str:
-        return f"{self.cache.fingerprint} {self.seq_len} {self.seed} {self.shuffle}"
+        return f"{self.index.fingerprint} {self.seq_len} {self.seed} {self.shuffle}"
 
     def _load(self, epoch: int, number: int) -> "_Shard":
         """Shard `number` of an epoch."""
-        total = self.cache.num_tokens
+        total = self.index.num_tokens
         first = number * self._blocks_per_shard
         last = min(first + self._blocks_per_shard, -(-total // self._block))
         if not self.shuffle:
@@ -121,7 +117,7 @@ class PackedDataset:
             return self._read([(begin, end)])
         blocks = np.arange(first, last)
         whole = total // self._block
-        # The short block at the end of the cache keeps its place, so that all others fill theirs.
+        # The short block at the end of the index keeps its place, so that all others fill theirs.
         moved = blocks < whole
         blocks[moved] = permuted(blocks[moved], whole, mixed_key(self.seed, epoch, 0))
         begins = blocks * self._block
@@ -129,20 +125,18 @@ class PackedDataset:
         return read.shuffled(self.seq_len, mixed_key(self.seed, epoch, 1 + number))
 
     def _read(self, ranges: list[tuple[int, int]]) -> "_Shard":
-        """The tokens of some ranges of the cache one behind the other, unshuffled."""
-        cache = self.cache
-        tokens = np.concatenate([cache.tokens.array[begin:end] for begin, end in ranges])
-        mask = cache.mask
-        learnt = None if mask is None else np.concatenate([mask.array[begin:end] for begin, end in ranges])
+        """The tokens of some ranges of the index one behind the other, unshuffled."""
+        index = self.index
+        tokens = np.concatenate([index.tokens[begin:end] for begin, end in ranges])
+        mask = index.mask
+        learnt = None if mask is None else np.concatenate([mask[begin:end] for begin, end in ranges])
         starts = []
         done = 0
         for begin, end in ranges:
-            inner = cache.starts_between(begin + 1, end) - begin
+            inner = index.starts_between(begin + 1, end) - begin
             starts += [np.array([done]), inner + done]
             done += end - begin
-        for used in (cache.tokens, cache.offsets, mask):
-            if used is not None:
-                used.release()
+        index.release()
         return _Shard(tokens, learnt, np.concatenate(starts), None)
 
 

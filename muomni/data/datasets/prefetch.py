@@ -8,7 +8,7 @@ from muomni.data.datasets.multimodal import MediaRow, MultimodalDataset
 
 
 class Dataset(Protocol):
-    """What training reads: `PackedRows`, `MultimodalDataset` or `PrefetchLoader`."""
+    """What training reads: `PackedDataset`, `MultimodalDataset` or `PrefetchLoader`."""
 
     @property
     def num_rows(self) -> int:
@@ -16,7 +16,7 @@ class Dataset(Protocol):
         ...
 
     def batch(self, first_index: int, count: int, stride: int = 1) -> Batch:
-        """The rows first_index, first_index + stride, ... as one batch; see `PackedRows.batch`."""
+        """The rows first_index, first_index + stride, ... as one batch; see `Dataset.batch`."""
         ...
 
 

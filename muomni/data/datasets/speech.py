@@ -161,7 +161,7 @@ class WithSpeech:
         return self.rows.num_rows
 
     def batch(self, first_index: int, count: int, stride: int = 1) -> Batch:
-        """See `PackedRows.batch`."""
+        """See `Dataset.batch`."""
         batch = self.rows.batch(first_index, count, stride)
         indices = [first_index + n * stride for n in range(count)]
         speech = self.speech.speech(

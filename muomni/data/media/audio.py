@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from muomni.data.media.media_ref import MediaRef, Source, name_of, opened
 from muomni.errors import MediaError
+from muomni.ops.audio_frames import SAMPLE_RATE
 
 if TYPE_CHECKING:
     import soundfile
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 Samples = NDArray[np.float32]
 Sound = Source | tuple[Any, int]
 
-SAMPLE_RATE = 16_000
-HOP = 160
-FRAMES_PER_TOKEN = 8
 MAX_SECONDS = 300.0
 FORMATS = ("WAV", "WAVEX", "RF64", "W64", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF")
 RATES = (2_000, 768_000)
@@ -95,16 +93,6 @@ def audio_seconds(source: Sound) -> float:
         if frames < 1:
             raise MediaError(f"{name}: holds no samples")
         return float(frames / rate)
-
-
-def num_frames(samples: int) -> int:
-    """Mel frames F of S samples: one every 160, at least 8, which is one token."""
-    return max(-(-samples // HOP), FRAMES_PER_TOKEN)
-
-
-def num_tokens(frames: int) -> int:
-    """Tokens of the audio encoder for F frames."""
-    return -(-frames // FRAMES_PER_TOKEN)
 
 
 def to_mel(samples: Samples) -> Samples:

@@ -44,7 +44,8 @@ def load_image(
         source: a path, bytes of PNG, JPEG, WebP, GIF or BMP, a reference, or a PIL picture.
         fit: for this encoder; a JPEG much larger than what the encoder takes is then decoded at 1/2, 1/4 or
             1/8 of its size (never at less than twice what the encoder takes), which is faster by as much, and any
-            other picture of more than `LARGE_PIXELS` is made smaller, to at least three times that.
+            other picture of more than `LARGE_PIXELS` is made smaller, to at least three times that. Its token grid
+            stays that of the whole picture.
         turn: a lock, held while a picture of more than `LARGE_PIXELS` is decoded: threads that share it decode one
             at a time. A decoded picture takes 4 bytes for each pixel; made smaller it takes little more than that,
             else as much again.
@@ -60,11 +61,24 @@ def load_image(
             _check(source, "the given picture")
             return _rgb(source, "the given picture", _orientation(source))
     name = name_of(source)
-    with _opened(source) as image:
+    content = open_bytes(source)
+    picture, size = _decoded(content, name, fit, turn)
+    if fit is not None and token_grid(picture.size, fit) != token_grid(size, fit):
+        # Decoded at a part of its size its sides were rounded, and with them its shape.
+        picture, _ = _decoded(content, name, None, turn)
+    return picture
+
+
+def _decoded(
+    content: bytes, name: str, fit: VisionEncoderConfig | None, turn: AbstractContextManager[object] | None
+) -> "tuple[Image, tuple[int, int]]":
+    """The picture, see `load_image`, and the width and height that it has at its full size."""
+    with _opened(content, name) as image:
         orientation = _orientation(image)
+        size = _turned(image.size, orientation)
         factor = 1
         if fit is not None:
-            rows, columns = token_grid(_turned(image.size, orientation), fit)
+            rows, columns = token_grid(size, fit)
             side = fit.pixel_shuffle_factor * fit.patch_size
             width, height = _turned((columns * side, rows * side), orientation)
             if image.format in ("JPEG", "MPO"):
@@ -73,7 +87,7 @@ def load_image(
             factor = max(1, min(image.width // (3 * width), image.height // (3 * height)))
         large = image.width * image.height > LARGE_PIXELS
         with turn if large and turn is not None else nullcontext():
-            return _rgb(image, name, orientation, factor)
+            return _rgb(image, name, orientation, factor), size
 
 
 def picture_size(source: "Source | Image") -> tuple[int, int]:
@@ -86,7 +100,7 @@ def picture_size(source: "Source | Image") -> tuple[int, int]:
 
     if isinstance(source, Image.Image):
         return _turned(source.size, _orientation(source))
-    with _opened(source) as image:
+    with _opened(open_bytes(source), name_of(source)) as image:
         return _turned(image.size, _orientation(image))
 
 
@@ -139,12 +153,10 @@ def to_patches(image: "Image", config: VisionEncoderConfig) -> tuple[NDArray[np.
 
 
 @contextmanager
-def _opened(source: Source) -> "Iterator[Image]":
+def _opened(content: bytes, name: str) -> "Iterator[Image]":
     """The picture with its header read and checked."""
     from PIL import Image, UnidentifiedImageError
 
-    name = name_of(source)
-    content = open_bytes(source)
     if not content:
         raise MediaError(f"{name}: is empty")
     with _errors(name):

@@ -12,6 +12,8 @@ from typing import BinaryIO, Literal
 from muomni.data.media.archives import open_archive
 from muomni.errors import MediaError
 
+# What has an encoder; a video is a list of pictures.
+Kind = Literal["image", "audio"]
 MediaKind = Literal["image", "audio", "video"]
 # Whole pictures are read into memory; the largest useful ones are far smaller.
 MAX_BYTES = 256 << 20

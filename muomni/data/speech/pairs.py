@@ -1,6 +1,6 @@
 """Recordings with their texts as what a Talker learns from: codes, and which unit of the text each frame speaks.
 
-Computed once and kept: a folder `pairs-KEY` beside the token caches, named by a hash of the recordings, their texts,
+Computed once and kept: a folder `pairs-KEY` beside the token indexes, named by a hash of the recordings, their texts,
 the codec and the form. Recordings are decoded, brought to one loudness and encoded a few minutes at a time.
 """
 
@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from muomni.config import SourceSpec
-from muomni.data.index.token_cache import default_cache_dir
-from muomni.data.media.audio import SAMPLE_RATE, load_audio
+from muomni.data.index.cache_folder import default_cache_dir, file_stamp, fingerprint, open_or_build, read_meta
+from muomni.data.media.audio import load_audio
 from muomni.data.media.media_ref import MediaRef
 from muomni.data.speech.forced_alignment import (
     MEL_BINS,
@@ -38,11 +38,11 @@ from muomni.data.speech.paired_data import SpeechPairs
 from muomni.data.speech.recordings import write_recordings
 from muomni.data.speech.spoken_text import clip_words, said_words, units_of
 from muomni.errors import DataError, MediaError
-from muomni.files import atomic_folder, write_json
+from muomni.files import write_json
 from muomni.model.codec import SpeechCodec
+from muomni.ops.audio_frames import SAMPLE_RATE
 
-_FORMAT = 1
-_META, _TEXTS = "meta.json", "texts.json"
+_TEXTS = "texts.json"
 _ARRAYS = ("codes", "pointers", "frames", "voices", "sources")
 MANIFEST = "manifest.jsonl"
 DEFAULT_SPEAKER = "default"
@@ -105,16 +105,15 @@ def prepare_pairs(
         pairs = [pair for n, source in enumerate(sources) for pair in _pairs(source, n, Path(scratch), language)]
         if not pairs:
             raise DataError("no source of speech was given")
-        target = root / f"pairs-{_key(pairs, codec, spec, max_advance, language)}"
-        if not (target / _META).is_file():
-            try:
-                with atomic_folder(target) as partial:
-                    _Preparation(pairs, codec, spec, max_advance, max_unreadable_fraction, language, partial).run(
-                        progress, say
-                    )
-            except OSError as error:
-                raise DataError(f"{target}: cannot be written: {error.strerror or error}") from None
-    return open_pairs(target)
+        name = f"pairs-{_fingerprint(pairs, codec, spec, max_advance, language)}"
+        open_or_build(
+            root,
+            name,
+            lambda partial: _Preparation(
+                pairs, codec, spec, max_advance, max_unreadable_fraction, language, partial
+            ).run(progress, say),
+        )
+    return open_pairs(root / name)
 
 
 def prepare_split(
@@ -140,7 +139,9 @@ def prepare_split(
 
 def open_pairs(folder: Path) -> SpeechPairs:
     """The pairs of a folder that `prepare_pairs` wrote; the codes are mapped into memory."""
-    meta: dict[str, Any] = json.loads((folder / _META).read_text(encoding="utf-8"))
+    meta = read_meta(folder)
+    if meta is None:
+        raise DataError(f"{folder}: is not a whole folder of pairs of text and speech")
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
     frames = np.array(arrays["frames"])
     return SpeechPairs(
@@ -180,12 +181,12 @@ class _Preparation:
         self.lengths: list[int] = []  # frames of features
         self.frames: list[int] = []  # of codes
 
-    def run(self, progress: bool, say: Callable[[str], None]) -> None:
-        """Writes all files."""
+    def run(self, progress: bool, say: Callable[[str], None]) -> dict[str, Any]:
+        """Writes all files; returns the meta data."""
         features, codes = self.folder / "features.raw", self.folder / "codes.raw"
         say(f"encoding {len(self.pairs):,} recordings, then aligning them with their texts; kept for later runs")
-        with features.open("wb") as heard, codes.open("wb") as coded, _bar("encoding speech", progress) as report:
-            for done in self._encode(heard, coded):
+        with features.open("wb") as mels, codes.open("wb") as frames, _bar("encoding speech", progress) as report:
+            for done in self._encode(mels, frames):
                 report(done / len(self.pairs))
         if not self.kept:
             raise DataError(f"no pair of text and speech can be used; for example {'; '.join(self.left_out[:3])}")
@@ -194,9 +195,11 @@ class _Preparation:
         recordings = Recordings(stored, np.cumsum(lengths) - lengths, lengths, self.units)
         with _bar("aligning speech with text", progress) as report:
             spoken = align(recordings, self.spec, report)
-        self._write(recordings, spoken, np.memmap(codes, np.uint16, "r").reshape(-1, self.codec.num_codebooks), say)
+        coded = np.memmap(codes, np.uint16, "r").reshape(-1, self.codec.num_codebooks)
+        meta = self._write(recordings, spoken, coded, say)
         features.unlink()
         codes.unlink()
+        return meta
 
     def _encode(self, features: BinaryIO, codes: BinaryIO) -> Iterator[int]:
         """Reads, encodes and writes some minutes at a time; yields how many recordings are done."""
@@ -254,8 +257,8 @@ class _Preparation:
 
     def _write(
         self, recordings: Recordings, spoken: Sequence[Spoken], codes: NDArray[np.uint16], say: Callable[[str], None]
-    ) -> None:
-        """Keeps the pairs that could be aligned."""
+    ) -> dict[str, Any]:
+        """Keeps the pairs that could be aligned; returns the meta data."""
         config = self.codec.config
         ends = np.cumsum(self.frames)
         limit = _least_score([found.score for found in spoken])
@@ -289,10 +292,9 @@ class _Preparation:
         for name in _ARRAYS:
             np.save(self.folder / f"{name}.npy", values[name])
         write_json(self.folder / _TEXTS, [self.texts[n] for n in places])
-        meta = {"speakers": speakers, "frame_rate": self.codec.frame_rate, "left_out": self.left_out}
-        write_json(self.folder / _META, meta)
         seconds = int(values["frames"].sum()) / self.codec.frame_rate
         say(f"{len(places):,} pairs of text and speech, {seconds / 3600:.2f} h; {len(self.left_out):,} left out")
+        return {"speakers": speakers, "frame_rate": self.codec.frame_rate, "left_out": self.left_out}
 
 
 def _least_score(scores: Sequence[float]) -> float:
@@ -354,27 +356,15 @@ def _rows(path: Path, text_column: str, source: int) -> Iterator[_Pair]:
         yield _Pair(ref, text, speaker or DEFAULT_SPEAKER, source)
 
 
-def _key(pairs: Sequence[_Pair], codec: SpeechCodec, spec: AlignerSpec, max_advance: int, language: str) -> str:
+def _fingerprint(pairs: Sequence[_Pair], codec: SpeechCodec, spec: AlignerSpec, max_advance: int, language: str) -> str:
     """Of all that decides what comes out."""
-    digest = hashlib.blake2b(f"{_FORMAT} {asdict(spec)} {max_advance} {language}".encode(), digest_size=12)
-    for path in dict.fromkeys(pair.ref.path for pair in pairs):
-        digest.update(f"{os.path.abspath(path)} {_stamp(path)}\0".encode())
-    for pair in pairs:
-        name = os.path.abspath(pair.ref.path)
-        digest.update(f"{name}\0{pair.ref.member}\0{pair.text}\0{pair.speaker}\0{pair.source}\0".encode())
-    digest.update(codec.config.model_dump_json().encode())
+    files = [[os.path.abspath(path), file_stamp(path)] for path in dict.fromkeys(pair.ref.path for pair in pairs)]
+    rows = [[os.path.abspath(p.ref.path), p.ref.member, p.text, p.speaker, p.source] for p in pairs]
+    weights = hashlib.blake2b(codec.config.model_dump_json().encode(), digest_size=16)
     for part in (codec.encoder, codec.quantizer):
         for name, tensor in sorted(part.state_dict().items()):
-            digest.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _stamp(path: str) -> tuple[int, int]:
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return 0, 0  # told when it is read
-    return stat.st_size, stat.st_mtime_ns
+            weights.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return fingerprint(asdict(spec), max_advance, language, files, rows, weights.hexdigest())
 
 
 @contextmanager

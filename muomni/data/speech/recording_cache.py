@@ -17,15 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muomni.config import DataSpec, SourceSpec
-from muomni.data.index.token_cache import default_cache_dir
-from muomni.data.media.audio import SAMPLE_RATE, load_audio
+from muomni.data.index.cache_folder import default_cache_dir, file_stamp, fingerprint, open_or_build
+from muomni.data.media.audio import load_audio
 from muomni.data.media.media_ref import MediaRef
 from muomni.errors import DataError, MediaError
-from muomni.files import atomic_folder, write_json
+from muomni.ops.audio_frames import SAMPLE_RATE
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
-_FORMAT = 1
-_SAMPLES, _META = "samples.npy", "meta.json"
+_SAMPLES = "samples.npy"
 # Seconds of silence between two recordings.
 _PAUSE = 0.25
 # What recordings are brought to; below the smallest one there is nothing to bring up.
@@ -90,21 +89,19 @@ def build_sounds(sources: Sequence[Sequence[MediaRef]], folder: Path, max_unread
     Raises:
         DataError: more are unreadable, or none is left.
     """
-    key = _key(sources)
-    target = folder / f"sounds-{key}"
-    if not (target / _META).is_file():
-        try:
-            with atomic_folder(target) as partial:
-                _write(sources, partial, max_unreadable_fraction)
-        except OSError as error:
-            raise DataError(f"{target}: cannot be written: {error.strerror or error}") from None
-    meta: dict[str, Any] = json.loads((target / _META).read_text(encoding="utf-8"))
-    samples = np.load(target / _SAMPLES, mmap_mode="r")
-    return Sounds(samples, tuple(meta["bounds"]), meta["clips"], tuple(meta["bad"]), key)
+    described = [
+        [[[os.path.abspath(path), file_stamp(path)] for path in dict.fromkeys(ref.path for ref in refs)]]
+        + [[ref.path, ref.member] for ref in refs]
+        for refs in sources
+    ]
+    name = f"sounds-{fingerprint(described)}"
+    meta = open_or_build(folder, name, lambda partial: _write(sources, partial, max_unreadable_fraction))
+    samples = np.load(folder / name / _SAMPLES, mmap_mode="r")
+    return Sounds(samples, tuple(meta["bounds"]), meta["clips"], tuple(meta["bad"]), name)
 
 
-def _write(sources: Sequence[Sequence[MediaRef]], partial: Path, max_unreadable_fraction: float) -> None:
-    """Decodes into `partial`; only one recording at a time is in memory."""
+def _write(sources: Sequence[Sequence[MediaRef]], partial: Path, max_unreadable_fraction: float) -> dict[str, Any]:
+    """Decodes into `partial`; only one recording at a time is in memory. Returns the meta data."""
     raw = partial / "raw"
     pause = np.zeros(int(_PAUSE * SAMPLE_RATE), np.int16)
     bounds: list[int] = []
@@ -133,7 +130,7 @@ def _write(sources: Sequence[Sequence[MediaRef]], partial: Path, max_unreadable_
     stored[:] = np.memmap(raw, np.int16, "r")
     stored.flush()
     raw.unlink()
-    write_json(partial / _META, {"bounds": bounds, "clips": clips, "bad": bad})
+    return {"bounds": bounds, "clips": clips, "bad": bad}
 
 
 def _levelled(samples: NDArray[np.float32]) -> NDArray[np.int16]:
@@ -202,23 +199,3 @@ def _held_out(ref: MediaRef, fraction: float) -> bool:
     name = ref.member or Path(ref.path).name
     number = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
     return number < fraction * 2**64
-
-
-def _key(sources: Sequence[Sequence[MediaRef]]) -> str:
-    """Of the names of all recordings, and of size and time of the files that hold them."""
-    digest = hashlib.blake2b(f"{_FORMAT}".encode(), digest_size=12)
-    for refs in sources:
-        digest.update(b"source")
-        for path in dict.fromkeys(ref.path for ref in refs):
-            digest.update(f"{os.path.abspath(path)} {_stamp(path)}\0".encode())
-        for ref in refs:
-            digest.update(f"{ref.path}\0{ref.member}\0".encode())
-    return digest.hexdigest()
-
-
-def _stamp(path: str) -> tuple[int, int]:
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return 0, 0  # told when it is read
-    return stat.st_size, stat.st_mtime_ns

@@ -24,11 +24,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from muomni.data.media.audio import SAMPLE_RATE, Samples
+from muomni.data.media.audio import Samples
 from muomni.data.speech.espeak_client import PITCHES, SPEEDS, Synthesiser, Voice
 from muomni.data.speech.sentences import wording
 from muomni.errors import DataError
 from muomni.files import atomic_file, remove_partial, write_atomic
+from muomni.ops.audio_frames import SAMPLE_RATE
 
 MANIFEST = "manifest.jsonl"
 SHARD_CLIPS = 250

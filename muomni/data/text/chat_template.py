@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from muomni.data.text.content_parts import Kind
+from muomni.data.media.media_ref import Kind
 from muomni.errors import DataError, PromptError
 
 if TYPE_CHECKING:

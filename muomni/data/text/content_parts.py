@@ -9,13 +9,12 @@ import binascii
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from muomni.data.media.media_ref import MediaRef
+from muomni.data.media.media_ref import Kind, MediaRef
 from muomni.errors import UserError
 
-Kind = Literal["image", "audio"]
 # Names of a part's `type`, and of the key that holds what it is: OpenAI's, Hugging Face's and ours.
 _KINDS = {
     "image": "image",

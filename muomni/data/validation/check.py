@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 from muomni.config import SourceSpec, VisionConfig
 from muomni.config.model import PresetName, encoder_configs
 from muomni.data.media.archives import open_archive
-from muomni.data.media.audio import SAMPLE_RATE, audio_seconds, load_audio, num_frames, num_tokens
+from muomni.data.media.audio import audio_seconds, load_audio
 from muomni.data.media.image import load_image, token_grid
 from muomni.data.media.media_ref import MediaRef, opened
 from muomni.data.sources.readers import MAX_LINE_BYTES, open_lines, row_documents
 from muomni.data.sources.sources import source_files
 from muomni.data.text.content_parts import MediaPart, PartRules
 from muomni.errors import DataError, MediaError
+from muomni.ops.audio_frames import SAMPLE_RATE, num_frames, num_tokens
 
 Kind = Literal["row", "missing", "broken", "too long", "silent", "blank", "unpaired", "duplicate", "unnamed"]
 # A run skips or refuses the first four; the others are worth a look.

@@ -20,18 +20,11 @@ from muomni.config import AudioConfig
 from muomni.model.inputs import AudioBatch, filled, moved, row_length
 from muomni.model.layers import Block, RMSNorm
 from muomni.ops.attention import Segments
+from muomni.ops.audio_frames import FRAMES_PER_TOKEN, num_tokens
 from muomni.ops.rope import rope_tables
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-# Frames of a token: three convolutions of stride 2.
-STRIDE = 8
-
-
-def num_tokens(frames: int) -> int:
-    """Tokens that a clip of so many frames becomes: one for every 8 frames begun."""
-    return -(-frames // STRIDE)
 
 
 class AudioEncoder(nn.Module):
@@ -156,19 +149,19 @@ def lay_out(frames: Sequence[int], chunk_tokens: int) -> PackedClips:
         chunk_tokens: of the longest chunk.
     """
     clips = np.asarray(frames, dtype=np.int64)
-    longest = chunk_tokens * STRIDE
+    longest = chunk_tokens * FRAMES_PER_TOKEN
     chunks = -(-clips // longest)
     clip, chunk = _counted(chunks)
     lengths = np.minimum(clips[clip] - chunk * longest, longest)
     starts = (np.cumsum(clips) - clips)[clip] + chunk * longest
-    tokens = -(-lengths // STRIDE)
+    tokens = -(-lengths // FRAMES_PER_TOKEN)
 
-    owner, inside = _counted((tokens + 1) * STRIDE)
+    owner, inside = _counted((tokens + 1) * FRAMES_PER_TOKEN)
     heard = inside < lengths[owner]
     where = np.where(heard, starts[owner] + inside, clips.sum())
     _, positions = _counted(tokens)
     ends = filled([0, *np.cumsum(tokens).tolist()])
-    places = np.flatnonzero(heard[::STRIDE])
+    places = np.flatnonzero(heard[::FRAMES_PER_TOKEN])
     missing = ends[-1] - len(positions)
     segments = Segments(torch.tensor(ends, dtype=torch.int32), max(64, int(tokens.max()))).rounded(ends[-1])
     return PackedClips(

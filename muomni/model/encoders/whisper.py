@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from muomni.config import WhisperConfig
-from muomni.model.encoders.audio import checked_mel, num_tokens
+from muomni.model.encoders.audio import checked_mel
 from muomni.model.encoders.layers import PublishedBlock, init_published
 from muomni.model.inputs import AudioBatch, moved
+from muomni.ops.audio_frames import num_tokens
 
 FRAMES = 3000
 _STATES = FRAMES // 2
@@ -55,7 +56,7 @@ class WhisperEncoder(nn.Module):
             clips: at least one, on the encoder's device.
 
         Returns:
-            (N, 4·D), `audio.num_tokens` of each clip.
+            (N, 4·D), `num_tokens` of each clip.
 
         Raises:
             ValueError: the frames are not of `num_mel_bins`, or not as many as the clips have.

@@ -24,7 +24,7 @@ from PIL import Image
 
 from muomni.config import DataSpec, OmniConfig, SourceSpec, encoder_configs, preset
 from muomni.config.recipe_data import AudioAugmentSpec, AugmentSpec, ImageAugmentSpec
-from muomni.data import MediaIndex, MultimodalDataset, PrefetchLoader, Tokenizer, build_media_index, prepare_rows
+from muomni.data import MultimodalDataset, PrefetchLoader, TokenIndex, Tokenizer, build_index, prepare_rows
 from muomni.data.datasets import multimodal
 from muomni.data.datasets.batch import IGNORE, Batch
 from muomni.data.datasets.multimodal import MediaRow, first_fit
@@ -98,9 +98,9 @@ def folder_of_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def index(folder_of_data: Path, tokenizer: Tokenizer, config: OmniConfig) -> MediaIndex:
+def index(folder_of_data: Path, tokenizer: Tokenizer, config: OmniConfig) -> TokenIndex:
     source = SourceSpec(path=str(folder_of_data / "m.jsonl"))
-    return build_media_index([source], tokenizer, config, folder_of_data / "cache", progress=False)
+    return build_index([source], tokenizer, config, folder_of_data / "cache", progress=False)
 
 
 def naive(row: dict[str, Any], folder: Path, tokenizer: Tokenizer, config: OmniConfig) -> dict[str, Any]:
@@ -170,7 +170,7 @@ def same(a: Batch, b: Batch) -> bool:
 
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_every_document_is_whole_and_once_in_an_epoch(
-    index: MediaIndex, folder_of_data: Path, tokenizer: Tokenizer, config: OmniConfig, epoch: int
+    index: TokenIndex, folder_of_data: Path, tokenizer: Tokenizer, config: OmniConfig, epoch: int
 ) -> None:
     rows = [json.loads(line) for line in (folder_of_data / "m.jsonl").read_text().splitlines()]
     documents = [naive(row, folder_of_data, tokenizer, config) for row in rows]
@@ -221,14 +221,14 @@ def test_every_document_is_whole_and_once_in_an_epoch(
 @given(first=st.integers(0, 40), count=st.integers(1, 3), stride=st.integers(1, 3))
 @settings(max_examples=15, deadline=None)
 def test_any_order_of_asking_gives_the_same(
-    index: MediaIndex, config: OmniConfig, first: int, count: int, stride: int
+    index: TokenIndex, config: OmniConfig, first: int, count: int, stride: int
 ) -> None:
     one, other = MultimodalDataset(index, config, T, seed=1), MultimodalDataset(index, config, T, seed=1)
     other.batch(first + 7, 1)
     assert same(one.batch(first, count, stride), other.batch(first, count, stride))
 
 
-def test_two_processes_share_the_rows(index: MediaIndex, config: OmniConfig) -> None:
+def test_two_processes_share_the_rows(index: TokenIndex, config: OmniConfig) -> None:
     rows = MultimodalDataset(index, config, T, seed=1)
     whole = rows.batch(4, 4)
     for rank in range(2):
@@ -238,7 +238,7 @@ def test_two_processes_share_the_rows(index: MediaIndex, config: OmniConfig) -> 
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_read_ahead_is_the_same(index: MediaIndex, config: OmniConfig, workers: int) -> None:
+def test_read_ahead_is_the_same(index: TokenIndex, config: OmniConfig, workers: int) -> None:
     rows = MultimodalDataset(index, config, T, seed=1)
     with PrefetchLoader(MultimodalDataset(index, config, T, seed=1), workers) as ahead:
         calls = [(0, 2, 1), (2, 2, 1), (4, 1, 1), (5, 2, 1), (30, 2, 1), (32, 3, 2), (38, 2, 2), (0, 1, 1)]
@@ -247,7 +247,7 @@ def test_read_ahead_is_the_same(index: MediaIndex, config: OmniConfig, workers: 
         assert len(ahead._coming) <= 2 * max(3, workers)
 
 
-def test_epochs_and_seeds_have_their_own_order(index: MediaIndex, config: OmniConfig) -> None:
+def test_epochs_and_seeds_have_their_own_order(index: TokenIndex, config: OmniConfig) -> None:
     rows = MultimodalDataset(index, config, T, seed=1)
     n = rows.num_rows
     first, second = rows.batch(0, n), rows.batch(n, n)
@@ -282,7 +282,7 @@ def test_packing_is_first_fit_decreasing(lengths: list[int]) -> None:
 
 @given(data=st.data())
 @settings(max_examples=25, deadline=None)
-def test_shards_hold_every_document_once(index: MediaIndex, config: OmniConfig, data: st.DataObject) -> None:
+def test_shards_hold_every_document_once(index: TokenIndex, config: OmniConfig, data: st.DataObject) -> None:
     patched = pytest.MonkeyPatch()
     with patched.context() as patch:
         patch.setattr(multimodal, "_SHARD_DOCUMENTS", data.draw(st.integers(1, 25)))
@@ -307,7 +307,7 @@ def test_weights_say_how_often_a_source_is_read(tmp_path: Path, tokenizer: Token
         rows = [{"messages": chat(f"{name} {n}", f"{name} {n}.")} for n in range(count)]
         write_jsonl(tmp_path / f"{name}.jsonl", rows)
     specs = [SourceSpec(path=str(tmp_path / f"{name}.jsonl")) for name in "ab"]
-    index = build_media_index(specs, tokenizer, config, tmp_path / "c", progress=False)
+    index = build_index(specs, tokenizer, config, tmp_path / "c", progress=False)
     rows = MultimodalDataset(index, config, 60, seed=1, weights=(0.25, 2.0))
     per_cycle = Counter[int]()
     starts = [0, *rows._phase_ends.tolist()]
@@ -338,7 +338,7 @@ def test_long_texts_are_cut_and_long_documents_with_media_left_out(
     ]
     write_jsonl(tmp_path / "m.jsonl", rows)
     specs = [SourceSpec(path=str(tmp_path / name)) for name in ("t.txt", "m.jsonl")]
-    index = build_media_index(specs, tokenizer, config, tmp_path / "c", progress=False)
+    index = build_index(specs, tokenizer, config, tmp_path / "c", progress=False)
     source = MultimodalDataset(index, config, 128)
     assert source.left_out == 1
     assert "m.jsonl: line 1" in source.left_out_names(5)[0]
@@ -352,7 +352,7 @@ def test_long_texts_are_cut_and_long_documents_with_media_left_out(
     )
     assert found == pieces
     with pytest.raises(DataError, match="no document fits into a row of 16 tokens"):
-        MultimodalDataset(build_media_index(specs[1:], tokenizer, config, tmp_path / "c", progress=False), config, 16)
+        MultimodalDataset(build_index(specs[1:], tokenizer, config, tmp_path / "c", progress=False), config, 16)
 
 
 def test_a_broken_file_becomes_padding_and_is_named(tmp_path: Path, tokenizer: Tokenizer, config: OmniConfig) -> None:
@@ -366,10 +366,8 @@ def test_a_broken_file_becomes_padding_and_is_named(tmp_path: Path, tokenizer: T
     parts = [[{"type": "image", "image": f"{name}.png"}] for name in ("good", "cut", "none", "missing")]
     rows = [{"messages": [{"role": "user", "content": p}, {"role": "assistant", "content": "yes"}]} for p in parts]
     write_jsonl(tmp_path / "m.jsonl", rows)
-    index = build_media_index(
-        [SourceSpec(path=str(tmp_path / "m.jsonl"))], tokenizer, config, tmp_path / "c", progress=False
-    )
-    assert index.meta.bad == 2
+    index = build_index([SourceSpec(path=str(tmp_path / "m.jsonl"))], tokenizer, config, tmp_path / "c", progress=False)
+    assert index.counts.bad == 2
     assert "none.png" in index.bad(5)[0] and "missing.png: no such file" in index.bad(5)[1]
     source = MultimodalDataset(index, config, 200)
     batch = source.batch(0, source.num_rows)
@@ -426,7 +424,7 @@ def test_parquet_with_bytes(tmp_path: Path, tokenizer: Tokenizer, config: OmniCo
     grids = []
     for name, rows in (("inside", inside), ("beside", beside)):
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet", row_group_size=2)
-        index = build_media_index(
+        index = build_index(
             [SourceSpec(path=str(tmp_path / f"{name}.parquet"))], tokenizer, config, tmp_path / "c", progress=False
         )
         source = MultimodalDataset(index, config, 100, shuffle=False)
@@ -450,19 +448,15 @@ def test_a_folder_that_moves_keeps_its_split_and_archives_are_watched(
         (tmp_path / name).mkdir()
         write_data(tmp_path / name, 30)
         spec = SourceSpec(path=str(tmp_path / name / "m.jsonl"))
-        index = build_media_index(
-            [spec], tokenizer, config, tmp_path / "c", part="val", val_fraction=0.3, progress=False
-        )
+        index = build_index([spec], tokenizer, config, tmp_path / "c", part="val", val_fraction=0.3, progress=False)
         parts.append(np.array(index.tokens))
-        again = build_media_index(
-            [spec], tokenizer, config, tmp_path / "c", part="val", val_fraction=0.3, progress=False
-        )
+        again = build_index([spec], tokenizer, config, tmp_path / "c", part="val", val_fraction=0.3, progress=False)
         assert again.folder == index.folder
     np.testing.assert_array_equal(parts[0], parts[1])
     built = (index.folder.parent / "meta.json").stat().st_mtime_ns
     with zipfile.ZipFile(tmp_path / "two" / "x.zip", "a") as archive:
         archive.writestr("new.txt", "more")
-    build_media_index([spec], tokenizer, config, tmp_path / "c", part="val", val_fraction=0.3, progress=False)
+    build_index([spec], tokenizer, config, tmp_path / "c", part="val", val_fraction=0.3, progress=False)
     assert (index.folder.parent / "meta.json").stat().st_mtime_ns > built
 
 
@@ -503,7 +497,7 @@ AUGMENT = AugmentSpec(
 )
 
 
-def test_changes_at_random_depend_on_the_row_alone(index: MediaIndex, config: OmniConfig) -> None:
+def test_changes_at_random_depend_on_the_row_alone(index: TokenIndex, config: OmniConfig) -> None:
     one = MultimodalDataset(index, config, T, seed=1, augment=AUGMENT)
     other = MultimodalDataset(index, config, T, seed=1, augment=AUGMENT)
     for first in (17, 0, 95):
@@ -522,14 +516,14 @@ def test_changes_at_random_depend_on_the_row_alone(index: MediaIndex, config: Om
     assert len(seen) == 2 and len(tokenizer_ids) == 2
 
 
-def test_no_change_when_all_is_off(index: MediaIndex, config: OmniConfig) -> None:
+def test_no_change_when_all_is_off(index: TokenIndex, config: OmniConfig) -> None:
     assert same(
         MultimodalDataset(index, config, T, augment=AugmentSpec()).batch(0, 5),
         MultimodalDataset(index, config, T).batch(0, 5),
     )
 
 
-def test_memory_does_not_grow_with_the_rows_read(index: MediaIndex, config: OmniConfig) -> None:
+def test_memory_does_not_grow_with_the_rows_read(index: TokenIndex, config: OmniConfig) -> None:
     rows = MultimodalDataset(index, config, T, seed=1)
     peaks, left = [], []
     tracemalloc.start()
@@ -547,7 +541,7 @@ def test_memory_does_not_grow_with_the_rows_read(index: MediaIndex, config: Omni
     assert left[1] < left[0] + 200_000
 
 
-def test_what_a_thread_finds_reaches_the_caller(index: MediaIndex, config: OmniConfig) -> None:
+def test_what_a_thread_finds_reaches_the_caller(index: TokenIndex, config: OmniConfig) -> None:
     class Failing(MultimodalDataset):
         def row(self, number: int) -> MediaRow:
             if number == 3:

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_helpers import numbered_cache
+from data_helpers import numbered_index
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muomni.data import Batch, PackedDataset, TokenCache
+from muomni.data import Batch, PackedDataset, TokenIndex
 from muomni.data.datasets import packed
 from muomni.data.datasets.batch import IGNORE
 from muomni.data.datasets.order import permuted, random_order
@@ -19,7 +19,7 @@ from muomni.data.datasets.order import permuted, random_order
 LENGTHS = st.lists(st.integers(1, 12) | st.integers(1, 150), min_size=1, max_size=40)
 
 
-def small_rows(cache: TokenCache, seq_len: int, seed: int = 0, shuffle: bool = True, blocks: int = 2) -> PackedDataset:
+def small_rows(cache: TokenIndex, seq_len: int, seed: int = 0, shuffle: bool = True, blocks: int = 2) -> PackedDataset:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packed, "_BLOCK_TOKENS", 1)
         patch.setattr(packed, "_SHARD_TOKENS", blocks * 8 * seq_len)
@@ -46,7 +46,7 @@ def test_what_every_epoch_holds(
 ) -> None:
     total = sum(lengths)
     learnt = (np.random.default_rng(total).random(total) < 0.7).astype(int).tolist()
-    cache = numbered_cache(tmp_path_factory.mktemp("cache"), lengths, learnt)
+    cache = numbered_index(tmp_path_factory.mktemp("cache"), lengths, learnt)
     rows = small_rows(cache, seq_len, seed, shuffle, blocks)
     document = np.repeat(np.arange(len(lengths)), lengths)
     count = rows.num_rows
@@ -82,7 +82,7 @@ def test_what_every_epoch_holds(
 def test_a_row_depends_on_its_index_alone(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], seq_len: int, picks: list[int]
 ) -> None:
-    cache = numbered_cache(tmp_path_factory.mktemp("cache"), lengths)
+    cache = numbered_index(tmp_path_factory.mktemp("cache"), lengths)
     rows = small_rows(cache, seq_len, seed=3)
     for index in picks:
         here, fresh = rows.row(index), small_rows(cache, seq_len, seed=3).row(index)
@@ -96,12 +96,12 @@ def same(a: Batch, b: Batch) -> bool:
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> TokenCache:
+def cache(tmp_path: Path) -> TokenIndex:
     lengths = np.random.default_rng(0).integers(2, 60, 400).tolist()
-    return numbered_cache(tmp_path, lengths)
+    return numbered_index(tmp_path, lengths)
 
 
-def test_processes_share_the_rows_of_one(cache: TokenCache) -> None:
+def test_processes_share_the_rows_of_one(cache: TokenIndex) -> None:
     rows = small_rows(cache, 16)
     whole = rows.batch(10, 12)
     shares = [small_rows(cache, 16).batch(10 + rank, 4, stride=3) for rank in range(3)]
@@ -110,7 +110,7 @@ def test_processes_share_the_rows_of_one(cache: TokenCache) -> None:
     assert len({share.id for share in (*shares, whole)}) == 4
 
 
-def test_ids_name_the_content(cache: TokenCache, tmp_path: Path) -> None:
+def test_ids_name_the_content(cache: TokenIndex, tmp_path: Path) -> None:
     rows = small_rows(cache, 16)
     first = rows.batch(0, 4)
     again = small_rows(cache, 16).batch(0, 4)
@@ -126,7 +126,7 @@ def test_ids_name_the_content(cache: TokenCache, tmp_path: Path) -> None:
     assert len({first.id, *(batch.id for batch in others)}) == 7
 
 
-def test_each_epoch_and_seed_has_its_own_order(cache: TokenCache) -> None:
+def test_each_epoch_and_seed_has_its_own_order(cache: TokenIndex) -> None:
     rows = small_rows(cache, 16)
     count = rows.num_rows
     epochs = [rows.batch(epoch * count, count).input_ids for epoch in range(2)]
@@ -135,7 +135,7 @@ def test_each_epoch_and_seed_has_its_own_order(cache: TokenCache) -> None:
         assert (a == b).float().mean() < 0.1
 
 
-def test_shuffled_rows_mix_the_whole_corpus(cache: TokenCache) -> None:
+def test_shuffled_rows_mix_the_whole_corpus(cache: TokenIndex) -> None:
     """The first shard is a sixth of the tokens, from all over."""
     rows = small_rows(cache, 16, blocks=16)
     assert rows.num_rows > 500
@@ -145,7 +145,7 @@ def test_shuffled_rows_mix_the_whole_corpus(cache: TokenCache) -> None:
     assert near.std() > 0.08 * cache.num_tokens
 
 
-def test_each_epoch_puts_other_blocks_and_pieces_together(cache: TokenCache) -> None:
+def test_each_epoch_puts_other_blocks_and_pieces_together(cache: TokenIndex) -> None:
     rows = small_rows(cache, 16)
     shards = [set(rows.batch(epoch * rows.num_rows, 16).input_ids.flatten().tolist()) for epoch in range(20)]
     assert sum(len(a & b) for a, b in pairwise(shards)) < 0.1 * sum(map(len, shards)), "other blocks"
@@ -156,14 +156,14 @@ def test_each_epoch_puts_other_blocks_and_pieces_together(cache: TokenCache) -> 
 
 
 def test_full_rows_and_mixed_ones_take_turns(tmp_path: Path) -> None:
-    cache = numbered_cache(tmp_path, [16 * 50] + [4] * 200)
+    cache = numbered_index(tmp_path, [16 * 50] + [4] * 200)
     batch = PackedDataset(cache, 16).batch(0, 100)
     full = (batch.positions == torch.arange(16)).all(1)
     assert full.sum() == 50
     assert 10 < full[:50].sum() < 40
 
 
-def test_in_order_without_shuffling(cache: TokenCache) -> None:
+def test_in_order_without_shuffling(cache: TokenIndex) -> None:
     rows = small_rows(cache, 16, shuffle=False)
     count = rows.num_rows
     ids = rows.batch(0, count).input_ids.flatten()[: cache.num_tokens]
@@ -173,13 +173,13 @@ def test_in_order_without_shuffling(cache: TokenCache) -> None:
 
 def test_pieces_as_long_as_a_row_fill_one(tmp_path: Path) -> None:
     """One giant document trains with the full context."""
-    cache = numbered_cache(tmp_path, [16 * 40, 5, 7])
+    cache = numbered_index(tmp_path, [16 * 40, 5, 7])
     batch = small_rows(cache, 16).batch(0, 41)
     assert (batch.positions[:40] == torch.arange(16)).all()
 
 
 def test_a_cache_shorter_than_a_row(tmp_path: Path) -> None:
-    cache = numbered_cache(tmp_path, [3, 2])
+    cache = numbered_index(tmp_path, [3, 2])
     rows = PackedDataset(cache, 8)
     assert rows.num_rows == 1
     batch = rows.batch(0, 2)
@@ -192,7 +192,7 @@ def test_a_cache_shorter_than_a_row(tmp_path: Path) -> None:
 def test_what_is_held_does_not_grow_with_the_cache(tmp_path: Path, shuffle: bool) -> None:
     held = []
     for n, documents in enumerate((100, 3000)):
-        cache = numbered_cache(tmp_path / str(n), [30] * documents)
+        cache = numbered_index(tmp_path / str(n), [30] * documents)
         rows = small_rows(cache, 16, shuffle=shuffle)
         sizes = []
         for index in range(0, rows.num_rows, 7):
@@ -204,7 +204,7 @@ def test_what_is_held_does_not_grow_with_the_cache(tmp_path: Path, shuffle: bool
     assert held[1] <= 1.2 * held[0]
 
 
-def test_types(cache: TokenCache) -> None:
+def test_types(cache: TokenIndex) -> None:
     batch = PackedDataset(cache, 16).batch(0, 3)
     assert [x.dtype for x in (batch.input_ids, batch.labels, batch.positions)] == [torch.int64] * 3
     assert batch.cu_seqlens.dtype == torch.int32
@@ -215,7 +215,7 @@ def test_types(cache: TokenCache) -> None:
     assert {x.device.type for x in (meta.input_ids, meta.labels, meta.positions, meta.cu_seqlens)} == {"meta"}
 
 
-def test_what_cannot_be(cache: TokenCache) -> None:
+def test_what_cannot_be(cache: TokenIndex) -> None:
     with pytest.raises(ValueError, match="at least 2"):
         PackedDataset(cache, 1)
     with pytest.raises(IndexError, match="row -1"):

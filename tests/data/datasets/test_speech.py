@@ -108,7 +108,7 @@ def test_a_row_depends_on_its_number_alone(
 
 
 def test_pairs_go_with_rows_of_text(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    text = PackedDataset(data_helpers.numbered_cache(tmp_path, [9] * 20), 10)
+    text = PackedDataset(data_helpers.numbered_index(tmp_path, [9] * 20), 10)
     speech = SpeechDataset(make_pairs(), tokenizer, config(), seed=3)
     both = WithSpeech(text, speech, 2)
     assert both.num_rows == text.num_rows

@@ -21,10 +21,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from muomni.config.model import VisionConfig
-from muomni.data.media.audio import audio_seconds, load_audio, num_frames, to_mel
+from muomni.data.media.audio import audio_seconds, load_audio, to_mel
 from muomni.data.media.image import load_image, picture_size, to_patches, token_grid
 from muomni.data.media.media_ref import MediaRef, open_bytes
 from muomni.errors import MediaError
+from muomni.ops.audio_frames import num_frames
 
 VIT = VisionConfig(hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
 NOISE = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)

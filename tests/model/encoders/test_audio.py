@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from muomni.config import AudioConfig
-from muomni.model.encoders.audio import AudioEncoder, num_tokens
+from muomni.model.encoders.audio import AudioEncoder
 from muomni.model.inputs import AudioBatch
-from muomni.ops.log_mel import SAMPLE_RATE, log_mel
+from muomni.ops.audio_frames import SAMPLE_RATE, num_tokens
+from muomni.ops.log_mel import log_mel
 from muomni.ops.rope import rope_tables
 
 CONFIG = AudioConfig(

@@ -1,4 +1,4 @@
-"""The token cache: what is in it, when it is built anew, and that no half of one is ever used."""
+"""The token index: what is in it, when it is built anew, and that no half of one is ever used."""
 
 import json
 import os
@@ -20,28 +20,29 @@ from muomni.config import DataSpec, SourceSpec, TokenizerSpec
 from muomni.data import (
     ChatTemplate,
     PackedDataset,
-    TokenCache,
+    TokenIndex,
     Tokenizer,
-    build_token_cache,
+    build_index,
     default_cache_dir,
     encode_chat,
     prepare,
     prepare_tokenizer,
 )
-from muomni.data.index import token_cache as cache_module
-from muomni.data.index.token_cache import source_fingerprint
+from muomni.data.index import build as build_module
+from muomni.data.index import cache_folder
+from muomni.data.index.build import index_fingerprint
 from muomni.data.sources import readers
 from muomni.errors import DataError
 
 
-def build(path: Path, tokenizer: Tokenizer, **options: Any) -> TokenCache:
+def build(path: Path, tokenizer: Tokenizer, **options: Any) -> TokenIndex:
     source = SourceSpec(path=str(path), **options.pop("source", {}))
-    return build_token_cache([source], tokenizer, path.parent / "cache", **options)
+    return build_index([source], tokenizer, None, path.parent / "cache", **options)
 
 
-def documents(cache: TokenCache) -> list[list[int]]:
-    bounds = [*cache.offsets.array.tolist(), cache.num_tokens]
-    return [cache.tokens.array[a:b].tolist() for a, b in pairwise(bounds)]
+def documents(cache: TokenIndex) -> list[list[int]]:
+    bounds = [*cache.documents["start"].tolist(), cache.num_tokens]
+    return [cache.tokens[a:b].tolist() for a, b in pairwise(bounds)]
 
 
 # What is in it
@@ -51,10 +52,10 @@ def test_documents_and_their_ends(tmp_path: Path, tokenizer: Tokenizer) -> None:
     cache = build(write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in STORIES]), tokenizer)
     assert documents(cache) == [[*tokenizer.encode(text), tokenizer.eos_id] for text in STORIES]
     assert cache.mask is None
-    assert cache.tokens.array.dtype == np.uint16
+    assert cache.tokens.dtype == np.uint16
     assert (cache.num_documents, cache.num_tokens) == (len(STORIES), sum(map(len, documents(cache))))
-    assert cache.meta.text_bytes == cache.meta.target_bytes == sum(len(text.encode()) for text in STORIES)
-    assert cache.bytes_per_token == cache.meta.target_bytes / cache.num_tokens
+    assert cache.counts.text_bytes == cache.counts.target_bytes == sum(len(text.encode()) for text in STORIES)
+    assert cache.bytes_per_token == cache.counts.target_bytes / cache.num_tokens
     copy = pickle.loads(pickle.dumps(cache))
     assert documents(copy) == documents(cache)
 
@@ -69,9 +70,9 @@ def test_only_answers_of_conversations_are_learnt(tmp_path: Path, tokenizer: Tok
     assert documents(cache) == ([talk, plain] if chat_first else [plain, talk])
     masks = [[1] * len(plain), [*map(int, encoded.answer_mask), 0]]
     assert cache.mask is not None
-    assert cache.mask.array.tolist() == masks[chat_first] + masks[not chat_first]
-    assert cache.meta.target_tokens == int(cache.mask.array.sum())
-    assert cache.meta.target_bytes == len("Some text.An é answerB<|im_end|>".encode())
+    assert cache.mask.tolist() == masks[chat_first] + masks[not chat_first]
+    assert cache.counts.target_tokens == int(cache.mask.sum())
+    assert cache.counts.target_bytes == len("Some text.An é answerB<|im_end|>".encode())
 
 
 def test_a_template_without_marked_answers_cannot_be_learnt_from(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -118,7 +119,7 @@ def test_a_plain_file_gives_pieces_to_validation(tmp_path: Path, tokenizer: Toke
     for ids in (*documents(train), *documents(val)):
         numbers = [int(line.split()[1]) for line in tokenizer.decode(ids).splitlines()]
         assert numbers == list(range(numbers[0], numbers[-1] + 1))
-    assert 0.02 < val.meta.text_bytes / len(text) < 0.25
+    assert 0.02 < val.counts.text_bytes / len(text) < 0.25
 
 
 def test_a_long_row_is_never_divided(tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,13 +158,13 @@ def test_too_little(tmp_path: Path, tokenizer: Tokenizer, rows: list[Any], messa
 def builds(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Grows by one with each build."""
     done: list[Path] = []
-    original = cache_module._build
+    original = build_module._write
 
-    def counted(folder: Path, *arguments: Any) -> None:
+    def counted(folder: Path, *arguments: Any) -> Any:
         done.append(folder)
-        original(folder, *arguments)
+        return original(folder, *arguments)
 
-    monkeypatch.setattr(cache_module, "_build", counted)
+    monkeypatch.setattr(build_module, "_write", counted)
     return done
 
 
@@ -181,7 +182,7 @@ def test_a_change_of_anything_builds_anew(tmp_path: Path, tokenizer: Tokenizer, 
     time_before = path.stat().st_mtime_ns
     path.write_text("one two\nthree|five")  # as long as before, and the clock is turned back
     os.utime(path, ns=(time_before, time_before))
-    assert tokenizer.decode(build(path, tokenizer).tokens.array) == "one two\nthree|five"
+    assert tokenizer.decode(build(path, tokenizer).tokens) == "one two\nthree|five"
     other = Tokenizer.train(STORIES, 400)
     template = Tokenizer(tokenizer.backend, ChatTemplate("x"))
     for changed, options in (
@@ -200,7 +201,7 @@ def test_a_new_form_of_cache_leaves_the_old_one_alone(
 ) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a b"}])
     build(path, tokenizer)
-    monkeypatch.setattr(cache_module, "FORMAT", 999)
+    monkeypatch.setattr(cache_folder, "FORMAT", 999)
     build(path, tokenizer)
     assert len(builds) == 2
 
@@ -209,26 +210,27 @@ def test_an_edit_in_the_middle_of_a_large_file_counts(tmp_path: Path, tokenizer:
     path = tmp_path / "a.txt"
     path.write_bytes(b"word " * 2_000_000)
     source = [SourceSpec(path=str(path))]
-    before = source_fingerprint(source, tokenizer, 0.1)
-    assert source_fingerprint(source, tokenizer, 0.1) == before
+    before = index_fingerprint(source, tokenizer, None, 0.1)
+    assert index_fingerprint(source, tokenizer, None, 0.1) == before
     with path.open("r+b") as file:
         file.seek(5_000_000)
         file.write(b"edit")
-    assert source_fingerprint(source, tokenizer, 0.1) != before
+    assert index_fingerprint(source, tokenizer, None, 0.1) != before
 
 
 def test_data_that_changes_while_it_is_read_is_refused(
     tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a b"}])
-    original = cache_module._build
+    original = build_module._write
 
-    def growing(*arguments: Any) -> None:
-        original(*arguments)
+    def growing(*arguments: Any) -> Any:
+        meta = original(*arguments)
         with path.open("a") as file:
             file.write('{"text": "c"}\n')
+        return meta
 
-    monkeypatch.setattr(cache_module, "_build", growing)
+    monkeypatch.setattr(build_module, "_write", growing)
     with pytest.raises(DataError, match="changed while it was read"):
         build(path, tokenizer)
     assert list((tmp_path / "cache").iterdir()) == []
@@ -237,16 +239,16 @@ def test_data_that_changes_while_it_is_read_is_refused(
 # Whole or not at all
 
 
-@pytest.mark.parametrize("damage", ["tokens.bin", "offsets.bin", "meta.json", "other counts"])
+@pytest.mark.parametrize("damage", ["tokens.bin", "documents.bin", "meta.json", "other sizes"])
 def test_a_damaged_cache_is_built_anew(tmp_path: Path, tokenizer: Tokenizer, damage: str) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in STORIES])
     expected = documents(build(path, tokenizer))
     (folder,) = (tmp_path / "cache").iterdir()
     if damage == "meta.json":
         (folder / damage).write_text("{")
-    elif damage == "other counts":
+    elif damage == "other sizes":
         meta = json.loads((folder / "meta.json").read_text())
-        meta["parts"]["train"]["tokens"] += 1
+        meta["files"]["train/tokens.bin"] += 1
         (folder / "meta.json").write_text(json.dumps(meta))
     else:
         os.truncate(folder / "train" / damage, 8)
@@ -257,16 +259,16 @@ def test_a_damaged_cache_is_built_anew(tmp_path: Path, tokenizer: Tokenizer, dam
 _BUILD = """
     import sys, time
     from muomni.config import SourceSpec
-    from muomni.data import Tokenizer, build_token_cache
-    from muomni.data.index import token_cache_writer
+    from muomni.data import Tokenizer, build_index
+    from muomni.data.index.writer import IndexWriter
     path, tokenizer, cache, pause = sys.argv[1:]
-    original = token_cache_writer._encode
-    def slow(batch, tokenizer):
+    original = IndexWriter._encode
+    def slow(writer, batch, pool):
         print("building", flush=True)
         time.sleep(float(pause))
-        return original(batch, tokenizer)
-    token_cache_writer._encode = slow
-    cache = build_token_cache([SourceSpec(path=path)], Tokenizer.load(tokenizer), cache)
+        return original(writer, batch, pool)
+    IndexWriter._encode = slow
+    cache = build_index([SourceSpec(path=path)], Tokenizer.load(tokenizer), None, cache)
     print(cache.num_tokens)
 """
 
@@ -299,8 +301,8 @@ def test_the_second_to_finish_leaves_the_cache_of_the_first(
     first = build(path, tokenizer)
     file = (first.folder / "tokens.bin").stat().st_ino
     answers = iter([None])  # as if the first had not been there when the second began
-    original = cache_module._read_meta
-    monkeypatch.setattr(cache_module, "_read_meta", lambda folder: next(answers, original(folder)))
+    original = cache_folder.read_meta
+    monkeypatch.setattr(cache_folder, "read_meta", lambda folder: next(answers, original(folder)))
     second = build(path, tokenizer)
     assert second.folder == first.folder
     assert (second.folder / "tokens.bin").stat().st_ino == file
@@ -310,11 +312,11 @@ def test_the_second_to_finish_leaves_the_cache_of_the_first(
 def test_a_cache_of_another_form_is_not_opened(tmp_path: Path, tokenizer: Tokenizer) -> None:
     cache = build(write_jsonl(tmp_path / "a.jsonl", [{"text": "a b"}]), tokenizer)
     meta = cache.folder.parent / "meta.json"
-    meta.write_text(meta.read_text().replace('"format": 1', '"format": 0'))
-    with pytest.raises(DataError, match="not a whole token cache"):
-        TokenCache(cache.folder)
-    with pytest.raises(DataError, match="not a whole token cache"):
-        TokenCache(tmp_path / "nothing")
+    meta.write_text(meta.read_text().replace(f'"format": {cache_folder.FORMAT}', '"format": 0'))
+    with pytest.raises(DataError, match="not a whole token index"):
+        TokenIndex(cache.folder)
+    with pytest.raises(DataError, match="not a whole token index"):
+        TokenIndex(tmp_path / "nothing")
 
 
 def test_a_killed_build_leaves_nothing_behind(tmp_path: Path, folder: Path, tokenizer: Tokenizer) -> None:
@@ -351,7 +353,7 @@ def test_a_full_disk(tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.M
     def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache_module, "flush", full)
+    monkeypatch.setattr(cache_folder, "flush", full)
     with pytest.raises(DataError, match="could not be written: No space left"):
         build(write_jsonl(tmp_path / "a.jsonl", [{"text": "a b"}]), tokenizer)
     assert list((tmp_path / "cache").iterdir()) == []

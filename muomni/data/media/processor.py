@@ -1,0 +1,131 @@
+"""Pictures and sounds as the encoders of one model take them: how many tokens each is, and its features.
+
+Everything that opens a medium asks here: training, the token index, inference and the check of data. A video is a
+list of pictures.
+
+P patch size, M mel bins, F frames of 10 ms.
+"""
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from muomni.config import OmniConfig
+from muomni.config.model import AudioEncoderConfig, VisionEncoderConfig
+from muomni.data.arrays import Floats
+from muomni.data.media.audio import Samples, audio_seconds, load_audio
+from muomni.data.media.features import mel_of
+from muomni.data.media.image import load_image, picture_size, to_patches, token_grid
+from muomni.data.media.media_ref import Kind
+from muomni.errors import UserError
+from muomni.ops.audio_frames import SAMPLE_RATE, num_frames, num_tokens
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class MediaSize:
+    """What a medium takes.
+
+    Attributes:
+        rows, columns: the token grid of a picture; 0 for a sound.
+        frames: of a sound; 0 for a picture.
+        tokens: that its encoder gives.
+    """
+
+    rows: int
+    columns: int
+    frames: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class MediaFeatures:
+    """What an encoder reads.
+
+    Attributes:
+        values: a picture's patches (N, 3·P·P), or a sound's log-mel frames (F, M); float32.
+        grid: rows and columns of a picture's patches; None for a sound.
+    """
+
+    values: Floats
+    grid: tuple[int, int] | None = None
+
+
+class MediaProcessor:
+    """Opens and decodes media for the encoders of a model. Any thread may use it.
+
+    Of the pictures that are large (see `load_image`) threads decode one at a time.
+    """
+
+    def __init__(self, config: OmniConfig) -> None:
+        self.config = config
+        self._turn = threading.Lock()
+
+    @property
+    def vision(self) -> VisionEncoderConfig:
+        """The vision encoder's sizes; a UserError where the model has none."""
+        if self.config.vision is None:
+            raise UserError("this model has no vision encoder: it takes no pictures")
+        return self.config.vision
+
+    @property
+    def audio(self) -> AudioEncoderConfig:
+        """The audio encoder's sizes; a UserError where the model has none."""
+        if self.config.audio is None:
+            raise UserError("this model has no audio encoder: it takes no sounds")
+        return self.config.audio
+
+    def size(self, kind: Kind, source: Any, *, exact: bool = False) -> MediaSize:
+        """How many tokens a medium takes, from its header.
+
+        Args:
+            kind: what it is.
+            source: what `load_image` or `load_audio` take.
+            exact: decode a sound; its header may be wrong by one token.
+
+        Raises:
+            MediaError: it cannot be read, or lasts longer than the model hears.
+        """
+        if kind == "image":
+            rows, columns = token_grid(picture_size(source), self.vision)
+            return MediaSize(rows, columns, 0, rows * columns)
+        seconds = None if exact else audio_seconds(source)
+        if seconds is None or seconds > self.audio.max_seconds:  # what is too long says so when it is decoded
+            frames = num_frames(len(self.samples(source)))
+        else:
+            frames = num_frames(round(seconds * SAMPLE_RATE))
+        return MediaSize(0, 0, frames, num_tokens(frames))
+
+    def picture(self, source: Any) -> "Image":
+        """The picture decoded for the encoder: of the grid that `size` gives, large ones made smaller.
+
+        Raises:
+            MediaError: it cannot be read.
+        """
+        return load_image(source, self.vision, self._turn)
+
+    def patches(self, picture: "Image") -> MediaFeatures:
+        """The features of a decoded picture."""
+        return MediaFeatures(*to_patches(picture, self.vision))
+
+    def samples(self, source: Any) -> Samples:
+        """The sound decoded, (S,) float32 at 16 kHz.
+
+        Raises:
+            MediaError: it cannot be read, or lasts longer than the model hears.
+        """
+        return load_audio(source, self.audio.max_seconds)
+
+    def mel(self, samples: Samples) -> MediaFeatures:
+        """The features of a decoded sound."""
+        return MediaFeatures(mel_of(samples, self.config))
+
+    def features(self, kind: Kind, source: Any) -> MediaFeatures:
+        """Decodes a medium and makes its features.
+
+        Raises:
+            MediaError: it cannot be read, or lasts longer than the model hears.
+        """
+        return self.patches(self.picture(source)) if kind == "image" else self.mel(self.samples(source))
