@@ -17,7 +17,7 @@ from typing import Any
 
 from muomni.bench.decoding import comparisons
 from muomni.bench.decoding.cold_start import first_text_s
-from muomni.bench.decoding.compare import Comparison, Group, measure
+from muomni.bench.decoding.compare import Comparison, Group, compare_decoding
 from muomni.bench.decoding.models import Files, make_model_folder
 from muomni.bench.shapes import SHAPES
 from muomni.cli.bench.decoding import print_comparison
@@ -57,7 +57,7 @@ def main() -> None:
         return
     kinds: tuple[Any, ...] = ("fp32", "bf16") if asked.what == "float" else ("int8",)
     if asked.what == "cache":
-        group = comparisons.kv_cache(plan, asked.rounds, asked=True)
+        group = comparisons.kv_cache(plan, asked.rounds, required=True)
         assert group is not None
         show(asked, plan, group)
         return
@@ -69,7 +69,7 @@ def main() -> None:
 
 def show(asked: argparse.Namespace, plan: comparisons.Plan, group: Group) -> None:
     """Measures and prints one comparison."""
-    found: Comparison = measure(group, plan.thinker, plan.reference(), asked.rounds, lambda _: None)
+    found: Comparison = compare_decoding(group, plan.thinker, plan.reference(), asked.rounds, lambda _: None)
     print_comparison(f"{asked.shape}, {found.name}", found)
     keep(asked, found.as_dict())
 

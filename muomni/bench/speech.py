@@ -1,4 +1,4 @@
-"""How fast a model speaks: ways to compute it side by side, each in a process of its own, taking turns."""
+"""How fast a model speaks: cases side by side, each in a process of its own, taking turns."""
 
 import statistics
 import time
@@ -9,15 +9,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from muomni.accel.technique import Technique, measured_by
+from muomni.bench.decoding.case import BASELINE, case_name
 from muomni.bench.decoding.compare import short
-from muomni.bench.process import CaseProcess, RefusedError
-from muomni.bench.report.report import Equivalence, Memory, ReportRow, Speed
+from muomni.bench.report.report import Equivalence, Memory, ReportRow, measured_row, not_measured
 from muomni.bench.report.sections import Effort, Target
-from muomni.bench.statistics import decide, interval_of, margin_of, ratios_of, spread_of
+from muomni.bench.rounds import Answer, noisiest, open_cases, peak_mib, take_turns
+from muomni.bench.statistics import interval_of, margin_of, ratios_of
 from muomni.config.base import Frozen
 from muomni.errors import MuOmniError, UserError
 
-# What is said where nothing else is given: sentences of stories, of unequal length.
+# The default texts: sentences of stories, of unequal length.
 TEXTS = (
     "Once upon a time there was a little girl named Lily.",
     "She loved to play outside in the sun.",
@@ -36,17 +38,19 @@ SHORT_TEXTS = (
 Weights = Literal["float", "int8"]
 Runner = Literal["eager", "native", "auto"]
 Texts = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
-# Rounds further apart than this share of their median are noise to be told of.
-_NOISY = 0.15
+# Share of the texts whose sound has as many samples; by how much int8 may change how long speech lasts.
+_LEAST_SAME, _MOST_LONGER = 0.85, 0.1
+_QUICK_ROUNDS = 4
+TWIN = f"{BASELINE}, again"
 
 
 class SpeechCase(Frozen):
-    """One way to speak.
+    """One configuration to speak with.
 
     Attributes:
         name: shown in tables.
         model: the folder.
-        texts: all of them are said in each turn.
+        texts: spoken in each turn.
         rows: texts that are spoken side by side.
         weights: `int8` quantises a float model as it is loaded.
         runner: what computes the Thinker's and the Talker's steps; see `MUOMNI_RUNNER`.
@@ -95,7 +99,7 @@ class SpeechSubject:
         if case.weights == "int8" and not model.is_quantized:
             model.quantize("int8")
         elif case.weights == "float" and model.is_quantized:
-            raise UserError(f"{case.model} holds int8 weights: the case {case.name!r} wants float ones")
+            raise UserError(f"{case.model} holds int8 weights: the case {case.name!r} needs float ones")
         self._model, self._case = model, case
         self._settings: dict[str, Any] = {"temperature": case.temperature, "seed": 1}
         self._voice = case.voice or None
@@ -132,14 +136,14 @@ class SpeechSubject:
 
 @dataclass(frozen=True)
 class Speaking:
-    """Figures of one case, each median over the rounds, with the extremes.
+    """The measurements of one case, each median over the rounds, with the extremes.
 
     Attributes:
         name: the case's.
         rows: texts side by side.
         real_time: seconds of work for a second of sound; `low` and `high` are its extremes.
-        ratio: how many times as much sound as the first case makes in the same time, by the rounds' own ratios;
-            `ratio_low` and `ratio_high` their extremes.
+        ratio: seconds of sound a second over the first case's, see `statistics.interval_of`; `ratio_low` and
+            `ratio_high` are its interval.
         first_ms: from the first token of a text to its first sound, warm, text after text; None for several rows.
             `first_low` and `first_high` are its extremes over the rounds.
         load_s: from a started process to a model in memory.
@@ -168,17 +172,15 @@ class Speaking:
     speeds: tuple[float, ...]
     samples: tuple[int, ...]
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {key: short(value) for key, value in asdict(self).items()}
-
 
 @dataclass(frozen=True)
-class SpeakingFound:
-    """Attributes:
-    cases: in the order asked; ratios are to the first.
-    unmeasured: names of cases that could not be set up, with the reason.
-    noise: why the figures are to be read with care; empty on a quiet machine.
+class SpeakingComparison:
+    """The measurements of some cases.
+
+    Attributes:
+        cases: in order; ratios are to the first.
+        unmeasured: names of cases that could not be set up, with the reason.
+        noise: why the measurements are to be read with care; empty on a quiet machine.
     """
 
     cases: tuple[Speaking, ...]
@@ -187,12 +189,11 @@ class SpeakingFound:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        cases = [case.as_dict() for case in self.cases]
-        return {"cases": cases, "unmeasured": self.unmeasured, "noise": self.noise}
+        return short(asdict(self))
 
 
 def speech_cases(rows: Sequence[int], common: dict[str, Any]) -> list[SpeechCase]:
-    """All ways for each number of rows: float and int8 weights, torch's modules and the native decoder.
+    """Float and int8 weights, torch's modules and the native decoder, for each number of rows.
 
     Args:
         rows: texts side by side.
@@ -201,95 +202,66 @@ def speech_cases(rows: Sequence[int], common: dict[str, Any]) -> list[SpeechCase
     cases = []
     for count in rows:
         for weights in ("float", "int8"):
-            for runner in ("eager", "native"):
-                way = "torch's modules" if runner == "eager" else "native"
-                name = f"{weights}, {way}, {count} {'row' if count == 1 else 'rows'}"
+            for runner, words in (("eager", "torch's modules"), ("native", "native")):
+                name = f"{weights}, {words}, {count} {'row' if count == 1 else 'rows'}"
                 fields = {**common, "name": name, "rows": count, "weights": weights, "runner": runner}
                 cases.append(SpeechCase.model_validate(fields))
     return cases
 
 
-def measure_speaking(
-    cases: Sequence[SpeechCase], rounds: int, say: Callable[[str], None] = lambda _: None
-) -> SpeakingFound:
-    """Measures cases in turns: A B C, A B C, ...
+def compare_speaking(
+    cases: Sequence[SpeechCase], rounds: int, on_update: Callable[[str], None] = lambda text: None
+) -> SpeakingComparison:
+    """Measures cases in turns.
 
     Args:
         cases: all of them stay in memory at once.
-        rounds: turns; each gives one figure per case.
-        say: told what is going on.
+        rounds: turns, at least 2; each gives one measurement per case.
+        on_update: called with what is going on.
 
     Raises:
         MuOmniError: no case could be set up, or one of them failed to speak.
     """
-    unmeasured: dict[str, str] = {}
-    opened: list[tuple[SpeechCase, CaseProcess, list[dict[str, Any]]]] = []
     with ExitStack() as stack:
-        for case in cases:
-            say(f"setting up {case.name}")
-            try:
-                process = CaseProcess("speech", case.name, case.model_dump(mode="json"), case.threads)
-            except RefusedError as error:
-                unmeasured[case.name] = error.reason
-                continue
-            opened.append((case, stack.enter_context(process), []))
-        if not opened:
+        processes, unmeasured = open_cases(stack, "speech", cases, on_update)
+        if not processes:
             raise MuOmniError("; ".join(f"{name}: {reason}" for name, reason in unmeasured.items()))
-        for turn in range(rounds):
-            for _, process, turns in opened:
-                turns.append(process.ask({}))
-            say(f"round {turn + 1} of {rounds}")
-    base = _speeds(opened[0][2])
-    found = tuple(_figures(case, process.first, turns, base) for case, process, turns in opened)
-    spreads = {case.name: spread_of(_speeds(turns)) for case, _, turns in opened}
-    worst = max(spreads, key=spreads.__getitem__)
-    noise = f"rounds of {worst} are {spreads[worst]:.0%} apart" if spreads[worst] > _NOISY else ""
-    return SpeakingFound(found, unmeasured, noise)
+        answers = take_turns(processes, rounds, on_update)
+    speeds = {name: [turn["audio_s"] / turn["work_s"] for turn in turns] for name, turns in answers.items()}
+    base = next(iter(speeds.values()))
+    measured = tuple(
+        _measured(case, processes[case.name].first, answers[case.name], speeds[case.name], base)
+        for case in cases
+        if case.name in processes
+    )
+    return SpeakingComparison(measured, unmeasured, "; ".join(noisiest(speeds)))
 
 
-def _speeds(turns: Sequence[dict[str, Any]]) -> list[float]:
-    """Seconds of sound a second, of each round."""
-    return [turn["audio_s"] / turn["work_s"] for turn in turns]
-
-
-def _figures(
-    case: SpeechCase, first: dict[str, Any], turns: Sequence[dict[str, Any]], base: Sequence[float]
+def _measured(
+    case: SpeechCase, first: Answer, turns: Sequence[Answer], speeds: Sequence[float], base: Sequence[float]
 ) -> Speaking:
-    speeds = _speeds(turns)
     factors = [1 / speed for speed in speeds]
-    ratios = [speed / other for speed, other in zip(speeds, base, strict=True)]
+    ratio = interval_of(ratios_of(speeds, base))
     firsts = [turn["first_ms"] for turn in turns if turn["first_ms"] is not None]
     return Speaking(
-        case.name,
-        case.rows,
-        statistics.median(factors),
-        min(factors),
-        max(factors),
-        statistics.median(ratios),
-        min(ratios),
-        max(ratios),
-        statistics.median(firsts) if firsts else None,
-        min(firsts, default=None),
-        max(firsts, default=None),
-        first["load_s"],
-        first["warm_s"],
-        max(turn["peak_bytes"] for turn in turns) / 2**20,
-        statistics.median(turn["audio_s"] for turn in turns),
-        tuple(speeds),
-        tuple(first["samples"]),
+        name=case.name,
+        rows=case.rows,
+        real_time=statistics.median(factors),
+        low=min(factors),
+        high=max(factors),
+        ratio=ratio.middle,
+        ratio_low=ratio.low,
+        ratio_high=ratio.high,
+        first_ms=statistics.median(firsts) if firsts else None,
+        first_low=min(firsts, default=None),
+        first_high=max(firsts, default=None),
+        load_s=first["load_s"],
+        warm_s=first["warm_s"],
+        peak_mib=peak_mib(turns),
+        audio_s=statistics.median(turn["audio_s"] for turn in turns),
+        speeds=tuple(speeds),
+        samples=tuple(first["samples"]),
     )
-
-
-_ROWS: dict[str, tuple[str, str, str, str]] = {
-    "talker-batching": ("talker batching", "one sentence", "8 sentences together", "many times the speech a second"),
-    "talker-native": ("one call a frame of the talker", "torch's modules", "native", "2–5× at batch 1"),
-    "talker-int8": ("int8 talker", "float", "int8", "4× smaller, faster where memory is the limit"),
-}
-_BASE, _TWIN, _EAGER, _INT8, _BATCHED = "as it is", "as it is, again", "torch's modules", "int8", "8 rows"
-_TOGETHER = 8
-# Share of the texts whose sound has as many samples; by how much int8 may change how long speech lasts.
-_LEAST_SAME, _MOST_LONGER = 0.85, 0.1
-_QUICK_ROUNDS = 4
 
 
 def measure_speech(target: Target, effort: Effort, say: Callable[[str], None]) -> tuple[ReportRow, ...]:
@@ -298,7 +270,7 @@ def measure_speech(target: Target, effort: Effort, say: Callable[[str], None]) -
     Args:
         target: a model with a talker; it has a folder.
         effort: quick says short sentences and takes fewer turns.
-        say: told what is going on.
+        say: called with what is going on.
 
     Raises:
         MuOmniError: not even the baseline can be measured, or a case failed to speak.
@@ -306,73 +278,43 @@ def measure_speech(target: Target, effort: Effort, say: Callable[[str], None]) -
     import torch
 
     full = effort.mode == "full"
-    texts = TEXTS if full else SHORT_TEXTS
-    common = {"model": str(target.folder), "texts": texts, "temperature": 0.0, "firsts": 0}
-    ways: dict[str, dict[str, Any]] = {
-        _BASE: {},
-        _EAGER: {"runner": "eager"},
-        _INT8: {"weights": "int8"},
-        _BATCHED: {"rows": _TOGETHER},
-        _TWIN: {},
+    techniques = measured_by("speech", mode=effort.mode)
+    common = {
+        "model": str(target.folder),
+        "texts": TEXTS if full else SHORT_TEXTS,
+        "temperature": 0.0,
+        "firsts": 0,
+        "threads": torch.get_num_threads(),
     }
-    cases = [
-        SpeechCase.model_validate({**common, "name": name, "threads": torch.get_num_threads(), **way})
-        for name, way in ways.items()
-    ]
-    found = measure_speaking(cases, effort.rounds if full else _QUICK_ROUNDS, say)
-    by_name = {case.name: case for case in found.cases}
-    if _BASE not in by_name:
-        raise MuOmniError(f"speech of {target.name} cannot be measured here: {found.unmeasured[_BASE]}")
-    margin = margin_of(ratios_of(by_name[_TWIN].speeds, by_name[_BASE].speeds)) if _TWIN in by_name else margin_of(())
-    pairs = {"talker-batching": (_BASE, _BATCHED), "talker-native": (_EAGER, _BASE), "talker-int8": (_BASE, _INT8)}
-    rows = []
-    for key, names in pairs.items():
-        missing = [found.unmeasured[name] for name in names if name not in by_name]
-        off, on = (by_name.get(name) for name in names)
-        rows.append(_not_measured(key, missing[0]) if off is None or on is None else _row(key, off, on, margin))
-    return tuple(rows)
+    settings = [{}, *(each for technique in techniques for each in (technique.off_settings, technique.on_settings))]
+    named = {case_name(each): each for each in settings} | {TWIN: {}}
+    cases = [SpeechCase.model_validate({**common, **each, "name": name}) for name, each in named.items()]
+    comparison = compare_speaking(cases, effort.rounds if full else _QUICK_ROUNDS, say)
+    by_name = {case.name: case for case in comparison.cases}
+    if BASELINE not in by_name:
+        raise MuOmniError(f"speech of {target.name} cannot be measured here: {comparison.unmeasured[BASELINE]}")
+    margin = margin_of(ratios_of(by_name[TWIN].speeds, by_name[BASELINE].speeds) if TWIN in by_name else ())
+    return tuple(_row(technique, by_name, comparison.unmeasured, margin) for technique in techniques)
 
 
-def _row(key: str, off: Speaking, on: Speaking, margin: float) -> ReportRow:
-    ratios = ratios_of(on.speeds, off.speeds)
-    interval = interval_of(ratios)
-    memory = Memory(off_mib=off.peak_mib, on_mib=on.peak_mib)
-    equivalence = _equivalence(off, on, approximate=key == "talker-int8")
-    decision = decide(interval, memory.ratio, equivalence.holds, margin)
-    speed = Speed(
-        unit="seconds of speech/s",
-        off=statistics.median(off.speeds),
-        on=statistics.median(on.speeds),
-        ratio=interval.middle,
-        low=interval.low,
-        high=interval.high,
-        rounds=tuple(ratios),
-    )
-    return _not_measured(key, decision.reason).replace(
-        verdict=decision.verdict, speed=speed, memory=(memory,), equivalence=equivalence
-    )
+def _row(technique: Technique, cases: dict[str, Speaking], unmeasured: dict[str, str], margin: float) -> ReportRow:
+    names = case_name(technique.off_settings), case_name(technique.on_settings)
+    for name in names:
+        if name not in cases:
+            return not_measured(technique, unmeasured[name])
+    off, on = (cases[name] for name in names)
+    memory = (Memory(off_mib=off.peak_mib, on_mib=on.peak_mib),)
+    equivalence = _equivalence(technique, off, on)
+    unit = "seconds of speech/s"
+    return measured_row(technique, off.speeds, on.speeds, equivalence, memory, margin=margin, unit=unit)
 
 
-def _equivalence(off: Speaking, on: Speaking, *, approximate: bool) -> Equivalence:
-    equal = on.samples == off.samples
-    if approximate:
+def _equivalence(technique: Technique, off: Speaking, on: Speaking) -> Equivalence:
+    if technique.equivalence == "approximate":
         value = abs(sum(on.samples) / sum(off.samples) - 1)
         measure, holds = "how much longer or shorter speech is, as a share", value <= _MOST_LONGER
-        return Equivalence(claimed="approximate", measure=measure, value=value, equal=equal, holds=holds)
-    value = statistics.fmean(a == b for a, b in zip(on.samples, off.samples, strict=True))
-    measure, holds = "share of the texts whose speech has as many samples", value >= _LEAST_SAME
-    return Equivalence(claimed="rounding", measure=measure, value=value, equal=equal, holds=holds)
-
-
-def _not_measured(key: str, reason: str) -> ReportRow:
-    technique, off, on, claim = _ROWS[key]
-    return ReportRow(
-        key=key,
-        part="speech",
-        technique=technique,
-        off=off,
-        on=on,
-        claim=claim,
-        verdict="not measured",
-        reason=reason,
-    )
+    else:
+        value = statistics.fmean(a == b for a, b in zip(on.samples, off.samples, strict=True))
+        measure, holds = "share of the texts whose speech has as many samples", value >= _LEAST_SAME
+    equal = on.samples == off.samples
+    return Equivalence(claimed=technique.equivalence, measure=measure, value=value, equal=equal, holds=holds)

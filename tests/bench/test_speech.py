@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from muomni.bench import speech as speech_speed
 from muomni.bench.process import RefusedError
 from muomni.bench.report.sections import QUICK, Target
-from muomni.bench.speech import SpeechCase, measure_speaking, measure_speech, speech_cases
+from muomni.bench.speech import SpeechCase, compare_speaking, measure_speech, speech_cases
 from muomni.cli.bench import command
 from muomni.config import preset
 from muomni.errors import ConfigError, MuOmniError, UserError
@@ -51,7 +51,7 @@ class Process:
 @pytest.fixture
 def order(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     Process.order = []
-    monkeypatch.setattr(speech_speed, "CaseProcess", Process)
+    monkeypatch.setattr("muomni.bench.rounds.CaseProcess", Process)
     return Process.order
 
 
@@ -66,9 +66,9 @@ def test_every_way_for_every_number_of_rows() -> None:
 
 def test_cases_take_turns_and_rounds_are_summed_up(order: list[str]) -> None:
     cases = speech_cases([1, 8], COMMON)
-    found = measure_speaking(cases, 3)
+    found = compare_speaking(cases, 3)
     names = [case.name for case in cases if case.weights == "float"]
-    assert order == names * 3
+    assert order == [*names, *names[1:], *names[:1], *names[2:], *names[:2]]
     eager, native, eager8, native8 = found.cases
     assert (eager.real_time, eager.low, eager.high) == (0.3, 0.2, 0.4)
     assert (eager.ratio, eager.ratio_low, eager.ratio_high) == (1, 1, 1)
@@ -79,7 +79,7 @@ def test_cases_take_turns_and_rounds_are_summed_up(order: list[str]) -> None:
     assert found.noise.endswith("75% apart")
     json.dumps(found.as_dict())
     with pytest.raises(MuOmniError, match="no int8 here"):
-        measure_speaking([case for case in cases if case.weights == "int8"], 2)
+        compare_speaking([case for case in cases if case.weights == "int8"], 2)
 
 
 def test_the_command_prints_a_table_and_one_json_line(
@@ -128,7 +128,7 @@ def test_the_rows_of_a_report(order: list[str], monkeypatch: pytest.MonkeyPatch)
         (["NANO"], UserError, "no talker"),
         (["NANO", "--rows", "0"], ConfigError, "--rows 0"),
         (["NANO", "--out", "x"], UserError, "--out is for a report"),
-        (["NANO", "--quick", "--json"], UserError, "--json is not for a report"),
+        (["NANO", "--quick", "--json"], UserError, "--json does not go together with a report"),
         (["NANO", "--file", "no-such-file"], UserError, "cannot be read"),
     ],
 )

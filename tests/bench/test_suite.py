@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from muomni.accel.technique import TECHNIQUES
+from muomni.accel.technique import TECHNIQUES, measured_by
 from muomni.bench import suite
 from muomni.bench.decoding import report_rows
 from muomni.bench.decoding.compare import Comparison, Decoding
@@ -172,7 +172,7 @@ def decoding(name: str, speed: float, **more: object) -> Decoding:
     shares = dict.fromkeys(("gb_per_s", "bandwidth_share", "agreement", "ratio", "ratio_low", "ratio_high"), 1.0)
     rest = {"call_ratio": 1.0, "worst_gap": 0.0, "verdict": "no difference", "settings": "NativeRunner"}
     none = dict.fromkeys(("public_loss", "top1", "kl", "worst"))
-    speeds = tuple(speed * (1 + 0.002 * n) for n in range(5))
+    speeds = tuple(speed * (1 + 0.002 * n) for n in range(-2, 3))
     fields = {"name": name, "decode_per_s": speed, "peak_mib": 300.0, "speeds": speeds}
     return Decoding(**{**numbers, **shares, **rest, **none, **fields, **more})
 
@@ -189,9 +189,9 @@ def stub_infer(monkeypatch, plan: Plan, cases: dict[str, Decoding], unmeasured: 
         named = tuple(cases[case.name] for case in group.cases if case.name in cases)
         return Comparison("g", named, {**missing, **group.unmeasured, **(unmeasured or {})}, 30.0, 29.0, 31.0, "")
 
-    monkeypatch.setattr(report_rows, "measure", measured)
+    monkeypatch.setattr(report_rows, "compare_decoding", measured)
     monkeypatch.setattr(report_rows, "scaling", lambda *_: Scaling())
-    monkeypatch.setattr(report_rows, "speculation", lambda *_: report_rows.not_measured("speculation", "stub"))
+    monkeypatch.setattr(report_rows, "speculation", lambda *_: not_measured(measured_by("speculation")[0], "stub"))
     monkeypatch.setattr(Plan, "task", lambda *_: "task")
     small = plan.work / "int8"
     small.mkdir(exist_ok=True)
@@ -201,10 +201,10 @@ def stub_infer(monkeypatch, plan: Plan, cases: dict[str, Decoding], unmeasured: 
 ALL = {
     "as it is": decoding("as it is", 1000.0, load_s=12.0),
     "as it is, again": decoding("as it is, again", 1005.0),
-    "no cache": decoding("no cache", 20.0),
-    "torch's modules": decoding("torch's modules", 200.0, load_s=9.0),
-    "int8": decoding("int8", 1500.0, kl=0.001, agreement=0.9),
-    "16 rows": decoding("16 rows", 6000.0),
+    "cache off": decoding("cache off", 20.0),
+    "runner eager": decoding("runner eager", 200.0, load_s=9.0),
+    "weights int8": decoding("weights int8", 1500.0, kl=0.001, agreement=0.9),
+    "batch 16": decoding("batch 16", 6000.0),
 }
 
 
@@ -220,10 +220,10 @@ def test_every_technique_of_inference_has_a_row(monkeypatch, plan):
     assert (weights.what, peak.what) == ("weights", "peak") and weights.on_mib == pytest.approx(1000 / MIB)
     assert rows["batching"].speed.on == 6000
     assert found.bandwidth == 30 and {point.name for point in found.decode} == set(ALL) - {
-        "no cache",
+        "cache off",
         "as it is, again",
     }
-    assert {bar.name for bar in found.memory} == {"decoding, as it is", "decoding, int8", "decoding, 16 rows"}
+    assert {bar.name for bar in found.memory} == {"decoding, as it is", "decoding, weights int8", "decoding, batch 16"}
 
 
 def test_without_a_compiler_the_step_is_not_measured_and_the_reason_is_told(monkeypatch, plan):
@@ -234,14 +234,17 @@ def test_without_a_compiler_the_step_is_not_measured_and_the_reason_is_told(monk
 
 
 def test_tokens_that_are_wrong_turn_a_technique_off(monkeypatch, plan):
-    wrong = {"16 rows": decoding("16 rows", 6000.0, agreement=0.5), "int8": decoding("int8", 1500.0, kl=0.5)}
+    wrong = {
+        "batch 16": decoding("batch 16", 6000.0, agreement=0.5),
+        "weights int8": decoding("weights int8", 1500.0, kl=0.5),
+    }
     stub_infer(monkeypatch, plan, {**ALL, **wrong})
     rows = by_key(report_rows.measure_infer(replace(NANO, folder=plan.files.folder), plan, SHORT, quiet))
     assert rows["batching"].verdict == rows["int8"].verdict == "off"
 
 
 def test_nothing_without_the_baseline(monkeypatch, plan):
-    stub_infer(monkeypatch, plan, {"no cache": ALL["no cache"]})
+    stub_infer(monkeypatch, plan, {"cache off": ALL["cache off"]})
     with pytest.raises(UserError, match="decoding nano cannot be measured here: not here"):
         report_rows.measure_infer(NANO, plan, SHORT, quiet)
 
@@ -288,7 +291,7 @@ def test_speculation_is_on_where_it_is_faster_and_random_weights_are_excused(mon
 
 def test_scaling_stays_within_the_context(monkeypatch, plan):
     monkeypatch.setattr(report_rows, "CaseProcess", FakeProcess)
-    found = report_rows.scaling(plan, "fp32", SHORT, quiet)
+    found = report_rows.scaling(plan, SHORT, quiet)
     room = plan.thinker.max_position_embeddings
     assert [point.at for point in found.batch] == [1, 2, 4, 8, 16]
     assert found.context and all(point.at + 32 <= room for point in found.context)
@@ -324,7 +327,7 @@ def test_a_report_is_put_together_and_written(monkeypatch, tmp_path, nano_folder
     monkeypatch.setattr(suite, "measure_train", lambda *_: Found((train,), noise=("busy",), margin=0.2))
     monkeypatch.setattr(suite, "measure_infer", lambda *_: Found((infer,), bandwidth=30.0, settings=(("new", 8),)))
     train = not_measured(next(t for t in TECHNIQUES if t.key == "precision-bf16"), "stub")
-    infer = report_rows.not_measured("int8", "stub")
+    infer = not_measured(next(t for t in TECHNIQUES if t.key == "int8"), "stub")
     asked = suite.Asked(str(nano_folder), ("train", "infer", "speech"), SHORT, "muomni bench")
     report = suite.run(asked, quiet)
     assert [row.key for row in report.rows] == ["precision-bf16", "int8", "talker-batching"]

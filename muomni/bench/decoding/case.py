@@ -1,10 +1,10 @@
-"""What is measured: greedy decoding of one set of prompts, done one way."""
+"""A case of decoding, and what every backend does with it: greedy decoding of one set of prompts."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,28 +13,26 @@ from muomni.bench.decoding.models import Weights
 from muomni.config.base import Frozen
 
 Implementation = Literal["muomni", "transformers", "ctranslate2", "llama.cpp"]
-_LEAST_S = 0.4
-_MOST_REPEATS = 15
-_SETTLE_S = 0.5
+BASELINE = "as it is"
 
 
 class InferCase(Frozen):
-    """One way to decode.
+    """One configuration to decode with.
 
     Attributes:
         name: shown in tables.
-        implementation: whose.
-        model: the folder or file that it loads.
-        task: the file of prompts, see `infer_weights.write_task`.
+        implementation: the library.
+        model: the folder or file it loads.
+        task: the file of prompts, see `models.write_task`.
         weights: fp32, bf16 or int8; for llama.cpp int8 is Q8_0.
         batch: the first so many prompts, together.
         cache: keys and values are kept; `static` is transformers' preallocated cache.
-        runner: of μOmni's steps: `auto` is what `MuOmni` takes by itself; `compiled` compiles all of them before
-            anything is timed, which is part of the time to load and of the first run.
+        runner: of μOmni's steps: `auto` is what `MuOmni` chooses; `compiled` compiles all of them before anything is
+            timed, which is part of the time to load and of the first run.
         attention: backend of eager steps.
         threads: of the computation.
-        calls: the public call is timed too, of cases that have one.
-        forced: file of the reference's tokens and logits to be compared with; empty for none.
+        calls: the public call is timed too, where the backend has one.
+        forced: file of the reference's tokens and logits to compare with; empty for none.
     """
 
     name: str
@@ -53,7 +51,7 @@ class InferCase(Frozen):
 
 @dataclass(frozen=True)
 class Task:
-    """What a case is to do.
+    """The prompts of a case.
 
     Attributes:
         ids: (B, T) prompts of its rows.
@@ -88,23 +86,35 @@ class Decoded:
     call_s: float
 
 
-class Decoder(Protocol):
-    """A case's way to decode. With a method `call(new)`, it is also timed as its users call it: seconds, all told.
+class Backend(Protocol):
+    """A library with a case's model loaded; each module of `backends` has a class of this name and signature.
 
     Attributes:
-        settings: versions and choices that the figures depend on.
+        settings: versions and choices that the measurements depend on.
+        call: (new) to the seconds of the call that the library's users make; None where it is not timed.
+
+    Raises:
+        ConfigError: the library is not installed or does not load this model.
     """
 
     settings: str
+    call: Callable[[int], float] | None
+
+    def __init__(self, case: InferCase, task: Task) -> None: ...
 
     def decode(self, prompts: Sequence[Sequence[int]], new: int) -> Decoded:
         """Greedy decoding of rows of equal length, without ends."""
 
-    def logits(self, ids: Sequence[int], count: int) -> NDArray[np.float32] | None:
-        """(count, V) logits after each of the last `count` ids; None where the library does not give them."""
+    def logits(self, ids: Sequence[int], count: int) -> NDArray[np.float32]:
+        """(count, V) logits after each of the last `count` ids."""
+
+
+def case_name(settings: Mapping[str, Any]) -> str:
+    """The name of the case that differs from the baseline by these fields."""
+    return ", ".join(f"{key} {value}" for key, value in settings.items()) or BASELINE
 
 
 def read_task(case: InferCase) -> Task:
-    """The case's part of what `infer_weights.write_task` wrote."""
+    """The case's part of the file of `models.write_task` wrote."""
     values = json.loads(Path(case.task).read_text(encoding="utf-8"))
     return Task(values["ids"][: case.batch], values["texts"], values["new"])

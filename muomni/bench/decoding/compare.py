@@ -1,8 +1,8 @@
-"""Ways to decode, side by side: each in its own process, taking turns; right tokens are shown beside speed."""
+"""Decoding compared side by side: each case in its own process, taking turns; right tokens are shown beside speed."""
 
 import os
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,13 +11,14 @@ import psutil
 
 from muomni.bench.decoding.case import InferCase, Task, read_task
 from muomni.bench.decoding.models import BYTES, streamed_weights
-from muomni.bench.process import CaseProcess, RefusedError
-from muomni.bench.training.compare import SpeedVerdict, verdict_of
+from muomni.bench.process import CaseProcess
+from muomni.bench.rounds import SpeedVerdict, noisiest, open_cases, peak_mib, speed_verdict, take_turns
+from muomni.bench.statistics import interval_of, ratios_of
 from muomni.config import ThinkerConfig
 from muomni.errors import MuOmniError
 
-# Rounds of one case further apart than this share of their median make the machine noisy, and so does other work.
-_NOISY_SPREAD = 0.10
+_BANDWIDTH = "memory bandwidth"
+# The share of the processors that others may use on a quiet machine.
 _NOISY_LOAD = 0.05
 
 
@@ -38,12 +39,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Reference:
-    """What all cases are held to: the fp32 model, eager, one row at a time.
+    """What all cases are compared with: the fp32 model, eager, one row at a time.
 
     Attributes:
         model: its folder.
         forced: file for its greedy tokens and their logits; written here.
-        rows: of each case, that are judged.
+        rows: of each case that are judged.
     """
 
     model: str
@@ -53,7 +54,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Decoding:
-    """Figures of one case.
+    """The measurements of one case.
 
     Attributes:
         name: the case's.
@@ -68,10 +69,10 @@ class Decoding:
         bandwidth_share: `gb_per_s` over the measured memory bandwidth; above 1 where weights stay in the caches.
         agreement: share of tokens that the reference (fp32, eager, one row) takes itself after the tokens before.
         worst_gap: how far below the reference's best logit a token lay at most.
-        top1, kl, worst: of the logits on the reference's tokens, see `infer_judge.fidelity`; None without logits.
-        ratio: decode speed over the baseline's, median of the rounds' own; `ratio_low`, `ratio_high` the extremes.
+        top1, kl, worst: of the logits on the reference's tokens, see `fidelity.fidelity`; None without logits.
+        ratio: decode speed over the baseline's, see `statistics.interval_of`; `ratio_low`, `ratio_high` its interval.
         call_ratio: speed of whole calls over the baseline's, median of the rounds' own.
-        verdict: a difference is claimed only where all rounds agree on it.
+        verdict: on the decode speed; see `statistics.decide`.
         settings: versions and choices of the library.
         speeds: `decode_per_s` of each round.
     """
@@ -100,15 +101,10 @@ class Decoding:
     settings: str
     speeds: tuple[float, ...] = ()
 
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in asdict(self).items()
-        }
-
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a group gave.
+    """The measurements of a group.
 
     Attributes:
         name: the group's.
@@ -128,32 +124,39 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        own = {key: short(value) for key, value in asdict(self).items()}
-        return {**own, "cases": [case.as_dict() for case in self.cases]}
+        return short(asdict(self))
 
 
-def short(value: Any) -> Any:
-    """A float with the digits that a measurement has."""
-    return float(f"{value:.4g}") if isinstance(value, float) else value
+def short(values: dict[str, Any]) -> dict[str, Any]:
+    """For JSON: floats with the digits that a measurement has, also those of the cases within."""
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, float):
+            return float(f"{value:.4g}")
+        if isinstance(value, dict):
+            return short(value)
+        return [cut(item) for item in value] if isinstance(value, list | tuple) else value
+
+    return {key: cut(value) for key, value in values.items()}
 
 
-def measure(
+def compare_decoding(
     group: Group,
     thinker: ThinkerConfig,
     reference: Reference,
     rounds: int,
-    say: Callable[[str], None] = lambda _: None,
-    enough: Callable[[int], bool] = lambda _: False,
+    on_update: Callable[[str], None] = lambda text: None,
+    enough: Callable[[int], bool] = lambda turns: False,
 ) -> Comparison:
-    """Measures a group in turns: A B C, B C A, ...
+    """Measures the cases of a group in turns.
 
     Args:
         group: at least one case; all of them have the same task and threads.
         thinker: the shape.
-        reference: what tokens are held to.
-        rounds: turns; each gives one figure per case.
-        say: told what is going on.
-        enough: told after each turn how many there were; true ends the measurement before all rounds are taken.
+        reference: what tokens are compared with.
+        rounds: turns, at least 2; each gives one measurement per case.
+        on_update: called with what is going on.
+        enough: called after each turn with their number; true ends the measurement before all rounds are taken.
 
     Raises:
         MuOmniError: no case could be measured.
@@ -161,139 +164,122 @@ def measure(
     threads = group.cases[0].threads
     task = read_task(max(group.cases, key=lambda case: case.batch))
     with ExitStack() as stack:
-        opened, unmeasured = _set_up(group, task, reference, stack, say)
-        if not opened:
+        processes, unmeasured, marks = _set_up(group, task, reference, stack, on_update)
+        unmeasured |= group.unmeasured
+        if not processes:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in unmeasured.items())
             raise MuOmniError(f"{group.name}: nothing could be measured. {reasons}")
-        memory = stack.enter_context(CaseProcess("bandwidth", "memory bandwidth", {"threads": threads}, threads))
-        load = _Load([memory.pid, *(one.process.pid for one in opened)])
-        speeds = []
-        for turn in range(rounds):
-            speeds.append(memory.ask({})["gb_per_s"])
-            for place in range(len(opened)):
-                one = opened[(turn + place) % len(opened)]
-                one.turns.append(one.process.ask({}))
-            say(f"round {turn + 1} of {rounds}")
-            if enough(turn + 1):
-                break
+        memory = stack.enter_context(CaseProcess("bandwidth", _BANDWIDTH, {"threads": threads}, threads))
+        load = _Load([memory.pid, *(process.pid for process in processes.values())])
+        turns = take_turns({_BANDWIDTH: memory, **processes}, rounds, on_update, enough)
         foreign = load.foreign()
+    speeds = [turn["gb_per_s"] for turn in turns.pop(_BANDWIDTH)]
     bandwidth = statistics.median(speeds)
-    figures = tuple(_figures(one, opened[0], task, thinker, bandwidth) for one in opened)
-    noise = _noise(figures, speeds, foreign)
-    return Comparison(group.name, figures, unmeasured, bandwidth, min(speeds), max(speeds), noise)
-
-
-@dataclass
-class _Open:
-    """A case that was set up, what the reference says of its tokens, and its turns so far."""
-
-    case: InferCase
-    process: CaseProcess
-    marks: dict[str, Any]
-    turns: list[dict[str, Any]] = field(default_factory=list)
-
-    def speeds(self, task: Task, seconds: str) -> list[float]:
-        """Tokens/s of all rows in each round, over the seconds of that name."""
-        new = task.new - 1 if seconds == "decode_s" else task.new
-        return [self.case.batch * new / turn[seconds] for turn in self.turns]
-
-    @property
-    def call(self) -> str:
-        """The name of the seconds of a whole call."""
-        return "call_s" if self.turns[0]["public_s"] is None else "public_s"
+    measured = [
+        _Measured(case, processes[case.name].first, marks[case.name], turns[case.name], task.new)
+        for case in group.cases
+        if case.name in processes
+    ]
+    cases = tuple(one.relative_to(measured[0], thinker, bandwidth) for one in measured)
+    noise = _noise({_BANDWIDTH: speeds} | {case.name: case.speeds for case in cases}, foreign)
+    return Comparison(group.name, cases, unmeasured, bandwidth, min(speeds), max(speeds), noise)
 
 
 def _set_up(
-    group: Group, task: Task, reference: Reference, stack: ExitStack, say: Callable[[str], None]
-) -> tuple[list[_Open], dict[str, str]]:
+    group: Group, task: Task, reference: Reference, stack: ExitStack, on_update: Callable[[str], None]
+) -> tuple[dict[str, CaseProcess], dict[str, str], dict[str, dict[str, Any]]]:
     """Opens the cases and has a first run of each judged; the reference's own process is gone afterwards."""
-    opened: list[_Open] = []
-    unmeasured = dict(group.unmeasured)
-    threads = group.cases[0].threads
-    say(f"{group.name}: the reference decodes")
-    asked = {"model": reference.model, "prompt": task.ids[0], "new": task.new, "forced": reference.forced}
-    with CaseProcess("judge", "the reference", asked, threads) as judge:
-        for case in group.cases:
-            say(f"setting up {case.name}")
-            fields = {**case.model_dump(mode="json"), "forced": reference.forced}
-            try:
-                process = stack.enter_context(CaseProcess("infer", case.name, fields, threads))
-            except RefusedError as error:
-                unmeasured[case.name] = error.reason
-                continue
-            rows = min(case.batch, reference.rows)
-            marks = judge.ask({"prompts": task.ids[:rows], "tokens": process.first["tokens"][:rows]})
-            opened.append(_Open(case, process, marks))
-    return opened, unmeasured
+    on_update(f"{group.name}: the reference decodes")
+    fields = {"model": reference.model, "prompt": task.ids[0], "new": task.new, "forced": reference.forced}
+    with CaseProcess("judge", "the reference", fields, group.cases[0].threads) as judge:
+        cases = {case.name: case.replace(forced=reference.forced) for case in group.cases}
+        processes, unmeasured = open_cases(stack, "infer", list(cases.values()), on_update)
+        marks = {}
+        for name, process in processes.items():
+            rows = min(cases[name].batch, reference.rows)
+            marks[name] = judge.ask({"prompts": task.ids[:rows], "tokens": process.first["tokens"][:rows]})
+    return processes, unmeasured, marks
 
 
-def _figures(own: _Open, base: _Open, task: Task, thinker: ThinkerConfig, bandwidth: float) -> Decoding:
-    decode, calls = own.speeds(task, "decode_s"), own.speeds(task, own.call)
-    ratios = [a / b for a, b in zip(decode, base.speeds(task, "decode_s"), strict=True)]
-    call_ratios = [a / b for a, b in zip(calls, base.speeds(task, base.call), strict=True)]
-    first, fidelity = own.process.first, own.process.first["fidelity"] or {}
-    kind = "q8_0" if own.case.implementation == "llama.cpp" and own.case.weights == "int8" else own.case.weights
-    steps_per_s = statistics.median(decode) / own.case.batch
-    read = steps_per_s * streamed_weights(thinker) * BYTES[kind] / 1e9
-    public = None
-    if own.call == "public_s":
-        public = statistics.median(turn["public_s"] / turn["call_s"] - 1 for turn in own.turns)
-    return Decoding(
-        name=own.case.name,
-        decode_per_s=statistics.median(decode),
-        low=min(decode),
-        high=max(decode),
-        call_per_s=statistics.median(calls),
-        public_loss=public,
-        first_token_ms=1000 * statistics.median(turn["prefill_s"] for turn in own.turns),
-        load_s=first["load_s"],
-        peak_mib=max(turn["peak_bytes"] for turn in own.turns) / 2**20,
-        gb_per_s=read,
-        bandwidth_share=read / bandwidth,
-        agreement=own.marks["agreement"],
-        worst_gap=own.marks["worst_gap"],
-        top1=fidelity.get("top1"),
-        kl=fidelity.get("kl"),
-        worst=fidelity.get("worst"),
-        ratio=statistics.median(ratios),
-        ratio_low=min(ratios),
-        ratio_high=max(ratios),
-        call_ratio=statistics.median(call_ratios),
-        verdict="no difference" if own is base else verdict_of(ratios),
-        settings=first["settings"],
-        speeds=tuple(decode),
-    )
+@dataclass(frozen=True)
+class _Measured:
+    """A case with its set-up, the reference's marks of its tokens, and its turns of `new` tokens a row."""
+
+    case: InferCase
+    first: dict[str, Any]
+    marks: dict[str, Any]
+    turns: list[dict[str, Any]]
+    new: int
+
+    @property
+    def decode(self) -> list[float]:
+        """Tokens/s of all rows behind the first tokens, of each round."""
+        return [self.case.batch * (self.new - 1) / turn["decode_s"] for turn in self.turns]
+
+    @property
+    def calls(self) -> list[float]:
+        """Tokens/s of whole calls, of each round; the public call's where there is one."""
+        return [self.case.batch * self.new / (turn["public_s"] or turn["call_s"]) for turn in self.turns]
+
+    def relative_to(self, base: "_Measured", thinker: ThinkerConfig, bandwidth: float) -> Decoding:
+        """The case's measurements beside those of the baseline, which may be itself."""
+        case, decode = self.case, self.decode
+        ratio = interval_of(ratios_of(decode, base.decode))
+        kind = "q8_0" if case.implementation == "llama.cpp" and case.weights == "int8" else case.weights
+        read = statistics.median(decode) / case.batch * streamed_weights(thinker) * BYTES[kind] / 1e9
+        losses = [turn["public_s"] / turn["call_s"] - 1 for turn in self.turns if turn["public_s"] is not None]
+        fidelity = self.first["fidelity"] or {}
+        return Decoding(
+            name=case.name,
+            decode_per_s=statistics.median(decode),
+            low=min(decode),
+            high=max(decode),
+            call_per_s=statistics.median(self.calls),
+            public_loss=statistics.median(losses) if losses else None,
+            first_token_ms=1000 * statistics.median(turn["prefill_s"] for turn in self.turns),
+            load_s=self.first["load_s"],
+            peak_mib=peak_mib(self.turns),
+            gb_per_s=read,
+            bandwidth_share=read / bandwidth,
+            agreement=self.marks["agreement"],
+            worst_gap=self.marks["worst_gap"],
+            top1=fidelity.get("top1"),
+            kl=fidelity.get("kl"),
+            worst=fidelity.get("worst"),
+            ratio=ratio.middle,
+            ratio_low=ratio.low,
+            ratio_high=ratio.high,
+            call_ratio=statistics.median(ratios_of(self.calls, base.calls)),
+            verdict=speed_verdict(ratio),
+            settings=self.first["settings"],
+            speeds=tuple(decode),
+        )
 
 
 class _Load:
     """Watches who uses the processors."""
 
-    def __init__(self, own: Sequence[int]) -> None:
-        self._own = [psutil.Process(pid) for pid in (*own, os.getpid())]
+    def __init__(self, pids: Sequence[int]) -> None:
+        self._processes = [psutil.Process(pid) for pid in (*pids, os.getpid())]
         self._began = self._read()
 
     def foreign(self) -> float:
-        """Share of all processors' time since the beginning that went to others than the cases."""
+        """Share of all processors' time since the beginning used by other programs."""
         busy, own, idle = (now - then for now, then in zip(self._read(), self._began, strict=True))
         return max(0.0, busy - own) / max(busy + idle, 1e-9)
 
     def _read(self) -> tuple[float, float, float]:
-        """Seconds of all processors in work, what of it was the cases', and seconds without work."""
+        """Busy seconds of all processors, those of the cases among them, and idle seconds."""
         times = psutil.cpu_times()
         idle = times.idle + getattr(times, "iowait", 0.0)
         # Linux counts a guest's time as its host process's, too.
         busy = sum(times) - idle - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
-        own = sum(p.cpu_times().user + p.cpu_times().system for p in self._own)
+        own = sum(p.cpu_times().user + p.cpu_times().system for p in self._processes)
         return busy, own, idle
 
 
-def _noise(figures: Sequence[Decoding], speeds: Sequence[float], foreign: float) -> str:
-    spreads = {one.name: (one.high - one.low) / one.decode_per_s for one in figures}
-    spreads["memory bandwidth"] = (max(speeds) - min(speeds)) / statistics.median(speeds)
-    name = max(spreads, key=spreads.__getitem__)
-    said = []
-    if spreads[name] > _NOISY_SPREAD:
-        said.append(f"rounds of {name} are {spreads[name]:.0%} apart")
+def _noise(speeds: Mapping[str, Sequence[float]], foreign: float) -> str:
+    reasons = noisiest(speeds)
     if foreign > _NOISY_LOAD:
-        said.append(f"others used {foreign:.0%} of the processors meanwhile")
-    return "; ".join(said)
+        reasons.append(f"others used {foreign:.0%} of the processors meanwhile")
+    return "; ".join(reasons)

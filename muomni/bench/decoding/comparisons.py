@@ -1,11 +1,11 @@
-"""Which ways to decode are compared: our own ways, the KV cache, attention, and peers on the same weights."""
+"""What is compared: variants of μOmni's decoding, the KV cache, attention, and peers on the same weights."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-from muomni.bench.decoding.case import Implementation, InferCase
+from muomni.bench.decoding.case import BASELINE, Implementation, InferCase, case_name
 from muomni.bench.decoding.compare import Group, Reference
 from muomni.bench.decoding.models import Files, Form, Weights, write_task
 from muomni.bench.process import RefusedError
@@ -14,7 +14,7 @@ from muomni.errors import ConfigError
 
 # The setting of the design's target for the KV cache.
 CACHE_PROMPT, CACHE_NEW = 512, 100
-# A comparison without a cache that takes longer than this is made only where it is asked for.
+# A comparison without a cache that takes longer than this is made only where it is required.
 _MOST_SECONDS = 120.0
 _GUESSED_FLOPS = 1e11
 _JUDGED_ROWS, _FEW_JUDGED_ROWS = 16, 2
@@ -25,7 +25,7 @@ _SPARE_PROMPTS = 8
 
 @dataclass(frozen=True)
 class Plan:
-    """What is the same for all comparisons.
+    """The model, prompts and threads of all comparisons.
 
     Attributes:
         thinker: the shape.
@@ -41,6 +41,11 @@ class Plan:
     prompt: int
     new: int
     threads: int
+
+    @property
+    def weights(self) -> Weights:
+        """What the model's folder holds."""
+        return "int8" if self.files.is_int8 else "fp32"
 
     def task(self, rows: int, prompt: int | None = None, new: int | None = None) -> str:
         """The file with prompts for so many rows, written once."""
@@ -59,46 +64,47 @@ class Plan:
         rows = _FEW_JUDGED_ROWS if few else _JUDGED_ROWS
         return Reference(str(self.files.folder), str(self.work / "forced.npz"), rows)
 
-    def own(self, name: str, task: str, weights: Weights = "fp32", batch: int = 1, **more: Any) -> InferCase:
-        """One of our own cases."""
+    def case(self, name: str, task: str, weights: Weights = "fp32", batch: int = 1, **more: Any) -> InferCase:
+        """A case of μOmni."""
         folder = self.files.form("int8") if weights == "int8" else self.files.folder
         fields = {"name": name, "model": str(folder), "task": task, "weights": weights, "batch": batch}
         return InferCase.model_validate({**fields, "threads": self.threads, **more})
 
 
-def own_ways(plan: Plan, batch: int) -> Group:
-    """Weights, runners, and steps compiled or not; the baseline is what a user without any of it has."""
+def variants(plan: Plan, batch: int) -> Group:
+    """Weights, runners, and steps compiled or not; the baseline is what a user without any of them has."""
     task = plan.task(batch)
     cases = (
-        plan.own("fp32 eager", task, batch=batch, runner="eager"),
-        plan.own("int8 eager", task, "int8", batch, runner="eager"),
-        plan.own("fp32 compiled", task, batch=batch, runner="compiled"),
-        plan.own("int8 compiled", task, "int8", batch, runner="compiled"),
-        plan.own("fp32", task, batch=batch),
-        plan.own("bf16", task, "bf16", batch),
-        plan.own("int8", task, "int8", batch),
+        plan.case("fp32 eager", task, batch=batch, runner="eager"),
+        plan.case("int8 eager", task, "int8", batch, runner="eager"),
+        plan.case("fp32 compiled", task, batch=batch, runner="compiled"),
+        plan.case("int8 compiled", task, "int8", batch, runner="compiled"),
+        plan.case("fp32", task, batch=batch),
+        plan.case("bf16", task, "bf16", batch),
+        plan.case("int8", task, "int8", batch),
     )
-    return Group(f"our own ways, batch {batch}", cases)
+    return Group(f"variants, batch {batch}", cases)
 
 
-def kv_cache(plan: Plan, rounds: int, asked: bool) -> Group | None:
+def kv_cache(plan: Plan, rounds: int, required: bool) -> Group | None:
     """The cache off against on, eager and with what the model takes by itself.
 
     Args:
+        plan: the model.
         rounds: that will be taken.
-        asked: for; otherwise a comparison that takes too long, or does not fit into the context, is left out.
+        required: otherwise None is returned for a comparison that takes too long or does not fit into the context.
     """
     prompt, new = CACHE_PROMPT, CACHE_NEW
-    if not asked:
+    if not required:
         matrices = plan.thinker.num_parameters() - plan.thinker.vocab_size * plan.thinker.hidden_size
         seconds = 2 * matrices * new * (prompt + new / 2) / _GUESSED_FLOPS
         if seconds * (rounds + 1) > _MOST_SECONDS or prompt + new > plan.thinker.max_position_embeddings:
             return None
     task = plan.task(1, prompt, new)
     cases = (
-        plan.own("no cache", task, cache="off"),
-        plan.own("cache, eager", task, runner="eager"),
-        plan.own("cache", task),
+        plan.case(case_name({"cache": "off"}), task, cache="off"),
+        plan.case(case_name({"runner": "eager"}), task, runner="eager"),
+        plan.case(BASELINE, task),
     )
     return Group(f"KV cache, {prompt} + {new} tokens", cases)
 
@@ -106,8 +112,9 @@ def kv_cache(plan: Plan, rounds: int, asked: bool) -> Group | None:
 def attention_backends(plan: Plan) -> Group:
     """Backends of eager steps."""
     task = plan.task(1)
-    names: tuple[Literal["sdpa", "reference", "flex"], ...] = ("sdpa", "reference", "flex")
-    cases = tuple(plan.own(f"attention {name}", task, runner="eager", attention=name) for name in names)
+    cases = tuple(
+        plan.case(f"attention {name}", task, runner="eager", attention=name) for name in ("sdpa", "reference", "flex")
+    )
     return Group("attention backends, fp32 eager", cases)
 
 
@@ -115,7 +122,7 @@ def peers(
     plan: Plan,
     weights: Weights,
     batch: int,
-    say: Callable[[str], None],
+    on_update: Callable[[str], None],
     implementations: Sequence[Implementation] = get_args(Implementation),
 ) -> Group:
     """μOmni beside others on the same weights and prompts; the baseline is llama.cpp where it is installed.
@@ -124,8 +131,8 @@ def peers(
         plan: the model and its prompts.
         weights: of all cases.
         batch: rows.
-        say: told what is going on.
-        implementations: that are wanted besides our own.
+        on_update: called with what is going on.
+        implementations: besides μOmni.
     """
     task = plan.task(batch)
     unmeasured: dict[str, str] = {}
@@ -133,7 +140,7 @@ def peers(
     for name, implementation, form, cache in _PEERS[weights]:
         if implementation not in implementations:
             continue
-        say(f"writing the model for {name}")
+        on_update(f"writing the model for {name}")
         try:
             model = plan.files.form(form)
         except RefusedError as error:
@@ -144,8 +151,8 @@ def peers(
         cases.append(InferCase.model_validate(fields | common))
     if weights == "bf16":
         unmeasured["ctranslate2 bf16"] = "it has no bf16 on CPUs"
-    ours = plan.own(f"muomni {weights}", task, weights, batch)
-    return Group(f"peers, {weights}, batch {batch}", (*cases[:1], ours, *cases[1:]), unmeasured)
+    cases.insert(1, plan.case(f"muomni {weights}", task, weights, batch))
+    return Group(f"peers, {weights}, batch {batch}", tuple(cases), unmeasured)
 
 
 # Name, implementation, form of the model, cache.
@@ -172,27 +179,25 @@ def batches_of(text: str, option: str = "--batch") -> Sequence[int]:
     """`1,4,16` as numbers.
 
     Args:
-        option: whose value it is.
+        text: the option's value.
+        option: for the message.
 
     Raises:
-        ConfigError: something else.
+        ConfigError: it is something else.
     """
-    try:
-        found = [int(part) for part in text.split(",")]
-    except ValueError:
-        found = []
-    if not found or min(found) < 1:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) for part in parts):
         raise ConfigError(f"{option} {text}: must be whole numbers from 1 on, such as 1,4,16")
-    return found
+    return [int(part) for part in parts]
 
 
-def kinds_of(text: str) -> Sequence[Weights]:
+def weights_of(text: str) -> Sequence[Weights]:
     """`int8,fp32,bf16` as a list.
 
     Raises:
-        ConfigError: something else.
+        ConfigError: it is something else.
     """
-    known: dict[str, Weights] = {kind: kind for kind in get_args(Weights)}
+    known: dict[str, Weights] = {weights: weights for weights in get_args(Weights)}
     parts = text.split(",")
     if any(part not in known for part in parts):
         raise ConfigError(f"--weights {text}: there are {', '.join(known)}")

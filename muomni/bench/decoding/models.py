@@ -1,4 +1,4 @@
-"""What is measured in the bench of inference: a model's folder, the same weights in the peers' formats, and prompts."""
+"""What decoding is measured on: a model's folder, the same weights in the peers' formats, and prompts."""
 
 import itertools
 import json
@@ -24,33 +24,10 @@ NOT_INSTALLED = "is not installed: pip install 'muomni[bench]'"
 _PACKAGES = {"hf": ["transformers"], "gguf": ["llama_cpp", "gguf"], "ct2": ["ctranslate2", "transformers"]}
 _TRAINED_ENTRIES = 300
 _LOGIT_SPREAD = 3.0
-_WORDS = [
-    "a",
-    "the",
-    "of",
-    "and",
-    "to",
-    "in",
-    "is",
-    "it",
-    "you",
-    "that",
-    "was",
-    "for",
-    "on",
-    "are",
-    "with",
-    "as",
-    "be",
-    "at",
-    "one",
-    "have",
-    "this",
-    "from",
-    "or",
-    "had",
-    "by",
-]
+_WORDS = (
+    *("a", "the", "of", "and", "to", "in", "is", "it", "you", "that", "was", "for", "on"),
+    *("are", "with", "as", "be", "at", "one", "have", "this", "from", "or", "had", "by"),
+)
 
 
 def streamed_weights(thinker: ThinkerConfig) -> int:

@@ -2,61 +2,45 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
-from muomni.bench.decoding.case import _LEAST_S, _MOST_REPEATS, _SETTLE_S, Decoded, Decoder, InferCase, Task, read_task
+from muomni.bench.decoding.case import Backend, Decoded, InferCase, read_task
 from muomni.bench.decoding.fidelity import fidelity
 
-
-def open_decoder(case: InferCase, task: Task) -> Decoder:
-    """Loads a case's model.
-
-    Raises:
-        ConfigError: the library is not installed or does not take this model.
-    """
-    if case.implementation == "llama.cpp":
-        from muomni.bench.decoding.backends.llama_cpp import LlamaCpp
-
-        return LlamaCpp(case, task)
-    if case.implementation == "ctranslate2":
-        from muomni.bench.decoding.backends.ctranslate2 import CTranslate2
-
-        return CTranslate2(case)
-    if case.implementation == "transformers":
-        from muomni.bench.decoding.backends.transformers import Transformers
-
-        return Transformers(case, task)
-    from muomni.bench.decoding.backends.muomni import Ours
-
-    return Ours(case, task)
+_LEAST_S = 0.4
+_MOST_REPEATS = 15
+_SETTLE_S = 0.5
 
 
 class InferSubject:
     """A case for `muomni.bench.worker`.
 
     Attributes:
-        first: `load_s`; `tokens` of a first run; `settings`; where asked `fidelity` to the reference.
+        first: `load_s`; `tokens` of a first run; `settings`; `fidelity` to the reference where the case names one.
+
+    Raises:
+        ConfigError: the library is not installed or does not load this model.
     """
 
     def __init__(self, case: InferCase) -> None:
         self._task = task = read_task(case)
         began = time.perf_counter()
-        self._decoder = open_decoder(case, task)
+        module = import_module(f"muomni.bench.decoding.backends.{case.implementation.replace('.', '_')}")
+        self._backend: Backend = module.Backend(case, task)
         loaded = time.perf_counter()
-        tokens = self._decoder.decode(task.ids, task.new).tokens
+        tokens = self._backend.decode(task.ids, task.new).tokens
         self.first: dict[str, Any] = {
             "load_s": loaded - began,
             "first_run_s": time.perf_counter() - loaded,
             "tokens": tokens,
-            "fidelity": fidelity(self._decoder.logits, case.forced) if case.forced else None,
-            "settings": self._decoder.settings,
+            "fidelity": fidelity(self._backend.logits, case.forced) if case.forced else None,
+            "settings": self._backend.settings,
         }
-        self._call: Callable[[int], float] | None = getattr(self._decoder, "call", None)
-        if self._call is not None:
-            self._call(task.new)
+        if self._backend.call is not None:
+            self._backend.call(task.new)
             time.sleep(_SETTLE_S)  # an engine may take a faster runner once that is made
-            self._call(task.new)
+            self._backend.call(task.new)
 
     def turn(self, calls: bool = True) -> dict[str, Any]:
         """Medians over as many runs as fill some tenths of a second; `public_s` where the library has such a call."""
@@ -64,12 +48,10 @@ class InferSubject:
         public: list[float] = []
         began = time.perf_counter()
         while not runs or (time.perf_counter() - began < _LEAST_S and len(runs) < _MOST_REPEATS):
-            runs.append(self._decoder.decode(self._task.ids, self._task.new))
-            if calls and self._call is not None:
-                public.append(self._call(self._task.new))
-        return {
-            "prefill_s": statistics.median(run.prefill_s for run in runs),
-            "decode_s": statistics.median(run.decode_s for run in runs),
-            "call_s": statistics.median(run.call_s for run in runs),
-            "public_s": statistics.median(public) if public else None,
+            runs.append(self._backend.decode(self._task.ids, self._task.new))
+            if calls and self._backend.call is not None:
+                public.append(self._backend.call(self._task.new))
+        times = {
+            key: statistics.median(getattr(run, key) for run in runs) for key in ("prefill_s", "decode_s", "call_s")
         }
+        return times | {"public_s": statistics.median(public) if public else None}

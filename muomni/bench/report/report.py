@@ -7,6 +7,8 @@ a ratio is always on / off.
 
 import json
 import platform
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +18,7 @@ from pydantic import Field
 from muomni.accel.device import pick_device
 from muomni.accel.measurements.hardware import cores, processor
 from muomni.accel.technique import EquivalenceClass, Part, Technique
-from muomni.bench.statistics import VerdictName
+from muomni.bench.statistics import VerdictName, decide, interval_of, ratios_of
 from muomni.config.base import Frozen, parse
 from muomni.errors import UserError
 from muomni.files import atomic_file
@@ -122,6 +124,44 @@ def not_measured(technique: Technique, reason: str) -> ReportRow:
         claim=technique.claim,
         verdict="not measured",
         reason=reason,
+    )
+
+
+def measured_row(
+    technique: Technique,
+    off: Sequence[float],
+    on: Sequence[float],
+    equivalence: Equivalence,
+    memory: Sequence[Memory] = (),
+    *,
+    margin: float,
+    unit: str = "tokens/s",
+) -> ReportRow:
+    """A technique's row; the verdict is on speed, or on peak memory where speed is the same.
+
+    Args:
+        technique: of the list.
+        off, on: speeds of each round without and with it, in `unit`.
+        equivalence: of the results.
+        memory: without and with it.
+        margin: see `statistics.margin_of`.
+        unit: of the speeds.
+    """
+    ratios = ratios_of(on, off)
+    ratio = interval_of(ratios)
+    peak = next((one.ratio for one in memory if one.what == "peak"), None)
+    decision = decide(ratio, peak, equivalence.holds, margin)
+    speed = Speed(
+        unit=unit,
+        off=statistics.median(off),
+        on=statistics.median(on),
+        ratio=ratio.middle,
+        low=ratio.low,
+        high=ratio.high,
+        rounds=tuple(ratios),
+    )
+    return not_measured(technique, decision.reason).replace(
+        verdict=decision.verdict, speed=speed, memory=tuple(memory), equivalence=equivalence
     )
 
 

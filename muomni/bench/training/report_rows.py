@@ -11,9 +11,9 @@ import torch
 from muomni.accel.device import free_memory, pick_device
 from muomni.accel.mixed_precision import pick_precision
 from muomni.accel.technique import TECHNIQUES, Technique, measured_by
-from muomni.bench.report.report import Equivalence, Memory, MemoryBar, ReportRow, Speed, not_measured
+from muomni.bench.report.report import Equivalence, Memory, MemoryBar, ReportRow, measured_row, not_measured
 from muomni.bench.report.sections import Effort, Found, Say, Target
-from muomni.bench.statistics import decide, interval_of, margin_of, noise_of, ratios_of, spread_of
+from muomni.bench.statistics import margin_of, noise_of, ratios_of, spread_of
 from muomni.bench.training.case import TrainCase, check
 from muomni.bench.training.compare import CaseMetrics, Measured, measured, take_turns
 from muomni.errors import ConfigError, UserError
@@ -183,26 +183,13 @@ def _row(
         if name in refused:
             return not_measured(technique, refused[name])
     off, on = (found[name] for name in names)
-    ratio = interval_of(ratios_of(on.speeds, off.speeds))
-    figures = measured(names[1], on, off)
     half = any(plan.case(fields).precision != "fp32" for fields in (technique.off_settings, technique.on_settings))
-    equivalence = equivalence_of(technique, figures, half)
-    decision = decide(ratio, figures.memory_ratio, equivalence.holds, margin)
-    compiles = "compile" in technique.on_settings
-    return not_measured(technique, decision.reason).replace(
-        speed=Speed(
-            off=measured(names[0], off, off).tokens_per_s,
-            on=figures.tokens_per_s,
-            ratio=ratio.middle,
-            low=ratio.low,
-            high=ratio.high,
-            rounds=tuple(ratios_of(on.speeds, off.speeds)),
-        ),
-        memory=(Memory(off_mib=off.peak_mib, on_mib=on.peak_mib),),
-        equivalence=equivalence,
-        compile_s=max(0.0, on.first["first_step_s"] - off.first["first_step_s"]) if compiles else None,
-        verdict=decision.verdict,
-    )
+    equivalence = equivalence_of(technique, measured(names[1], on, off), half)
+    memory = (Memory(off_mib=off.peak_mib, on_mib=on.peak_mib),)
+    row = measured_row(technique, off.speeds, on.speeds, equivalence, memory, margin=margin)
+    if "compile" not in technique.on_settings:
+        return row
+    return row.replace(compile_s=max(0.0, on.first["first_step_s"] - off.first["first_step_s"]))
 
 
 def equivalence_of(technique: Technique, on: Measured, half: bool) -> Equivalence:

@@ -1,7 +1,8 @@
-"""`muomni bench infer`: ways to decode, side by side on this machine."""
+"""`muomni bench infer`: decoding, side by side on this machine."""
 
 import json
 import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,8 +13,9 @@ from muomni.cli.bench import report as bench_report
 from muomni.cli.common.terminal import wide_console
 
 if TYPE_CHECKING:
-    from muomni.bench.decoding.compare import Comparison, Decoding
+    from muomni.bench.decoding.compare import Comparison, Decoding, Group
     from muomni.bench.decoding.comparisons import Plan
+    from muomni.bench.decoding.models import Weights
 
 
 def infer(
@@ -29,7 +31,7 @@ def infer(
     batch: Annotated[str, typer.Option(help="Rows decoded together; one or several numbers.")] = "1,4,16",
     rounds: Annotated[int, typer.Option(min=2, help="Turns each case takes.")] = 5,
     threads: Annotated[int | None, typer.Option(min=1, help="Of every case; default: torch's choice.")] = None,
-    ways: Annotated[
+    variants: Annotated[
         bool,
         typer.Option(
             "--variants/--no-variants", help="Compare weights (fp32, bf16, int8), runners, and compiled steps."
@@ -49,19 +51,22 @@ def infer(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON line.")] = False,
 ) -> None:
-    """Ways to decode. With MODEL, --quick or --full a report as `bench all` makes it.
+    """Decoding. With MODEL, --quick or --full a report as `bench all` makes it.
 
     Otherwise tables of runners, weights, batch sizes, KV cache, attention; with --peers beside other libraries.
-    Cases run in processes of their own and take turns. Tokens are held to the fp32 model, eager, one row at a
+    Cases run in processes of their own and take turns. Tokens are compared with the fp32 model, eager, one row at a
     time. Ends with one JSON line. Example: muomni bench infer --shape 12m --batch 1,16 --peers
     """
-    if bench_report.asked_for(ctx, target, full):
+    if bench_report.wants_report(ctx, target is not None or full is not None):
         return bench_report.report(("infer",), "infer", target, full, out, repeat)
     from rich.console import Console
 
-    from muomni.bench.decoding.comparisons import batches_of, kinds_of
+    from muomni import __version__
+    from muomni.bench.decoding.cold_start import first_text_s
+    from muomni.bench.decoding.compare import compare_decoding
+    from muomni.bench.decoding.comparisons import batches_of, weights_of
 
-    batches, kinds = batches_of(batch), kinds_of(weights)
+    batches, peer_weights = batches_of(batch), weights_of(weights)
     console = Console(stderr=True)
 
     def say(text: str) -> None:
@@ -72,18 +77,32 @@ def infer(
             work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="muomni-bench-")))
         work.mkdir(parents=True, exist_ok=True)
         plan = _plan(shape, model, prompt, new, threads, work, say)
-        result = _head(plan, shape if model is None else model)
-        chosen = {"ways": ways, "kv_cache": kv_cache, "attention": attention, "peers": peers}
-        for comparison in _comparisons(plan, batches, kinds, rounds, chosen, say):
+        result: dict[str, Any] = {
+            "model": model or shape,
+            "parameters": plan.thinker.num_parameters(),
+            "prompt": prompt,
+            "new": new,
+            "threads": plan.threads,
+            "muomni": __version__,
+            "comparisons": [],
+        }
+        chosen = (batches if variants else (), kv_cache, attention, peer_weights if peers else ())
+        for group in _groups(plan, *chosen, batches, rounds, say):
+            comparison = compare_decoding(group, plan.thinker, plan.reference(), rounds, say)
             result["comparisons"].append(comparison.as_dict())
             if not as_json:
                 print_comparison(f"{result['model']}, {comparison.name}", comparison)
         if cold:
-            result["cold_start"] = _cold(plan, rounds, say)
+            say("cold start of muomni generate")
+            result["cold_start"] = first_text_s(plan.files.folder, plan.threads, rounds)
     print(json.dumps(result))
 
 
-def _plan(shape: str, model: str | None, prompt: int, new: int, threads: int | None, work: Path, say: Any) -> "Plan":
+def _plan(
+    shape: str, model: str | None, prompt: int, new: int, threads: int | None, work: Path, say: Callable[[str], None]
+) -> "Plan":
+    import torch
+
     from muomni.bench.decoding.comparisons import Plan
     from muomni.bench.decoding.models import Files, make_model_folder
     from muomni.cli.bench.training import _shape
@@ -99,59 +118,35 @@ def _plan(shape: str, model: str | None, prompt: int, new: int, threads: int | N
     else:
         folder = resolve_folder(Path(model))
         config, _ = read_config(folder)
-    if threads is None:
-        import torch
-
-        threads = torch.get_num_threads()
-    return Plan(config.thinker, Files(folder, work), work, prompt, new, threads)
+    return Plan(config.thinker, Files(folder, work), work, prompt, new, threads or torch.get_num_threads())
 
 
-def _head(plan: "Plan", name: str) -> dict[str, Any]:
-    from muomni import __version__
-
-    return {
-        "model": name,
-        "parameters": plan.thinker.num_parameters(),
-        "prompt": plan.prompt,
-        "new": plan.new,
-        "threads": plan.threads,
-        "muomni": __version__,
-        "comparisons": [],
-    }
-
-
-def _comparisons(
-    plan: "Plan", batches: Any, kinds: Any, rounds: int, chosen: dict[str, bool | None], say: Any
-) -> "Any":
-    """Measures what was chosen, one comparison after the other."""
+def _groups(
+    plan: "Plan",
+    variants: Sequence[int],
+    kv_cache: bool | None,
+    attention: bool,
+    peers: "Sequence[Weights]",
+    batches: Sequence[int],
+    rounds: int,
+    say: Callable[[str], None],
+) -> "Iterator[Group]":
+    """The comparisons, one after the other: `variants` of these batch sizes, and `peers` with these weights."""
     from muomni.bench.decoding import comparisons
-    from muomni.bench.decoding.compare import measure
 
-    def done(group: Any) -> "Comparison":
-        return measure(group, plan.thinker, plan.reference(), rounds, say)
-
-    if chosen["ways"]:
-        for batch in batches:
-            yield done(comparisons.own_ways(plan, batch))
-    if chosen["kv_cache"] is not False:
-        group = comparisons.kv_cache(plan, rounds, asked=bool(chosen["kv_cache"]))
+    for batch in variants:
+        yield comparisons.variants(plan, batch)
+    if kv_cache is not False:
+        group = comparisons.kv_cache(plan, rounds, required=bool(kv_cache))
         if group is None:
-            say("KV cache: not measured, this takes minutes or more context; --kv-cache asks for it")
+            say("KV cache: not measured, it takes minutes or more context; --kv-cache measures it")
         else:
-            yield done(group)
-    if chosen["attention"]:
-        yield done(comparisons.attention_backends(plan))
-    if chosen["peers"]:
-        for kind in kinds:
-            for batch in batches:
-                yield done(comparisons.peers(plan, kind, batch, say))
-
-
-def _cold(plan: "Plan", rounds: int, say: Any) -> dict[str, Any]:
-    from muomni.bench.decoding.cold_start import first_text_s
-
-    say("cold start of muomni generate")
-    return first_text_s(plan.files.folder, plan.threads, rounds)
+            yield group
+    if attention:
+        yield comparisons.attention_backends(plan)
+    for weights in peers:
+        for batch in batches:
+            yield comparisons.peers(plan, weights, batch, say)
 
 
 def print_comparison(title: str, found: "Comparison") -> None:

@@ -1,6 +1,7 @@
 """`muomni bench [all|train|infer|speech] [MODEL] --quick|--full`: every technique on against off, as a report."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 _RUNS = Path("runs")
 _DEFAULT = "tiny"
-# Of commands that have options of their own: those that a report takes.
+# Parameters of a report, of commands that have others too.
 _OPTIONS = ("target", "full", "out", "repeat")
 
 Model = Annotated[
@@ -75,22 +76,25 @@ def claims(
         raise UserError(f"--out {out}: cannot be written: {error.strerror}") from None
 
 
-def asked_for(ctx: typer.Context, model: str | None, full: bool | None) -> bool:
-    """Whether a command that can do both is to make a report.
+def wants_report(ctx: typer.Context, wanted: bool, common: Sequence[str] = ()) -> bool:
+    """Whether a command that makes reports and tables is to make a report: `wanted`.
+
+    Args:
+        ctx: of the command.
+        wanted: as its options say.
+        common: names of further parameters that both take.
 
     Raises:
-        UserError: it is, and an option was given that says nothing to a report.
+        UserError: an option was given that does not apply.
     """
-    wanted = model is not None or full is not None
-    for name in ctx.params:
-        source = ctx.get_parameter_source(name)
-        given = source is not None and source.name == "COMMANDLINE"
+    for param in ctx.command.params:
+        name, source = param.name or "", ctx.get_parameter_source(param.name or "")
+        given = source is not None and source.name == "COMMANDLINE" and name not in common
         if given and (name in _OPTIONS) != wanted:
-            option = "--" + name.replace("_", "-")
             raise UserError(
-                f"{option} does not go together with a report: leave it, or MODEL, --quick and --full, out"
+                f"{param.opts[0]} does not go together with a report: drop it, or drop MODEL, --quick and --full"
                 if wanted
-                else f"{option} is for a report: add --quick or --full"
+                else f"{param.opts[0]} is for a report: add --quick or --full"
             )
     return wanted
 

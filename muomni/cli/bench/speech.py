@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from muomni.cli.bench import report as bench_report
 from muomni.cli.common import options
 from muomni.cli.common.terminal import wide_console
 from muomni.errors import UserError
 
 if TYPE_CHECKING:
-    from muomni.bench.speech import SpeakingFound
-
-
-_OF_REPORTS, _OF_BOTH = ("out", "repeat"), ("run", "full")
+    from muomni.bench.speech import SpeakingComparison
 
 
 def speech(
@@ -40,14 +38,12 @@ def speech(
 
     Example: muomni bench speech runs/speak
     """
-    if _wants_report(ctx, full):
-        from muomni.cli.bench.report import report
-
-        return report(("speech",), "speech", run, full, out, repeat)
+    if bench_report.wants_report(ctx, full is not None, common=("run",)):
+        return bench_report.report(("speech",), "speech", run, full, out, repeat)
     from rich.console import Console
 
     from muomni.bench.decoding.comparisons import batches_of
-    from muomni.bench.speech import TEXTS, measure_speaking, speech_cases
+    from muomni.bench.speech import TEXTS, compare_speaking, speech_cases
     from muomni.formats.pretrained import read_config
     from muomni.formats.tensors import resolve_folder
 
@@ -69,27 +65,10 @@ def speech(
         "threads": threads,
     }
     console = Console(stderr=True)
-    found = measure_speaking(speech_cases(counts, common), rounds, lambda text: console.print(text, highlight=False))
+    found = compare_speaking(speech_cases(counts, common), rounds, lambda text: console.print(text, highlight=False))
     if not as_json:
         print_speaking(f"{run}, {len(texts)} texts, {threads} threads", found)
     print(json.dumps({"model": run, "threads": threads, "texts": len(texts), "rounds": rounds, **found.as_dict()}))
-
-
-def _wants_report(ctx: typer.Context, full: bool | None) -> bool:
-    """Raises:
-    UserError: an option was given that says nothing to what was asked for.
-    """
-    for name in ctx.params:
-        source = ctx.get_parameter_source(name)
-        given = source is not None and source.name == "COMMANDLINE" and name not in _OF_BOTH
-        if given and (name in _OF_REPORTS) != (full is not None):
-            option = "--json" if name == "as_json" else f"--{name}"
-            raise UserError(
-                f"{option} is not for a report: leave it, or --quick and --full"
-                if full is not None
-                else f"{option} is for a report: add --quick or --full"
-            )
-    return full is not None
 
 
 def _lines(file: Path) -> tuple[str, ...]:
@@ -105,7 +84,7 @@ def _lines(file: Path) -> tuple[str, ...]:
     return lines
 
 
-def print_speaking(title: str, found: "SpeakingFound") -> None:
+def print_speaking(title: str, found: "SpeakingComparison") -> None:
     """A table, with what was left out and how far the machine can be trusted."""
     from rich.table import Table
 

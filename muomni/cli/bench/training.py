@@ -38,7 +38,7 @@ def train(
     Cases run in processes of their own and take turns. Ends with one JSON line.
     Example: muomni bench train --shape 12m --batch-size 8 --peers
     """
-    if bench_report.asked_for(ctx, target, full):
+    if bench_report.wants_report(ctx, target is not None or full is not None):
         return bench_report.report(("train",), "train", target, full, out, repeat)
     from rich.console import Console
 

@@ -8,8 +8,8 @@ import pytest
 
 from muomni.bench.decoding import comparisons
 from muomni.bench.decoding.case import InferCase, read_task
-from muomni.bench.decoding.compare import Group, Reference, _noise, measure
-from muomni.bench.decoding.comparisons import Plan, batches_of, kinds_of
+from muomni.bench.decoding.compare import Group, Reference, _noise, compare_decoding
+from muomni.bench.decoding.comparisons import Plan, batches_of, weights_of
 from muomni.bench.decoding.fidelity import Judge, fidelity
 from muomni.bench.decoding.models import Files, full_tokenizer, make_model_folder, streamed_weights, write_form
 from muomni.bench.decoding.subject import InferSubject
@@ -30,14 +30,14 @@ def plan(tmp_path_factory):
 
 
 def eager(plan: Plan, name: str = "eager", **more: object) -> InferCase:
-    return plan.own(name, plan.task(2), **{"runner": "eager", **more})
+    return plan.case(name, plan.task(2), **{"runner": "eager", **more})
 
 
 def test_cases_take_turns_and_their_tokens_are_judged(plan):
     said: list[str] = []
     cases = (eager(plan), eager(plan, "two rows", batch=2))
     gpu = eager(plan, "not here").replace(implementation="llama.cpp", model="no such file")
-    found = measure(Group("a group", (*cases, gpu)), plan.thinker, plan.reference(), 2, said.append)
+    found = compare_decoding(Group("a group", (*cases, gpu)), plan.thinker, plan.reference(), 2, said.append)
     one, two = found.cases
     assert one.ratio == 1 and one.verdict == "no difference"
     assert two.agreement == one.agreement == 1 and two.worst_gap == 0
@@ -53,7 +53,7 @@ def test_cases_take_turns_and_their_tokens_are_judged(plan):
 def test_nothing_to_measure_is_an_error_that_says_why(plan):
     case = eager(plan, "missing").replace(implementation="llama.cpp", model="no such file")
     with pytest.raises(MuOmniError, match=r"nothing could be measured. missing: .*"):
-        measure(Group("a group", (case,)), plan.thinker, plan.reference(), 1)
+        compare_decoding(Group("a group", (case,)), plan.thinker, plan.reference(), 1)
 
 
 def test_the_judge_finds_wrong_tokens_and_how_wrong_they_are(plan, tmp_path):
@@ -100,7 +100,7 @@ def test_compiled_steps_are_there_before_anything_is_timed(plan, monkeypatch, we
     monkeypatch.setattr("muomni.infer.runners.compiled._without_running", lambda step, inputs: step)
     case = eager(plan, weights=weights, runner="compiled", batch=2)
     subject = InferSubject(case)
-    runner = subject._decoder._runner
+    runner = subject._backend._runner
     compiles = dict(runner.compiles)
     assert {bucket.kind for bucket in compiles} == {"decode", "prefill"}
     assert subject.first["tokens"] == InferSubject(eager(plan, weights=weights, batch=2)).first["tokens"]
@@ -116,7 +116,7 @@ def test_where_nothing_compiles_the_case_is_refused(plan, monkeypatch):
 
 
 def test_compiling_is_compared_on_and_off(plan):
-    names = [case.name for case in comparisons.own_ways(plan, 1).cases]
+    names = [case.name for case in comparisons.variants(plan, 1).cases]
     assert {"fp32 eager", "fp32 compiled", "int8 eager", "int8 compiled"} <= set(names)
 
 
@@ -152,27 +152,25 @@ def test_weights_read_in_a_step_leave_out_an_untied_embedding(plan):
 
 
 def test_a_slow_comparison_is_left_out_unless_asked_for(plan):
-    assert comparisons.kv_cache(plan, 5, asked=False) is None  # beyond the context of nano
+    assert comparisons.kv_cache(plan, 5, required=False) is None  # beyond the context of nano
     with pytest.raises(UserError, match="do not fit"):
-        comparisons.kv_cache(plan, 5, asked=True)
+        comparisons.kv_cache(plan, 5, required=True)
 
 
 def test_noise_is_said():
-    class One:
-        name, low, high, decode_per_s = "case", 95.0, 104.0, 100.0
-
-    assert _noise([One()], [30.0, 31.0], 0.0) == ""
-    assert "memory bandwidth are 40% apart" in _noise([One()], [25.0, 30.0, 37.0], 0.0)
-    assert "others used 20%" in _noise([One()], [30.0], 0.2)
+    case = {"case": [95.0, 104.0]}
+    assert _noise(case | {"memory bandwidth": [30.0, 31.0]}, 0.0) == ""
+    assert "memory bandwidth are 40% apart" in _noise(case | {"memory bandwidth": [25.0, 30.0, 37.0]}, 0.0)
+    assert "others used 20%" in _noise(case, 0.2)
 
 
 def test_wrong_options_are_named():
-    assert batches_of("1,4") == [1, 4] and kinds_of("int8,fp32") == ["int8", "fp32"]
+    assert batches_of("1,4") == [1, 4] and weights_of("int8,fp32") == ["int8", "fp32"]
     for wrong in ("", "0", "1,a"):
         with pytest.raises(ConfigError, match="--batch"):
             batches_of(wrong)
     with pytest.raises(ConfigError, match="--weights"):
-        kinds_of("int4")
+        weights_of("int4")
 
 
 def test_what_is_not_installed_is_said(plan, monkeypatch, tmp_path):

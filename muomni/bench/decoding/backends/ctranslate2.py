@@ -1,35 +1,36 @@
 """CTranslate2 as a peer, through its `Generator`."""
 
+import json
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from muomni.bench.decoding.case import Decoded
+from muomni.bench.decoding.case import Decoded, InferCase, Task
 from muomni.bench.decoding.models import NOT_INSTALLED
 from muomni.errors import ConfigError
 
-if TYPE_CHECKING:
-    from muomni.bench.decoding.case import InferCase
 
-
-class CTranslate2:
+class Backend:
     """A loaded model; it takes and gives tokens by name.
 
     Its loop is its own, so the time of a first token is when its callback is told of it.
 
     Args:
         case: `model` is a folder of its converter.
+        task: unused: the library's users call what `decode` calls.
     """
 
-    def __init__(self, case: "InferCase") -> None:
+    call = None
+
+    def __init__(self, case: InferCase, task: Task) -> None:
         try:
             import ctranslate2
         except ImportError:
             raise ConfigError(f"ctranslate2 {NOT_INSTALLED}") from None
-        self._api: Any = ctranslate2
         kind = "int8" if case.weights == "int8" else "float32"
         try:
             self._generator = ctranslate2.Generator(
@@ -37,7 +38,8 @@ class CTranslate2:
             )
         except (RuntimeError, ValueError) as error:
             raise ConfigError(f"CTranslate2 does not load this model: {error}") from None
-        self._names = _vocabulary(case.model)
+        vocabulary = Path(case.model, "vocabulary.json").read_text(encoding="utf-8")
+        self._names: list[str] = json.loads(vocabulary)
         self.settings = f"ctranslate2 {ctranslate2.__version__}, {self._generator.compute_type}"
 
     def decode(self, prompts: Sequence[Sequence[int]], new: int) -> Decoded:
@@ -68,11 +70,3 @@ class CTranslate2:
         """One forward pass over all of it."""
         out = self._generator.forward_batch([list(ids)], return_log_probs=False)
         return np.asarray(np.array(out)[0, -count:], np.float32)
-
-
-def _vocabulary(folder: str) -> list[str]:
-    import json
-    from pathlib import Path
-
-    names: list[str] = json.loads((Path(folder) / "vocabulary.json").read_text(encoding="utf-8"))
-    return names

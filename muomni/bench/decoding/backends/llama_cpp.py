@@ -2,21 +2,17 @@
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from muomni.bench.decoding.case import Decoded, InferCase, Task
+from muomni.bench.decoding.fidelity import Logits
 from muomni.bench.decoding.models import NOT_INSTALLED
 from muomni.errors import ConfigError
 
-if TYPE_CHECKING:
-    from muomni.bench.decoding.case import Decoded, InferCase, Task
 
-Logits = NDArray[np.float32]
-
-
-class LlamaCpp:
+class Backend:
     """One context with a sequence for each row.
 
     Keys and values are fp16, its default, except beside fp32 weights, where they are fp32 so that tokens can be
@@ -27,14 +23,15 @@ class LlamaCpp:
         task: for how long rows grow.
     """
 
-    def __init__(self, case: "InferCase", task: "Task") -> None:
+    call = None
+
+    def __init__(self, case: InferCase, task: Task) -> None:
         try:
             import llama_cpp
         except ImportError:
             raise ConfigError(f"llama-cpp-python {NOT_INSTALLED}") from None
         self._api = llama_cpp
         llama_cpp.llama_backend_init()
-        self._rows = case.batch
         self._model = llama_cpp.llama_model_load_from_file(case.model.encode(), llama_cpp.llama_model_default_params())
         if not self._model:
             raise ConfigError(f"llama.cpp does not load {case.model}")
@@ -57,10 +54,8 @@ class LlamaCpp:
         info = llama_cpp.llama_print_system_info().decode()
         self.settings = f"llama-cpp-python {llama_cpp.__version__}; {' '.join(info.split())}"
 
-    def decode(self, prompts: Sequence[Sequence[int]], new: int) -> "Decoded":
+    def decode(self, prompts: Sequence[Sequence[int]], new: int) -> Decoded:
         """Prefill, then `new` - 1 steps; what Python does between the steps counts in `call_s` alone."""
-        from muomni.bench.decoding.case import Decoded
-
         began = time.perf_counter()
         self._clear()
         length = len(prompts[0])
@@ -93,14 +88,14 @@ class LlamaCpp:
 
     def _run(self, tokens: Sequence[tuple[int, int, int]], wanted: Sequence[bool]) -> Logits:
         """Tokens in as many batches as needed; the logits of those wanted, in order."""
-        found = []
+        logits = []
         for start in range(0, len(tokens), self._capacity):
-            part, asked = tokens[start : start + self._capacity], wanted[start : start + self._capacity]
-            self._fill(part, asked)
+            kept = wanted[start : start + self._capacity]
+            self._fill(tokens[start : start + self._capacity], kept)
             self._step()
-            if any(asked):
-                found.append(self._last(sum(asked)).copy())
-        return np.concatenate(found)
+            if any(kept):
+                logits.append(self._last(sum(kept)).copy())
+        return np.concatenate(logits)
 
     def _fill(self, tokens: Sequence[tuple[int, int, int]], wanted: Sequence[bool]) -> None:
         batch = self._batch

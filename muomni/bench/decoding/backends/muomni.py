@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 
 import numpy as np
@@ -21,7 +21,7 @@ from muomni.infer.runners import compiled
 from muomni.model import SlotCache
 
 
-class Ours:
+class Backend:
     """A loaded model with the runner that the case names.
 
     `call` is `chat_batch` on texts, with whatever runner the model takes by itself; only cases of the runner
@@ -48,6 +48,7 @@ class Ours:
         )
         self._model = model
         self._runner: Runner | None = None
+        self.call: Callable[[int], float] | None = None
         note = ""
         if case.cache != "off":
             cache = SlotCache(model.config.thinker, case.batch, task.length, model.dtype, model.device)

@@ -2,22 +2,19 @@
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from muomni.bench.decoding.case import Decoded
+from muomni.bench.decoding.case import Decoded, InferCase, Task
 from muomni.bench.decoding.models import NOT_INSTALLED
 from muomni.errors import ConfigError
 
-if TYPE_CHECKING:
-    from muomni.bench.decoding.case import InferCase, Task
 
-
-class Transformers:
+class Backend:
     """A loaded model; its cache grows, or is preallocated where the case says `static`.
 
     Args:
@@ -25,7 +22,7 @@ class Transformers:
         task: whose prompts calls are made with.
     """
 
-    def __init__(self, case: "InferCase", task: "Task") -> None:
+    def __init__(self, case: InferCase, task: Task) -> None:
         try:
             import transformers
         except ImportError:
