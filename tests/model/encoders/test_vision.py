@@ -89,10 +89,10 @@ def test_patches_by_token():
 
 
 @pytest.mark.parametrize("pixel_shuffle_factor", [1, 2, 3])
-def test_merge_sets_how_many_patches_are_a_token(merge):
-    encoder = make_encoder(pixel_shuffle_factor=merge)
+def test_pixel_shuffle_factor_sets_how_many_patches_are_a_token(pixel_shuffle_factor):
+    encoder = make_encoder(pixel_shuffle_factor=pixel_shuffle_factor)
     out = encoder(make_images((6, 12)))
-    assert out.shape == (72 // merge**2, 32 * merge**2)
+    assert out.shape == (72 // pixel_shuffle_factor**2, 32 * pixel_shuffle_factor**2)
 
 
 @pytest.mark.parametrize(
