@@ -1,17 +1,15 @@
 """The frozen base of every configuration, and `parse`, which turns plain values into one."""
 
-import inspect
-import re
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, ValidationError
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic_core import PydanticCustomError
 
 from muomni.config.validation_errors import Layer, in_words
 from muomni.errors import ConfigError
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
+ConfigT = TypeVar("ConfigT", bound="Frozen")
 PositiveInt = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -22,31 +20,43 @@ class Frozen(BaseModel):
     """Immutable; an unknown key is an error, so that no option is ever silently ignored.
 
     Types are strict (`"8"` and `true` are no number; a whole number does for a fraction), but a list
-    does for a tuple where a field says so, since JSON has no tuples.
+    does for a tuple where a field says so, since JSON has no tuples. The string under a field documents it, also in
+    the JSON Schema.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    # Fields that a recipe cannot change: see `Overrides`.
+    fixed: ClassVar[frozenset[str]] = frozenset()
 
     def replace(self, **changes: Any) -> Self:
         """A validated copy with `changes`; unlike `model_copy`, every check runs again."""
         return type(self).model_validate(self.model_dump(by_alias=True, exclude_unset=True) | changes)
 
-    @classmethod
-    def field_docs(cls) -> dict[str, str]:
-        """What the docstring says under "Attributes:" about each field."""
-        doc = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")[2]
-        entries = re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", doc, flags=re.MULTILINE)
-        return {name: re.sub(r"\s+", " ", text).strip() for name, text in entries}
 
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """Adds the documentation of class and fields, which editors show, to the JSON Schema."""
-        schema = handler(core_schema)
-        target = handler.resolve_ref_schema(schema)
-        target["description"] = inspect.cleandoc(cls.__doc__ or "").partition("\n\nAttributes:")[0]
-        for name, text in cls.field_docs().items():
-            target["properties"][cls.model_fields[name].alias or name]["description"] = text
-        return schema
+class Overrides(Frozen, Generic[ConfigT]):
+    """Changes to a configuration: a subclass of `Overrides[C]` has every field of `C` that is not `fixed`, or null.
+
+    Types, limits and documentation of the fields are those of `C`. They are known at run time only, so code reads
+    them from `changes`.
+    """
+
+    config: ClassVar[type[Frozen]]
+
+    def __class_getitem__(cls, config: Any) -> Any:
+        fields: dict[str, Any] = {
+            name: (Annotated[field.annotation | None, *field.metadata, Field()], None)
+            for name, field in config.model_fields.items()
+            if name not in config.fixed
+        }
+        overrides = create_model(f"{config.__name__}Overrides", __base__=cls, **fields)
+        overrides.config = config
+        return overrides
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """The fields that are given."""
+        return self.model_dump(include=set(self.config.model_fields), exclude_none=True)
 
 
 def conflict(key: str, value: object, message: str) -> PydanticCustomError:

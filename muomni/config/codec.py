@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from muomni.config.base import Frozen, Positive, PositiveInt, Probability, conflict
+from muomni.config.base import Frozen, Overrides, Positive, PositiveInt, Probability, conflict
 
 NonNegative = Annotated[float, Field(ge=0)]
 CodecPreset = Literal["nano", "tiny"]
@@ -13,44 +13,44 @@ Strides = Annotated[tuple[Annotated[int, Field(ge=1, le=8)], ...], Field(strict=
 
 
 class CodecConfig(Frozen):
-    """The speech codec: mono sound to a few small numbers for every frame, and back.
-
-    Attributes:
-        model_type: tells the folder of a codec from those of other models.
-        sample_rate: of the sound, in Hz.
-        hop_length: samples between two spectra; a spectrum's window is four times as long.
-        num_mel_bins: bands that the encoder hears.
-        strides: of the encoder's convolutions; their product is how many spectra a frame of codes stands for.
-        encoder_size: width of the encoder.
-        encoder_layers: its blocks before each stride, and behind the last.
-        num_codebooks: K, codes of a frame.
-        codebook_size: codes are 0 to this, exclusive.
-        latent_size: numbers of a frame before they are codes.
-        quantizer_dropout: probability that a training clip keeps only its first codes, a random number of them, so that
-            the first ones learn to say the most.
-        hidden_size: width of the decoder.
-        intermediate_size: width of the hidden layer of its blocks.
-        frame_layers: its blocks at the rate of the codes.
-        num_hidden_layers: its blocks at the rate of the spectra.
-        kernel_size: frames that a block's convolution spans, its own and those before it.
-    """
+    """The speech codec: mono sound to a few small numbers for every frame, and back."""
 
     model_type: Literal["muomni-codec"] = "muomni-codec"
+    """Tells the folder of a codec from those of other models."""
     sample_rate: int = Field(default=16_000, ge=8_000, le=48_000)
+    """Of the sound, in Hz."""
     hop_length: int = Field(default=160, ge=16, le=1024)
+    """Samples between two spectra; a spectrum's window is four times as long."""
     num_mel_bins: int = Field(default=80, ge=8, le=256)
+    """Bands that the encoder hears."""
     strides: Strides = (2, 2)
+    """Of the encoder's convolutions; their product is how many spectra a frame of codes stands for."""
     encoder_size: PositiveInt = 192
+    """Width of the encoder."""
     encoder_layers: PositiveInt = 2
+    """Its blocks before each stride, and behind the last."""
     num_codebooks: int = Field(default=8, ge=1, le=32)
+    """K, codes of a frame."""
     codebook_size: int = Field(default=1024, ge=2, le=65_536)
+    """Codes are 0 to this, exclusive."""
     latent_size: PositiveInt = 32
+    """Numbers of a frame before they are codes."""
     quantizer_dropout: Probability = 0.25
+    """Probability that a training clip keeps only its first codes, a random number of them, so that the first ones
+    learn to say the most.
+    """
     hidden_size: PositiveInt = 256
+    """Width of the decoder."""
     intermediate_size: PositiveInt = 768
+    """Width of the hidden layer of its blocks."""
     frame_layers: PositiveInt = 3
+    """Its blocks at the rate of the codes."""
     num_hidden_layers: PositiveInt = 5
+    """Its blocks at the rate of the spectra."""
     kernel_size: int = Field(default=7, ge=2, le=63)
+    """Frames that a block's convolution spans, its own and those before it."""
+
+    fixed = frozenset({"model_type", "sample_rate"})
 
     @property
     def spectra_per_frame(self) -> int:
@@ -101,48 +101,25 @@ def codec_preset(name: CodecPreset) -> CodecConfig:
     )
 
 
-class CodecSizes(Frozen):
-    """Fields of `CodecConfig` that a recipe changes from the preset; see there for their meaning."""
-
-    hop_length: PositiveInt | None = None
-    num_mel_bins: PositiveInt | None = None
-    strides: Strides | None = None
-    encoder_size: PositiveInt | None = None
-    encoder_layers: PositiveInt | None = None
-    num_codebooks: PositiveInt | None = None
-    codebook_size: Annotated[int, Field(ge=2, le=65_536)] | None = None
-    latent_size: PositiveInt | None = None
-    quantizer_dropout: Probability | None = None
-    hidden_size: PositiveInt | None = None
-    intermediate_size: PositiveInt | None = None
-    frame_layers: PositiveInt | None = None
-    num_hidden_layers: PositiveInt | None = None
-    kernel_size: PositiveInt | None = None
-
-    @classmethod
-    def field_docs(cls) -> dict[str, str]:
-        """Those of `CodecConfig`."""
-        return {name: text for name, text in CodecConfig.field_docs().items() if name in cls.model_fields}
+class CodecOverrides(Overrides[CodecConfig]):
+    """Fields of `CodecConfig` that a recipe changes from the preset."""
 
 
 class CodecLossSpec(Frozen):
-    """What a codec learns by: the weights of its losses, each a mean over clips; 0 leaves one out.
-
-    Attributes:
-        stft: spectra at several resolutions.
-        mel: their mel bands, in logarithms.
-        commitment: how far the encoder's numbers are from what their codes stand for.
-        adversarial: a discriminator that learns beside the codec to tell its speech from recordings.
-        feature_matching: of what the discriminator sees inside; only with `adversarial`.
-        discriminator_start_step: the optimizer step with which the discriminator begins.
-    """
+    """What a codec learns by: the weights of its losses, each a mean over clips; 0 leaves one out."""
 
     stft: NonNegative = 1.0
+    """Spectra at several resolutions."""
     mel: NonNegative = 1.0
+    """Their mel bands, in logarithms."""
     commitment: NonNegative = 0.5
+    """How far the encoder's numbers are from what their codes stand for."""
     adversarial: NonNegative = 0.0
+    """A discriminator that learns beside the codec to tell its speech from recordings."""
     feature_matching: NonNegative = 2.0
+    """Of what the discriminator sees inside; only with `adversarial`."""
     discriminator_start_step: int = Field(default=0, ge=0)
+    """The optimizer step with which the discriminator begins."""
 
     @model_validator(mode="after")
     def _teaches(self) -> "CodecLossSpec":
@@ -154,27 +131,24 @@ class CodecLossSpec(Frozen):
 
 
 class CodecSpec(Frozen):
-    """A speech codec to train; the data are sounds then, or manifests that name them.
-
-    Attributes:
-        preset: where the sizes come from.
-        init_from: a codec's run or folder whose weights and sizes are taken instead.
-        overrides: changes to the preset.
-        clip_seconds: length of a training clip; rounded down to whole frames.
-        gain_db: training clips are made quieter by up to so many decibels, at random.
-        losses: what it learns by.
-    """
+    """A speech codec to train; the data are sounds then, or manifests that name them."""
 
     preset: CodecPreset = "tiny"
+    """Where the sizes come from."""
     init_from: str | None = Field(default=None, min_length=1)
-    overrides: CodecSizes = CodecSizes()
+    """A codec's run or folder whose weights and sizes are taken instead."""
+    overrides: CodecOverrides = CodecOverrides()
+    """Changes to the preset."""
     clip_seconds: Positive = 1.0
+    """Length of a training clip; rounded down to whole frames."""
     gain_db: NonNegative = 20.0
+    """Training clips are made quieter by up to so many decibels, at random."""
     losses: CodecLossSpec = CodecLossSpec()
+    """What it learns by."""
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "CodecSpec":
-        changes = self.overrides.model_dump(exclude_none=True)
+        changes = self.overrides.changes
         if self.init_from is not None and changes:
             raise conflict("overrides", ", ".join(changes), 'remove it: "init_from" fixes the sizes')
         config = self.build()
@@ -186,4 +160,4 @@ class CodecSpec(Frozen):
 
     def build(self) -> CodecConfig:
         """The preset with the recipe's changes."""
-        return codec_preset(self.preset).replace(**self.overrides.model_dump(exclude_none=True))
+        return codec_preset(self.preset).replace(**self.overrides.changes)

@@ -4,124 +4,22 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from muomni.config.base import Frozen, Positive, PositiveInt, Probability, conflict
+from muomni.config.base import Frozen, conflict
 from muomni.config.codec import CodecConfig
-from muomni.config.pretrained_encoders import SiglipConfig, WhisperConfig
+from muomni.config.encoders import (
+    AudioConfig,
+    AudioEncoderConfig,
+    SiglipConfig,
+    VisionConfig,
+    VisionEncoderConfig,
+    WhisperConfig,
+)
 from muomni.config.talker import TalkerConfig
 from muomni.config.thinker import ThinkerConfig as ThinkerConfig
 from muomni.errors import ConfigError
 
 PresetName = Literal["nano", "tiny", "small", "base"]
 PRESET_NAMES: tuple[PresetName, ...] = get_args(PresetName)
-
-
-class _Blocks(Frozen):
-    """Sizes of an encoder's transformer blocks, which are the Thinker's without causality."""
-
-    hidden_size: PositiveInt
-    intermediate_size: PositiveInt
-    num_hidden_layers: PositiveInt
-    num_attention_heads: PositiveInt
-    rms_norm_eps: Positive = 1e-6
-    dropout: Probability = 0.0
-    initializer_range: Positive = 0.02
-
-    @property
-    def num_key_value_heads(self) -> int:
-        """As many as query heads: an encoder has no cache that fewer would shrink."""
-        return self.num_attention_heads
-
-    @property
-    def head_dim(self) -> int:
-        """Width of one head."""
-        return self.hidden_size // self.num_attention_heads
-
-    def _check_heads(self, multiple: int, reason: str) -> None:
-        if self.hidden_size % self.num_attention_heads:
-            heads = f"must be a multiple of num_attention_heads ({self.num_attention_heads})"
-            raise conflict("hidden_size", self.hidden_size, heads)
-        if self.head_dim % multiple:
-            wanted = f"must make heads whose width is a multiple of {multiple}, not {self.head_dim}: {reason}"
-            raise conflict("num_attention_heads", self.num_attention_heads, wanted)
-
-
-class VisionConfig(_Blocks):
-    """The vision encoder: a transformer over the patches of a picture.
-
-    Attributes:
-        kind: always `"vit"`, what is described here.
-        patch_size: width and height of a patch in pixels, P.
-        pixel_shuffle_factor: m; m × m patches become one token of the Thinker (pixel shuffle).
-        hidden_size: width of the residual stream.
-        intermediate_size: width of the SwiGLU hidden layer.
-        num_hidden_layers: blocks.
-        num_attention_heads: heads; their width is a multiple of 4, since both axes turn pairs.
-        min_tokens: a picture is enlarged until it gives this many tokens.
-        max_tokens: a picture is made smaller until it gives no more tokens than this.
-        rms_norm_eps: added to the mean square in every RMSNorm.
-        rope_theta: base of the rotary frequencies of rows and columns.
-        projection_dim: width of the space in which pictures and captions are compared, for the contrastive
-            loss; null: no such head.
-        dropout: probability on both residual branches, in training only.
-        initializer_range: standard deviation of the initial weights.
-    """
-
-    kind: Literal["vit"] = "vit"
-    patch_size: PositiveInt = 16
-    pixel_shuffle_factor: PositiveInt = 2
-    min_tokens: PositiveInt = 16
-    max_tokens: PositiveInt = 64
-    rope_theta: Positive = 100.0
-    projection_dim: PositiveInt | None = None
-
-    @model_validator(mode="after")
-    def _sizes_fit(self) -> "VisionConfig":
-        self._check_heads(4, "rotary embedding turns pairs, of rows and of columns")
-        if self.min_tokens > self.max_tokens:
-            raise conflict("min_tokens", self.min_tokens, f"must be at most max_tokens ({self.max_tokens})")
-        return self
-
-    @property
-    def output_size(self) -> int:
-        """Width of a token as the encoder gives it: m² patches beside each other."""
-        return self.hidden_size * self.pixel_shuffle_factor**2
-
-
-class AudioConfig(_Blocks):
-    """The audio encoder: log-mel frames at 100 Hz, three convolutions of stride 2, transformer blocks at 12.5 Hz.
-
-    Attributes:
-        kind: always `"conv"`, what is described here.
-        num_mel_bins: bands of the spectrogram.
-        hidden_size: width of the convolutions and of the residual stream.
-        intermediate_size: width of the SwiGLU hidden layer.
-        num_hidden_layers: blocks.
-        num_attention_heads: heads, of even width, since rotary embedding turns pairs.
-        chunk_tokens: tokens that see each other, 12.5 a second; longer clips are cut into such chunks.
-        max_seconds: longest clip; longer ones are refused.
-        rms_norm_eps: added to the mean square in every RMSNorm.
-        rope_theta: base of the rotary frequencies inside a chunk.
-        ctc: with the head that spells what is said in UTF-8 bytes, for the CTC loss.
-        dropout: probability on both residual branches, in training only.
-        initializer_range: standard deviation of the initial weights.
-    """
-
-    kind: Literal["conv"] = "conv"
-    num_mel_bins: PositiveInt = 80
-    chunk_tokens: PositiveInt = 100
-    max_seconds: Positive = 300.0
-    rope_theta: Positive = 10_000.0
-    ctc: bool = False
-
-    @model_validator(mode="after")
-    def _sizes_fit(self) -> "AudioConfig":
-        self._check_heads(2, "rotary embedding turns pairs")
-        return self
-
-    @property
-    def output_size(self) -> int:
-        """Width of a token as the encoder gives it."""
-        return self.hidden_size
 
 
 def _kind(default: str) -> Discriminator:
@@ -133,38 +31,31 @@ def _kind(default: str) -> Discriminator:
     return Discriminator(of)
 
 
-VisionEncoderConfig = VisionConfig | SiglipConfig
-AudioEncoderConfig = AudioConfig | WhisperConfig
-
-
 class OmniConfig(Frozen):
-    """A whole model as `config.json` holds it.
-
-    Attributes:
-        model_type: always `"muomni"`; it is how a folder is told from a plain Qwen3 one.
-        thinker: the language model.
-        eos_token_ids: ids that end a reply.
-        vision: the vision encoder; null: the model sees nothing.
-        audio: the audio encoder; null: the model hears nothing.
-        image_token_id: the token in whose place a token of a picture comes; needed with `vision`.
-        audio_token_id: the token in whose place a token of a clip comes; needed with `audio`.
-        talker: the part that speaks; null: the model does not speak.
-        codec: of the speech; given exactly if `talker` is.
-    """
+    """A whole model as `config.json` holds it."""
 
     model_type: Literal["muomni"] = "muomni"
+    """Always `"muomni"`; it is how a folder is told from a plain Qwen3 one."""
     thinker: ThinkerConfig
+    """The language model."""
     eos_token_ids: tuple[int, ...] = Field(default=(), strict=False)
+    """Ids that end a reply."""
     vision: (
         Annotated[Annotated[VisionConfig, Tag("vit")] | Annotated[SiglipConfig, Tag("siglip")], _kind("vit")] | None
     ) = None
+    """The vision encoder; null: the model sees nothing."""
     audio: (
         Annotated[Annotated[AudioConfig, Tag("conv")] | Annotated[WhisperConfig, Tag("whisper")], _kind("conv")] | None
     ) = None
+    """The audio encoder; null: the model hears nothing."""
     image_token_id: int | None = None
+    """The token in whose place a token of a picture comes; needed with `vision`."""
     audio_token_id: int | None = None
+    """The token in whose place a token of a clip comes; needed with `audio`."""
     talker: TalkerConfig | None = None
+    """The part that speaks; null: the model does not speak."""
     codec: CodecConfig | None = None
+    """Of the speech; given exactly if `talker` is."""
 
     @model_validator(mode="after")
     def _talker_fits(self) -> "OmniConfig":

@@ -15,102 +15,90 @@ Part = Literal["thinker", "vision", "vision_projector", "audio", "audio_projecto
 
 
 class LossSpec(Frozen):
-    """The losses, each the weight of its mean in the sum; 0 leaves it out.
-
-    Attributes:
-        text: of the Thinker's answers; per token. With 0 the Thinker is not computed, and encoders learn by their own
-            losses at a fraction of the cost; everything else is then to be frozen.
-        ctc: of the audio encoder alone, spelling the transcript of each clip that has one (Graves et al., ICML
-            2006); per byte. Needs `model.audio.ctc`.
-        contrastive: of the vision encoder alone, telling the caption of each picture from the others in the
-            micro-batch (SigLIP, arXiv:2303.15343); per caption. Needs `model.vision.projection_dim`.
-        speech: of the Talker, speaking the text of each pair of `data.speech`: its codes and how its pointer moves
-            through the text; per frame. Needs `model.talker`.
-    """
+    """The losses, each the weight of its mean in the sum; 0 leaves it out."""
 
     text: NonNegative = 1.0
+    """Of the Thinker's answers; per token. With 0 the Thinker is not computed, and encoders learn by their own losses
+    at a fraction of the cost; everything else is then to be frozen.
+    """
     ctc: NonNegative = 0.0
+    """Of the audio encoder alone, spelling the transcript of each clip that has one (Graves et al., ICML 2006); per
+    byte. Needs `model.audio.ctc`.
+    """
     contrastive: NonNegative = 0.0
+    """Of the vision encoder alone, telling the caption of each picture from the others in the micro-batch (SigLIP,
+    arXiv:2303.15343); per caption. Needs `model.vision.projection_dim`.
+    """
     speech: NonNegative = 0.0
+    """Of the Talker, speaking the text of each pair of `data.speech`: its codes and how its pointer moves through the
+    text; per frame. Needs `model.talker`.
+    """
 
 
 class OptimizerSpec(Frozen):
-    """AdamW (Loshchilov and Hutter, arXiv:1711.05101) or Muon. No decay on norms and embeddings.
-
-    Attributes:
-        name: `adamw`, or `muon`: Muon for the hidden matrices, AdamW for embeddings and norms. Muon
-            learns more from each token and costs some products of the matrices with themselves.
-            `adamw8bit` keeps AdamW's moments in 8 bits, a quarter of its memory; needs torchao.
-        lr: the peak learning rate, of both; `schedule` scales it.
-        betas: AdamW's decay of the running means of gradient and squared gradient.
-        eps: AdamW's, added to the root of the squared gradient.
-        momentum: Muon's.
-        weight_decay: decoupled, scaled by the learning rate.
-    """
+    """AdamW (Loshchilov and Hutter, arXiv:1711.05101) or Muon. No decay on norms and embeddings."""
 
     name: Literal["adamw", "muon", "adamw8bit"] = "adamw"
+    """`adamw`, or `muon`: Muon for the hidden matrices, AdamW for embeddings and norms. Muon learns more from each
+    token and costs some products of the matrices with themselves. `adamw8bit` keeps AdamW's moments in 8 bits, a
+    quarter of its memory; needs torchao.
+    """
     lr: float = Field(default=1e-3, gt=0)
+    """The peak learning rate, of both; `schedule` scales it."""
     betas: tuple[Probability, Probability] = Field(default=(0.9, 0.95), strict=False)
+    """AdamW's decay of the running means of gradient and squared gradient."""
     eps: float = Field(default=1e-8, gt=0)
+    """AdamW's, added to the root of the squared gradient."""
     momentum: float = Field(default=0.95, ge=0, lt=1)
+    """Muon's."""
     weight_decay: float = Field(default=0.1, ge=0)
+    """Decoupled, scaled by the learning rate."""
 
 
 class ScheduleSpec(Frozen):
-    """Learning rate over optimizer steps, as a factor of `optimizer.lr`.
-
-    Attributes:
-        kind: `cosine` falls over all steps after warm-up; `wsd` (warm-up, stable, decay) stays at 1
-            and falls linearly over the last `decay_fraction`; `constant` stays.
-        warmup_steps: linear rise from 0.
-        min_lr_ratio: where the fall ends.
-        decay_fraction: of all steps, for `wsd`.
-    """
+    """Learning rate over optimizer steps, as a factor of `optimizer.lr`."""
 
     kind: Literal["cosine", "wsd", "constant"] = "cosine"
+    """`cosine` falls over all steps after warm-up; `wsd` (warm-up, stable, decay) stays at 1 and falls linearly over
+    the last `decay_fraction`; `constant` stays.
+    """
     warmup_steps: NonNegativeInt = 50
+    """Linear rise from 0."""
     min_lr_ratio: Fraction = 0.1
+    """Where the fall ends."""
     decay_fraction: float = Field(default=0.2, gt=0, le=1)
+    """Of all steps, for `wsd`."""
 
 
 class EvalSpec(Frozen):
-    """Validation and samples, counted in optimizer steps; 0 turns one off.
-
-    Attributes:
-        every: steps between validation losses; the end of the run always has one.
-        max_rows: rows of the validation set that are read, the same ones each time.
-        sample_every: steps between sample texts.
-        prompts: what the samples begin with; a prompt is continued as plain text.
-        sample_tokens: new tokens of a sample.
-    """
+    """Validation and samples, counted in optimizer steps; 0 turns one off."""
 
     every: NonNegativeInt = 200
+    """Steps between validation losses; the end of the run always has one."""
     max_rows: PositiveInt = 128
+    """Rows of the validation set that are read, the same ones each time."""
     sample_every: NonNegativeInt = 0
+    """Steps between sample texts."""
     prompts: tuple[str, ...] = Field(default=("Once upon a time",), strict=False)
+    """What the samples begin with; a prompt is continued as plain text."""
     sample_tokens: PositiveInt = 64
+    """New tokens of a sample."""
 
 
 class CheckpointSpec(Frozen):
-    """Checkpoints, counted in optimizer steps.
-
-    Attributes:
-        every: steps between checkpoints; the end of the run, Ctrl-C and a new best always write one.
-        keep: how many of the newest stay; the best one stays besides.
-    """
+    """Checkpoints, counted in optimizer steps."""
 
     every: PositiveInt = 200
+    """Steps between checkpoints; the end of the run, Ctrl-C and a new best always write one."""
     keep: PositiveInt = 2
+    """How many of the newest stay; the best one stays besides."""
 
 
 class TuneSpec(Frozen):
-    """The search before a run, see `train.tune.search`.
-
-    Attributes:
-        minutes: after which no more ways are tried.
-    """
+    """The search before a run, see `train.tune.search`."""
 
     minutes: float = Field(default=3.0, gt=0)
+    """After which no more ways are tried."""
 
 
 # What a recipe with "codec" may not change.
@@ -130,87 +118,90 @@ _NOT_FOR_CODEC_DATA = ("speech", "seq_len", "augment")
 
 
 class Recipe(Frozen):
-    """One training stage.
-
-    Attributes:
-        name: names the run folder `runs/NAME` unless `--out` does.
-        model: which model to train.
-        codec: a speech codec to train instead of a model; what is only for models is then left out.
-        tokenizer: trained on the training data, or taken from a folder.
-        data: what is learnt from.
-        freeze: parts that do not learn: they stay as they are, in evaluation mode, and cost no gradient. `vision`
-            and `audio` are the encoders with their heads. The codec of a `talker` never learns.
-        losses: weights of the losses: the text's, those of the encoders alone, and the Talker's.
-        batch_size: rows in one micro-batch; where pairs of speech are all there is, pairs.
-        gradient_accumulation_steps: micro-batches in one optimizer step; the effective batch is
-            `batch_size` × this, however many processes share it.
-        max_steps: optimizer steps. Exactly one of this and `epochs`.
-        epochs: passes over the training rows. Exactly one of this and `max_steps`.
-        optimizer: how gradients become steps.
-        schedule: the learning rate over the run.
-        max_grad_norm: gradients are scaled down to this 2-norm; 0 turns clipping off.
-        precision: `auto` takes bf16 where the hardware multiplies in it, fp16 on older GPUs, else fp32.
-            Weights and optimizer stay in fp32.
-        attention: `auto` takes torch's varlen flash kernel on a GPU where it works, else torch's SDPA.
-            `flash_attn` is an installed flash-attn 2, 3 or 4, `flex` FlexAttention, `reference` the plain
-            definition, slow and quadratic in memory.
-        gradient_checkpointing: `full` keeps each block's input only and computes the block again in the
-            backward pass; `selective` also keeps the results of attention and matrix products.
-        compile: `blocks` compiles the blocks with `torch.compile`, `full` the whole model; `auto` tries both ways
-            at the start and compiles blocks where that saves more time over the run than compiling takes. Short
-            runs are not tried, nor are several processes: there `auto` is `blocks` on GPUs, `off` on CPUs.
-        allocator: where a CPU computes. `arena` has large tensors in a region of their own, which takes less memory
-            than the C library's heap (Linux with a compiler); `retain` leaves what a step frees with the process for
-            the next one (glibc); `auto` takes the first of these that works, and `system` lets the C library decide.
-        on_oom: when memory runs out in a step, `stop` ends the run and says what would help; `rescue` takes
-            the step again, and goes on, with micro-batches of half the rows and twice as many of them (with one
-            process only).
-        tune: before a new run, take some steps in different ways and go on with the fastest that fits: another
-            micro-batch with the same effective batch, checkpointing, compiled blocks, attention, threads that read
-            media. Nothing changes what is learnt beyond rounding. `true` is `{"minutes": 3}`.
-        parallel: with several processes (`torchrun --nproc-per-node N -m muomni train RECIPE`) the rows of a
-            step are shared out between them, so what is learnt is the same for any N that divides
-            `batch_size` × `gradient_accumulation_steps`; only dropout draws other numbers. A process takes
-            micro-batches of at most `batch_size` rows. `ddp` keeps the whole model in each process; `fsdp`
-            divides weights, gradients and optimizer state, for models that are too large for one GPU; `auto`
-            is `ddp` under torchrun with several processes, else `off`.
-        seed: of weights, shuffling and dropout.
-        device: `auto` takes cuda, mps, cpu in that order.
-        eval: validation and samples.
-        checkpoint: how often and how many.
-        log_every: optimizer steps between lines of `metrics.jsonl`.
-    """
+    """One training stage."""
 
     schema_: str | None = Field(
         default=None, alias="$schema", description="Where the JSON Schema is, for editors; not used otherwise."
     )
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
+    """Names the run folder `runs/NAME` unless `--out` does."""
     model: ModelSpec = ModelSpec(preset="tiny")
+    """Which model to train."""
     codec: CodecSpec | None = None
+    """A speech codec to train instead of a model; what is only for models is then left out."""
     tokenizer: TokenizerSpec = TokenizerSpec()
+    """Trained on the training data, or taken from a folder."""
     data: DataSpec
+    """What is learnt from."""
     freeze: tuple[Part, ...] = Field(default=(), strict=False)
+    """Parts that do not learn: they stay as they are, in evaluation mode, and cost no gradient. `vision` and `audio`
+    are the encoders with their heads. The codec of a `talker` never learns.
+    """
     losses: LossSpec = LossSpec()
+    """Weights of the losses: the text's, those of the encoders alone, and the Talker's."""
     batch_size: PositiveInt = 8
+    """Rows in one micro-batch; where pairs of speech are all there is, pairs."""
     gradient_accumulation_steps: PositiveInt = 1
+    """Micro-batches in one optimizer step; the effective batch is `batch_size` × this, however many processes share it.
+    """
     max_steps: PositiveInt | None = None
+    """Optimizer steps. Exactly one of this and `epochs`."""
     epochs: float | None = Field(default=None, gt=0)
+    """Passes over the training rows. Exactly one of this and `max_steps`."""
     optimizer: OptimizerSpec = OptimizerSpec()
+    """How gradients become steps."""
     schedule: ScheduleSpec = ScheduleSpec()
+    """The learning rate over the run."""
     max_grad_norm: float = Field(default=1.0, ge=0)
+    """Gradients are scaled down to this 2-norm; 0 turns clipping off."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """`auto` takes bf16 where the hardware multiplies in it, fp16 on older GPUs, else fp32. Weights and optimizer stay
+    in fp32.
+    """
     attention: Literal["auto", "sdpa", "varlen", "flash_attn", "flex", "reference"] = "auto"
+    """`auto` takes torch's varlen flash kernel on a GPU where it works, else torch's SDPA. `flash_attn` is an installed
+    flash-attn 2, 3 or 4, `flex` FlexAttention, `reference` the plain definition, slow and quadratic in memory.
+    """
     gradient_checkpointing: Literal["off", "full", "selective"] = "off"
+    """`full` keeps each block's input only and computes the block again in the backward pass; `selective` also keeps
+    the results of attention and matrix products.
+    """
     compile: Literal["auto", "off", "blocks", "full"] = "auto"
+    """`blocks` compiles the blocks with `torch.compile`, `full` the whole model; `auto` tries both ways at the start
+    and compiles blocks where that saves more time over the run than compiling takes. Short runs are not tried, nor
+    are several processes: there `auto` is `blocks` on GPUs, `off` on CPUs.
+    """
     allocator: Literal["auto", "arena", "retain", "system"] = "auto"
+    """Where a CPU computes. `arena` has large tensors in a region of their own, which takes less memory than the C
+    library's heap (Linux with a compiler); `retain` leaves what a step frees with the process for the next one
+    (glibc); `auto` takes the first of these that works, and `system` lets the C library decide.
+    """
     on_oom: Literal["stop", "shrink_micro_batch"] = "stop"
+    """When memory runs out in a step, `stop` ends the run and says what would help; `rescue` takes the step again, and
+    goes on, with micro-batches of half the rows and twice as many of them (with one process only).
+    """
     tune: bool | TuneSpec = False
+    """Before a new run, take some steps in different ways and go on with the fastest that fits: another micro-batch
+    with the same effective batch, checkpointing, compiled blocks, attention, threads that read media. Nothing
+    changes what is learnt beyond rounding. `true` is `{"minutes": 3}`.
+    """
     parallel: Literal["auto", "off", "ddp", "fsdp"] = "auto"
+    """With several processes (`torchrun --nproc-per-node N -m muomni train RECIPE`) the rows of a step are shared out
+    between them, so what is learnt is the same for any N that divides `batch_size` × `gradient_accumulation_steps`;
+    only dropout draws other numbers. A process takes micro-batches of at most `batch_size` rows. `ddp` keeps the
+    whole model in each process; `fsdp` divides weights, gradients and optimizer state, for models that are too large
+    for one GPU; `auto` is `ddp` under torchrun with several processes, else `off`.
+    """
     seed: int = Field(default=0, ge=0, lt=2**63)
+    """Of weights, shuffling and dropout."""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    """`auto` takes cuda, mps, cpu in that order."""
     eval: EvalSpec = EvalSpec()
+    """Validation and samples."""
     checkpoint: CheckpointSpec = CheckpointSpec()
+    """How often and how many."""
     log_every: PositiveInt = 10
+    """Optimizer steps between lines of `metrics.jsonl`."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
@@ -229,9 +220,9 @@ class Recipe(Frozen):
             vision, audio = self.model.vision, self.model.audio
             found = self.misfit(
                 vision is not None,
-                vision is not None and vision.projection_dim is not None,
+                vision is not None and vision.changes.get("projection_dim") is not None,
                 audio is not None,
-                audio is not None and audio.ctc is True,
+                audio is not None and audio.changes.get("ctc") is True,
                 self.model.talker is not None,
             )
             if found is not None:

@@ -10,43 +10,39 @@ from muomni.config.validation_errors import Hint
 
 
 class TokenizerSpec(Frozen):
-    """A byte-level BPE: trained on the training data, or taken from `path`.
-
-    Attributes:
-        vocab_size: entries, special tokens included.
-        path: a folder with a `tokenizer.json`; then nothing is trained and `vocab_size` is not used.
-        max_bytes: of the training text, how much the BPE trainer reads.
-    """
+    """A byte-level BPE: trained on the training data, or taken from `path`."""
 
     vocab_size: int = Field(default=8192, ge=320, le=1_000_000)
+    """Entries, special tokens included."""
     path: str | None = None
+    """A folder with a `tokenizer.json`; then nothing is trained and `vocab_size` is not used."""
     max_bytes: int = Field(default=100_000_000, ge=1000)
+    """Of the training text, how much the BPE trainer reads."""
 
 
 class SourceSpec(Frozen):
-    """One source of documents.
-
-    Attributes:
-        path: a file, a folder (every file of a known format below it), or a `datasets` name.
-        format: `auto` goes by the file name, also below `.gz`: `.txt`/`.md` text, `.jsonl`/`.json`
-            JSON lines, `.parquet`. `datasets` is the Hugging Face library: a name or a saved folder.
-        text_column: the column that holds a document.
-        messages_field: the column that holds a conversation; it wins where a row has both.
-        separator: in plain text, what stands between documents; without it a file is one document.
-        split: with `datasets`, which split.
-        subset: with `datasets`, which configuration of a data set that has several.
-        weight: how many times an epoch reads it, in steps of 0.05; below 1 an epoch reads another part of it
-            each time. For training only.
-    """
+    """One source of documents."""
 
     path: str = Field(min_length=1)
+    """A file, a folder (every file of a known format below it), or a `datasets` name."""
     format: Literal["auto", "text", "jsonl", "parquet", "datasets"] = "auto"
+    """`auto` goes by the file name, also below `.gz`: `.txt`/`.md` text, `.jsonl`/`.json` JSON lines, `.parquet`.
+    `datasets` is the Hugging Face library: a name or a saved folder.
+    """
     text_column: str = "text"
+    """The column that holds a document."""
     messages_field: str = "messages"
+    """The column that holds a conversation; it wins where a row has both."""
     separator: str | None = Field(default=None, min_length=1)
+    """In plain text, what stands between documents; without it a file is one document."""
     split: str = "train"
+    """With `datasets`, which split."""
     subset: str | None = None
+    """With `datasets`, which configuration of a data set that has several."""
     weight: float = Field(default=1.0, ge=0.05, le=1000)
+    """How many times an epoch reads it, in steps of 0.05; below 1 an epoch reads another part of it each time. For
+    training only.
+    """
 
     @model_validator(mode="after")
     def _options_apply(self) -> "SourceSpec":
@@ -82,75 +78,66 @@ Sources = Annotated[
 
 
 class ImageAugmentSpec(Frozen):
-    """How far pictures are changed at random in training; 0 leaves them as they are.
-
-    Attributes:
-        shift: up to this share of width and height, each way.
-        scale: larger or smaller by up to this share.
-        rotate: degrees, each way.
-        color_jitter: brightness, contrast and saturation each by up to this share.
-        grayscale: probability that a picture loses its colours.
-        blur: probability of a slight blur.
-    """
+    """How far pictures are changed at random in training; 0 leaves them as they are."""
 
     shift: float = Field(default=0.0, ge=0, le=0.5)
+    """Up to this share of width and height, each way."""
     scale: float = Field(default=0.0, ge=0, lt=1)
+    """Larger or smaller by up to this share."""
     rotate: float = Field(default=0.0, ge=0, le=180)
+    """Degrees, each way."""
     color_jitter: float = Field(default=0.0, ge=0, lt=1)
+    """Brightness, contrast and saturation each by up to this share."""
     grayscale: Fraction = 0.0
+    """Probability that a picture loses its colours."""
     blur: Fraction = 0.0
+    """Probability of a slight blur."""
 
 
 class AudioAugmentSpec(Frozen):
     """How far sounds are changed at random in training; 0 leaves them as they are. Loudness does not matter to
     the features, so it is not changed.
-
-    Attributes:
-        speed: faster or slower by up to this share, the pitch with it.
-        shift: up to this many seconds of silence before the sound.
-        noise: probability of white noise, 10 to 40 dB below the sound.
-        time_masks: stretches of the spectrogram that are blanked, each up to a tenth of its length
-            (SpecAugment, arXiv:1904.08779).
-        frequency_masks: bands of it that are blanked, each up to an eighth of the bins.
     """
 
     speed: float = Field(default=0.0, ge=0, le=0.5)
+    """Faster or slower by up to this share, the pitch with it."""
     shift: float = Field(default=0.0, ge=0, le=5)
+    """Up to this many seconds of silence before the sound."""
     noise: Fraction = 0.0
+    """Probability of white noise, 10 to 40 dB below the sound."""
     time_masks: int = Field(default=0, ge=0, le=10)
+    """Stretches of the spectrogram that are blanked, each up to a tenth of its length (SpecAugment, arXiv:1904.08779).
+    """
     frequency_masks: int = Field(default=0, ge=0, le=10)
+    """Bands of it that are blanked, each up to an eighth of the bins."""
 
 
 class AugmentSpec(Frozen):
-    """Random changes of the training media; they depend on seed, epoch and document alone.
-
-    Attributes:
-        image: of pictures.
-        audio: of sounds.
-    """
+    """Random changes of the training media; they depend on seed, epoch and document alone."""
 
     image: ImageAugmentSpec = ImageAugmentSpec()
+    """Of pictures."""
     audio: AudioAugmentSpec = AudioAugmentSpec()
+    """Of sounds."""
 
 
 class SpeechDataSpec(Frozen):
     """Pairs of a text and its recording, for the Talker; the codec and the alignment of a text with its recording are
     computed once and kept below `cache_dir`.
-
-    Attributes:
-        train: manifests (`muomni data speech` and `muomni data recordings` write them) whose lines hold `audio`,
-            `text` and, where there are several voices, `speaker`; or folders with such manifests.
-        val: pairs for validation; when empty, `val_fraction` of them is held out.
-        val_fraction: share of pairs held out, chosen by a hash of their text.
-        pairs_per_sequence: pairs that go with each row of `data.train`; of no meaning where pairs are all there is.
     """
 
     train: Annotated[Sources, Hint("say `--set data.speech.train=FILE`, or write it into the recipe")] = Field(
         min_length=1
     )
+    """Manifests (`muomni data speech` and `muomni data recordings` write them) whose lines hold `audio`, `text` and,
+    where there are several voices, `speaker`; or folders with such manifests.
+    """
     val: Sources = ()
+    """Pairs for validation; when empty, `val_fraction` of them is held out."""
     val_fraction: float = Field(default=0.02, gt=0, lt=0.5)
+    """Share of pairs held out, chosen by a hash of their text."""
     pairs_per_sequence: PositiveInt = 2
+    """Pairs that go with each row of `data.train`; of no meaning where pairs are all there is."""
 
     @model_validator(mode="after")
     def _read_once(self) -> "SpeechDataSpec":
@@ -162,31 +149,28 @@ class SpeechDataSpec(Frozen):
 
 
 class DataSpec(Frozen):
-    """What is learnt from.
-
-    Attributes:
-        train: sources; a plain string is a path. May be left out where a Talker alone learns, from `speech`.
-        val: sources for validation; when empty, `val_fraction` of the documents is held out.
-        val_fraction: share of documents held out, chosen by a hash of their text.
-        speech: pairs of text and speech, for a Talker.
-        seq_len: tokens in a row; rows are packed full from whole documents and pieces of long ones.
-        shuffle: documents in a new seeded order each epoch.
-        cache_dir: where token caches lie; default `~/.cache/muomni/tokens`, or `$MUOMNI_CACHE/tokens`.
-        num_workers: threads that read and decode coming pictures and sounds; 0 does it between the steps.
-        max_unreadable_fraction: the run stops when more than this share of the documents has media that cannot be read.
-        augment: random changes of the pictures and sounds that are trained on.
-    """
+    """What is learnt from."""
 
     train: Annotated[Sources, Hint("say `--set data.train=FILE`, or write it into the recipe")] = ()
+    """Sources; a plain string is a path. May be left out where a Talker alone learns, from `speech`."""
     val: Sources = ()
+    """Sources for validation; when empty, `val_fraction` of the documents is held out."""
     val_fraction: float = Field(default=0.02, gt=0, lt=0.5)
+    """Share of documents held out, chosen by a hash of their text."""
     speech: SpeechDataSpec | None = None
+    """Pairs of text and speech, for a Talker."""
     seq_len: int = Field(default=512, ge=8)
+    """Tokens in a row; rows are packed full from whole documents and pieces of long ones."""
     shuffle: bool = True
+    """Documents in a new seeded order each epoch."""
     cache_dir: str | None = None
+    """Where token caches lie; default `~/.cache/muomni/tokens`, or `$MUOMNI_CACHE/tokens`."""
     num_workers: int = Field(default=2, ge=0, le=256)
+    """Threads that read and decode coming pictures and sounds; 0 does it between the steps."""
     max_unreadable_fraction: Fraction = 0.01
+    """The run stops when more than this share of the documents has media that cannot be read."""
     augment: AugmentSpec = AugmentSpec()
+    """Random changes of the pictures and sounds that are trained on."""
 
     @model_validator(mode="after")
     def _val_once(self) -> "DataSpec":

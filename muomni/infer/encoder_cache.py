@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from muomni.config import OmniConfig
-from muomni.config.model import AudioEncoderConfig, VisionEncoderConfig
+from muomni.config.encoders import AudioEncoderConfig, VisionEncoderConfig
 from muomni.data.media.audio import audio_seconds, load_audio
 from muomni.data.media.features import mel_of
 from muomni.data.media.image import load_image, picture_size, to_patches, token_grid

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from muomni.config import OmniConfig, SiglipConfig, ThinkerConfig, WhisperConfig
-from muomni.config.model import AudioEncoderConfig, VisionEncoderConfig
+from muomni.config.encoders import AudioEncoderConfig, VisionEncoderConfig
 from muomni.config.talker import TalkerConfig
 from muomni.model.encoders import audio, vision, whisper
 from muomni.model.encoders.auxiliary_heads import CLASSES, STEPS

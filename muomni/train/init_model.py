@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from muomni.config import OmniConfig, Recipe
-from muomni.config.model import AudioEncoderConfig, VisionEncoderConfig
+from muomni.config.encoders import AudioEncoderConfig, VisionEncoderConfig
 from muomni.config.recipe_model import AudioSpec, ModelSpec, VisionSpec
 from muomni.data import Tokenizer
 from muomni.errors import ConfigError
@@ -66,11 +66,11 @@ def initial_config(recipe: Recipe, tokenizer: Tokenizer, voices: tuple[str, ...]
     spec = recipe.model
     if spec.init_from is not None:
         config = _config_of(spec)
-        dropout = spec.thinker.dropout
+        dropout = spec.thinker.changes.get("dropout")
         if dropout is not None:
             config = config.replace(thinker=config.thinker.model_dump() | {"dropout": dropout})
     else:
-        asked = spec.thinker.vocab_size
+        asked = spec.thinker.changes.get("vocab_size")
         if asked is not None and asked < tokenizer.vocab_size:
             raise ConfigError(
                 f"model.thinker.vocab_size ({asked}) is below the tokenizer's {tokenizer.vocab_size} entries"

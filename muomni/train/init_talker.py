@@ -99,7 +99,7 @@ def prepare_speech(recipe: Recipe, device: torch.device, progress: bool) -> Spee
     assert data is not None  # the recipe has a weight for speech
     known = _known(spec)
     talker = known.talker if known is not None else None
-    wanted = spec.talker.max_advance if spec.talker is not None else None
+    wanted = spec.talker.changes.get("max_advance") if spec.talker is not None else None
     max_advance = (
         talker.max_advance if talker is not None else wanted or TalkerConfig.model_fields["max_advance"].default
     )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from muomni.config.model import VisionEncoderConfig
+from muomni.config.encoders import VisionEncoderConfig
 from muomni.data.media.media_ref import Source, name_of, open_bytes
 from muomni.errors import MediaError
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from muomni.config import OmniConfig
-from muomni.config.model import AudioEncoderConfig, VisionEncoderConfig
+from muomni.config.encoders import AudioEncoderConfig, VisionEncoderConfig
 from muomni.data.arrays import Floats
 from muomni.data.media.audio import Samples, audio_seconds, load_audio
 from muomni.data.media.features import mel_of
