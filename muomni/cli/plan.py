@@ -27,7 +27,7 @@ _SAID = {
     "loss": "blocks of the loss",
     "temporary": "in use in the backward pass or the optimizer",
     "kernels": "kept by operations for shapes they met",
-    "gaps": "gaps in the heap",
+    "gaps": "gaps between blocks",
     "baseline": "the process without a model",
 }
 
@@ -108,7 +108,7 @@ def _plan(stage: "Recipe", device: str | None, asked: int | None, measure: bool,
 
     from muomni.bench.training import step_configs
     from muomni.train.forecast.accuracy import past_errors
-    from muomni.train.forecast.memory import forecast, inference_memory, setup_of
+    from muomni.train.forecast.memory import forecast, inference_memory, setup_of, uncertainty
     from muomni.train.forecast.search import fastest, options, step_seconds
 
     setup = setup_of(stage, device=device)
@@ -131,6 +131,7 @@ def _plan(stage: "Recipe", device: str | None, asked: int | None, measure: bool,
         "rate_measured": measured,
         "training": own.as_dict(),
         "step_seconds_modelled": step_seconds(setup, rate),
+        "uncertainty": uncertainty(setup),
         "past_errors": past_errors(torch.device(setup.device)) if _is_here(setup) else [],
         "inference": inference_memory(setup.config),
         "not_modelled": _not_modelled(stage),
@@ -289,6 +290,8 @@ def _print(plan: _Plan) -> None:
     console.print("Inference, weights and keys and values (besides the process):", highlight=False)
     for text, size in result["inference"].items():
         console.print(f"  {text.removesuffix('_mib').replace('_', ' '):<46}{size:>10,.1f} MiB", highlight=False)
+    if result["uncertainty"] is not None:
+        console.print(f"Uncertainty of the forecast: {result['uncertainty']}.", highlight=False)
     console.print(f"{in_words(result['past_errors']).capitalize()}.", highlight=False)
     for text in result["not_modelled"]:
         console.print(f"Not modelled: {text}", highlight=False)

@@ -54,6 +54,14 @@ def test_words_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert '"batch_size": 4' in said
 
 
+def test_a_rough_forecast_is_said_to_be_rough(capsys: pytest.CaptureFixture[str]) -> None:
+    rough = ("--set", "allocator=system", "--set", "compile=off")
+    assert run("--memory", "4GB", "--device", "cpu", "--json", *rough) == 0
+    assert "±25%" in json.loads(capsys.readouterr().out)["uncertainty"]
+    assert run("--memory", "4GB", "--device", "cpu", *rough) == 0
+    assert "Uncertainty of the forecast: ±25%" in capsys.readouterr().out
+
+
 def test_the_best_few_are_measured_and_the_fastest_of_them_is_named(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

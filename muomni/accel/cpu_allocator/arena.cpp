@@ -4,7 +4,7 @@
 // joined at once. Nothing but tensors lies in the region, so the small blocks that a program makes meanwhile cannot
 // sit in the gaps of large ones, which is what breaks up the C library's heap. Small tensors stay there.
 //
-// `model.Pool` does the same in Python, number by number; tests hold the two equal.
+// `arena_simulator.ArenaSimulator` does the same in Python, number by number; tests hold the two equal.
 
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
@@ -25,7 +25,7 @@
 
 namespace {
 
-// As in model.py.
+// As in arena_simulator.py.
 constexpr size_t SMALL = 32 * 1024;
 constexpr size_t UNIT = 256;
 constexpr size_t LEAST_GAP = 4 * 1024;
@@ -102,7 +102,7 @@ class Region {
     return at >= base_ && at < base_ + size_;
   }
 
-  void figures(uint64_t* out) {
+  void usage(uint64_t* out) {
     const std::lock_guard<std::mutex> guard(lock_);
     out[0] = live_;
     out[1] = end_;
@@ -153,7 +153,7 @@ void release(void* pointer) {
   }
 }
 
-struct Pool final : c10::Allocator {
+struct Arena final : c10::Allocator {
   c10::DataPtr allocate(size_t bytes) override {
     void* data;
     if (bytes < SMALL) {
@@ -179,15 +179,15 @@ struct Pool final : c10::Allocator {
 extern "C" {
 
 // Makes torch take the memory of tensors on the CPU from here; false where no addresses can be had.
-bool muomni_pool_install(size_t addresses, bool huge) {
+bool muomni_arena_install(size_t addresses, bool huge) {
   static bool installed = false;
   if (installed) return true;
   if (!region().reserve(addresses, huge)) return false;
-  static Pool* const pool = new Pool;
-  c10::SetCPUAllocator(pool, 1);
+  static Arena* const arena = new Arena;
+  c10::SetCPUAllocator(arena, 1);
   return installed = true;
 }
 
 // Bytes in blocks now, and where the region ends: now, and at most so far.
-void muomni_pool_figures(uint64_t* out) { region().figures(out); }
+void muomni_arena_usage(uint64_t* out) { region().usage(out); }
 }

@@ -1,4 +1,4 @@
-"""Where tensors on a CPU have their memory: what training there gains most from beside fast kernels.
+"""The allocator of tensors on a CPU, from which training there gains most besides fast kernels.
 
 A training step allocates and frees the same gigabytes each time. glibc gives large blocks back to the
 system as soon as they are freed, and the system hands them out again page by page, each one cleared: at
@@ -29,7 +29,7 @@ _M_MMAP_MAX = -4
 
 @dataclass(frozen=True)
 class AllocatorChoice:
-    """Where tensors have their memory, and why."""
+    """The allocator of a run, and why it was taken."""
 
     mode: Mode
     reason: str
@@ -38,18 +38,18 @@ class AllocatorChoice:
     def words(self) -> str:
         """For the log."""
         what = {
-            "arena": "large tensors in a pool of their own",
-            "retain": "freed memory kept",
-            "system": "freed memory as the system has it",
+            "arena": "large tensors in an arena",
+            "retain": "freed memory retained",
+            "system": "freed memory given back to the system",
         }
         return f"{what[self.mode]}: {self.reason}"
 
 
 def choose(asked: Name, device: torch.device) -> AllocatorChoice:
-    """`auto` takes the pool where a CPU computes and it can be compiled, else keeps memory where that is possible.
+    """`auto` takes the arena on a CPU where it can be compiled, else retains freed memory where that is possible.
 
     Raises:
-        ConfigError: the named one cannot be had here.
+        ConfigError: the named one is not available here.
     """
     if asked == "system":
         return AllocatorChoice("system", "as asked")
@@ -57,23 +57,21 @@ def choose(asked: Name, device: torch.device) -> AllocatorChoice:
         return AllocatorChoice("system", f"tensors are in the memory of {device.type}")
     missing = ""
     if asked in ("auto", "arena"):
-        found = arena.load() if is_glibc() else "the C library is not glibc"
-        if isinstance(found, arena.Pool):
-            return AllocatorChoice(
-                "arena", "as asked" if asked == "arena" else "a step finds its memory again, without gaps"
-            )
+        loaded = arena.load() if is_glibc() else "the C library is not glibc"
+        if isinstance(loaded, arena.Arena):
+            return AllocatorChoice("arena", "as asked" if asked == "arena" else "a step reuses its memory without gaps")
         if asked == "arena":
-            raise ConfigError(f'allocator = "arena": {found}; use "retain" or "system"')
-        missing = found
+            raise ConfigError(f'allocator = "arena": {loaded}; use "retain" or "system"')
+        missing = loaded
     if not is_glibc():
         if asked == "retain":
             raise ConfigError('allocator = "retain": only glibc can be told to keep freed memory; use "system"')
         return AllocatorChoice("system", "the C library is not glibc")
-    return AllocatorChoice("retain", "as asked" if asked == "retain" else f"a step needs it again; no pool, {missing}")
+    return AllocatorChoice("retain", "as asked" if asked == "retain" else f"a step needs it again; no arena, {missing}")
 
 
 def apply(choice: AllocatorChoice) -> None:
-    """Tells torch and the C library of this process; for good, since large blocks live where they were made.
+    """Sets the allocator of torch and of this process's C library, for good: large blocks live where they were made.
 
     Raises:
         ConfigError: they refuse.
@@ -85,10 +83,10 @@ def apply(choice: AllocatorChoice) -> None:
     if not (library.mallopt(_M_MMAP_MAX, 0) and library.mallopt(_M_TRIM_THRESHOLD, -1)):
         raise ConfigError('the C library refuses to keep freed memory; set "allocator" to "system"')
     if choice.mode == "arena":
-        found = arena.load()
-        if isinstance(found, str) or not found.install():
-            reason = found if isinstance(found, str) else "the system gives no addresses for it (ulimit -v)"
-            raise ConfigError(f'the pool for tensors cannot be had: {reason}; set "allocator" to "retain"')
+        loaded = arena.load()
+        if isinstance(loaded, str) or not loaded.install():
+            reason = loaded if isinstance(loaded, str) else "the system gives no addresses for it (ulimit -v)"
+            raise ConfigError(f'the arena for tensors is not available: {reason}; set "allocator" to "retain"')
 
 
 def is_glibc() -> bool:

@@ -1,18 +1,18 @@
-"""How much memory training will take, and for what, without taking it.
+"""Forecasts how much memory training will take, and for what, without allocating it.
 
-Two micro-batches of the run are taken with fake tensors (`train.forecast.trace`): the real model, autograd,
-checkpointing and optimizer, no numbers and no memory. What they would ask for goes through a model of the pool that
-tensors have on a CPU (`accel.cpu_allocator.arena`), which is exact; or without a pool of the C library's heap
-(`accel.cpu_allocator.glibc_simulator`), which is not: real heaps were up to a quarter larger. On a GPU the figure is
-what torch's allocator hands out, gaps left out.
+Two micro-batches of the run are computed on fake tensors (`train.forecast.trace`): the real model, autograd,
+checkpointing and optimizer, without numbers and without memory. The blocks they would allocate go through a simulation
+of the arena for tensors on a CPU (`accel.cpu_allocator.arena_simulator`), which is exact. Where a run has no arena, the
+C library's heap is not modelled: the forecast is then within ±25% only (`uncertainty`). On a GPU the forecast is what
+torch's allocator hands out, without gaps.
 
-What is in the process besides, `baseline`, cannot be derived: the interpreter, torch, its kernels' code and their
-caches. It is measured, see `train.process_overhead`.
+`baseline`, the rest of the process, cannot be derived: the interpreter, torch, its kernels' code and their caches. It
+is measured, see `train.process_overhead`.
 
-Assumed where the data decides: every row is one document as long as the row, and every token teaches. Not modelled:
-what pictures, sounds and speech take while an encoder or a talker computes (their weights, gradients and optimizer
-state are), and compiled code (blocks that `torch.compile` fuses keep about what selective checkpointing keeps, and
-that is taken: 2 to 11% too little where it was measured). The compiler and the reading of data are in the baseline.
+Assumed where the data decides: every row is one document as long as the row, and every token is a target. Not modelled:
+activations of images, audio and speech in the encoders and the Talker (their weights, gradients and optimizer state
+are), and compiled code (blocks that `torch.compile` fuses are taken to keep what selective checkpointing keeps: 2 to
+11% too little where it was measured). The compiler and the data reader are in the baseline.
 
 Legend: B rows of a micro-batch, T tokens of a row.
 """
@@ -26,8 +26,7 @@ import torch
 
 from muomni.accel import activation_checkpointing
 from muomni.accel.cpu_allocator import choice as allocator
-from muomni.accel.cpu_allocator.arena_simulator import PoolModel
-from muomni.accel.cpu_allocator.glibc_simulator import Heap
+from muomni.accel.cpu_allocator.arena_simulator import ArenaSimulator
 from muomni.accel.device import pick_device
 from muomni.accel.execution_plan import without_losers
 from muomni.accel.measurements.verdicts import load_verdicts
@@ -179,7 +178,7 @@ class Forecast:
         loss: blocks of logits, and the head's gradient while it is added up.
         temporary: what the backward pass or the optimizer's step has in use.
         kernels: what operations keep for the shapes they have met.
-        gaps: in the heap, too small for what is asked for; 0 on a GPU.
+        gaps: between the arena's blocks, too small for what is allocated; 0 on a GPU.
         baseline: of the process before there is a model; 0 on a GPU, whose context torch's allocator does not count.
     """
 
@@ -223,6 +222,13 @@ def forecast(setup: Setup) -> Forecast:
     each = {name: (size - getattr(few, name)) / (_LAYERS[1] - _LAYERS[0]) for name, size in vars(more).items()}
     further = layers - _LAYERS[1]
     return Forecast(**{name: max(0, round(size + each[name] * further)) for name, size in vars(more).items()})
+
+
+def uncertainty(setup: Setup) -> str | None:
+    """Why a forecast is rough; None where nothing is known to make it so."""
+    if setup.device == "cpu" and setup.memory != "arena":
+        return "±25%: without the arena the C library places tensors, and its heap is not modelled"
+    return None
 
 
 def _with_layers(config: OmniConfig, number: int) -> OmniConfig:
@@ -272,7 +278,7 @@ def _record(setup: Setup, recorder: Recorder) -> dict[int, str]:
 
     _name(kinds, recorder, "weights", [*parameters, *buffers])
     batches = [_batch(setup.micro_batch, setup.seq_len) for _ in range(min(setup.accumulation, 2))]
-    # A second pass finds the heap as the first one left it. Only AdamW has its state before the first step.
+    # A second pass finds the arena as the first one left it. Only AdamW has its state before the first step.
     for _ in range(1 if len(batches) == 2 and setup.optimizer.name == "adamw" else 2):
         if setup.text:
             step.accumulate(batches)
@@ -315,34 +321,29 @@ def _at_the_peak(setup: Setup, recorder: Recorder, kinds: dict[int, str]) -> For
             return "loss"
         return "activations" if recorder.phases[number] == "forward" else "temporary"
 
-    heap = PoolModel() if setup.memory == "arena" else Heap(setup.memory == "retain")
+    arena = ArenaSimulator()
     outside = recorder.kernels | recorder.objects
     live: Counter[str] = Counter()
     sizes: dict[int, int] = {}
     peak, split = 0, {}
-    # These are on the host.
-    aside = outside if setup.device == "cuda" else set()
+    on_gpu = setup.device == "cuda"
     for number, size in recorder.events:
-        if number in aside:
+        if on_gpu and number in outside:  # these are on the host
             continue
         if size:
-            if isinstance(heap, PoolModel):
-                heap.allocate(number, size, number not in outside)
-            else:
-                heap.allocate(number, size)
+            arena.allocate(number, size, number not in outside)
             sizes[number] = size
             live[kind(number)] += size
         else:
-            heap.free(number)
+            arena.free(number)
             live[kind(number)] -= sizes.pop(number)
-        region = heap.peak if isinstance(heap, PoolModel) else heap.now
-        reached = heap.live if setup.device == "cuda" else region
+        reached = arena.live if on_gpu else arena.peak
         if reached > peak:
             peak, split = reached, dict(live)
-    if isinstance(heap, PoolModel) and setup.device == "cpu":
-        peak = heap.now  # and what lies outside
+    if not on_gpu:
+        peak = arena.now  # with what lies outside the arena
     split["gaps"] = peak - sum(split.values())
-    if setup.device == "cuda" and split.get("loss"):
+    if on_gpu and split.get("loss"):
         # Where a CPU's softmax takes the logits' place, a GPU's has a block of its own.
         tokens = min(setup.micro_batch * setup.seq_len, max(64, CHUNK_ELEMENTS // vocabulary))
         split["loss"] += tokens * vocabulary * (4 if setup.precision == "fp32" else 2)
@@ -370,7 +371,7 @@ def beside(recipe: Recipe, config: OmniConfig, memory: MemoryReport, processes: 
     found = found.with_baseline(memory.categories.other + on_top)
     measured = None if memory.categories.activations is None else memory.reading.peak
     error = None if measured is None else round(found.peak / measured - 1, 4)
-    return {**found.as_dict(), "error": error}
+    return {**found.as_dict(), "error": error, "uncertainty": uncertainty(setup)}
 
 
 def inference_memory(config: OmniConfig) -> dict[str, float]:

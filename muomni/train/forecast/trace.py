@@ -17,7 +17,6 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from muomni.accel.cpu_allocator.glibc_simulator import Event
 from muomni.errors import ForecastError
 from muomni.ops.attention import cpu_blocked, cpu_flash
 
@@ -25,12 +24,15 @@ from muomni.ops.attention import cpu_blocked, cpu_flash
 # blocks, and decide which gaps are of use.
 TENSOR = 800
 # Bytes that stay with the process for every shape a matrix product meets, in fp32 and in low precision, and for any
-# other operation. The sum matters little, but these blocks cut gaps in two: without them every large block would find
-# the gap it left a step before, and in a real heap it does not (docs/LOG.md).
+# other operation.
 PRODUCT, OTHER = {False: 64 * 1024, True: 256 * 1024}, 4 * 1024
 _PRODUCTS = frozenset({"aten::mm", "aten::mm.out", "aten::bmm", "aten::addmm", "aten::addmm_", "aten::baddbmm"})
 # Changes tensors where they are, and makes none.
 _IN_PLACE = frozenset({"aten::_fused_adamw_", "aten::_fused_adamw_.tensor_lr"})
+
+
+# Number of a block and its bytes; 0 bytes free it.
+Event = tuple[int, int]
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""The pool for tensors on a CPU: where its blocks lie, what torch does with it, and where there is none."""
+"""The arena for tensors on a CPU: where its blocks lie, what torch does with it, and where there is none."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from muomni.accel.cpu_allocator import arena
 from muomni.accel.cpu_allocator import choice as allocator
-from muomni.accel.cpu_allocator.arena_simulator import LEAST_GAP, SMALL, UNIT, PoolModel
+from muomni.accel.cpu_allocator.arena_simulator import LEAST_GAP, SMALL, UNIT, ArenaSimulator
 from muomni.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -24,7 +24,7 @@ STEPS = st.lists(st.tuples(st.booleans(), SIZES, st.integers(0, 1000)), max_size
 
 
 def run(code: str) -> str:
-    """In a process of its own: the pool is installed for good."""
+    """In a process of its own: the arena is installed for good."""
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -32,7 +32,7 @@ def run(code: str) -> str:
 
 @given(STEPS)
 def test_blocks_never_overlap_and_gaps_are_joined(steps: list[tuple[bool, int, int]]) -> None:
-    model = PoolModel()
+    model = ArenaSimulator()
     blocks: dict[int, tuple[int, int]] = {}
     for number, (frees, size, which) in enumerate(steps):
         if frees and blocks:
@@ -47,23 +47,23 @@ def test_blocks_never_overlap_and_gaps_are_joined(steps: list[tuple[bool, int, i
         assert all(end <= start for end, (start, _) in zip(ends, large[1:], strict=False))
         assert model.live == sum(size for _, size in blocks.values())
         assert model.end >= max(ends, default=0) and model.now >= model.end
-        gaps = sorted((start, start + size) for size, start in model.gaps.ranges)
+        gaps = sorted((start, start + size) for size, start in model.free_list.ranges)
         assert all(end < start for (_, end), (start, _) in pairwise(gaps))
     for number in list(blocks):
         model.free(number)
-    assert model.end == 0 and not model.gaps.ranges and model.live == 0
+    assert model.end == 0 and not model.free_list.ranges and model.live == 0
 
 
 @here
-def test_the_model_does_what_the_pool_does() -> None:
-    """Random blocks of torch, each of whose addresses is the model's; see it fail by another LEAST_GAP in one."""
+def test_the_simulator_does_what_the_arena_does() -> None:
+    """Random blocks of torch, each of whose addresses is the simulator's; see it fail by another LEAST_GAP in one."""
     run(f"""
         import random, torch
-        from muomni.accel.cpu_allocator import arena as pool
-        from muomni.accel.cpu_allocator.arena_simulator import PoolModel
-        found = pool.load()
+        from muomni.accel.cpu_allocator import arena
+        from muomni.accel.cpu_allocator.arena_simulator import ArenaSimulator
+        found = arena.load()
         assert found.install() and found.install()
-        draw, model, blocks = random.Random(0), PoolModel(), {{}}
+        draw, model, blocks = random.Random(0), ArenaSimulator(), {{}}
         base = None
         for number in range(20_000):
             if blocks and draw.random() < 0.49:
@@ -79,7 +79,7 @@ def test_the_model_does_what_the_pool_does() -> None:
                     base = at if base is None else base
                     assert at - base == start, (number, at - base, start)
                     assert at % 64 == 0
-            live, end, peak = found.figures()
+            live, end, peak = found.usage()
             assert end == model.end and peak == model.peak, number
         """)
 
@@ -106,9 +106,9 @@ def test_large_tensors_use_the_memory_of_those_that_were_freed() -> None:
 def test_tensors_of_before_and_after_live_and_grow() -> None:
     run("""
         import numpy as np, torch
-        from muomni.accel.cpu_allocator import arena as pool
+        from muomni.accel.cpu_allocator import arena
         before = torch.arange(100_000.0)
-        assert pool.load().install()
+        assert arena.load().install()
         after = torch.arange(100_000.0)
         assert torch.equal(before, after) and torch.equal(before.clone(), after)
         after.untyped_storage().resize_(2_000_000)
@@ -136,9 +136,9 @@ def test_tensors_of_before_and_after_live_and_grow() -> None:
 def test_memory_that_is_not_there_is_told_in_torchs_words() -> None:
     said = run("""
         import resource, torch
-        from muomni.accel.cpu_allocator import arena as pool
+        from muomni.accel.cpu_allocator import arena
         from muomni.accel.memory.out_of_memory import find_shortage
-        assert pool.load().install()
+        assert arena.load().install()
         resource.setrlimit(resource.RLIMIT_DATA, (2**30, 2**30))
         try:
             torch.empty(2**32, dtype=torch.uint8)
@@ -173,15 +173,15 @@ def test_without_a_compiler_memory_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_
     if not allocator.is_glibc():
         pytest.skip("the C library is not glibc")
     choice = allocator.choose("auto", CPU)
-    assert choice.mode == "retain" and "no pool" in choice.reason
+    assert choice.mode == "retain" and "no arena" in choice.reason
     with pytest.raises(ConfigError, match='allocator = "arena"'):
         allocator.choose("arena", CPU)
 
 
 def test_a_gap_that_is_hardly_larger_is_taken_whole() -> None:
-    model = PoolModel()
+    model = ArenaSimulator()
     for number, size in enumerate((2**20, 100_000, 2**20)):
         model.allocate(number, size)
     model.free(0)
     taken = -(-(2**20) // UNIT) * UNIT + UNIT
-    assert model.allocate(3, taken - UNIT - LEAST_GAP + UNIT) == 0 and not model.gaps.ranges
+    assert model.allocate(3, taken - UNIT - LEAST_GAP + UNIT) == 0 and not model.free_list.ranges

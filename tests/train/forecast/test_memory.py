@@ -15,7 +15,7 @@ from muomni.accel.mixed_precision import pick_precision
 from muomni.config import preset
 from muomni.config.recipe import OptimizerSpec
 from muomni.model import OmniModel
-from muomni.train.forecast.memory import CATEGORIES, Setup, forecast, inference_memory
+from muomni.train.forecast.memory import CATEGORIES, Setup, forecast, inference_memory, uncertainty
 from muomni.train.forecast.search import fastest, micro_batches, options, parse_memory
 
 NANO = Setup(preset("nano"), micro_batch=2, accumulation=2, seq_len=32)
@@ -84,6 +84,12 @@ def test_on_a_gpu_there_are_no_gaps() -> None:
     assert forecast(with_(device="cuda")).gaps == 0
 
 
+def test_without_the_arena_the_forecast_is_said_to_be_rough() -> None:
+    assert uncertainty(with_(memory="arena")) is None and uncertainty(with_(memory="retain", device="cuda")) is None
+    for mode in ("retain", "system"):
+        assert "±25%" in (uncertainty(with_(memory=mode)) or "")
+
+
 def test_a_deep_model_is_forecast_from_a_few_blocks() -> None:
     config = preset("nano")
 
@@ -149,9 +155,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.mark.skipif(
-    isinstance(arena.load(), str), reason="without a pool the gaps of the heap are not forecast so well"
-)
+@pytest.mark.skipif(isinstance(arena.load(), str), reason="without the arena the heap is not modelled")
 @pytest.mark.parametrize(
     "case",
     [
