@@ -1,5 +1,6 @@
 """A recipe: everything one training stage needs, in one frozen object."""
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -228,6 +229,18 @@ class Recipe(Frozen):
             if found is not None:
                 raise conflict(*found)
         return self
+
+    @property
+    def rows_per_step(self) -> int:
+        """The effective batch, over all processes."""
+        return self.batch_size * self.gradient_accumulation_steps
+
+    def num_steps(self, rows: int) -> int:
+        """Optimizer steps of the run, with so many training rows."""
+        if self.max_steps is not None:
+            return self.max_steps
+        assert self.epochs is not None  # one of the two is there, see `_consistent`
+        return max(1, math.ceil(self.epochs * rows / self.rows_per_step))
 
     @property
     def minutes_of_tuning(self) -> float:

@@ -72,6 +72,11 @@ class Progress:
     bad: list[str] = field(default_factory=list)
     compile: Literal["off", "blocks", "full"] | None = None
 
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Of steps: applied, skipped, and skipped in a row; see `train.step.Counters`."""
+        return self.applied, self.skipped, self.streak
+
 
 def checkpoint_folder(run: Path, step: int) -> Path:
     """Where the checkpoint of an optimizer step lies."""

@@ -70,7 +70,7 @@ class OomRecovery:
         return f"step {self.step}  {self.shortage}; taken again with micro-batches of {rows} instead of {self.before}"
 
 
-class RescuedStep:
+class RecoveringStep:
     """Fetches this process's rows of a step, cuts them into micro-batches and takes the step.
 
     Attributes:
@@ -101,7 +101,7 @@ class RescuedStep:
         self.rows = rows
         self.monitor = monitor
         self.run = run
-        self.rows_per_step = recipe.batch_size * recipe.gradient_accumulation_steps
+        self.rows_per_step = recipe.rows_per_step
         self.micro_batch = min(micro_batch, self.rows_per_step // step.group.size)
 
     @property

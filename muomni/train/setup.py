@@ -1,6 +1,5 @@
 """What a run is put together from: tokenizer, rows, model, optimizer and step, each as the recipe has it."""
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from muomni.accel.execution_plan import Plan, make_plan
 from muomni.accel.measurements.verdicts import load_verdicts
 from muomni.config import OmniConfig, Recipe, read_json
 from muomni.data import (
-    Dataset,
     PrefetchLoader,
     PreparedRows,
     SpeechDataset,
@@ -106,15 +104,6 @@ def build(
     factors = lr_factors(recipe.schedule, total_steps)
     losses = recipe.losses.model_dump()
     return model, TrainStep(called, optimizers, factors, recipe.max_grad_norm, plan.precision, group, losses)
-
-
-def count_steps(recipe: Recipe, rows: Dataset) -> int:
-    """Optimizer steps of the run."""
-    if recipe.max_steps is not None:
-        return recipe.max_steps
-    assert recipe.epochs is not None  # the recipe checks that one of the two is there
-    per_step = recipe.batch_size * recipe.gradient_accumulation_steps
-    return max(1, math.ceil(recipe.epochs * rows.num_rows / per_step))
 
 
 def _data(

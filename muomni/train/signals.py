@@ -1,11 +1,10 @@
-"""Ctrl-C and SIGTERM end a training after the step in hand, so that it is saved first."""
+"""Ctrl-C and SIGTERM end a training after the current step, so that it is saved first."""
 
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-
-from muomni.progress import ProgressLine
 
 
 class StopSignal:
@@ -19,14 +18,23 @@ class StopSignal:
         self.asked = False
 
     @contextmanager
-    def listen(self, line: ProgressLine) -> Iterator[None]:
-        """Inside, the first signal sets `asked`; the second raises KeyboardInterrupt, which saves nothing."""
+    def listen(self, say: Callable[[str], None]) -> Iterator[None]:
+        """Inside, the first signal sets `asked`; the second raises KeyboardInterrupt, which saves nothing.
+
+        Signals reach the main thread alone: in another one nothing changes, and Ctrl-C does what the program wants.
+
+        Args:
+            say: tells the user.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
 
         def stop(_number: int, _frame: Any) -> None:
             if self.asked:
                 raise KeyboardInterrupt
             self.asked = True
-            line.say("stopping after this step and saving; Ctrl-C again stops at once without saving")
+            say("stopping after this step and saving; Ctrl-C again stops at once without saving")
 
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:

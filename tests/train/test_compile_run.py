@@ -54,8 +54,8 @@ def test_a_resumed_run_takes_the_decision_it_began_with(recipe, tmp_path, trials
     train(auto, tmp_path / "whole")
     after_step = Trainer._after_step
 
-    def dies(self, log, line):
-        after_step(self, log, line)
+    def dies(self):
+        after_step(self)
         if self.progress.applied == 6:
             raise Stop
 

@@ -116,8 +116,8 @@ class Stop(Exception):
 def kill_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     after_step = Trainer._after_step
 
-    def dies(self, log, line):
-        after_step(self, log, line)
+    def dies(self):
+        after_step(self)
         if self.progress.applied == step:
             raise Stop
 
@@ -237,12 +237,12 @@ def test_the_optimizer_is_not_taken_again(recipe, tmp_path, monkeypatch):
 
 
 def test_validation_that_runs_out_of_memory_says_so(recipe, tmp_path, monkeypatch):
-    from muomni.train import trainer as loop
+    from muomni.train import omni_task
 
     def no_room(*_args, **_kwargs):
         raise MemoryError("Unable to allocate 2.00 GiB for an array")
 
-    monkeypatch.setattr(loop, "evaluate", no_room)
+    monkeypatch.setattr(omni_task, "evaluate", no_room)
     with pytest.raises(MemoryShortageError, match="step 5: out of memory in validation: 2,048.0 MiB"):
         train(recipe, tmp_path / "run")
 

@@ -25,7 +25,7 @@ from muomni.config.codec import codec_preset
 from muomni.errors import ConfigError
 from muomni.formats.codec import save_codec
 from muomni.model.codec import SpeechCodec
-from muomni.train.oom_recovery import RescuedStep
+from muomni.train.oom_recovery import RecoveringStep
 from muomni.train.reporting.metrics_log import read_lines
 from muomni.train.stage import train
 
@@ -295,8 +295,8 @@ def test_the_rows_of_a_step_are_shared_without_overlap(size, share, micro_batch,
 
     sizes = []
     for rank in range(size):
-        cutter = RescuedStep(
-            SimpleNamespace(batch_size=rows, gradient_accumulation_steps=1),
+        cutter = RecoveringStep(
+            SimpleNamespace(rows_per_step=rows),
             None,
             SimpleNamespace(group=Group(ParallelChoice("off", "test", rank, size, rank))),
             SimpleNamespace(batch=batch),

@@ -1,6 +1,7 @@
 """A training that is asked to stop: once politely, twice at once, and not at all afterwards."""
 
 import signal
+import threading
 
 import pytest
 
@@ -14,9 +15,22 @@ def test_the_first_signal_asks_and_the_second_interrupts(
 ) -> None:
     before = signal.getsignal(number)
     stop = StopSignal()
-    with ProgressLine(10, 0) as line, pytest.raises(KeyboardInterrupt), stop.listen(line):
+    with ProgressLine(10, 0) as line, pytest.raises(KeyboardInterrupt), stop.listen(line.say):
         assert not stop.asked
         signal.raise_signal(number)
         assert stop.asked and capsys.readouterr().err.count("stopping after this step and saving") == 1
         signal.raise_signal(number)
     assert signal.getsignal(number) == before and stop.asked
+
+
+def test_in_another_thread_signals_stay_as_they_are() -> None:
+    before, stop, inside = signal.getsignal(signal.SIGINT), StopSignal(), []
+
+    def listen() -> None:
+        with stop.listen(pytest.fail):
+            inside.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    thread.join()
+    assert inside == [before] and not stop.asked

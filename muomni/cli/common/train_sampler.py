@@ -8,7 +8,7 @@ from muomni.infer import EagerRunner, Engine, Runners, SamplingParams
 from muomni.infer.limits import token_budget
 from muomni.infer.offline import generate_all
 from muomni.model import OmniModel, SlotCache
-from muomni.train.trainer import Sampler
+from muomni.train.omni_task import Sampler
 
 
 def make_sampler(tokenizer: Tokenizer, recipe: Recipe) -> Sampler:

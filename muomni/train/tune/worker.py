@@ -18,8 +18,8 @@ from muomni.child_process import serve
 from muomni.config import Recipe, parse
 from muomni.data import Tokenizer
 from muomni.errors import MemoryShortageError, UserError
-from muomni.train.oom_recovery import RescuedStep
-from muomni.train.setup import build, count_steps, open_rows, plan_of
+from muomni.train.oom_recovery import RecoveringStep
+from muomni.train.setup import build, open_rows, plan_of
 
 _LEAST_STEPS, _MOST_STEPS = 3, 20
 
@@ -64,11 +64,11 @@ def measure(recipe: dict[str, Any], tokenizer: str, seconds: float, memory: int 
         words = Tokenizer.load(Path(tokenizer))
         with open_rows(asked, words, plan, group) as read:
             rows = read.rows.train
-            total = count_steps(asked, rows)
+            total = asked.num_steps(rows.num_rows)
             model, step = build(asked, read.config, plan, group, total)
             model.train()
             monitor = MemoryMonitor(model, step.optimizers, model.device)
-            taken = RescuedStep(asked, model, step, rows, monitor, Path(folder), asked.batch_size)
+            taken = RecoveringStep(asked, model, step, rows, monitor, Path(folder), asked.batch_size)
             times: list[float] = []
             end = float("inf")
             while len(times) <= _LEAST_STEPS or (time.perf_counter() < end and len(times) <= _MOST_STEPS):

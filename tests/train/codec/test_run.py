@@ -15,7 +15,7 @@ from muomni.config.loader import merge
 from muomni.errors import CheckpointError, ConfigError, UserError
 from muomni.formats.codec import load_codec
 from muomni.train.codec.discriminator import Discriminator, codec_losses, critic_loss
-from muomni.train.codec.trainer import CodecTrainer
+from muomni.train.codec.task import CodecTask
 from muomni.train.reporting.metrics_log import read_lines
 from muomni.train.stage import train
 
@@ -88,12 +88,12 @@ def test_the_cut_into_micro_batches_changes_rounding_only(sounds: Path, tmp_path
     for batch, count in ((4, 1), (2, 2)):
         codec = {"losses": losses, "overrides": {"quantizer_dropout": 0.0}}
         stage = recipe(sounds, codec=codec, batch_size=batch, gradient_accumulation_steps=count)
-        trainer = CodecTrainer(stage, tmp_path, pick_precision("fp32", torch.device("cpu")), None)
-        trainer.step.adversarial = bool(losses)
+        task = CodecTask(stage, tmp_path, pick_precision("fp32", torch.device("cpu")), None)
+        task.main_step.adversarial = bool(losses)
         torch.manual_seed(0)
-        trainer.codec(trainer.rows.batch(0, 4).samples)  # tables
-        trainer.step.accumulate([trainer.rows.batch(n * batch, batch) for n in range(count)])
-        modules = trainer._learning
+        task.codec(task.rows.batch(0, 4).samples)  # tables
+        task.main_step.accumulate([task.rows.batch(n * batch, batch) for n in range(count)])
+        modules = task.trained
         assert all(p.grad is not None for p in modules.parameters())
         grads.append(torch.cat([p.grad.flatten() for p in modules.parameters() if p.grad is not None]))
     torch.testing.assert_close(grads[0], grads[1], atol=1e-5 * float(grads[0].abs().max()), rtol=1e-3)
@@ -119,9 +119,9 @@ def test_the_discriminator_learns_to_tell_and_the_codec_learns_from_it() -> None
 def test_a_run_begins_with_the_weights_of_another(sounds: Path, tmp_path: Path) -> None:
     train(recipe(sounds, max_steps=2), tmp_path / "a")
     stage = recipe(sounds, codec={"init_from": str(tmp_path / "a")})
-    trainer = CodecTrainer(stage, tmp_path / "b", pick_precision("fp32", torch.device("cpu")), None)
+    task = CodecTask(stage, tmp_path / "b", pick_precision("fp32", torch.device("cpu")), None)
     before = load_codec(tmp_path / "a").state_dict()
-    assert all(torch.equal(value, before[name]) for name, value in trainer.codec.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in task.codec.state_dict().items())
 
 
 def test_a_checkpoint_of_another_codec_is_refused(sounds: Path, tmp_path: Path) -> None:
