@@ -1,8 +1,8 @@
-"""`docs/claims.md`: what is usually promised of each technique beside what reports measured."""
+"""`docs/claims.md`: what is usually claimed of each technique beside what reports measured."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
+from muomni.accel.technique import TECHNIQUES, Technique
 from muomni.bench.report.report import Report, ReportRow
 
 _HEAD = """# Claims, measured
@@ -14,73 +14,50 @@ yours with the command beside it.
 _NONE = "not measured: the report has no such row"
 
 
-@dataclass(frozen=True)
-class Claim:
-    """What is usually promised.
-
-    Attributes:
-        technique: of what.
-        promised: in words.
-        keys: of the rows that measure it, the first that was measured is taken.
-        measured: what such a row says, in words.
-    """
-
-    technique: str
-    promised: str
-    keys: tuple[str, ...]
-    measured: Callable[[ReportRow], str]
+# The techniques of the page by key, with the rows that measure each: the first that was measured is taken.
+CLAIMED = {
+    "precision-bf16": ("precision-bf16", "precision-fp16"),
+    "attention": ("attention-packed", "attention"),
+    "kv-cache": ("kv-cache",),
+    "int8": ("int8",),
+    "batching": ("batching",),
+}
 
 
-def _speed(row: ReportRow) -> str:
-    assert row.speed is not None
-    return f"{row.speed.ratio:.2f}× ({row.speed.low:.2f}–{row.speed.high:.2f})"
-
-
-def _speed_and_memory(row: ReportRow) -> str:
-    peak = next((one for one in row.memory if one.what == "peak"), None)
-    return _speed(row) + ("" if peak is None else f"; peak memory {peak.ratio:.2f}×")
-
-
-def _size(row: ReportRow) -> str:
-    weights = next((one for one in row.memory if one.what == "weights"), None)
-    if weights is None:
-        return _speed(row)
-    return f"{1 / weights.ratio:.2f}× smaller ({weights.off_mib:,.1f} → {weights.on_mib:,.1f} MiB); speed {_speed(row)}"
-
-
-def _throughput(row: ReportRow) -> str:
-    assert row.speed is not None
-    return f"{_speed(row)}: {row.speed.off:,.0f} → {row.speed.on:,.0f} tokens/s, {row.on}"
-
-
-CLAIMS = (
-    Claim("mixed precision", "2× faster, 50% of the memory", ("precision-bf16", "precision-fp16"), _speed_and_memory),
-    Claim("flash attention", "2–4× faster", ("attention-packed", "attention"), _speed_and_memory),
-    Claim("KV cache", "10× faster at 100 tokens", ("kv-cache",), _speed),
-    Claim("int8 weights", "4× smaller", ("int8",), _size),
-    Claim("batched replies", "many times the tokens a second", ("batching",), _throughput),
-)
-
-
-def claims(reports: Sequence[Report]) -> str:
+def claims(reports: Sequence[Report], techniques: Sequence[Technique] = TECHNIQUES) -> str:
     """The page, a row for each claim and report."""
     lines = [_HEAD, "| technique | claim | measured | verdict | model | machine | date | command |"]
     lines.append("|---|---|---|---|---|---|---|---|")
-    for claim in CLAIMS:
+    for technique in (technique for technique in techniques if technique.key in CLAIMED):
         for report in reports:
-            found = [row for key in claim.keys if (row := report.row(key)) is not None]
-            row = next((row for row in found if row.speed is not None), found[0] if found else None)
+            rows = [row for key in CLAIMED[technique.key] if (row := report.row(key)) is not None]
+            row = next((row for row in rows if row.speed is not None), rows[0] if rows else None)
             if row is None:
                 measured, verdict = _NONE, ""
             elif row.speed is None:
                 measured, verdict = f"not measured: {row.reason}", ""
             else:
-                measured, verdict = claim.measured(row), f"{row.verdict}: {row.reason}"
+                measured, verdict = _measured(technique, row), f"{row.verdict}: {row.reason}"
             noisy = ", a noisy machine" if report.noise else ""
-            cells = (claim.technique, claim.promised, measured, verdict, report.model.name)
+            cells = (technique.title, technique.claim, measured, verdict, report.model.name)
             where = (report.machine.words + noisy, report.date.partition("T")[0], f"`{report.command}`")
             lines.append("| " + " | ".join(_cell(text) for text in (*cells, *where)) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _measured(technique: Technique, row: ReportRow) -> str:
+    """The speed; in training also the peak memory; of weights their size; both speeds where the claim has no number."""
+    assert row.speed is not None
+    words = f"{row.speed.ratio:.2f}× ({row.speed.low:.2f}–{row.speed.high:.2f})"
+    for memory in row.memory:
+        if memory.what == "weights":
+            sizes = f"{memory.off_mib:,.1f} → {memory.on_mib:,.1f} MiB"
+            words = f"{1 / memory.ratio:.2f}× smaller ({sizes}); speed {words}"
+        elif row.part == "train":
+            words += f"; peak memory {memory.ratio:.2f}×"
+    if technique.claimed_speed is None and technique.claimed_memory is None:
+        words += f": {row.speed.off:,.0f} → {row.speed.on:,.0f} {row.speed.unit}, {row.on}"
+    return words
 
 
 def _cell(text: str) -> str:
