@@ -237,7 +237,7 @@ class Measure:
         assert config is not None and model.audio is not None and model.audio_head is not None
         texts = []
         for clip in clips:
-            mel = mel_of(load_audio(clip, config.max_seconds), model.config)
+            mel = mel_of(load_audio(clip, config.max_seconds), config)
             sound = AudioBatch(torch.from_numpy(mel), (len(mel),))
             texts += model.audio_head.decode(model.audio(sound), model.audio.counts(sound))
         return texts

@@ -26,7 +26,7 @@ def new_config(
     Raises:
         PromptError: the tokenizer has no placeholder.
     """
-    from muomni.data.text.tokenizer import SPECIAL
+    from muomni.data.text.special_tokens import SPECIAL
 
     own = encoder_configs(name)
     seen = own[0] if vision is True else vision or None

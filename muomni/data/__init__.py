@@ -16,7 +16,8 @@ from muomni.data.speech.spoken_text import SpokenText, Word, clip_words, said_wo
 from muomni.data.text.chat import EncodedChat, Message, check_messages, encode_chat, expand
 from muomni.data.text.chat_template import ChatTemplate
 from muomni.data.text.content_parts import MediaPart
-from muomni.data.text.tokenizer import SPECIAL, Detokenizer, SpecialTokens, Tokenizer
+from muomni.data.text.special_tokens import SPECIAL, SpecialTokens
+from muomni.data.text.tokenizer import Detokenizer, Tokenizer
 
 __all__ = [
     "SPECIAL",

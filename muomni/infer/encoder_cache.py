@@ -7,23 +7,19 @@ Legend: N tokens of a medium, D hidden_size of the Thinker, T tokens of a prompt
 """
 
 import hashlib
-import math
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from muomni.config import OmniConfig
-from muomni.config.encoders import AudioEncoderConfig, VisionEncoderConfig
-from muomni.data.media.audio import audio_seconds, load_audio
-from muomni.data.media.features import mel_of
-from muomni.data.media.image import load_image, picture_size, to_patches, token_grid
-from muomni.data.media.media_ref import Kind, MediaRef, opened
+from muomni.data.media.media_ref import Kind, MediaContent, MediaRef, read_media
+from muomni.data.media.processor import MediaFeatures, MediaProcessor, content_hash
 from muomni.data.text.chat import EncodedChat, expand
 from muomni.data.text.content_parts import MediaPart
 from muomni.errors import MediaError, UserError
@@ -32,16 +28,11 @@ from muomni.model import OmniModel
 from muomni.model.inputs import AudioBatch, ImageBatch
 from muomni.model.module_modes import eval_mode
 from muomni.model.mrope import mrope_positions
-from muomni.ops.audio_frames import SAMPLE_RATE, num_frames, num_tokens
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 # Bytes of embeddings that are kept, and how much is encoded in one pass: 64 pictures of 256 patches, five minutes.
 _KEPT_BYTES = 256 << 20
 _MOST_PATCHES = 16_384
 _MOST_FRAMES = 30_000
-_BLOCK = 1 << 20
 
 
 # Kind, content and whether it went through its encoder alone.
@@ -61,14 +52,6 @@ class Encoded:
     features: Tensor
     grid: tuple[int, int] | None
     identity: bytes
-
-
-@dataclass(frozen=True)
-class _Decoded:
-    """A picture as patches with their rows and columns, or a sound as log-mel frames."""
-
-    rows: Tensor
-    grid: tuple[int, int] | None = None
 
 
 class EncoderCache:
@@ -121,7 +104,7 @@ class EncoderCache:
                 self._check_weights(model, kind)
             for place, part in enumerate(parts):
                 try:
-                    key = part.kind, content_hash(part), alone
+                    key = part.kind, content_hash(part.source), alone
                 except MediaError as error:
                     results[place] = error
                     continue
@@ -145,26 +128,32 @@ class EncoderCache:
         Raises:
             MediaError: a part cannot be read.
         """
+        processor = processor_of(model.config)
+        counts = []
         with self._lock:
-            found = []
             for part in parts:
-                kept = self._kept.get((part.kind, content_hash(part), False))
-                found.append(token_count(model.config, part) if kept is None else len(kept.features))
-            return found
+                source = read_media(part.source)
+                kept = self._kept.get((part.kind, content_hash(source), False))
+                if kept is None:
+                    counts.append(processor.size(part.kind, source, exact=True).tokens)
+                else:
+                    counts.append(len(kept.features))
+        return counts
 
     def _encode_new(
         self, model: OmniModel, kind: Kind, parts: dict[_Key, MediaPart]
     ) -> Iterable[tuple[_Key, Encoded | MediaError]]:
         """Decodes and encodes media of one kind, as many in one pass as memory should hold."""
         most = _MOST_PATCHES if kind == "image" else _MOST_FRAMES
-        waiting: list[tuple[_Key, _Decoded]] = []
+        waiting: list[tuple[_Key, MediaFeatures]] = []
+        processor = processor_of(model.config)
         for key, part in parts.items():
             try:
-                decoded = _decode(model.config, part)
+                decoded = processor.features(part.kind, part.source)
             except MediaError as error:
                 yield key, error
                 continue
-            if waiting and (key[2] or sum(len(one.rows) for _, one in waiting) + len(decoded.rows) > most):
+            if waiting and (key[2] or sum(len(one.values) for _, one in waiting) + len(decoded.values) > most):
                 yield from self._pass(model, kind, waiting)
                 waiting = []
             waiting.append((key, decoded))
@@ -173,29 +162,25 @@ class EncoderCache:
 
     @torch.inference_mode()
     def _pass(
-        self, model: OmniModel, kind: Kind, waiting: Sequence[tuple[_Key, _Decoded]]
+        self, model: OmniModel, kind: Kind, waiting: Sequence[tuple[_Key, MediaFeatures]]
     ) -> list[tuple[_Key, Encoded]]:
-        rows = torch.cat([decoded.rows for _, decoded in waiting])
-        grids = [decoded.grid for _, decoded in waiting]
+        values = torch.cat([torch.from_numpy(decoded.values) for _, decoded in waiting])
+        grids = [decoded.grid for _, decoded in waiting if decoded.grid is not None]
         with ExitStack() as stack:
             for module in _encoder(model, kind):
                 stack.enter_context(eval_mode(module))
             if kind == "image":
-                images = ImageBatch(rows, tuple(grid for grid in grids if grid is not None))
-                features = model.embed_images(images.to(model.device))
-                merge = _vision(model.config).pixel_shuffle_factor
-                tokens = [None if grid is None else (grid[0] // merge, grid[1] // merge) for grid in grids]
-                counts = [grid[0] * grid[1] for grid in tokens if grid is not None]
+                features = model.embed_images(ImageBatch(values, tuple(grids)).to(model.device))
             else:
-                clips = AudioBatch(rows, tuple(len(decoded.rows) for _, decoded in waiting))
+                clips = AudioBatch(values, tuple(len(decoded.values) for _, decoded in waiting))
                 features = model.embed_clips(clips.to(model.device))
-                tokens = [None] * len(waiting)
-                counts = [num_tokens(len(one.rows)) for _, one in waiting]
+        sizes = [processor_of(model.config).size_of(decoded) for _, decoded in waiting]
         self.encoded += len(waiting)
         self.passes += 1
         made = []
-        for (key, _), grid, part in zip(waiting, tokens, torch.split(features, counts), strict=True):
+        for (key, _), size, part in zip(waiting, sizes, torch.split(features, [s.tokens for s in sizes]), strict=True):
             # A copy: a part of the pass would keep all of it in memory.
+            grid = (size.rows, size.columns) if kind == "image" else None
             one = Encoded(part.clone(), grid, key[1] + self._weights[kind])
             self._keep(key, one)
             made.append((key, one))
@@ -248,25 +233,9 @@ def prompt_media(encoded: EncodedChat, media: Sequence[Encoded]) -> tuple[list[i
     return chat.ids, PromptMedia(features, torch.cat(places), positions, keys)
 
 
-def token_count(config: OmniConfig, part: MediaPart, *, exact: bool = True) -> int:
-    """How many tokens a picture or sound takes.
-
-    Args:
-        config: of the model.
-        part: what is counted.
-        exact: False reads only the beginning of the file where its format allows, and may be wrong by one for sounds.
-
-    Raises:
-        MediaError: it cannot be read, or it is longer than the model hears.
-    """
-    if part.kind == "image":
-        rows, columns = token_grid(picture_size(part.source), _vision(config))
-        return rows * columns
-    seconds = None if exact else audio_seconds(part.source)
-    most = _audio(config).max_seconds
-    if seconds is None or seconds > most:  # what is too long says so itself
-        seconds = len(load_audio(part.source, most)) / SAMPLE_RATE
-    return num_tokens(num_frames(round(seconds * SAMPLE_RATE)))
+def processor_of(config: OmniConfig) -> MediaProcessor:
+    """The processor of a model's encoders."""
+    return MediaProcessor(config.vision, config.audio)
 
 
 def takes(parts: Sequence[MediaPart], counts: Sequence[int]) -> str:
@@ -280,52 +249,8 @@ def takes(parts: Sequence[MediaPart], counts: Sequence[int]) -> str:
 def name_of(part: MediaPart) -> str:
     """What a part is called in errors."""
     word = "picture" if part.kind == "image" else "sound"
-    return f"the {word} {part.source}" if isinstance(part.source, MediaRef) else f"the {word} given"
-
-
-def content_hash(part: MediaPart) -> bytes:
-    """A hash of what a picture or sound holds; a file and its bytes have the same.
-
-    Raises:
-        MediaError: it cannot be read.
-    """
-    found = hashlib.blake2b(digest_size=16)
-    source = part.source
-    if type(source).__module__.partition(".")[0] == "PIL":
-        picture: Image = load_image(source)
-        found.update(f"pixels {picture.size} ".encode())
-        found.update(picture.tobytes())
-    elif isinstance(source, tuple):
-        found.update(b"samples ")
-        found.update(load_audio(source, math.inf).tobytes())
-    else:
-        with opened(source) as file:
-            while block := file.read(_BLOCK):
-                found.update(block)
-    return found.digest()
-
-
-def _decode(config: OmniConfig, part: MediaPart) -> _Decoded:
-    if part.kind == "image":
-        vision = _vision(config)
-        picture = load_image(part.source, vision)
-        if token_grid(picture.size, vision) != token_grid(picture_size(part.source), vision):
-            picture = load_image(part.source)  # decoded at a part of its size, its aspect was rounded
-        patches, grid = to_patches(picture, vision)
-        return _Decoded(torch.as_tensor(patches), grid)
-    return _Decoded(torch.as_tensor(mel_of(load_audio(part.source, _audio(config).max_seconds), config)))
-
-
-def _vision(config: OmniConfig) -> VisionEncoderConfig:
-    if config.vision is None:
-        raise UserError("this model has no vision encoder: it takes no pictures")
-    return config.vision
-
-
-def _audio(config: OmniConfig) -> AudioEncoderConfig:
-    if config.audio is None:
-        raise UserError("this model has no audio encoder: it takes no sounds")
-    return config.audio
+    source = part.source.origin if isinstance(part.source, MediaContent) else part.source
+    return f"the {word} {source}" if isinstance(source, MediaRef) else f"the {word} given"
 
 
 def _encoder(model: OmniModel, kind: Kind) -> list[nn.Module]:

@@ -1,12 +1,14 @@
 """From what a user asks to what the engine takes: messages as ids, media as embeddings, and room for a reply."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from muomni.data.media.media_ref import MAX_HELD_BYTES, MediaContent, read_media
 from muomni.data.text.chat import EncodedChat, as_messages, check_messages, encode_chat
 from muomni.errors import MediaError, PromptError, UserError
-from muomni.infer.encoder_cache import Encoded, EncoderCache, prompt_media, takes, token_count
+from muomni.infer.encoder_cache import Encoded, EncoderCache, processor_of, prompt_media, takes
 from muomni.infer.limits import token_budget
 from muomni.infer.request import EngineInput
 from muomni.infer.sampling import SamplingParams
@@ -15,6 +17,9 @@ from muomni.model import OmniModel
 
 if TYPE_CHECKING:
     from muomni.data.text.tokenizer import Tokenizer
+
+# Bytes of files that are read once and kept until they are encoded; what is beyond is opened again for each use.
+_HELD_BYTES = 256 << 20
 
 
 def settings_of(
@@ -106,9 +111,11 @@ def prepare(
         MediaError: a picture or sound that cannot be read.
     """
     chats: list[tuple[EncodedChat | UserError, SamplingParams]] = []
+    held = 0
     for (prompt, params), name in zip(asked, names, strict=True):
         try:
             chat = read_prompt(model, tokenizer, prompt, raw=raw, root=root)
+            chat, held = _read_media(chat, held)
             _check_length(model, chat, params)
             chats.append((chat, params))
         except (PromptError, MediaError) as error:
@@ -128,6 +135,23 @@ def prepare(
     return prepared
 
 
+def _read_media(chat: EncodedChat, held: int) -> tuple[EncodedChat, int]:
+    """The conversation with its files in memory, as long as those of all prompts are not too large together.
+
+    Args:
+        held: bytes in memory so far.
+
+    Raises:
+        MediaError: a file cannot be read.
+    """
+    media = []
+    for part in chat.media:
+        source = read_media(part.source, min(MAX_HELD_BYTES, _HELD_BYTES - held))
+        held += len(source.data) if isinstance(source, MediaContent) else 0
+        media.append(replace(part, source=source))
+    return replace(chat, media=tuple(media)), held
+
+
 def _told(error: UserError, name: str, keep_going: bool) -> UserError:
     """The error, or where it is to be raised, raises it naming the prompt."""
     if keep_going:
@@ -137,7 +161,8 @@ def _told(error: UserError, name: str, keep_going: bool) -> UserError:
 
 def _check_length(model: OmniModel, chat: EncodedChat, params: SamplingParams) -> None:
     """Refuses a prompt that is too long before its media are decoded."""
-    counts = [token_count(model.config, part, exact=False) for part in chat.media]
+    processor = processor_of(model.config)
+    counts = [processor.size(part.kind, part.source).tokens for part in chat.media]
     text = len(chat.ids) - len(counts)
     least = text + sum(max(count - 1, 1) for count in counts)
     if not counts or least >= model.config.thinker.max_position_embeddings:

@@ -8,14 +8,13 @@ import torch
 from muomni.config import OmniConfig, Recipe
 from muomni.config.encoders import AudioEncoderConfig, VisionEncoderConfig
 from muomni.config.recipe_model import AudioSpec, ModelSpec, VisionSpec
-from muomni.data import Tokenizer
+from muomni.data import SPECIAL, Tokenizer
 from muomni.errors import ConfigError
 from muomni.formats.pretrained import load_model, read_config, read_quantization
 from muomni.formats.tensors import resolve_folder
 from muomni.model import OmniModel
 from muomni.train.init_talker import check_talker, fill_talker, with_talker
 
-IMAGE, AUDIO = "<|image|>", "<|audio|>"
 # What may be said anew of an encoder that comes with its weights.
 _VISION_MAY_CHANGE = {"dropout", "min_tokens", "max_tokens", "projection_dim"}
 _AUDIO_MAY_CHANGE = {"dropout", "max_seconds", "ctc"}
@@ -83,9 +82,9 @@ def initial_config(recipe: Recipe, tokenizer: Tokenizer, voices: tuple[str, ...]
         return with_talker(recipe, config, voices)
     image, sound = config.image_token_id, config.audio_token_id
     if vision is not None and image is None:
-        image = tokenizer.id_of(IMAGE)
+        image = tokenizer.id_of(SPECIAL.image)
     if audio is not None and sound is None:
-        sound = tokenizer.id_of(AUDIO)
+        sound = tokenizer.id_of(SPECIAL.audio)
     return with_talker(recipe, config.with_encoders(vision, audio, image, sound), voices)
 
 

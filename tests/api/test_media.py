@@ -309,3 +309,31 @@ def test_a_placeholder_in_the_text_is_text(model: MuOmni) -> None:
     assert model.chat(prompt, **GREEDY).tokens == uncached(model, prompt, **GREEDY)
     ids = torch.tensor([[model.config.image_token_id, 5, model.config.audio_token_id]])
     assert torch.equal(model.generate(ids, **GREEDY), model.generate(ids, use_cache=False, **GREEDY))
+
+
+def test_a_picture_is_opened_once_and_hashed_once(
+    model: MuOmni, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from muomni.data.media import media_ref
+
+    opened: list[str] = []
+    hashed: list[int] = []
+    open_file, blake2b = media_ref._open_file, media_ref.blake2b
+
+    def counted_open(path: str) -> Any:
+        opened.append(Path(path).name)
+        return open_file(path)
+
+    def counted_hash(data: bytes, digest_size: int) -> Any:
+        hashed.append(len(data))
+        return blake2b(data, digest_size=digest_size)
+
+    monkeypatch.setattr(media_ref, "_open_file", counted_open)
+    monkeypatch.setattr(media_ref, "blake2b", counted_hash)
+    content = {"a.png": png(1), "b.wav": wav(1)}
+    for name, data in content.items():
+        (tmp_path / name).write_bytes(data)
+    model.chat([tmp_path / "a.png", tmp_path / "b.wav", "What is this?"], **GREEDY)
+    assert opened == list(content) and hashed == [len(data) for data in content.values()]
+    model.encode([tmp_path / "a.png", "What is this?"])
+    assert opened == [*content, "a.png"] and len(hashed) == 3

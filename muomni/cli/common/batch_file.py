@@ -224,7 +224,7 @@ def _length(model: "MuOmni", job: Job, line: _Line) -> int:
     Raises:
         PromptError: the line is wrong.
     """
-    from muomni.infer.encoder_cache import token_count
+    from muomni.infer.encoder_cache import processor_of
     from muomni.infer.limits import token_budget
     from muomni.infer.preprocess import read_prompt
 
@@ -234,7 +234,8 @@ def _length(model: "MuOmni", job: Job, line: _Line) -> int:
         chat = read_prompt(model, model.tokenizer, line.prompt, raw=job.raw, root=job.prompts.parent)
         if not chat.media:
             token_budget(model, (1, len(chat.ids)), params)
-        inside = sum(token_count(model.config, part, exact=False) + _SLACK for part in chat.media)
+        processor = processor_of(model.config)
+        inside = sum(processor.size(part.kind, part.source).tokens + _SLACK for part in chat.media)
     except PromptError as error:
         raise PromptError(f"{job.prompts}, line {line.number}: {error}") from None
     except MediaError:

@@ -99,7 +99,7 @@ class MultimodalDataset:
         if seq_len < 2:
             raise ValueError(f"seq_len ({seq_len}) must be at least 2, or nothing can be predicted")
         self.index = index
-        self.processor = MediaProcessor(config)
+        self.processor = MediaProcessor(config.vision, config.audio)
         self.seq_len = seq_len
         self.seed = seed
         self.shuffle = shuffle

@@ -100,8 +100,8 @@ class IndexWriter:
         # The smallest type that holds every id.
         self.dtype: np.dtype[Any] = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
         self.archives: dict[str, list[int]] = {}
-        self._config = config
-        self._processor = None if config is None else MediaProcessor(config)
+        self._encoders = (None, None) if config is None else (config.vision, config.audio)
+        self._processor = MediaProcessor(*self._encoders)
         self._workers = workers
         self._bar = bar
 
@@ -156,8 +156,8 @@ class IndexWriter:
 
     def _check(self, document: Document, media: Sequence[MediaPart]) -> None:
         """Refuses media that the model has no encoder for."""
-        encoders = {"image": self._config and self._config.vision, "audio": self._config and self._config.audio}
-        if media and not any(encoders.values()):
+        encoders = dict(zip(("image", "audio"), self._encoders, strict=True))
+        if media and not any(self._encoders):
             raise DataError(f"{document.origin}: holds pictures or sounds, but the model has no input for them")
         for part in media:
             if encoders[part.kind] is None:
@@ -167,7 +167,6 @@ class IndexWriter:
                 self.archives.setdefault(part.source.path, file_stamp(part.source.path))
 
     def _size(self, part: MediaPart) -> MediaSize | MediaError:
-        assert self._processor is not None  # `_check` has refused it
         try:
             return self._processor.size(part.kind, part.source)
         except MediaError as error:

@@ -6,8 +6,10 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 from muomni.data.media.archives import open_archive
 from muomni.errors import MediaError
@@ -17,6 +19,8 @@ Kind = Literal["image", "audio"]
 MediaKind = Literal["image", "audio", "video"]
 # Whole pictures are read into memory; the largest useful ones are far smaller.
 MAX_BYTES = 256 << 20
+# Files above this are opened for each use rather than held in memory.
+MAX_HELD_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +43,31 @@ class MediaRef:
         return self.path if self.member is None else f"{self.path}: {self.member}"
 
 
-Source = str | Path | bytes | MediaRef
+@dataclass(frozen=True, eq=False)
+class MediaContent:
+    """The bytes of a source that was read already, so that it is opened once however often it is looked at.
+
+    Attributes:
+        origin: where they come from, for messages to the user.
+        data: all of them.
+    """
+
+    origin: "str | Path | bytes | MediaRef"
+    data: bytes
+
+    @cached_property
+    def digest(self) -> bytes:
+        """A hash of the bytes."""
+        return blake2b(self.data, digest_size=16).digest()
+
+
+Source = str | Path | bytes | MediaRef | MediaContent
 
 
 def name_of(source: Source) -> str:
     """How messages to the user call a source; bytes have no name but their kind."""
+    if isinstance(source, MediaContent):
+        source = source.origin
     return f"the given {len(source):,} bytes" if isinstance(source, bytes) else str(source)
 
 
@@ -56,8 +80,8 @@ def opened(source: Source) -> Iterator[BinaryIO]:
     """
     if isinstance(source, MediaRef) and source.member is not None:
         file = open_archive(source.path).open(source.member)
-    elif isinstance(source, bytes):
-        file = io.BytesIO(source)
+    elif isinstance(source, bytes | MediaContent):
+        file = io.BytesIO(source if isinstance(source, bytes) else source.data)
     else:
         file = _open_file(source.path if isinstance(source, MediaRef) else os.fspath(source))
     with file:
@@ -76,8 +100,30 @@ def open_bytes(source: Source, limit: int = MAX_BYTES) -> bytes:
     Raises:
         MediaError: as `opened`, or there are more than `limit`.
     """
-    if isinstance(source, bytes):
+    content = _read_up_to(source, limit)
+    if content is None:
+        raise MediaError(f"{name_of(source)}: is larger than {limit >> 20} MB")
+    return content
+
+
+def read_media(source: Any, limit: int = MAX_HELD_BYTES) -> Any:
+    """The source with its bytes in memory, so that it is opened once for its size, its hash and its features.
+
+    What has no bytes (a PIL picture, samples) and what has more than `limit` comes back as it is.
+
+    Raises:
+        MediaError: as `opened`.
+    """
+    if not isinstance(source, str | Path | bytes | MediaRef):
         return source
+    content = _read_up_to(source, limit)
+    return source if content is None else MediaContent(source, content)
+
+
+def _read_up_to(source: Source, limit: int) -> bytes | None:
+    """All bytes; None where there are more than `limit`."""
+    if isinstance(source, bytes | MediaContent):
+        return source if isinstance(source, bytes) else source.data
     with opened(source) as file:
         # In pieces: asked for all at once, a reader makes room for the limit first, whatever the file's size.
         pieces: list[bytes] = []
@@ -85,7 +131,7 @@ def open_bytes(source: Source, limit: int = MAX_BYTES) -> bytes:
         while part := file.read(_PIECE):
             size += len(part)
             if size > limit:
-                raise MediaError(f"{name_of(source)}: is larger than {limit >> 20} MB")
+                return None
             pieces.append(part)
     return b"".join(pieces)
 

@@ -6,17 +6,18 @@ list of pictures.
 P patch size, M mel bins, F frames of 10 ms.
 """
 
+import math
 import threading
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from muomni.config import OmniConfig
 from muomni.config.encoders import AudioEncoderConfig, VisionEncoderConfig
 from muomni.data.arrays import Floats
 from muomni.data.media.audio import Samples, audio_seconds, load_audio
 from muomni.data.media.features import mel_of
 from muomni.data.media.image import load_image, picture_size, to_patches, token_grid
-from muomni.data.media.media_ref import Kind
+from muomni.data.media.media_ref import Kind, MediaContent, opened
 from muomni.errors import UserError
 from muomni.ops.audio_frames import SAMPLE_RATE, num_frames, num_tokens
 
@@ -57,25 +58,29 @@ class MediaProcessor:
     """Opens and decodes media for the encoders of a model. Any thread may use it.
 
     Of the pictures that are large (see `load_image`) threads decode one at a time.
+
+    Args:
+        vision, audio: the encoders; None where the model has none.
     """
 
-    def __init__(self, config: OmniConfig) -> None:
-        self.config = config
+    def __init__(self, vision: VisionEncoderConfig | None, audio: AudioEncoderConfig | None) -> None:
+        self._vision = vision
+        self._audio = audio
         self._turn = threading.Lock()
 
     @property
     def vision(self) -> VisionEncoderConfig:
         """The vision encoder's sizes; a UserError where the model has none."""
-        if self.config.vision is None:
+        if self._vision is None:
             raise UserError("this model has no vision encoder: it takes no pictures")
-        return self.config.vision
+        return self._vision
 
     @property
     def audio(self) -> AudioEncoderConfig:
         """The audio encoder's sizes; a UserError where the model has none."""
-        if self.config.audio is None:
+        if self._audio is None:
             raise UserError("this model has no audio encoder: it takes no sounds")
-        return self.config.audio
+        return self._audio
 
     def size(self, kind: Kind, source: Any, *, exact: bool = False) -> MediaSize:
         """How many tokens a medium takes, from its header.
@@ -98,13 +103,16 @@ class MediaProcessor:
             frames = num_frames(round(seconds * SAMPLE_RATE))
         return MediaSize(0, 0, frames, num_tokens(frames))
 
-    def picture(self, source: Any) -> "Image":
+    def picture(self, source: Any, *, full: bool = False) -> "Image":
         """The picture decoded for the encoder: of the grid that `size` gives, large ones made smaller.
+
+        Args:
+            full: at its full size.
 
         Raises:
             MediaError: it cannot be read.
         """
-        return load_image(source, self.vision, self._turn)
+        return load_image(source, None if full else self.vision, self._turn)
 
     def patches(self, picture: "Image") -> MediaFeatures:
         """The features of a decoded picture."""
@@ -120,7 +128,7 @@ class MediaProcessor:
 
     def mel(self, samples: Samples) -> MediaFeatures:
         """The features of a decoded sound."""
-        return MediaFeatures(mel_of(samples, self.config))
+        return MediaFeatures(mel_of(samples, self.audio))
 
     def features(self, kind: Kind, source: Any) -> MediaFeatures:
         """Decodes a medium and makes its features.
@@ -129,3 +137,32 @@ class MediaProcessor:
             MediaError: it cannot be read, or lasts longer than the model hears.
         """
         return self.patches(self.picture(source)) if kind == "image" else self.mel(self.samples(source))
+
+    def size_of(self, features: MediaFeatures) -> MediaSize:
+        """How many tokens the encoder makes of features."""
+        if features.grid is None:
+            frames = len(features.values)
+            return MediaSize(0, 0, frames, num_tokens(frames))
+        rows, columns = (count // self.vision.pixel_shuffle_factor for count in features.grid)
+        return MediaSize(rows, columns, 0, rows * columns)
+
+
+def content_hash(source: Any) -> bytes:
+    """A hash of what a picture or sound holds; a file and its bytes have the same.
+
+    Raises:
+        MediaError: it cannot be read.
+    """
+    if isinstance(source, MediaContent):
+        return source.digest
+    digest = blake2b(digest_size=16)
+    if type(source).__module__.partition(".")[0] == "PIL":
+        picture = load_image(source)
+        digest.update(f"pixels {picture.size} ".encode() + picture.tobytes())
+    elif isinstance(source, tuple):
+        digest.update(b"samples " + load_audio(source, math.inf).tobytes())
+    else:
+        with opened(source) as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.digest()

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from muomni.data.text.chat_template import _MEDIA_MARKS, IM_END, IM_START, PLACEHOLDERS
 from muomni.data.text.content_parts import MediaPart, PartRules, kind_of_value, name_of_type
+from muomni.data.text.special_tokens import MEDIA_MARKS, PLACEHOLDERS, SPECIAL
 from muomni.errors import PromptError, UserError
 
 if TYPE_CHECKING:
@@ -300,12 +300,12 @@ def _parts(
         raise PromptError(f"the tokenizer's chat template does not write the places of {wanted} input")
     for piece in pieces:
         if pattern.fullmatch(piece):
-            yield _Part(piece, tokenizer.id_of(piece), answer and piece not in _MEDIA_MARKS)
-            answer = False if piece in (IM_START, IM_END) else answer
+            yield _Part(piece, tokenizer.id_of(piece), answer and piece not in MEDIA_MARKS)
+            answer = False if piece in (SPECIAL.im_start, SPECIAL.im_end) else answer
         else:
             for stand_in, name in names.items():
                 piece = piece.replace(stand_in, name)
-            if previous == IM_START and piece.startswith(header):
+            if previous == SPECIAL.im_start and piece.startswith(header):
                 yield _Part(header, None, False)
                 piece = piece.removeprefix(header)
                 answer = True

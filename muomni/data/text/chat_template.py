@@ -5,17 +5,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from muomni.data.media.media_ref import Kind
 from muomni.errors import DataError, PromptError
 
 if TYPE_CHECKING:
     import jinja2
-
-
-IM_START = "<|im_start|>"
-
-
-IM_END = "<|im_end|>"
 
 
 # An answer loses white space around it: with a newline at its start, the one after "assistant" would
@@ -51,12 +44,6 @@ CHATML = """\
     {{- '<|im_start|>assistant\\n' -}}
 {%- endif -%}
 """
-
-
-PLACEHOLDERS: Mapping[str, Kind] = {"<|image|>": "image", "<|audio|>": "audio"}
-
-
-_MEDIA_MARKS = (*PLACEHOLDERS, "<|vision_start|>", "<|vision_end|>", "<|audio_start|>", "<|audio_end|>")
 
 
 @dataclass(frozen=True)

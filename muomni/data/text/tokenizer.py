@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
-from muomni.data.text.chat_template import CHATML, IM_END, IM_START, ChatTemplate
+from muomni.data.text.chat_template import CHATML, ChatTemplate
+from muomni.data.text.special_tokens import SPECIAL
 from muomni.errors import DataError, PromptError
 
 if TYPE_CHECKING:
@@ -41,33 +42,6 @@ SPLIT_PATTERN = "|".join(
 )
 
 
-@dataclass(frozen=True)
-class SpecialTokens:
-    """Names of the special tokens, in the order of their ids in a tokenizer that is trained here.
-
-    Attributes:
-        end_of_text: ends a document.
-        pad: fills up batches; never learnt.
-        im_start, im_end: around a turn of a conversation.
-        image, audio: the place of one embedding of an image or a sound.
-        vision_start, vision_end, audio_start, audio_end: around those places.
-        speech: the place of one frame of speech that is spoken.
-    """
-
-    end_of_text: str = "<|endoftext|>"
-    pad: str = "<|pad|>"
-    im_start: str = IM_START
-    im_end: str = IM_END
-    vision_start: str = "<|vision_start|>"
-    vision_end: str = "<|vision_end|>"
-    image: str = "<|image|>"
-    audio_start: str = "<|audio_start|>"
-    audio_end: str = "<|audio_end|>"
-    audio: str = "<|audio|>"
-    speech: str = "<|speech|>"
-
-
-SPECIAL = SpecialTokens()
 # SHA-256 of templates that were ours before it had places for media; the text of what they could write is the same.
 _EARLIER_CHATML = frozenset({"707b018c1c04ef9cc7d255371b2200cca49c470c0d1d95c479b773f5bd6d3760"})
 _NEEDED = (SPECIAL.end_of_text, SPECIAL.im_start, SPECIAL.im_end)

@@ -6,27 +6,26 @@ for the contact sheet are kept.
 
 import json
 import random
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from muomni.config import SourceSpec, VisionConfig
+from muomni.config import SourceSpec
 from muomni.config.model import PresetName, encoder_configs
 from muomni.data.media.archives import open_archive
-from muomni.data.media.audio import audio_seconds, load_audio
-from muomni.data.media.image import load_image, token_grid
-from muomni.data.media.media_ref import MediaRef, opened
+from muomni.data.media.audio import audio_seconds
+from muomni.data.media.media_ref import MediaRef, read_media
+from muomni.data.media.processor import MediaProcessor, content_hash
 from muomni.data.sources.readers import MAX_LINE_BYTES, open_lines, row_documents
 from muomni.data.sources.sources import source_files
 from muomni.data.text.content_parts import MediaPart, PartRules
+from muomni.data.text.special_tokens import PLACEHOLDERS
 from muomni.errors import DataError, MediaError
 from muomni.ops.audio_frames import SAMPLE_RATE, num_frames, num_tokens
 
@@ -39,7 +38,6 @@ THUMBNAIL = 96
 
 # Below 1/10,000 of full scale (−80 dB) throughout a recording holds nothing, not even a room's noise.
 _SILENCE = 1e-4
-_PLACEHOLDERS = ("<|image|>", "<|audio|>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,12 +127,16 @@ def check_manifests(
     Raises:
         DataError: a manifest is missing, unreadable as a whole, or of another format.
     """
-    return _Check(max_seconds, workers, encoder_configs(preset)[0], report).run(paths)
+    vision, audio = encoder_configs(preset)
+    processor = MediaProcessor(vision, audio.replace(max_seconds=max_seconds))
+    return _Check(max_seconds, workers, processor, report).run(paths)
 
 
 class _Check:
-    def __init__(self, max_seconds: float, workers: int, vision: VisionConfig, report: Callable[[int], None]) -> None:
-        self.vision = vision
+    def __init__(
+        self, max_seconds: float, workers: int, processor: MediaProcessor, report: Callable[[int], None]
+    ) -> None:
+        self.processor = processor
         self.max_seconds = max_seconds
         self.workers = workers
         self.report = report
@@ -143,7 +145,6 @@ class _Check:
         self._first_with: dict[bytes, str] = {}
         self._draw = random.Random(0)
         self._drawn = 0
-        self._turn = threading.Lock()  # of large pictures: threads decode one at a time
 
     def run(self, paths: Sequence[Path]) -> Findings:
         waiting: deque[tuple[str, list[tuple[MediaPart, Future[_Medium] | None]]]] = deque()
@@ -168,10 +169,11 @@ class _Check:
     def _read(self, part: MediaPart) -> _Medium:
         """Reads and decodes one medium; what is wrong is in the result."""
         try:
-            digest = _digest(part.source) if isinstance(part.source, MediaRef | bytes) else b""
+            source = read_media(part.source)
+            digest = content_hash(source) if isinstance(part.source, MediaRef | bytes) else b""
             if part.kind == "image":
-                return _picture(part, digest, self.vision, self._turn)
-            return _sound(part, digest, self.max_seconds)
+                return _picture(source, digest, self.processor)
+            return _sound(source, digest, self.processor, self.max_seconds)
         except MediaError as error:
             return _Medium(problem=("missing" if _is_missing(part.source) else "broken", str(error)))
 
@@ -190,7 +192,7 @@ class _Check:
                 else:
                     if parts and not paired:
                         self._problem("unpaired", where, "has a picture or sound, but no text to learn from it")
-                    for name in _PLACEHOLDERS:
+                    for name in PLACEHOLDERS:
                         if any(name in text for text in texts):
                             self._problem("unpaired", where, f"its text holds {name}, which no medium belongs to")
                 yield where, parts
@@ -252,39 +254,30 @@ class _Check:
                     self._problem("unnamed", f"{path}: {name}", "no row names this file of the archive")
 
 
-def _picture(part: MediaPart, digest: bytes, vision: VisionConfig, turn: threading.Lock) -> _Medium:
+def _picture(source: Any, digest: bytes, processor: MediaProcessor) -> _Medium:
     from PIL import Image
 
-    image = load_image(part.source, turn=turn)
-    size = image.size
-    rows, columns = token_grid(size, vision)
+    image = processor.picture(source, full=True)
+    tokens, size = processor.size("image", image).tokens, image.size
     problem: tuple[Kind, str] | None = None
     if all(low == high for low, high in image.getextrema()):  # type: ignore[misc]
         problem = "blank", "every pixel has the same colour"
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR)
-    return _Medium(rows * columns, None, size, digest, np.asarray(image).copy(), problem)
+    return _Medium(tokens, None, size, digest, np.asarray(image).copy(), problem)
 
 
-def _sound(part: MediaPart, digest: bytes, max_seconds: float) -> _Medium:
-    seconds = audio_seconds(part.source)
+def _sound(source: Any, digest: bytes, processor: MediaProcessor, max_seconds: float) -> _Medium:
+    seconds = audio_seconds(source)
     if seconds > max_seconds:
         reason = f"lasts {seconds:.1f} s, longer than the {max_seconds:g} s allowed"
         return _Medium(seconds=seconds, digest=digest, problem=("too long", reason))
-    samples = load_audio(part.source, max_seconds)
+    samples = processor.samples(source)
     problem: tuple[Kind, str] | None = None
     if np.abs(samples).max() < _SILENCE:
         problem = "silent", "nothing is louder than 1/10,000 of full scale"
     pieces = np.array_split(samples, min(THUMBNAIL, len(samples)))
     wave = np.array([[piece.min() for piece in pieces], [piece.max() for piece in pieces]])
     return _Medium(num_tokens(num_frames(len(samples))), len(samples) / SAMPLE_RATE, None, digest, wave, problem)
-
-
-def _digest(source: MediaRef | bytes) -> bytes:
-    digest = blake2b(digest_size=16)
-    with opened(source) as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.digest()
 
 
 def _is_missing(source: object) -> bool:

@@ -34,12 +34,12 @@ from muomni.accel.memory.monitor import MIB, MemoryReport
 from muomni.accel.mixed_precision import Precision, pick_precision
 from muomni.config import OmniConfig
 from muomni.config.recipe import OptimizerSpec, Recipe
-from muomni.data import Batch
+from muomni.data import SPECIAL, Batch
 from muomni.errors import ForecastError
 from muomni.model import OmniModel
 from muomni.ops.cross_entropy import CHUNK_ELEMENTS
 from muomni.train.forecast.trace import Recorder, dry_run
-from muomni.train.init_model import AUDIO, IMAGE, check_model, initial_config
+from muomni.train.init_model import check_model, initial_config
 from muomni.train.optim.adamw8bit import AdamW8bit
 from muomni.train.optim.build import build_optimizers
 from muomni.train.step import TrainStep
@@ -164,7 +164,7 @@ class _Expected:
     end_ids: tuple[int, ...] = ()
 
     def id_of(self, token: str) -> int:
-        return (IMAGE, AUDIO).index(token)
+        return (SPECIAL.image, SPECIAL.audio).index(token)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Recordings decoded once, and the clips that are cut from them."""
 
 import json
+import os
 import zipfile
 from pathlib import Path
 
@@ -56,6 +57,15 @@ def test_manifests_archives_and_folders_are_decoded_once_to_one_level(tmp_path: 
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.npy")} == before
     write_wav(sounds / "1.wav", 0.6)
     assert prepare_sounds(spec)[0].key != train.key
+
+
+@pytest.mark.parametrize("damage", ["samples.npy", "meta.json"])
+def test_damaged_recordings_are_decoded_anew(tmp_path: Path, damage: str) -> None:
+    spec = data(tmp_path, str(write_wav(tmp_path / "a.wav", 0.5)), val=str(write_wav(tmp_path / "b.wav", 0.2)))
+    expected = np.array(prepare_sounds(spec)[0].samples)
+    for path in (tmp_path / "cache").rglob(damage):
+        os.truncate(path, 40)
+    np.testing.assert_array_equal(prepare_sounds(spec)[0].samples, expected)
 
 
 def test_held_out_recordings_are_in_no_training_clip(tmp_path: Path) -> None:

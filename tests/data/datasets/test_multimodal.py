@@ -119,7 +119,7 @@ def naive(row: dict[str, Any], folder: Path, tokenizer: Tokenizer, config: OmniC
             counts.append(grid[0] * grid[1])
             values.append(to_patches(load_image(content), config.vision)[0])
         else:
-            mel = mel_of(load_audio(content), config)
+            mel = mel_of(load_audio(content), config.audio)
             grid = (0, 0)
             counts.append(-(-len(mel) // 8))
             values.append(mel)

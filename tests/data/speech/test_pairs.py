@@ -100,6 +100,8 @@ def test_it_is_computed_once_for_one_input(manifest: Path, codec: SpeechCodec, t
     assert sorted(path.name for path in (tmp_path / "cache" / key).iterdir()) == sorted(
         [*(f"{name}.npy" for name in ("codes", "pointers", "frames", "voices", "sources")), "meta.json", "texts.json"]
     )
+    (tmp_path / "cache" / key / "codes.npy").write_bytes(b"damaged")
+    assert prepare(say=told.append) == key and len(told) == 4  # computed anew
     keys = {key, prepare(max_advance=12), prepare(seed=1)}
     manifest.write_text(manifest.read_text().replace("Oh no!", "Oh yes!"))
     keys.add(prepare())
