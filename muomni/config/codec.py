@@ -16,39 +16,39 @@ class CodecConfig(Frozen):
     """The speech codec: mono sound to a few small numbers for every frame, and back."""
 
     model_type: Literal["muomni-codec"] = "muomni-codec"
-    """Tells the folder of a codec from those of other models."""
+    """Tells a codec's folder from those of other models."""
     sample_rate: int = Field(default=16_000, ge=8_000, le=48_000)
-    """Of the sound, in Hz."""
+    """Sampling rate in Hz."""
     hop_length: int = Field(default=160, ge=16, le=1024)
     """Samples between two spectra; a spectrum's window is four times as long."""
     num_mel_bins: int = Field(default=80, ge=8, le=256)
-    """Bands that the encoder hears."""
+    """Mel bands of the encoder's input."""
     strides: Strides = (2, 2)
-    """Of the encoder's convolutions; their product is how many spectra a frame of codes stands for."""
+    """Strides of the encoder's convolutions; their product is the number of spectra in a frame of codes."""
     encoder_size: PositiveInt = 192
     """Width of the encoder."""
     encoder_layers: PositiveInt = 2
-    """Its blocks before each stride, and behind the last."""
+    """Encoder blocks before each stride, and after the last."""
     num_codebooks: int = Field(default=8, ge=1, le=32)
     """K, codes of a frame."""
     codebook_size: int = Field(default=1024, ge=2, le=65_536)
     """Codes are 0 to this, exclusive."""
     latent_size: PositiveInt = 32
-    """Numbers of a frame before they are codes."""
+    """Width of a frame before quantization."""
     quantizer_dropout: Probability = 0.25
-    """Probability that a training clip keeps only its first codes, a random number of them, so that the first ones
-    learn to say the most.
+    """Probability that a training clip keeps only a random number of its first codes, so that the first ones learn to
+    carry the most.
     """
     hidden_size: PositiveInt = 256
     """Width of the decoder."""
     intermediate_size: PositiveInt = 768
-    """Width of the hidden layer of its blocks."""
+    """Width of the hidden layer of the decoder's blocks."""
     frame_layers: PositiveInt = 3
-    """Its blocks at the rate of the codes."""
+    """Decoder blocks at the rate of the codes."""
     num_hidden_layers: PositiveInt = 5
-    """Its blocks at the rate of the spectra."""
+    """Decoder blocks at the rate of the spectra."""
     kernel_size: int = Field(default=7, ge=2, le=63)
-    """Frames that a block's convolution spans, its own and those before it."""
+    """Frames that a block's causal convolution spans."""
 
     fixed = frozenset({"model_type", "sample_rate"})
 
@@ -106,45 +106,43 @@ class CodecOverrides(Overrides[CodecConfig]):
 
 
 class CodecLossSpec(Frozen):
-    """What a codec learns by: the weights of its losses, each a mean over clips; 0 leaves one out."""
+    """Weights of a codec's losses, each a mean over clips; 0 turns one off."""
 
     stft: NonNegative = 1.0
-    """Spectra at several resolutions."""
+    """Distance of the spectra at several resolutions."""
     mel: NonNegative = 1.0
-    """Their mel bands, in logarithms."""
+    """Distance of the log-mel spectra."""
     commitment: NonNegative = 0.5
-    """How far the encoder's numbers are from what their codes stand for."""
+    """Distance of the encoder's output from its quantized value."""
     adversarial: NonNegative = 0.0
-    """A discriminator that learns beside the codec to tell its speech from recordings."""
+    """Adversarial loss, from a discriminator that is trained beside the codec."""
     feature_matching: NonNegative = 2.0
-    """Of what the discriminator sees inside; only with `adversarial`."""
+    """Distance of the discriminator's hidden states; only with `adversarial`."""
     discriminator_start_step: int = Field(default=0, ge=0)
-    """The optimizer step with which the discriminator begins."""
+    """Optimizer step from which the discriminator is trained."""
 
     @model_validator(mode="after")
     def _teaches(self) -> "CodecLossSpec":
         if not self.stft and not self.mel:
-            raise conflict(
-                "mel", self.mel, "the spectra or their mel bands need a weight: nothing else teaches what is said"
-            )
+            raise conflict("mel", self.mel, "give stft or mel a weight: the other losses do not train the codec")
         return self
 
 
 class CodecSpec(Frozen):
-    """A speech codec to train; the data are sounds then, or manifests that name them."""
+    """A speech codec to train; its data are sounds, or manifests that name them."""
 
     preset: CodecPreset = "tiny"
-    """Where the sizes come from."""
+    """Preset of the sizes."""
     init_from: str | None = Field(default=None, min_length=1)
-    """A codec's run or folder whose weights and sizes are taken instead."""
+    """A codec's run or folder whose weights and sizes are used instead."""
     overrides: CodecOverrides = CodecOverrides()
     """Changes to the preset."""
     clip_seconds: Positive = 1.0
     """Length of a training clip; rounded down to whole frames."""
     gain_db: NonNegative = 20.0
-    """Training clips are made quieter by up to so many decibels, at random."""
+    """Largest random attenuation of a training clip, in decibels."""
     losses: CodecLossSpec = CodecLossSpec()
-    """What it learns by."""
+    """Weights of the losses."""
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "CodecSpec":

@@ -43,19 +43,19 @@ class OmniConfig(Frozen):
     vision: (
         Annotated[Annotated[VisionConfig, Tag("vit")] | Annotated[SiglipConfig, Tag("siglip")], _kind("vit")] | None
     ) = None
-    """The vision encoder; null: the model sees nothing."""
+    """The vision encoder, or null."""
     audio: (
         Annotated[Annotated[AudioConfig, Tag("conv")] | Annotated[WhisperConfig, Tag("whisper")], _kind("conv")] | None
     ) = None
-    """The audio encoder; null: the model hears nothing."""
+    """The audio encoder, or null."""
     image_token_id: int | None = None
-    """The token in whose place a token of a picture comes; needed with `vision`."""
+    """Placeholder of a picture's tokens; needed with `vision`."""
     audio_token_id: int | None = None
-    """The token in whose place a token of a clip comes; needed with `audio`."""
+    """Placeholder of a clip's tokens; needed with `audio`."""
     talker: TalkerConfig | None = None
-    """The part that speaks; null: the model does not speak."""
+    """The part that speaks, or null."""
     codec: CodecConfig | None = None
-    """Of the speech; given exactly if `talker` is."""
+    """The codec of the speech; given exactly if `talker` is."""
 
     @model_validator(mode="after")
     def _talker_fits(self) -> "OmniConfig":

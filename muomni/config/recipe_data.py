@@ -1,4 +1,4 @@
-"""What a recipe learns from: tokenizer, sources of documents, pairs of text and speech, augmentation."""
+"""Data of a recipe: tokenizer, sources of documents, pairs of text and speech, augmentation."""
 
 from typing import Annotated, Literal
 
@@ -13,11 +13,11 @@ class TokenizerSpec(Frozen):
     """A byte-level BPE: trained on the training data, or taken from `path`."""
 
     vocab_size: int = Field(default=8192, ge=320, le=1_000_000)
-    """Entries, special tokens included."""
+    """Size of the vocabulary, special tokens included."""
     path: str | None = None
     """A folder with a `tokenizer.json`; then nothing is trained and `vocab_size` is not used."""
     max_bytes: int = Field(default=100_000_000, ge=1000)
-    """Of the training text, how much the BPE trainer reads."""
+    """How much of the training text the BPE trainer reads."""
 
 
 class SourceSpec(Frozen):
@@ -26,19 +26,19 @@ class SourceSpec(Frozen):
     path: str = Field(min_length=1)
     """A file, a folder (every file of a known format below it), or a `datasets` name."""
     format: Literal["auto", "text", "jsonl", "parquet", "datasets"] = "auto"
-    """`auto` goes by the file name, also below `.gz`: `.txt`/`.md` text, `.jsonl`/`.json` JSON lines, `.parquet`.
+    """`auto` goes by the file name, also before `.gz`: `.txt`/`.md` text, `.jsonl`/`.json` JSON lines, `.parquet`.
     `datasets` is the Hugging Face library: a name or a saved folder.
     """
     text_column: str = "text"
     """The column that holds a document."""
     messages_field: str = "messages"
-    """The column that holds a conversation; it wins where a row has both."""
+    """The column that holds a conversation; it is used where a row has both."""
     separator: str | None = Field(default=None, min_length=1)
-    """In plain text, what stands between documents; without it a file is one document."""
+    """Separator between documents in plain text; without it a file is one document."""
     split: str = "train"
-    """With `datasets`, which split."""
+    """Split of a `datasets` data set."""
     subset: str | None = None
-    """With `datasets`, which configuration of a data set that has several."""
+    """Configuration of a `datasets` data set that has several."""
     weight: float = Field(default=1.0, ge=0.05, le=1000)
     """How many times an epoch reads it, in steps of 0.05; below 1 an epoch reads another part of it each time. For
     training only.
@@ -78,7 +78,7 @@ Sources = Annotated[
 
 
 class ImageAugmentSpec(Frozen):
-    """How far pictures are changed at random in training; 0 leaves them as they are."""
+    """Random changes of the training pictures; 0 turns one off."""
 
     shift: float = Field(default=0.0, ge=0, le=0.5)
     """Up to this share of width and height, each way."""
@@ -95,8 +95,8 @@ class ImageAugmentSpec(Frozen):
 
 
 class AudioAugmentSpec(Frozen):
-    """How far sounds are changed at random in training; 0 leaves them as they are. Loudness does not matter to
-    the features, so it is not changed.
+    """Random changes of the training sounds; 0 turns one off. The features do not depend on loudness, so it is not
+    changed.
     """
 
     speed: float = Field(default=0.0, ge=0, le=0.5)
@@ -106,19 +106,20 @@ class AudioAugmentSpec(Frozen):
     noise: Fraction = 0.0
     """Probability of white noise, 10 to 40 dB below the sound."""
     time_masks: int = Field(default=0, ge=0, le=10)
-    """Stretches of the spectrogram that are blanked, each up to a tenth of its length (SpecAugment, arXiv:1904.08779).
+    """Time spans of the spectrogram that are blanked, each up to a tenth of its length (SpecAugment,
+    arXiv:1904.08779).
     """
     frequency_masks: int = Field(default=0, ge=0, le=10)
-    """Bands of it that are blanked, each up to an eighth of the bins."""
+    """Number of frequency bands that are blanked, each up to an eighth of the bins."""
 
 
 class AugmentSpec(Frozen):
     """Random changes of the training media; they depend on seed, epoch and document alone."""
 
     image: ImageAugmentSpec = ImageAugmentSpec()
-    """Of pictures."""
+    """Changes of pictures."""
     audio: AudioAugmentSpec = AudioAugmentSpec()
-    """Of sounds."""
+    """Changes of sounds."""
 
 
 class SpeechDataSpec(Frozen):
@@ -137,7 +138,7 @@ class SpeechDataSpec(Frozen):
     val_fraction: float = Field(default=0.02, gt=0, lt=0.5)
     """Share of pairs held out, chosen by a hash of their text."""
     pairs_per_sequence: PositiveInt = 2
-    """Pairs that go with each row of `data.train`; of no meaning where pairs are all there is."""
+    """Pairs that go with each row of `data.train`; not used without `data.train`."""
 
     @model_validator(mode="after")
     def _read_once(self) -> "SpeechDataSpec":
@@ -149,10 +150,10 @@ class SpeechDataSpec(Frozen):
 
 
 class DataSpec(Frozen):
-    """What is learnt from."""
+    """Training and validation data."""
 
     train: Annotated[Sources, Hint("say `--set data.train=FILE`, or write it into the recipe")] = ()
-    """Sources; a plain string is a path. May be left out where a Talker alone learns, from `speech`."""
+    """Sources; a plain string is a path. May be left out where only a Talker is trained, from `speech`."""
     val: Sources = ()
     """Sources for validation; when empty, `val_fraction` of the documents is held out."""
     val_fraction: float = Field(default=0.02, gt=0, lt=0.5)
@@ -160,17 +161,17 @@ class DataSpec(Frozen):
     speech: SpeechDataSpec | None = None
     """Pairs of text and speech, for a Talker."""
     seq_len: int = Field(default=512, ge=8)
-    """Tokens in a row; rows are packed full from whole documents and pieces of long ones."""
+    """Tokens in a row; rows are packed from whole documents and pieces of long ones."""
     shuffle: bool = True
-    """Documents in a new seeded order each epoch."""
+    """Puts documents into a new seeded order each epoch."""
     cache_dir: str | None = None
-    """Where token caches lie; default `~/.cache/muomni/tokens`, or `$MUOMNI_CACHE/tokens`."""
+    """Folder of the token caches; default `~/.cache/muomni/tokens`, or `$MUOMNI_CACHE/tokens`."""
     num_workers: int = Field(default=2, ge=0, le=256)
-    """Threads that read and decode coming pictures and sounds; 0 does it between the steps."""
+    """Threads that read and decode pictures and sounds ahead; 0 reads them between the steps."""
     max_unreadable_fraction: Fraction = 0.01
     """The run stops when more than this share of the documents has media that cannot be read."""
     augment: AugmentSpec = AugmentSpec()
-    """Random changes of the pictures and sounds that are trained on."""
+    """Random changes of the training pictures and sounds."""
 
     @model_validator(mode="after")
     def _val_once(self) -> "DataSpec":
@@ -192,6 +193,8 @@ class DataSpec(Frozen):
             value = getattr(self, name)
             if value != type(self).model_fields[name].default:
                 raise conflict(
-                    name, value, "remove it: data.train is empty, and pairs of speech have their own in data.speech"
+                    name,
+                    value,
+                    "remove it: data.train is empty, and pairs of speech have their own keys in data.speech",
                 )
         return self

@@ -21,7 +21,7 @@ class VisionSpec(Overrides[VisionConfig]):
     model_config = ConfigDict(validate_by_name=True)
 
     from_: str | None = Field(default=None, alias="from", min_length=1)
-    """A Hugging Face folder of a SigLIP-style model whose vision encoder is taken; its sizes stay."""
+    """A Hugging Face folder of a SigLIP-style model whose vision encoder is used, with its sizes."""
 
 
 class AudioSpec(Overrides[AudioConfig]):
@@ -30,7 +30,7 @@ class AudioSpec(Overrides[AudioConfig]):
     model_config = ConfigDict(validate_by_name=True)
 
     from_: str | None = Field(default=None, alias="from", min_length=1)
-    """A Hugging Face folder of a Whisper-style model whose encoder is taken; its sizes stay."""
+    """A Hugging Face folder of a Whisper-style model whose encoder is used, with its sizes."""
 
 
 def _as_encoder(value: object) -> object:
@@ -38,33 +38,33 @@ def _as_encoder(value: object) -> object:
         return {} if value else None
     if value is None or isinstance(value, (dict, Overrides)):
         return value
-    raise PydanticCustomError("encoder", "must be true, or an object with what differs from the preset")
+    raise PydanticCustomError("encoder", "must be true, or an object with the fields that differ from the preset")
 
 
 class ModelSpec(Frozen):
     """Which model to train: a preset with changes, or the weights of an earlier run."""
 
     preset: PresetName | None = None
-    """Where the sizes come from."""
+    """Preset of the sizes."""
     init_from: str | None = None
-    """A run or checkpoint folder whose weights, sizes and tokenizer are taken instead. Encoders that it lacks are new,
-    with the sizes of `preset` "tiny" unless they say otherwise.
+    """A run or checkpoint folder whose weights, sizes and tokenizer are used instead. Encoders that it lacks are new,
+    with the sizes of preset "tiny" unless given.
     """
     thinker: ThinkerOverrides = ThinkerOverrides()
     """Changes to the preset; with `init_from` only `dropout` may be changed."""
     vision: Annotated[
         VisionSpec | None, BeforeValidator(_as_encoder, json_schema_input_type=bool | VisionSpec | None)
     ] = None
-    """True for the preset's vision encoder, or what differs from it. With `init_from`, the folder's own is kept, also
-    without this; then `dropout`, the numbers of tokens and the contrastive head may differ.
+    """True for the preset's vision encoder, or the fields that differ from it. With `init_from` the folder's encoder is
+    always kept; only `dropout`, the numbers of tokens and the contrastive head may differ.
     """
     audio: Annotated[AudioSpec | None, BeforeValidator(_as_encoder, json_schema_input_type=bool | AudioSpec | None)] = (
         None
     )
-    """Likewise for the audio encoder, with `dropout`, `max_seconds` and the CTC head."""
+    """Likewise for the audio encoder; with `init_from` only `dropout`, `max_seconds` and the CTC head may differ."""
     talker: TalkerSpec | None = None
-    """What speaks, and the codec of its speech. With `init_from`, the folder's own is kept, also without this; then
-    `dropout`, `code_corruption`, `conditioning_dropout` and `stop_weight` may differ.
+    """The Talker and the codec of its speech. With `init_from` the folder's Talker is always kept; only `dropout`,
+    `code_corruption`, `conditioning_dropout` and `stop_weight` may differ.
     """
 
     @model_validator(mode="after")

@@ -28,7 +28,7 @@ class TalkerConfig(DecoderConfig):
     text_layers: PositiveInt = 4
     """Blocks of the text encoder."""
     text_kernel: int = Field(default=7, ge=1, le=31)
-    """Units that a block's convolution spans, as many before its own as behind it; odd."""
+    """Units that a block's centred convolution spans; odd."""
     pattern: Pattern = "depth"
     """How the codes of a frame are predicted: `depth` one after the other inside the frame, `delay` code k of frame t
     at step t + k, `parallel` all at once.
@@ -38,28 +38,27 @@ class TalkerConfig(DecoderConfig):
     depth_intermediate: PositiveInt = 512
     """Width of the hidden layers of its blocks; for `depth` only."""
     num_codebooks: int = Field(ge=1, le=32)
-    """K, codes of a frame, as the codec has them."""
+    """Codes of a frame, K; the codec's."""
     codebook_size: int = Field(ge=2, le=65_536)
-    """V, codes are 0 to this, exclusive."""
+    """Values of a code, V; the codec's."""
     max_advance: int = Field(default=8, ge=1, le=64)
-    """How many units the pointer moves at most from one frame to the next."""
+    """Units that the pointer moves at most from one frame to the next."""
     voices: Voices = ("default",)
     """Names of the voices."""
     code_corruption: Probability = 0.1
-    """Share of frames that are replaced by random codes where training feeds them back, so that a wrong frame does not
-    spoil those behind it.
+    """Share of input frames that training replaces by random codes, so that the Talker recovers from a wrong frame.
     """
     conditioning_dropout: Probability = 0.2
-    """Probability that training takes zeros for the Thinker's states of a sentence."""
+    """Probability that training replaces the Thinker's states of a sentence by zeros."""
     stop_weight: Positive = 5.0
-    """Of a sentence's last frame in the loss of the moves."""
+    """Weight of a sentence's last frame in the loss of the moves."""
 
     fixed = frozenset({"num_codebooks", "codebook_size", "voices"})
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
         if self.text_kernel % 2 == 0:
-            raise conflict("text_kernel", self.text_kernel, "must be odd: as many units before as behind")
+            raise conflict("text_kernel", self.text_kernel, "must be odd: the convolution is centred")
         if len(set(self.voices)) < len(self.voices):
             raise conflict("voices", ", ".join(self.voices), "must differ from each other")
         return self

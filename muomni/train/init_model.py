@@ -7,6 +7,7 @@ import torch
 
 from muomni.config import OmniConfig, Recipe
 from muomni.config.encoders import AudioEncoderConfig, VisionEncoderConfig
+from muomni.config.recipe import ModelParts
 from muomni.config.recipe_model import AudioSpec, ModelSpec, VisionSpec
 from muomni.data import SPECIAL, Tokenizer
 from muomni.errors import ConfigError
@@ -38,15 +39,14 @@ def check_model(recipe: Recipe) -> None:
         if recipe.data.train and recipe.data.seq_len > context:
             raise ConfigError(f"data.seq_len ({recipe.data.seq_len}) exceeds the context of {folder} ({context})")
     vision, audio = _encoders(spec)
-    found = recipe.misfit(
-        vision is not None,
-        vision is not None and vision.projection_dim is not None,
-        audio is not None,
-        audio is not None and audio.ctc,
-        check_talker(spec),
+    parts = ModelParts(
+        vision=vision is not None,
+        contrastive=vision is not None and vision.projection_dim is not None,
+        audio=audio is not None,
+        ctc=audio is not None and audio.ctc,
+        talker=check_talker(spec),
     )
-    if found is not None:
-        key, value, allowed = found
+    for key, value, allowed in recipe.conflicts_with(parts):
         raise ConfigError(f"{key} = {value}: {allowed}")
 
 

@@ -54,37 +54,40 @@ def test_every_size_of_a_talker_can_be_changed() -> None:
             {"model": {"talker": {"codec": None}}},
             "model.talker.codec = null: name the run or folder of a trained codec (muomni train codec-tiny)",
         ),
-        ({"freeze": ["talker"]}, 'losses.speech = 1: make it 0: "talker" is frozen, so this loss teaches nothing'),
-        ({"freeze": ["thinker", "talker"]}, 'freeze = "thinker, talker": leave out a part: nothing would learn'),
-        ({"freeze": []}, "losses.text = 0: without it nothing teaches thinker: name them in freeze"),
+        ({"freeze": ["talker"]}, 'losses.speech = 1: set it to 0: "talker" is frozen, so this loss trains nothing'),
+        (
+            {"freeze": ["thinker", "talker"]},
+            'freeze = "thinker, talker": remove a part: at least one must be trainable',
+        ),
+        ({"freeze": []}, "losses.text = 0: no loss trains thinker: give this one a weight, or add them to freeze"),
         (
             {"freeze": [], "losses": {"text": 1}},
-            "losses.text = 1: make it 0: data.train is empty, so it has nothing to learn from",
+            "losses.text = 1: set it to 0: data.train is empty, so this loss has no data",
         ),
         (
             {"data": TEXT},
-            'data.train = ["a.jsonl"]: nothing is learnt from it without losses.text, ctc or contrastive: leave it out '
-            "(pairs of text and speech are named in data.speech.train)",
+            'data.train = ["a.jsonl"]: unused without losses.text, ctc or contrastive: remove it '
+            "(pairs of text and speech go into data.speech.train)",
         ),
         (
             {"data": TEXT | {"speech": None}, "losses": {"text": 1}, "freeze": []},
-            "losses.speech = 1: has nothing to learn from: name pairs of text and speech in data.speech",
+            "losses.speech = 1: has no data: name pairs of text and speech in data.speech",
         ),
         (
             {"data": TEXT, "losses": {"text": 1, "speech": 0}, "freeze": []},
-            "losses.speech = 0: nothing is learnt from data.speech: give this loss a weight, or leave out data.speech",
+            "losses.speech = 0: data.speech is unused: give this loss a weight, or remove data.speech",
         ),
         (
             {"data": TEXT | {"speech": None}, "losses": {"text": 1, "speech": 0}, "freeze": []},
-            "losses.speech = 0: without it nothing teaches talker: name it in freeze",
+            "losses.speech = 0: no loss trains talker: give this one a weight, or add talker to freeze",
         ),
         (
             {"tokenizer": {"path": None}},
-            "tokenizer.path = null: say where the tokenizer is: data.train is empty, so none can be trained",
+            "tokenizer.path = null: name the tokenizer's folder: data.train is empty, so none can be trained",
         ),
         (
             {"data": {"seq_len": 64}},
-            "data.seq_len = 64: remove it: data.train is empty, and pairs of speech have their own in data.speech",
+            "data.seq_len = 64: remove it: data.train is empty, and pairs of speech have their own keys in data.speech",
         ),
         ({"data": {"speech": {"train": []}}}, "data.speech.train = []: must hold at least 1"),
         (

@@ -236,9 +236,9 @@ def test_without_captions_in_validation_nothing_is_best(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"freeze": ["thinker"]}, "nothing teaches vision_projector"),
-        ({"freeze": []}, "nothing teaches thinker, vision_projector: name them in freeze"),
-        ({"losses": {"text": 0.0}}, "without it nothing teaches vision: name them in freeze"),
+        ({"freeze": ["thinker"]}, "no loss trains vision_projector"),
+        ({"freeze": []}, "no loss trains thinker, vision_projector: give this one a weight, or add them to freeze"),
+        ({"losses": {"text": 0.0}}, "no loss trains vision: give this one a weight, or add them to freeze"),
         ({"losses": {"text": 0.0, "ctc": 1.0}}, "losses.text|losses.ctc"),
     ],
 )

@@ -215,7 +215,7 @@ def test_a_model_that_speaks_can_go_on_reading(start: Path, speaking: Path, corp
     assert all(name in same for name in before if name.startswith(("talker.", "codec.")))
     assert "thinker.norm.weight" not in same
     idle = recipe_of(start, model=model, data=data, losses={}, freeze=[])
-    with pytest.raises(ConfigError, match="losses.speech = 0: without it nothing teaches talker: name it in freeze"):
+    with pytest.raises(ConfigError, match="losses.speech = 0: no loss trains talker: give this one a weight"):
         train(idle, tmp_path / "idle")
 
 
