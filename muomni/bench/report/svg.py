@@ -128,7 +128,7 @@ def _row_axes(
     axes = _axes(_TOP + length + _BOTTOM, _TOP, _BOTTOM, _MARGIN, "x")
     if logarithmic:
         axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_locator(LogLocator(2, numticks=8))
+        axes.xaxis.set_major_locator(LogLocator(2 if limits[1] < 200 * limits[0] else 4, numticks=99))
         axes.minorticks_off()
     axes.set(xlim=limits, ylim=(length, 0), yticks=[])
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}{unit if value else ''}")
