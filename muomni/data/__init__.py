@@ -2,9 +2,10 @@
 
 from muomni.data.build import PreparedRows, TokenIndexes, prepare, prepare_rows, prepare_tokenizer
 from muomni.data.datasets.batch import Batch, Row
+from muomni.data.datasets.dataset import Dataset
 from muomni.data.datasets.multimodal import MultimodalDataset
 from muomni.data.datasets.packed import PackedDataset
-from muomni.data.datasets.prefetch import Dataset, PrefetchLoader
+from muomni.data.datasets.prefetch import PrefetchLoader
 from muomni.data.datasets.speech import SpeechDataset, WithSpeech
 from muomni.data.index.build import build_index
 from muomni.data.index.cache_folder import default_cache_dir

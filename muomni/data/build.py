@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from muomni.config import DataSpec, OmniConfig, SourceSpec, TokenizerSpec
+from muomni.data.datasets.batch import Batch
+from muomni.data.datasets.dataset import Dataset
 from muomni.data.datasets.multimodal import MultimodalDataset
 from muomni.data.datasets.packed import PackedDataset
-from muomni.data.datasets.prefetch import Dataset, PrefetchLoader
+from muomni.data.datasets.prefetch import PrefetchLoader
 from muomni.data.index.build import build_index
 from muomni.data.index.token_index import TokenIndex
 from muomni.data.index.writer import Part
@@ -57,8 +59,8 @@ class PreparedRows:
         notes: sentences for the user: what was left out and why.
     """
 
-    train: Dataset
-    val: Dataset
+    train: Dataset[Batch]
+    val: Dataset[Batch]
     notes: tuple[str, ...] = ()
 
 

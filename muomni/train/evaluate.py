@@ -38,7 +38,7 @@ class Evaluation:
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    rows: Dataset,
+    rows: Dataset[Batch],
     max_rows: int,
     batch_size: int,
     byte_lengths: Tensor,

@@ -12,7 +12,7 @@ from muomni.accel.execution_plan import Plan
 from muomni.accel.measurements import verdicts
 from muomni.accel.memory.monitor import MemoryMonitor, MemoryReport
 from muomni.config.recipe import LossSpec, Recipe
-from muomni.data import Batch, Dataset, MultimodalDataset, PrefetchLoader, PreparedRows, Tokenizer, WithSpeech
+from muomni.data import Batch, PreparedRows, Tokenizer
 from muomni.errors import DataError, TrainingError
 from muomni.model import OmniModel
 from muomni.train.checkpoint import Progress, save_checkpoint
@@ -209,7 +209,7 @@ class OmniTask:
         """Stops the run where too many documents turned out to be unreadable."""
         bad, documents, limit = (
             len(self.progress.bad),
-            _documents(self.rows.train),
+            self.rows.train.num_media_documents,
             self.recipe.data.max_unreadable_fraction,
         )
         if bad <= limit * documents:
@@ -286,10 +286,3 @@ def _score(weights: LossSpec, result: Evaluation) -> float | None:
     # Where the text teaches nothing, what does is what gets better.
     learnt = {"ctc": weights.ctc, "contrastive": weights.contrastive, "speech": weights.speech}
     return sum(learnt[name] * loss for name, loss in result.others.items()) if result.others else None
-
-
-def _documents(rows: Dataset) -> int:
-    """How many documents with media there are to read; text alone cannot turn out to be unreadable."""
-    rows = rows.rows if isinstance(rows, WithSpeech) else rows
-    inner = rows.rows if isinstance(rows, PrefetchLoader) else rows
-    return inner.index.num_documents if isinstance(inner, MultimodalDataset) else 0

@@ -90,7 +90,7 @@ class RecoveringStep:
         recipe: Recipe,
         model: OmniModel,
         step: TrainStep,
-        rows: Dataset,
+        rows: Dataset[Batch],
         monitor: MemoryMonitor,
         run: Path,
         micro_batch: int,

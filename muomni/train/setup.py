@@ -1,7 +1,7 @@
 """What a run is put together from: tokenizer, rows, model, optimizer and step, each as the recipe has it."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,6 @@ from muomni.accel.execution_plan import Plan, make_plan
 from muomni.accel.measurements.verdicts import load_verdicts
 from muomni.config import OmniConfig, Recipe, read_json
 from muomni.data import (
-    PrefetchLoader,
     PreparedRows,
     SpeechDataset,
     Tokenizer,
@@ -68,12 +67,6 @@ class Read:
     rows: PreparedRows
     config: OmniConfig
 
-    @property
-    def ahead(self) -> PrefetchLoader | None:
-        """What reads in threads; None where nothing has to be decoded."""
-        inner = self.rows.train.rows if isinstance(self.rows.train, WithSpeech) else self.rows.train
-        return inner if isinstance(inner, PrefetchLoader) else None
-
 
 @contextmanager
 def open_rows(recipe: Recipe, tokenizer: Tokenizer, plan: Plan, group: Group) -> Iterator[Read]:
@@ -86,7 +79,7 @@ def open_rows(recipe: Recipe, tokenizer: Tokenizer, plan: Plan, group: Group) ->
     speech = _on_each_machine(group, partial(prepare_speech, recipe, plan.device)) if recipe.data.speech else None
     config = initial_config(recipe, tokenizer, () if speech is None else speech.voices)
     read = Read(_data(recipe, tokenizer, config, group, speech), config)
-    with read.ahead or nullcontext():
+    with closing(read.rows.train):
         yield read
 
 

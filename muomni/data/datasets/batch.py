@@ -1,9 +1,16 @@
-"""A row and a batch of rows."""
+"""A row, and a batch of rows as tensors.
 
+B = rows in a batch, T = tokens in a row, N = segments in a batch.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from muomni.data.arrays import Ints
+from muomni.data.datasets.media_loading import Loaded, media_of
 
 if TYPE_CHECKING:
     import torch
@@ -13,22 +20,25 @@ if TYPE_CHECKING:
     from muomni.model.talker.batch import SpeechBatch
 
 
-IGNORE = -100
-
-
 @dataclass(frozen=True)
 class Row:
-    """One packed row.
+    """One row.
 
     Attributes:
-        tokens: (T,) int64.
+        tokens: (T,) int64, placeholders repeated.
         labels: (T,) int64, see `Batch.labels`.
         starts: sorted positions where a segment begins; the first is 0.
+        positions: (3, T) int64; None where they count from 0 in each segment.
+        media: pictures and sounds in the order of their places, decoded.
+        bad: names of media that could not be read, with the reason.
     """
 
     tokens: Ints
     labels: Ints
     starts: Ints
+    positions: Ints | None = None
+    media: Sequence[Loaded] = ()
+    bad: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -88,3 +98,37 @@ class Batch:
             media=None if self.media is None else self.media.to(device),
             speech=None if self.speech is None else self.speech.to(device),
         )
+
+
+def collate(rows: Sequence[Row], name: str) -> Batch:
+    """The rows as one batch.
+
+    Args:
+        rows: all of one length.
+        name: the batch's `id`.
+    """
+    import torch
+
+    from muomni.ops.cross_entropy import IGNORE
+
+    B, T = len(rows), len(rows[0].tokens)
+    bounds = np.concatenate([*(n * T + row.starts for n, row in enumerate(rows)), [B * T]])
+    lengths = np.diff(bounds)
+    labels = np.stack([row.labels for row in rows])
+    media = media_of([loaded for row in rows for loaded in row.media])
+    axes = [row.positions for row in rows if row.positions is not None]
+    if axes and media is not None and media.images is not None:
+        positions = np.stack(axes, axis=1)
+    else:
+        positions = (np.arange(B * T) - np.repeat(bounds[:-1], lengths)).reshape(B, T)
+    return Batch(
+        input_ids=torch.from_numpy(np.stack([row.tokens for row in rows])),
+        labels=torch.from_numpy(labels),
+        positions=torch.from_numpy(positions),
+        cu_seqlens=torch.from_numpy(bounds.astype(np.int32)),
+        max_seqlen=int(lengths.max()),
+        num_targets=int((labels != IGNORE).sum()),
+        id=name,
+        media=media,
+        bad=tuple(reason for row in rows for reason in row.bad),
+    )

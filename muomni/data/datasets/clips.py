@@ -7,12 +7,12 @@ order; a source of weight 2 is cut twice. Clips may span two recordings with the
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from muomni.data.datasets.dataset import Dataset
 from muomni.data.datasets.order import mixed_key, random_order
 from muomni.data.speech.recording_cache import Sounds
 from muomni.errors import DataError
@@ -41,7 +41,7 @@ class ClipBatch:
         return replace(self, samples=self.samples.to(device, non_blocking=True))
 
 
-class ClipDataset:
+class ClipDataset(Dataset[ClipBatch]):
     """Random access to clips, counted on over the epochs.
 
     Args:
@@ -81,13 +81,17 @@ class ClipDataset:
         times = np.array(weights or [1.0] * len(ends))
         self._counts = np.maximum(1, np.rint(times * (ends - self._starts) / samples)).astype(np.int64)
         self._order = lru_cache(2)(self._ordered)
-        options = f"{sounds.key} {samples} {seed} {shuffle} {gain_db} {self._counts.tolist()}"
-        self._identity = options
+        self._key = f"{sounds.key} {samples} {seed} {shuffle} {gain_db} {self._counts.tolist()}"
 
     @property
     def num_rows(self) -> int:
         """Clips in an epoch."""
         return int(self._counts.sum())
+
+    @property
+    def key(self) -> str:
+        """Names the clips."""
+        return self._key
 
     def row(self, number: int) -> NDArray[np.float32]:
         """(S,) the clip of a number ≥ 0, counted over all epochs."""
@@ -107,12 +111,11 @@ class ClipDataset:
         return clip
 
     def batch(self, first_index: int, count: int, stride: int = 1) -> ClipBatch:
-        """The clips first_index, first_index + stride, ... as one batch."""
+        """See `Dataset.batch`."""
         import torch
 
         rows = np.stack([self.row(first_index + n * stride) for n in range(count)])
-        content = f"{self._identity} {first_index} {count} {stride}".encode()
-        return ClipBatch(torch.from_numpy(rows), blake2b(content, digest_size=8).hexdigest())
+        return ClipBatch(torch.from_numpy(rows), self.batch_id(first_index, count, stride))
 
     def _ordered(self, epoch: int) -> NDArray[np.int64]:
         return random_order(self.num_rows, mixed_key(self.seed, epoch))

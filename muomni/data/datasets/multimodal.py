@@ -13,16 +13,15 @@ to 20; each has its own count of rows.
 Pictures and sounds are read and decoded when their row is asked for. A document whose medium cannot be read stays
 padding in its row, is not learnt, and its medium's name goes to `Batch.bad`.
 
-B = rows in a batch, T = tokens in a row.
+T = tokens in a row.
 """
 
 import math
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,16 +29,15 @@ from numpy.typing import NDArray
 from muomni.config import OmniConfig
 from muomni.config.recipe_data import AugmentSpec
 from muomni.data.arrays import Ints
-from muomni.data.datasets.batch import IGNORE, Batch
+from muomni.data.datasets.batch import Batch, Row, collate
+from muomni.data.datasets.dataset import Dataset
+from muomni.data.datasets.media_loading import Loaded, load
 from muomni.data.datasets.order import mixed, mixed_key, permuted, random_order
 from muomni.data.index.token_index import AUDIO, IMAGE, TokenIndex
 from muomni.data.media.augment import stretched
 from muomni.data.media.processor import MediaProcessor
 from muomni.errors import DataError, MediaError
 from muomni.ops.audio_frames import num_tokens
-
-if TYPE_CHECKING:
-    from muomni.data.datasets.media_loading import Loaded
 
 _SHARD_DOCUMENTS = 1 << 16
 # Weights are multiples of a twentieth.
@@ -48,28 +46,7 @@ _TWENTIETHS = 20
 _STRETCHES = 8
 
 
-@dataclass
-class MediaRow:
-    """One row with its media, decoded.
-
-    Attributes:
-        tokens: (T,) int64, placeholders repeated.
-        labels: (T,) int64, see `Batch.labels`.
-        positions: (3, T) int64.
-        starts: sorted positions where a segment begins; the first is 0.
-        media: pictures and sounds in the order of their places.
-        bad: names of media that could not be read, with the reason.
-    """
-
-    tokens: Ints
-    labels: Ints
-    positions: Ints
-    starts: Ints
-    media: "list[Loaded]" = field(default_factory=list)
-    bad: list[str] = field(default_factory=list)
-
-
-class MultimodalDataset:
+class MultimodalDataset(Dataset[Batch]):
     """Random access to rows, counted on over the epochs. Any thread may ask for any row.
 
     Args:
@@ -141,12 +118,18 @@ class MultimodalDataset:
         """(phases,) rows up to the end of each epoch of a cycle."""
         return np.cumsum([self._rows_of_shards(phase).sum() for phase in range(self._phases)])
 
+    @property
+    def num_media_documents(self) -> int:
+        """All documents of the index."""
+        return self.index.num_documents
+
     @cached_property
-    def _identity(self) -> str:
+    def key(self) -> str:
+        """Names the rows."""
         options = (self.seq_len, self.seed, self.shuffle, self._shares.tolist(), self.augment.model_dump_json())
         return f"{self.index.fingerprint} {options}"
 
-    def row(self, number: int) -> MediaRow:
+    def row(self, number: int) -> Row:
         """The row of a number ≥ 0, counted over all epochs, with its media read and decoded."""
         if number < 0:
             raise IndexError(f"row {number} does not exist")
@@ -162,36 +145,9 @@ class MultimodalDataset:
         return self._filled(self._shard(epoch, int(order[place])), in_shard, epoch, number)
 
     def batch(self, first_index: int, count: int, stride: int = 1) -> Batch:
-        """The rows first_index, first_index + stride, ... as one batch; see `Dataset.batch`."""
-        indices = [first_index + n * stride for n in range(count)]
-        return self.collate([self.row(index) for index in indices], first_index, stride)
-
-    def collate(self, rows: Sequence[MediaRow], first_index: int, stride: int) -> Batch:
-        """The batch of rows that were read already, in order."""
-        import torch
-
-        from muomni.data.datasets.media_loading import media_of
-
-        T = self.seq_len
-        count = len(rows)
-        bounds = np.concatenate([*(n * T + row.starts for n, row in enumerate(rows)), [count * T]])
-        labels = np.stack([row.labels for row in rows])
-        positions = np.stack([row.positions for row in rows], axis=1)
-        media = media_of([loaded for row in rows for loaded in row.media])
-        if media is None or media.images is None:
-            positions = positions[0]
-        content = f"{self._identity} {first_index} {count} {stride}".encode()
-        return Batch(
-            input_ids=torch.from_numpy(np.stack([row.tokens for row in rows])),
-            labels=torch.from_numpy(labels),
-            positions=torch.from_numpy(np.ascontiguousarray(positions)),
-            cu_seqlens=torch.from_numpy(bounds.astype(np.int32)),
-            max_seqlen=int(np.diff(bounds).max()),
-            num_targets=int((labels != IGNORE).sum()),
-            id=blake2b(content, digest_size=8).hexdigest(),
-            media=media,
-            bad=tuple(name for row in rows for name in row.bad),
-        )
+        """See `Dataset.batch`."""
+        rows = [self.row(first_index + n * stride) for n in range(count)]
+        return collate(rows, self.batch_id(first_index, count, stride))
 
     def _too_long(self, documents: NDArray[Any]) -> NDArray[np.bool_]:
         return (documents["media"] > 0) & (documents["length"] > self.seq_len)
@@ -262,21 +218,24 @@ class MultimodalDataset:
                 self.index.release()
             return self._shards[key]
 
-    def _filled(self, shard: "_Shard", number: int, epoch: int, index: int) -> MediaRow:
+    def _filled(self, shard: "_Shard", number: int, epoch: int, index: int) -> Row:
         """A row with the tokens of its documents and with their media."""
+        from muomni.ops.cross_entropy import IGNORE
+
         T = self.seq_len
         tokens = np.full(T, self.index.pad_id, np.int64)
         labels = np.full(T, IGNORE, np.int64)
         positions = np.zeros((3, T), np.int64)
         starts = []
-        row = MediaRow(tokens, labels, positions, np.empty(0, np.int64))
+        media: list[Loaded] = []
+        bad: list[str] = []
         done = 0
         for n, unit in enumerate(range(*shard.bounds(number))):
             length = int(shard.lengths[unit])
             here = slice(done, done + length)
             draw = mixed_key(self.seed, epoch, index, n)
             starts.append(done)
-            ids, learnt, places = self._document(shard, unit, epoch, draw, row)
+            ids, learnt, places = self._document(shard, unit, epoch, draw, media, bad)
             positions[:, here] = places
             if ids is not None:
                 tokens[here] = ids
@@ -285,15 +244,13 @@ class MultimodalDataset:
         if done < T:
             starts.append(done)
             positions[:, done:] = np.arange(T - done)
-        row.starts = np.array(starts, np.int64)
-        labels[row.starts] = IGNORE
-        return row
+        labels[starts] = IGNORE
+        return Row(tokens, labels, np.array(starts, np.int64), positions, media, bad)
 
     def _document(
-        self, shard: "_Shard", unit: int, epoch: int, draw: int, row: MediaRow
+        self, shard: "_Shard", unit: int, epoch: int, draw: int, media: list[Loaded], bad: list[str]
     ) -> tuple[Ints | None, NDArray[np.bool_], Ints]:
-        """Ids, what is learnt and (3, n) positions of a unit; its media go to `row`. Ids are None if one is bad."""
-        from muomni.data.datasets.media_loading import load
+        """Ids, what is learnt and (3, n) positions of a unit; its media go to `media`. Ids are None if one is bad."""
         from muomni.model.mrope import mrope_positions
 
         index = self.index
@@ -329,10 +286,10 @@ class MultimodalDataset:
                     )
                 )
             except MediaError as error:
-                row.bad.append(str(error))
+                bad.append(str(error))
         if len(loaded) < len(medium):
             return None, np.zeros(length, bool), plain
-        row.media += loaded
+        media += loaded
         ids = index.tokens[begin:end].astype(np.int64)
         repeats = np.ones(len(ids), np.int64)
         repeats[records["place"]] = counts

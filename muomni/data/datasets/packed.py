@@ -10,19 +10,19 @@ as a row become rows of their own, and the others are strung together and cut in
 shuffled once more. So the memory needed does not depend on the size of the corpus, and a shard still
 mixes pieces from all over it. What this costs is a document cut in two at the end of each block.
 
-B = rows in a batch, T = tokens in a row, N = segments in a batch.
+T = tokens in a row.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from muomni.data.arrays import Ints
-from muomni.data.datasets.batch import IGNORE, Batch, Row
+from muomni.data.datasets.batch import Batch, Row, collate
+from muomni.data.datasets.dataset import Dataset
 from muomni.data.datasets.order import mixed_key, permuted, random_order
 from muomni.data.index.token_index import TokenIndex
 
@@ -30,7 +30,7 @@ _BLOCK_TOKENS = 1 << 14
 _SHARD_TOKENS = 1 << 22
 
 
-class PackedDataset:
+class PackedDataset(Dataset[Batch]):
     """Random access to packed rows, counted on over the epochs: row i is in epoch i // num_rows.
 
     Every token of the index is in exactly one row of each epoch. The last row of an epoch may be short;
@@ -76,35 +76,13 @@ class PackedDataset:
         return held[1].row(in_shard, self.seq_len, self.index.pad_id)
 
     def batch(self, first_index: int, count: int, stride: int = 1) -> Batch:
-        """The rows first_index, first_index + stride, ... as one batch.
-
-        Args:
-            first_index: the first row.
-            count: B, at least 1.
-            stride: with R processes, R: process r asks for `batch(first + r, count, stride=R)`.
-        """
-        import torch
-
-        indices = [first_index + n * stride for n in range(count)]
-        rows = [self.row(index) for index in indices]
-        T = self.seq_len
-        bounds = np.concatenate([*(n * T + row.starts for n, row in enumerate(rows)), [count * T]])
-        lengths = np.diff(bounds)
-        positions = np.arange(count * T) - np.repeat(bounds[:-1], lengths)
-        labels = np.stack([row.labels for row in rows])
-        content = f"{self._identity} {first_index} {count} {stride}".encode()
-        return Batch(
-            input_ids=torch.from_numpy(np.stack([row.tokens for row in rows])),
-            labels=torch.from_numpy(labels),
-            positions=torch.from_numpy(positions.reshape(count, T)),
-            cu_seqlens=torch.from_numpy(bounds.astype(np.int32)),
-            max_seqlen=int(lengths.max()),
-            num_targets=int((labels != IGNORE).sum()),
-            id=blake2b(content, digest_size=8).hexdigest(),
-        )
+        """See `Dataset.batch`."""
+        rows = [self.row(first_index + n * stride) for n in range(count)]
+        return collate(rows, self.batch_id(first_index, count, stride))
 
     @cached_property
-    def _identity(self) -> str:
+    def key(self) -> str:
+        """Names the rows."""
         return f"{self.index.fingerprint} {self.seq_len} {self.seed} {self.shuffle}"
 
     def _load(self, epoch: int, number: int) -> "_Shard":
@@ -157,6 +135,8 @@ class _Shard:
     order: Ints | None
 
     def row(self, number: int, T: int, pad_id: int) -> Row:
+        from muomni.ops.cross_entropy import IGNORE
+
         begin = T * (number if self.order is None else int(self.order[number]))
         tokens = self.tokens[begin : begin + T].astype(np.int64)
         first, last = np.searchsorted(self.starts, [begin + 1, begin + T])

@@ -1,26 +1,14 @@
 """Coming rows read in threads while the model computes."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol, Self
+from typing import Self
 
-from muomni.data.datasets.batch import Batch
-from muomni.data.datasets.multimodal import MediaRow, MultimodalDataset
-
-
-class Dataset(Protocol):
-    """What training reads: `PackedDataset`, `MultimodalDataset` or `PrefetchLoader`."""
-
-    @property
-    def num_rows(self) -> int:
-        """Rows in an epoch."""
-        ...
-
-    def batch(self, first_index: int, count: int, stride: int = 1) -> Batch:
-        """The rows first_index, first_index + stride, ... as one batch; see `Dataset.batch`."""
-        ...
+from muomni.data.datasets.batch import Batch, Row, collate
+from muomni.data.datasets.dataset import Dataset
+from muomni.data.datasets.multimodal import MultimodalDataset
 
 
-class PrefetchLoader:
+class PrefetchLoader(Dataset[Batch]):
     """The same rows as `rows`, read ahead of time.
 
     After each batch the next rows of the same stride are begun, as many as that batch had or as there are
@@ -35,9 +23,9 @@ class PrefetchLoader:
 
     def __init__(self, rows: MultimodalDataset, workers: int) -> None:
         self.rows = rows
-        self.workers = workers
+        self._workers = workers
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="rows")
-        self._coming: dict[int, Future[MediaRow]] = {}
+        self._coming: dict[int, Future[Row]] = {}
 
     @property
     def num_rows(self) -> int:
@@ -45,17 +33,27 @@ class PrefetchLoader:
         return self.rows.num_rows
 
     @property
-    def seq_len(self) -> int:
-        """T."""
-        return self.rows.seq_len
+    def key(self) -> str:
+        """Names the rows."""
+        return self.rows.key
+
+    @property
+    def num_media_documents(self) -> int:
+        """Of the rows."""
+        return self.rows.num_media_documents
+
+    @property
+    def num_workers(self) -> int:
+        """Threads that read ahead."""
+        return self._workers
 
     def batch(self, first_index: int, count: int, stride: int = 1) -> Batch:
-        """See `MultimodalDataset.batch`."""
+        """See `Dataset.batch`."""
         if first_index < 0:
             raise IndexError(f"row {first_index} does not exist")
         wanted = [first_index + n * stride for n in range(count)]
         end = first_index + count * stride
-        ahead = [end + n * stride for n in range(2 * max(count, self.workers))]
+        ahead = [end + n * stride for n in range(2 * max(count, self._workers))]
         needed = {*wanted, *ahead}
         for index in [index for index in self._coming if index not in needed]:
             self._coming.pop(index).cancel()
@@ -63,7 +61,7 @@ class PrefetchLoader:
             if index not in self._coming:
                 self._coming[index] = self._pool.submit(self.rows.row, index)
         read = [self._coming.pop(index).result() for index in wanted]
-        return self.rows.collate(read, first_index, stride)
+        return collate(read, self.batch_id(first_index, count, stride))
 
     def close(self) -> None:
         """Ends the threads; what they are at is finished first."""

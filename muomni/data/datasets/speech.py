@@ -8,16 +8,15 @@ Legend: P pairs, F frames of codes of all pairs, K codebooks, B rows, L tokens o
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from muomni.config.talker import TalkerConfig
 from muomni.data.arrays import Ints
-from muomni.data.datasets.batch import IGNORE, Batch
+from muomni.data.datasets.batch import Batch, Row, collate
+from muomni.data.datasets.dataset import Dataset
 from muomni.data.datasets.order import mixed_key, random_order
-from muomni.data.datasets.prefetch import Dataset
 from muomni.data.speech.paired_data import SpeechPairs
 from muomni.data.speech.spoken_text import said_words, tokens_of, units_of
 from muomni.data.text.tokenizer import Tokenizer
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from muomni.model.talker.batch import SpeechBatch
 
 
-class SpeechDataset:
+class SpeechDataset(Dataset[Batch]):
     """Random access to rows of one pair each, counted on over the epochs: row i is in epoch i // num_rows.
 
     Args:
@@ -52,12 +51,17 @@ class SpeechDataset:
         self.shuffle = shuffle
         self._voices = np.array([config.voices.index(name) for name in pairs.speakers], np.int64)[pairs.voices]
         self._order = lru_cache(2)(self._ordered)
-        self._identity = f"{pairs.key} {tokenizer.fingerprint} {config.max_advance} {config.voices} {seed} {shuffle}"
+        self._key = f"{pairs.key} {tokenizer.fingerprint} {config.max_advance} {config.voices} {seed} {shuffle}"
 
     @property
     def num_rows(self) -> int:
         """P, rows in an epoch."""
         return len(self.pairs)
+
+    @property
+    def key(self) -> str:
+        """Names the rows."""
+        return self._key
 
     def place(self, number: int) -> int:
         """Which pair a row holds."""
@@ -102,44 +106,27 @@ class SpeechDataset:
         )
 
     def batch(self, first_index: int, count: int, stride: int = 1) -> Batch:
-        """The rows first_index, first_index + stride, ... as one batch: each pair's tokens, padded on the right.
-
-        Nothing of the text is learnt (all labels are −100); `Batch.speech` holds the pairs.
-        """
+        """See `Dataset.batch`: each pair's tokens, padded on the right; nothing of the text is learnt."""
         import torch
 
-        numbers = [first_index + n * stride for n in range(count)]
-        speech = self.speech(numbers)
-        lengths = speech.id_lengths
-        longest = max(lengths)
-        ids = torch.full((count, longest), self.tokenizer.pad_id)
-        for n, own in enumerate(torch.split(speech.ids, list(lengths))):
-            ids[n, : len(own)] = own
-        # What follows a pair's tokens is a segment of its own.
-        starts = sorted({n * longest for n in range(count)} | {n * longest + own for n, own in enumerate(lengths)})
-        bounds = np.array([*(start for start in starts if start < count * longest), count * longest])
-        sizes = np.diff(bounds)
-        positions = np.arange(count * longest) - np.repeat(bounds[:-1], sizes)
-        return Batch(
-            input_ids=ids,
-            labels=torch.full((count, longest), IGNORE),
-            positions=torch.from_numpy(positions.reshape(count, longest)),
-            cu_seqlens=torch.from_numpy(bounds.astype(np.int32)),
-            max_seqlen=int(sizes.max()),
-            num_targets=0,
-            id=self.name(first_index, count, stride),
-            speech=speech,
-        )
+        from muomni.ops.cross_entropy import IGNORE
 
-    def name(self, *numbers: int) -> str:
-        """Names what is read with these numbers, see `Batch.id`."""
-        return blake2b(f"{self._identity} {numbers}".encode(), digest_size=8).hexdigest()
+        speech = self.speech([first_index + n * stride for n in range(count)])
+        longest = max(speech.id_lengths)
+        rows = []
+        for ids in torch.split(speech.ids, list(speech.id_lengths)):
+            tokens = np.full(longest, self.tokenizer.pad_id)
+            tokens[: len(ids)] = ids.numpy()
+            # What follows a pair's tokens is a segment of its own.
+            starts = np.array([0, len(ids)] if len(ids) < longest else [0])
+            rows.append(Row(tokens, np.full(longest, IGNORE), starts))
+        return replace(collate(rows, self.batch_id(first_index, count, stride)), speech=speech)
 
     def _ordered(self, epoch: int) -> Ints:
         return random_order(self.num_rows, mixed_key(self.seed, epoch))
 
 
-class WithSpeech:
+class WithSpeech(Dataset[Batch]):
     """Rows of text (and media), with some pairs of text and speech for each.
 
     Args:
@@ -148,7 +135,7 @@ class WithSpeech:
         pairs_per_sequence: at least 1.
     """
 
-    def __init__(self, rows: Dataset, speech: SpeechDataset, pairs_per_sequence: int) -> None:
+    def __init__(self, rows: Dataset[Batch], speech: SpeechDataset, pairs_per_sequence: int) -> None:
         if pairs_per_sequence < 1:
             raise ValueError(f"pairs_per_sequence ({pairs_per_sequence}) must be at least 1")
         self.rows = rows
@@ -160,15 +147,32 @@ class WithSpeech:
         """Rows in an epoch."""
         return self.rows.num_rows
 
+    @property
+    def key(self) -> str:
+        """Names the rows."""
+        return f"{self.rows.key} {self.speech.key} {self.pairs_per_sequence}"
+
+    @property
+    def num_media_documents(self) -> int:
+        """Of the rows."""
+        return self.rows.num_media_documents
+
+    @property
+    def num_workers(self) -> int:
+        """Threads that read ahead."""
+        return self.rows.num_workers
+
     def batch(self, first_index: int, count: int, stride: int = 1) -> Batch:
         """See `Dataset.batch`."""
-        batch = self.rows.batch(first_index, count, stride)
+        each = self.pairs_per_sequence
         indices = [first_index + n * stride for n in range(count)]
-        speech = self.speech.speech(
-            [index * self.pairs_per_sequence + n for index in indices for n in range(self.pairs_per_sequence)]
-        )
-        name = f"{batch.id} {self.speech.name(first_index, count, stride, self.pairs_per_sequence)}"
-        return replace(batch, speech=speech, id=blake2b(name.encode(), digest_size=8).hexdigest())
+        speech = self.speech.speech([index * each + n for index in indices for n in range(each)])
+        batch = self.rows.batch(first_index, count, stride)
+        return replace(batch, speech=speech, id=self.batch_id(first_index, count, stride))
+
+    def close(self) -> None:
+        """Ends threads that read ahead."""
+        self.rows.close()
 
 
 def _check(pairs: SpeechPairs, config: TalkerConfig) -> None:

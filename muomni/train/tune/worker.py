@@ -85,7 +85,7 @@ def measure(recipe: dict[str, Any], tokenizer: str, seconds: float, memory: int 
                 "first_s": times[0],
                 "peak": reading.reserved_peak or reading.peak,
                 "total_steps": total,
-                "reads_ahead": read.ahead is not None,
+                "reads_ahead": read.rows.train.num_workers > 0,
             }
 
 

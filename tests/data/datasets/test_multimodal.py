@@ -26,14 +26,15 @@ from muomni.config import DataSpec, OmniConfig, SourceSpec, encoder_configs, pre
 from muomni.config.recipe_data import AudioAugmentSpec, AugmentSpec, ImageAugmentSpec
 from muomni.data import MultimodalDataset, PrefetchLoader, TokenIndex, Tokenizer, build_index, prepare_rows
 from muomni.data.datasets import multimodal
-from muomni.data.datasets.batch import IGNORE, Batch
-from muomni.data.datasets.multimodal import MediaRow, first_fit
+from muomni.data.datasets.batch import Batch, Row
+from muomni.data.datasets.multimodal import first_fit
 from muomni.data.media.audio import load_audio
 from muomni.data.media.features import mel_of
 from muomni.data.media.image import load_image, to_patches, token_grid
 from muomni.data.text.chat import encode_chat, expand
 from muomni.errors import ConfigError, DataError
 from muomni.model.mrope import mrope_positions
+from muomni.ops.cross_entropy import IGNORE
 
 ALL = ("image", "audio")
 T = 160
@@ -543,7 +544,7 @@ def test_memory_does_not_grow_with_the_rows_read(index: TokenIndex, config: Omni
 
 def test_what_a_thread_finds_reaches_the_caller(index: TokenIndex, config: OmniConfig) -> None:
     class Failing(MultimodalDataset):
-        def row(self, number: int) -> MediaRow:
+        def row(self, number: int) -> Row:
             if number == 3:
                 raise RuntimeError("row 3")
             return super().row(number)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from muomni.data import Batch, PackedDataset, TokenIndex
 from muomni.data.datasets import packed
-from muomni.data.datasets.batch import IGNORE
 from muomni.data.datasets.order import permuted, random_order
+from muomni.ops.cross_entropy import IGNORE
 
 LENGTHS = st.lists(st.integers(1, 12) | st.integers(1, 150), min_size=1, max_size=40)
 
