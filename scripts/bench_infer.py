@@ -1,4 +1,4 @@
-"""The figures that the targets of inference are about, one piece of a minute or so at a time.
+"""Measures decoding for the targets of inference, a minute or so at a time.
 
 python scripts/bench_infer.py prepare 100m            writes the models of a shape into runs/bench/
 python scripts/bench_infer.py decode 100m --batch 16  int8 beside llama.cpp's Q8_0: steps and whole calls
@@ -17,8 +17,8 @@ from typing import Any
 
 from muomni.bench.decoding import comparisons
 from muomni.bench.decoding.cold_start import first_text_s
-from muomni.bench.decoding.compare import Comparison, Group, compare_decoding
-from muomni.bench.decoding.models import Files, make_model_folder
+from muomni.bench.decoding.compare import Group, compare_decoding
+from muomni.bench.decoding.models import Files, Form, Weights, make_model_folder
 from muomni.bench.shapes import SHAPES
 from muomni.cli.bench.decoding import print_comparison
 from muomni.config import OmniConfig, preset
@@ -44,39 +44,40 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--runner", choices=("auto", "eager", "native", "compiled"), default="auto")
-    asked = parser.parse_args()
-    plan = make_plan(asked.shape)
-    if asked.what == "prepare":
-        for form in ("int8", "gguf-q8_0", "gguf-f32", "gguf-bf16"):
-            print(plan.files.form(form))  # type: ignore[arg-type]
+    options = parser.parse_args()
+    plan = make_plan(options.shape)
+    if options.what == "prepare":
+        forms: tuple[Form, ...] = ("int8", "gguf-q8_0", "gguf-f32", "gguf-bf16")
+        for form in forms:
+            print(plan.files.form(form))
         for rows in (1, 16):
             plan.task(rows)
         return
-    if asked.what == "cold":
-        keep(asked, first_text_s(plan.files.folder, THREADS, asked.rounds))
+    if options.what == "cold":
+        keep(options, first_text_s(plan.files.folder, THREADS, options.rounds))
         return
-    kinds: tuple[Any, ...] = ("fp32", "bf16") if asked.what == "float" else ("int8",)
-    if asked.what == "cache":
-        group = comparisons.kv_cache(plan, asked.rounds, required=True)
+    kinds: tuple[Weights, ...] = ("fp32", "bf16") if options.what == "float" else ("int8",)
+    if options.what == "cache":
+        group = comparisons.kv_cache(plan, options.rounds, required=True)
         assert group is not None
-        show(asked, plan, group)
+        show(options, plan, group)
         return
     for weights in kinds:
-        full = comparisons.peers(plan, weights, asked.batch, print, ["llama.cpp"])
-        few = [case.replace(runner=asked.runner) if case.implementation == "muomni" else case for case in full.cases]
-        show(asked, plan, Group(f"{full.name}, {asked.runner} runner", tuple(few)))
+        full = comparisons.peers(plan, weights, options.batch, print, ["llama.cpp"])
+        few = [case.replace(runner=options.runner) if case.implementation == "muomni" else case for case in full.cases]
+        show(options, plan, Group(f"{full.name}, {options.runner} runner", tuple(few), full.unmeasured))
 
 
-def show(asked: argparse.Namespace, plan: comparisons.Plan, group: Group) -> None:
+def show(options: argparse.Namespace, plan: comparisons.Plan, group: Group) -> None:
     """Measures and prints one comparison."""
-    found: Comparison = compare_decoding(group, plan.thinker, plan.reference(), asked.rounds, lambda _: None)
-    print_comparison(f"{asked.shape}, {found.name}", found)
-    keep(asked, found.as_dict())
+    comparison = compare_decoding(group, plan.thinker, plan.reference(), options.rounds)
+    print_comparison(f"{options.shape}, {comparison.name}", comparison)
+    keep(options, comparison.as_dict())
 
 
-def keep(asked: argparse.Namespace, values: dict[str, Any]) -> None:
+def keep(options: argparse.Namespace, values: dict[str, Any]) -> None:
     """Adds a line to the results."""
-    line = json.dumps({"at": time.strftime("%Y-%m-%d %H:%M"), **vars(asked), **values})
+    line = json.dumps({"at": time.strftime("%Y-%m-%d %H:%M"), **vars(options), **values})
     with (ROOT / "results.jsonl").open("a", encoding="utf-8") as file:
         file.write(line + "\n")
     print(line)

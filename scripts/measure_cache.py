@@ -9,36 +9,54 @@ that torch's modules compute then; the same modules with a cache of the model's 
 
 import argparse
 import copy
+import gzip
 import itertools
 import json
 import os
 import statistics
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from measure_divergence import prompts_of, texts_of
 
 from muomni import MuOmni
 from muomni.eval.quantization_quality import compare_caches
 from muomni.model.kv_cache import slot_bytes
 
+# Words of a text that is continued: from so many up to so many, so that lengths differ.
+_WORDS = (4, 40)
 
-def speeds(model: MuOmni, prompts: list[str], new: int, rounds: int) -> dict[str, float]:
+
+def texts_of(path: Path) -> Iterator[str]:
+    """The texts of a JSONL file, plain or gzipped."""
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)["text"]
+
+
+def prompts_of(path: Path, count: int) -> list[str]:
+    """`count` beginnings of texts, of different lengths."""
+    low, high = _WORDS
+    texts = itertools.islice(texts_of(path), count)
+    return [" ".join(text.split(" ")[: low + number * 7 % (high - low + 1)]) for number, text in enumerate(texts)]
+
+
+def measure_speeds(model: MuOmni, prompts: list[str], new: int, rounds: int) -> dict[str, float]:
     """Tokens/s of decoding by cache and runner."""
-    ways: dict[str, MuOmni] = {}
+    models: dict[str, MuOmni] = {}
     for name, runner, cache in (("auto", "auto", "auto"), ("auto, eager", "eager", "auto"), ("int8", "auto", "int8")):
         os.environ["MUOMNI_RUNNER"] = runner
-        ways[name] = copy.deepcopy(model)
-        ways[name].cache_dtype = cache  # type: ignore[assignment]
-        ways[name].chat_batch(prompts, max_new_tokens=4, progress=False)
-        print(f"{name}: {ways[name].engine(1, 16).note}")
-    found: dict[str, list[float]] = {name: [] for name in ways}
+        models[name] = copy.deepcopy(model)
+        models[name].cache_dtype = cache  # type: ignore[assignment]
+        models[name].chat_batch(prompts, max_new_tokens=4, progress=False)
+        print(f"{name}: {models[name].engine(1, 16).note}")
+    speeds: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(rounds):
-        for name, one in ways.items():
-            replies = one.chat_batch(prompts, raw=True, max_new_tokens=new, temperature=0, ignore_eos=True)
-            found[name].append(sum(reply.timing.tokens_per_s for reply in replies))
-    return {name: statistics.median(values) for name, values in found.items()}
+        for name, variant in models.items():
+            replies = variant.chat_batch(prompts, raw=True, max_new_tokens=new, temperature=0, ignore_eos=True)
+            speeds[name].append(sum(reply.timing.tokens_per_s for reply in replies))
+    return {name: statistics.median(values) for name, values in speeds.items()}
 
 
 def main() -> None:
@@ -48,19 +66,19 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--new", type=int, default=128)
-    asked = parser.parse_args()
-    model = MuOmni.from_pretrained(asked.run, device="cpu")
+    options = parser.parse_args()
+    model = MuOmni.from_pretrained(options.run, device="cpu")
     assert model.tokenizer is not None
     thinker = model.config.thinker
     context = thinker.max_position_embeddings
-    texts = [model.tokenizer.encode(text)[:context] for text in itertools.islice(texts_of(asked.file), asked.texts)]
+    texts = [model.tokenizer.encode(text)[:context] for text in itertools.islice(texts_of(options.file), options.texts)]
     quality = compare_caches(model, texts)
     print(json.dumps(asdict(quality) | {"perplexity_change": quality.perplexity_change}))
     ratio = slot_bytes(thinker, context, torch.int8) / slot_bytes(thinker, context, model.dtype)
     print(f"memory: {ratio:.3f} of {model.dtype}")
     for rows in (1, 16):
-        found = speeds(model, prompts_of([asked.file], rows), asked.new, asked.rounds)
-        print(json.dumps({"rows": rows, "tokens_per_s": {name: round(speed) for name, speed in found.items()}}))
+        figures = measure_speeds(model, prompts_of(options.file, rows), options.new, options.rounds)
+        print(json.dumps({"rows": rows, "tokens_per_s": {name: round(speed) for name, speed in figures.items()}}))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 For each source: short-time intelligibility (STOI, needs `pip install pystoi`) of what comes back against the
 recording, and the spectral losses. Over all: bits a second, the share of codes used in each codebook and the entropy
 of each, real-time factors of encoding, of decoding and of decoding frame by frame. Spectrograms of some clips, the
-recording above what came back, go to `--out`. Ends with one line of JSON; exit code 1 where STOI or usage is below
+recording beside what came back, go to `--out`. Ends with one line of JSON; exit code 1 where STOI or usage is below
 its limit.
 """
 
@@ -14,9 +14,11 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +28,7 @@ from torch import Tensor
 from muomni.config import SourceSpec
 from muomni.data.media.audio import load_audio
 from muomni.data.speech.recording_cache import references
+from muomni.eval.speech_quality import Sentence, Spoken, plot_spectrograms
 from muomni.formats.codec import load_codec
 from muomni.model.codec import SpeechCodec, StreamingDecoder
 from muomni.train.codec.losses import spectral_losses
@@ -35,7 +38,7 @@ _SECONDS = 3.0
 
 
 @dataclass
-class Found:
+class Quality:
     """Sums over the recordings of a source; `stoi` has (value, seconds) of each stretch."""
 
     clips: int = 0
@@ -78,14 +81,13 @@ def main() -> int:
     counts = torch.zeros(codec.num_codebooks, codec.codebook_size, dtype=torch.int64)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Found] = {}
+    qualities: dict[str, Quality] = {}
     for source in options.sources:
         name = Path(source).parent.name + "/" + Path(source).stem
-        found[name] = measure(codec, source, name, counts, clocks, options)
-        one = found[name]
-        losses = "  ".join(f"{key} {value / one.clips:.3f}" for key, value in one.losses.items())
-        print(f"{name:32} {one.clips:4} clips  STOI {one.mean_stoi:.3f}  {losses}", flush=True)
-    report = summary(codec, found, counts, clocks)
+        quality = qualities[name] = measure(codec, source, name, counts, clocks, options)
+        losses = "  ".join(f"{key} {value / quality.clips:.3f}" for key, value in quality.losses.items())
+        print(f"{name:32} {quality.clips:4} clips  STOI {quality.mean_stoi:.3f}  {losses}", flush=True)
+    report = summary(codec, qualities, counts, clocks)
     for key, value in report.items():
         print(f"{key}: {value}")
     if options.out is not None:
@@ -102,30 +104,31 @@ def measure(
     counts: Tensor,
     clocks: dict[str, Clock],
     options: argparse.Namespace,
-) -> Found:
+) -> Quality:
     """One source; adds to `counts` how often each code came, and to `clocks`."""
-    found = Found()
+    quality = Quality()
     waiting: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
     for number, samples in enumerate(recordings(source, options.limit)):
         seconds = len(samples) / codec.sample_rate
-        codes = timed(clocks["encode"], seconds, lambda clip=samples: codec.encode(clip))
-        decoded = timed(clocks["decode"], seconds, lambda coded=codes: codec.decode(coded))[: len(samples)]
+        codes = timed(clocks["encode"], seconds, partial(codec.encode, samples))
+        decoded = timed(clocks["decode"], seconds, partial(codec.decode, codes))[: len(samples)]
         if number % 10 == 0:
-            timed(clocks["stream"], seconds, lambda coded=codes: streamed(codec, coded))
+            timed(clocks["stream"], seconds, partial(streamed, codec, codes))
         counts.scatter_add_(1, codes, torch.ones_like(codes))
-        found.clips += 1
+        quality.clips += 1
         if len(samples) >= 2048:
             for key, value in spectral_losses(decoded[None], samples[None], codec.sample_rate).items():
-                found.losses[key] = found.losses.get(key, 0.0) + float(value)
+                quality.losses[key] = quality.losses.get(key, 0.0) + float(value)
         if options.out is not None and number < options.pictures:
-            draw(samples, decoded, codec.sample_rate, options.out / f"{name.replace('/', '-')}-{number}.png", name)
+            pair = Sentence(name, samples.numpy()), Spoken(decoded.numpy(), seconds, None)
+            plot_spectrograms([pair], options.out / f"{name.replace('/', '-')}-{number}.png")
         waiting.append((samples.double().numpy(), decoded.double().numpy()))
         if sum(len(clip) for clip, _ in waiting) >= _SECONDS * codec.sample_rate:
-            found.stoi.append(intelligibility(waiting, codec.sample_rate))
+            quality.stoi.append(intelligibility(waiting, codec.sample_rate))
             waiting.clear()
-    if sum(len(clip) for clip, _ in waiting) >= codec.sample_rate or (waiting and not found.stoi):
-        found.stoi.append(intelligibility(waiting, codec.sample_rate))
-    return found
+    if sum(len(clip) for clip, _ in waiting) >= codec.sample_rate or (waiting and not quality.stoi):
+        quality.stoi.append(intelligibility(waiting, codec.sample_rate))
+    return quality
 
 
 def recordings(source: str, limit: int) -> Iterator[Tensor]:
@@ -136,8 +139,8 @@ def recordings(source: str, limit: int) -> Iterator[Tensor]:
         yield torch.from_numpy(load_audio(reference))
 
 
-def timed(clock: Clock, seconds: float, work):  # type: ignore[no-untyped-def]
-    """What `work` gives; the clock takes its time."""
+def timed(clock: Clock, seconds: float, work: Callable[[], Tensor]) -> Tensor:
+    """The result of `work`; its time goes to the clock."""
     begin = time.perf_counter()
     result = work()
     clock.computing += time.perf_counter() - begin
@@ -153,21 +156,23 @@ def streamed(codec: SpeechCodec, codes: Tensor) -> Tensor:
 
 def intelligibility(clips: list[tuple[NDArray[np.float64], NDArray[np.float64]]], rate: int) -> tuple[float, float]:
     """STOI of clips one behind the other, and their seconds."""
-    from pystoi import stoi
+    from pystoi import stoi  # type: ignore[import-not-found]
 
     recorded, decoded = (np.concatenate(parts) for parts in zip(*clips, strict=True))
     return float(stoi(recorded, decoded, rate)), len(recorded) / rate
 
 
-def summary(codec: SpeechCodec, found: dict[str, Found], counts: Tensor, clocks: dict[str, Clock]) -> dict[str, object]:
+def summary(
+    codec: SpeechCodec, qualities: dict[str, Quality], counts: Tensor, clocks: dict[str, Clock]
+) -> dict[str, Any]:
     """What the last line says."""
     shares = counts.double() / counts.sum(1, keepdim=True)
     bits = -(shares * shares.clamp(min=1e-12).log2()).sum(1)
-    every = Found(stoi=[one for part in found.values() for one in part.stoi])
+    every = Quality(stoi=[one for part in qualities.values() for one in part.stoi])
     return {
         "stoi": round(every.mean_stoi, 4),
-        "stoi_by_source": {name: round(part.mean_stoi, 4) for name, part in found.items()},
-        "clips": sum(part.clips for part in found.values()),
+        "stoi_by_source": {name: round(part.mean_stoi, 4) for name, part in qualities.items()},
+        "clips": sum(part.clips for part in qualities.values()),
         "kbit_per_s": round(codec.config.bits_per_second / 1000, 3),
         "entropy_kbit_per_s": round(float(bits.sum()) * codec.frame_rate / 1000, 3),
         "frames": int(counts[0].sum()),
@@ -178,31 +183,6 @@ def summary(codec: SpeechCodec, found: dict[str, Found], counts: Tensor, clocks:
         "real_time_factors": {name: round(clock.factor, 4) for name, clock in clocks.items()},
         "threads": torch.get_num_threads(),
     }
-
-
-def draw(recorded: Tensor, decoded: Tensor, rate: int, path: Path, title: str) -> None:
-    """Both spectrograms, one above the other."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 6), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, samples, name in zip(figure.subplots(2, 1), (recorded, decoded), ("recording", "decoded"), strict=True):
-        window = torch.hann_window(512)
-        spectrum = torch.stft(samples, 512, 128, window=window, return_complex=True).abs()
-        decibels = 20 * (spectrum * 4 / 512).clamp(min=1e-5).log10()
-        axes.imshow(
-            decibels.numpy(),
-            origin="lower",
-            aspect="auto",
-            extent=(0, len(samples) / rate, 0, rate / 2000),
-            vmin=-90,
-            vmax=0,
-        )
-        axes.set_title(f"{title}: {name}")
-        axes.set_ylabel("kHz")
-    axes.set_xlabel("s")
-    figure.savefig(path, dpi=100)
 
 
 if __name__ == "__main__":

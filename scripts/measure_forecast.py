@@ -47,19 +47,19 @@ def main() -> None:
 
 
 def full() -> list[dict[str, Any]]:
-    ways = [
+    variants: list[dict[str, Any]] = [
         *({"checkpointing": c, "precision": p} for c in ("off", "selective", "full") for p in ("fp32", "bf16")),
         {"precision": "bf16", "optimizer": "muon"},
         {"precision": "bf16", "accumulation": 2},
     ]
-    shapes = [
+    shapes: list[dict[str, Any]] = [
         {"preset": "nano", "batch_size": 4, "seq_len": 128},
         {"preset": "nano", "batch_size": 32, "seq_len": 256},
         {"preset": "tiny", "batch_size": 2, "seq_len": 256},
         {"preset": "tiny", "batch_size": 4, "seq_len": 512},
         {"preset": "tiny", "batch_size": 4, "seq_len": 1024},
     ]
-    return [{**shape, **way} for shape, way in itertools.product(shapes, ways)]
+    return [{**shape, **variant} for shape, variant in itertools.product(shapes, variants)]
 
 
 def quick() -> list[dict[str, Any]]:
