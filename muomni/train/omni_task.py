@@ -8,10 +8,9 @@ from typing import Any
 
 from muomni.accel.compile import blocks as compilation
 from muomni.accel.compile import trial as compile_trial
-from muomni.accel.execution_plan import Plan
 from muomni.accel.measurements import verdicts
 from muomni.accel.memory.monitor import MemoryMonitor, MemoryReport
-from muomni.config.recipe import LossSpec, Recipe
+from muomni.config.recipe import LossSpec
 from muomni.data import Batch, PreparedRows, Tokenizer
 from muomni.errors import DataError, TrainingError
 from muomni.model import OmniModel
@@ -21,6 +20,7 @@ from muomni.train.forecast.memory import beside
 from muomni.train.oom_recovery import OomRecovery, RecoveringStep
 from muomni.train.reporting.run_log import RunLog
 from muomni.train.reporting.step_metrics import StepMetrics, checksum, losses_summary, read_results
+from muomni.train.resolve import ResolvedRun
 from muomni.train.step import StepResult, TrainStep, num_targets
 from muomni.train.task import Validation, Window
 
@@ -34,7 +34,7 @@ class OmniTask:
     """See `Task`.
 
     Args:
-        recipe, plan, total_steps: what to do, how, and how long.
+        resolved, total_steps: what to do, how, and how long.
         model, tokenizer: the tokenizer is written into checkpoints.
         step: takes the optimizer steps, together with the processes of its group; its counters agree with
             `progress`.
@@ -48,8 +48,7 @@ class OmniTask:
 
     def __init__(
         self,
-        recipe: Recipe,
-        plan: Plan,
+        resolved: ResolvedRun,
         total_steps: int,
         model: OmniModel,
         tokenizer: Tokenizer,
@@ -59,7 +58,8 @@ class OmniTask:
         progress: Progress,
         sampler: Sampler | None = None,
     ) -> None:
-        self.recipe, self.plan, self.total_steps = recipe, plan, total_steps
+        recipe = resolved.recipe
+        self.recipe, self.plan, self.total_steps = recipe, resolved.plan, total_steps
         self.model, self.tokenizer, self.main_step, self.rows = model, tokenizer, step, rows
         self.run, self.progress, self.sampler = run, progress, sampler
         self.group = step.group

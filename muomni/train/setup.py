@@ -9,11 +9,9 @@ from typing import TypeVar
 
 import torch
 
-from muomni.accel.device import pick_device
 from muomni.accel.distributed import Group
-from muomni.accel.execution_plan import Plan, make_plan
-from muomni.accel.measurements.verdicts import load_verdicts
-from muomni.config import OmniConfig, Recipe, read_json
+from muomni.config import OmniConfig, Recipe
+from muomni.config.recipe_data import DataSpec
 from muomni.data import (
     PreparedRows,
     SpeechDataset,
@@ -24,31 +22,16 @@ from muomni.data import (
 )
 from muomni.formats.tensors import resolve_folder
 from muomni.model import OmniModel
-from muomni.train.forecast.memory import expected_config
-from muomni.train.init_model import initial_config, initial_model
-from muomni.train.init_talker import Speech, prepare_speech
+from muomni.train.init_model import initial_model
 from muomni.train.optim.build import build_optimizers
 from muomni.train.optim.lr_schedule import lr_factors
+from muomni.train.resolve import ResolvedRun
+from muomni.train.speech_data import Speech, prepare_speech
 from muomni.train.step import TrainStep
 
 ResultT = TypeVar("ResultT")
-DECLINED = "declined.json"
 # Between the seeds of two processes, so that neighbouring recipe seeds share no process's random numbers.
 _RANK_SEEDS = 0x9E3779B97F4A7C15
-
-
-def plan_of(recipe: Recipe, run: Path | None = None) -> Plan:
-    """The optimizations of a run; what was measured to lose with this model here is declined, see `make_plan`.
-
-    Args:
-        recipe: of the run.
-        run: the folder of a run that is resumed: it declines what it declined when it began.
-    """
-    config = expected_config(recipe)
-    if run is not None:
-        path = run / DECLINED
-        return make_plan(recipe.replace(**read_json(path)) if path.is_file() else recipe, config)
-    return make_plan(recipe, config, load_verdicts(pick_device(recipe.device), config.thinker))
 
 
 def find_tokenizer(recipe: Recipe, start: Path | None = None) -> Tokenizer:
@@ -69,26 +52,27 @@ class Read:
 
 
 @contextmanager
-def open_rows(recipe: Recipe, tokenizer: Tokenizer, plan: Plan, group: Group) -> Iterator[Read]:
+def open_rows(run: ResolvedRun, tokenizer: Tokenizer, group: Group) -> Iterator[Read]:
     """The rows of a run; threads that read ahead end with the block.
 
     Raises:
         DataError: the data cannot be read.
         ConfigError: they do not go with the model.
     """
-    speech = _on_each_machine(group, partial(prepare_speech, recipe, plan.device)) if recipe.data.speech else None
-    config = initial_config(recipe, tokenizer, () if speech is None else speech.voices)
-    read = Read(_data(recipe, tokenizer, config, group, speech), config)
+    data, speech = run.recipe.data, None
+    if data.speech is not None:
+        speech = _on_each_machine(group, partial(prepare_speech, data, run.model, run.plan.device))
+    config = run.model.fit(tokenizer, () if speech is None else speech.voices)
+    read = Read(_rows(data, run.recipe.seed, tokenizer, config, group, speech), config)
     with closing(read.rows.train):
         yield read
 
 
-def build(
-    recipe: Recipe, config: OmniConfig, plan: Plan, group: Group, total_steps: int
-) -> tuple[OmniModel, TrainStep]:
+def build(run: ResolvedRun, config: OmniConfig, group: Group, total_steps: int) -> tuple[OmniModel, TrainStep]:
     """The model as it begins, with the plan's optimizations, and what takes its steps."""
+    recipe, plan = run.recipe, run.plan
     torch.manual_seed((recipe.seed + group.rank * _RANK_SEEDS) % 2**63)
-    model = initial_model(recipe, config)
+    model = initial_model(run.model, config, recipe.seed)
     model.freeze(recipe.freeze)
     if group.kind != "fsdp":
         model = model.to(plan.device)
@@ -99,23 +83,23 @@ def build(
     return model, TrainStep(called, optimizers, factors, recipe.max_grad_norm, plan.precision, group, losses)
 
 
-def _data(
-    recipe: Recipe, tokenizer: Tokenizer, config: OmniConfig, group: Group, speech: Speech | None
+def _rows(
+    data: DataSpec, seed: int, tokenizer: Tokenizer, config: OmniConfig, group: Group, speech: Speech | None
 ) -> PreparedRows:
     """The rows: of text and media, of pairs of text and speech, or both."""
-    if recipe.data.train:
-        prepare = partial(prepare_rows, recipe.data, tokenizer, config, recipe.seed)
-        data = _on_each_machine(group, lambda progress: prepare(progress=progress))
+    if data.train:
+        prepare = partial(prepare_rows, data, tokenizer, config, seed)
+        rows = _on_each_machine(group, lambda progress: prepare(progress=progress))
         if speech is None:
-            return data
-    assert speech is not None and recipe.data.speech is not None and config.talker is not None
-    spoken = SpeechDataset(speech.train, tokenizer, config.talker, recipe.seed, shuffle=recipe.data.shuffle)
-    held_out = SpeechDataset(speech.val, tokenizer, config.talker, recipe.seed, shuffle=False)
-    if not recipe.data.train:
+            return rows
+    assert speech is not None and data.speech is not None and config.talker is not None
+    spoken = SpeechDataset(speech.train, tokenizer, config.talker, seed, shuffle=data.shuffle)
+    held_out = SpeechDataset(speech.val, tokenizer, config.talker, seed, shuffle=False)
+    if not data.train:
         return PreparedRows(spoken, held_out, speech.notes)
-    count = recipe.data.speech.pairs_per_sequence
+    count = data.speech.pairs_per_sequence
     return PreparedRows(
-        WithSpeech(data.train, spoken, count), WithSpeech(data.val, held_out, count), (*data.notes, *speech.notes)
+        WithSpeech(rows.train, spoken, count), WithSpeech(rows.val, held_out, count), (*rows.notes, *speech.notes)
     )
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from muomni.accel.distributed import connect
-from muomni.accel.execution_plan import Plan
 from muomni.accel.memory.monitor import MemoryReport
 from muomni.config import Recipe, parse, read_json
 from muomni.data import Tokenizer
@@ -16,12 +15,11 @@ from muomni.errors import ConfigError, UserError
 from muomni.files import write_atomic
 from muomni.train.checkpoint import Progress, load_checkpoint
 from muomni.train.forecast.accuracy import remember_error
-from muomni.train.init_model import check_model
 from muomni.train.omni_task import OmniTask, Sampler
-from muomni.train.optim.build import check_optimizer
 from muomni.train.reporting.metrics_log import plot_losses
 from muomni.train.reporting.run_log import RunLog
-from muomni.train.setup import DECLINED, build, find_tokenizer, open_rows, plan_of
+from muomni.train.resolve import DECLINED, ResolvedRun, resolve
+from muomni.train.setup import build, find_tokenizer, open_rows
 from muomni.train.task import Task, restore_step
 from muomni.train.trainer import Trainer
 from muomni.train.tune.search import as_tuned, tune
@@ -81,39 +79,37 @@ def train(
         from muomni.train.codec.task import open_codec_task
 
         return _run(open_codec_task(recipe, run, start), recipe, run, start, {})
-    check_model(recipe)
-    plan, tokenizer = plan_of(recipe, None if start is None else run), None
-    check_optimizer(recipe.optimizer, plan.precision)
+    resolved, tokenizer = resolve(recipe, None if start is None else run), None
     if recipe.tune and start is None:
         _make_folder(run)
         recipe, tokenizer = tune(recipe, run)
-        plan = plan_of(recipe)
-    with _open_omni_task(recipe, run, start, plan, tokenizer, make_sampler) as task:
-        return _run(task, recipe, run, start, plan.declined)
+        resolved = resolve(recipe)
+    with _open_omni_task(resolved, run, start, tokenizer, make_sampler) as task:
+        return _run(task, recipe, run, start, resolved.plan.declined)
 
 
 @contextmanager
 def _open_omni_task(
-    recipe: Recipe,
+    resolved: ResolvedRun,
     run: Path,
     start: Path | None,
-    plan: Plan,
     tokenizer: Tokenizer | None,
     make_sampler: Callable[[Tokenizer, Recipe], Sampler] | None,
 ) -> Iterator[OmniTask]:
+    recipe, plan = resolved.recipe, resolved.plan
     plan.begin()
     with connect(plan.parallel, plan.device) as group:
         if tokenizer is None:
             tokenizer = group.from_main(lambda: find_tokenizer(recipe, start))
-        with open_rows(recipe, tokenizer, plan, group) as read:
+        with open_rows(resolved, tokenizer, group) as read:
             total_steps = recipe.num_steps(read.rows.train.num_rows)
-            model, step = build(recipe, read.config, plan, group, total_steps)
+            model, step = build(resolved, read.config, group, total_steps)
             progress = Progress()
             if start is not None:
                 progress = load_checkpoint(start, model, step.optimizers, group)
                 restore_step(step, progress.counts, progress.scaler)
             sampler = make_sampler(tokenizer, recipe) if make_sampler is not None else None
-            yield OmniTask(recipe, plan, total_steps, model, tokenizer, step, read.rows, run, progress, sampler)
+            yield OmniTask(resolved, total_steps, model, tokenizer, step, read.rows, run, progress, sampler)
 
 
 def _run(task: Task, recipe: Recipe, run: Path, start: Path | None, declined: Mapping[str, str]) -> TrainResult:

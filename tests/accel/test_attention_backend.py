@@ -13,7 +13,7 @@ from muomni.config import Recipe, parse, preset
 from muomni.errors import ConfigError
 from muomni.model import KVCache
 from muomni.ops.attention import Segments, attention, attention_reference, flash_attn, flex, varlen
-from muomni.train.setup import plan_of
+from muomni.train.resolve import resolve
 from tests.accel.test_activation_checkpointing import CONFIG, IDS, SEGMENTS, make_model
 from tests.ops.attention.test_attention import fake_flash_attn
 
@@ -211,13 +211,13 @@ def test_the_plan_asks_for_the_head_size_of_the_model_that_is_trained(monkeypatc
         return AttentionChoice("sdpa", "test", attention)
 
     monkeypatch.setattr(attention_backend, "pick_attention", spy)
-    plan_of(make_recipe(precision="fp32", model={"preset": "tiny", "thinker": {"head_dim": 48}}))
+    resolve(make_recipe(precision="fp32", model={"preset": "tiny", "thinker": {"head_dim": 48}}))
     short = {"train": "none.txt", "seq_len": 64}
-    plan_of(make_recipe(precision="fp32", model={"init_from": str(nano_folder)}, data=short))
+    resolve(make_recipe(precision="fp32", model={"init_from": str(nano_folder)}, data=short))
     nano = MuOmni.from_pretrained(nano_folder, device="cpu").config.thinker.head_dim
     assert asked == [(torch.float32, 48), (torch.float32, nano)]
     both = {"preset": "tiny", "vision": {"num_attention_heads": 4}, "audio": True}
-    plan_of(make_recipe(precision="fp32", model=both))
+    resolve(make_recipe(precision="fp32", model=both))
     assert asked[2:] == [(torch.float32, 64, 48, 64)]
 
 

@@ -25,10 +25,10 @@ from muomni.data import Batch
 from muomni.data.speech import pairs
 from muomni.model import OmniModel
 from muomni.ops.cross_entropy import IGNORE
+from muomni.train.omni_task import Sampler
 from muomni.train.optim.build import build_optimizers
 from muomni.train.stage import train
 from muomni.train.step import TrainStep
-from muomni.train.trainer import Sampler
 
 CPU = torch.device("cpu")
 ROWS, T = 8, 12

@@ -17,9 +17,10 @@ from muomni.errors import ConfigError, UserError
 from muomni.formats.codec import save_codec
 from muomni.formats.pretrained import load_model, read_config
 from muomni.model.codec import SpeechCodec
-from muomni.train.init_model import check_model, initial_config, initial_model
-from muomni.train.init_talker import prepare_speech
+from muomni.train.init_model import initial_model
 from muomni.train.reporting.metrics_log import read_lines
+from muomni.train.resolve_model import resolve_model
+from muomni.train.speech_data import prepare_speech
 from muomni.train.stage import train
 
 # The tests are no package (--import-mode=importlib).
@@ -167,10 +168,11 @@ def test_blocks_begin_as_the_thinkers_last_where_sizes_agree(start: Path) -> Non
     sizes = {name: getattr(thinker, name) for name in TALKER if hasattr(thinker, name) and "layers" not in name}
     for taken in (True, False):
         recipe = recipe_of(start, talker=sizes | {"from_thinker": taken, "num_hidden_layers": 1})
-        check_model(recipe)
+        resolved = resolve_model(recipe)
         from muomni.data import Tokenizer
 
-        model = initial_model(recipe, initial_config(recipe, Tokenizer.load(start / "text/best")))
+        config = resolved.fit(Tokenizer.load(start / "text/best"))
+        model = initial_model(resolved, config, recipe.seed)
         assert model.talker is not None
         own, last = model.talker.layers[-1].state_dict(), model.thinker.layers[-1].state_dict()
         matrices = [name for name in own if own[name].ndim == 2]
@@ -261,7 +263,7 @@ def test_a_talker_with_weights_keeps_its_sizes(
 
 def test_pairs_to_validate_on_are_prepared_with_the_others(start: Path) -> None:
     recipe = recipe_of(start, data={"speech": {"train": ["5-ben", "6"], "val": ["3-anna"]}})
-    found = prepare_speech(recipe, torch.device("cpu"), progress=False)
+    found = prepare_speech(recipe.data, resolve_model(recipe), torch.device("cpu"), progress=False)
     assert (len(found.train), len(found.val)) == (11, 3)
     assert found.voices == found.val.speakers == ("anna", "ben", "default")
     assert set(found.train.texts).isdisjoint(found.val.texts)

@@ -20,7 +20,7 @@ Legend: B rows of a micro-batch, T tokens of a row.
 import math
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 
@@ -34,18 +34,15 @@ from muomni.accel.memory.monitor import MIB, MemoryReport
 from muomni.accel.mixed_precision import Precision, pick_precision
 from muomni.config import OmniConfig
 from muomni.config.recipe import OptimizerSpec, Recipe
-from muomni.data import SPECIAL, Batch
+from muomni.data import Batch
 from muomni.errors import ForecastError
 from muomni.model import OmniModel
 from muomni.ops.cross_entropy import CHUNK_ELEMENTS
 from muomni.train.forecast.trace import Recorder, dry_run
-from muomni.train.init_model import check_model, initial_config
 from muomni.train.optim.adamw8bit import AdamW8bit
 from muomni.train.optim.build import build_optimizers
+from muomni.train.resolve_model import resolve_model
 from muomni.train.step import TrainStep
-
-if TYPE_CHECKING:
-    from muomni.data import Tokenizer
 
 Checkpointing = Literal["off", "selective", "full"]
 # Blocks of the Thinker that are run instead of all.
@@ -118,7 +115,7 @@ def setup_of(recipe: Recipe, config: OmniConfig | None = None, device: str | Non
     kind = pick_device(recipe.device).type if device is None else device
     if kind not in ("cpu", "cuda"):
         raise ForecastError(f"memory on {kind} is not forecast; name cpu or cuda")
-    config = expected_config(recipe) if config is None else config
+    config = resolve_model(recipe).config if config is None else config
     precision: Any = recipe.precision
     if kind == "cpu" or torch.cuda.is_available():
         there = torch.device(kind)
@@ -143,28 +140,6 @@ def setup_of(recipe: Recipe, config: OmniConfig | None = None, device: str | Non
         memory=memory,
         device="cpu" if kind == "cpu" else "cuda",
     )
-
-
-def expected_config(recipe: Recipe) -> OmniConfig:
-    """The sizes of the model that the recipe trains, its tokenizer taken to be as large as it is asked to be.
-
-    Raises:
-        ConfigError: parts of the recipe do not go together.
-        UserError: a folder that the recipe names holds no model.
-    """
-    check_model(recipe)
-    return initial_config(recipe, cast("Tokenizer", _Expected(recipe.tokenizer.vocab_size)))
-
-
-@dataclass(frozen=True)
-class _Expected:
-    """What sizes ask of a tokenizer that is not trained yet."""
-
-    vocab_size: int
-    end_ids: tuple[int, ...] = ()
-
-    def id_of(self, token: str) -> int:
-        return (SPECIAL.image, SPECIAL.audio).index(token)
 
 
 @dataclass(frozen=True)

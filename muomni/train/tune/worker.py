@@ -19,7 +19,8 @@ from muomni.config import Recipe, parse
 from muomni.data import Tokenizer
 from muomni.errors import MemoryShortageError, UserError
 from muomni.train.oom_recovery import RecoveringStep
-from muomni.train.setup import build, open_rows, plan_of
+from muomni.train.resolve import resolve
+from muomni.train.setup import build, open_rows
 
 _LEAST_STEPS, _MOST_STEPS = 3, 20
 
@@ -56,16 +57,17 @@ def measure(recipe: dict[str, Any], tokenizer: str, seconds: float, memory: int 
         MemoryShortageError: memory ran out.
     """
     asked = parse(Recipe, recipe, "the trial")
-    plan = plan_of(asked)
+    resolved = resolve(asked)
+    plan = resolved.plan
     plan.begin()
     if memory is not None:
         _limit(memory)
     with connect(plan.parallel, plan.device) as group, tempfile.TemporaryDirectory() as folder:
         words = Tokenizer.load(Path(tokenizer))
-        with open_rows(asked, words, plan, group) as read:
+        with open_rows(resolved, words, group) as read:
             rows = read.rows.train
             total = asked.num_steps(rows.num_rows)
-            model, step = build(asked, read.config, plan, group, total)
+            model, step = build(resolved, read.config, group, total)
             model.train()
             monitor = MemoryMonitor(model, step.optimizers, model.device)
             taken = RecoveringStep(asked, model, step, rows, monitor, Path(folder), asked.batch_size)

@@ -27,8 +27,7 @@ from muomni.config.recipe import Recipe
 from muomni.errors import ConfigError
 from muomni.infer.runners.select import make_runner
 from muomni.model import OmniModel, SlotCache
-from muomni.train.forecast.memory import expected_config
-from muomni.train.setup import DECLINED, plan_of
+from muomni.train.resolve import DECLINED, resolve
 
 CPU = torch.device("cpu")
 NANO_CONFIG = preset("nano")
@@ -158,17 +157,17 @@ def test_several_processes_heed_nothing(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_run_goes_on_as_it_began_whatever_was_measured_since(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = make_recipe(precision="fp32")
-    thinker = expected_config(recipe).thinker
-    before = plan_of(recipe)
+    resolved = resolve(recipe)
+    thinker, before = resolved.model.config.thinker, resolved.plan
     (tmp_path / DECLINED).write_text(json.dumps(before.declined))
     save_verdicts(CPU, thinker, {"allocator-retain": LOST, "compile": LOST})
-    assert plan_of(recipe).declined == {"allocator": "system", "compile": "off"}
-    after = plan_of(recipe, tmp_path)
+    assert resolve(recipe).plan.declined == {"allocator": "system", "compile": "off"}
+    after = resolve(recipe, tmp_path).plan
     assert (after.allocator, after.compile) == (before.allocator, before.compile)
     # And the other way round.
-    (tmp_path / DECLINED).write_text(json.dumps(plan_of(recipe).declined))
+    (tmp_path / DECLINED).write_text(json.dumps(resolve(recipe).plan.declined))
     FILE.path.unlink()
-    again = plan_of(recipe, tmp_path)
+    again = resolve(recipe, tmp_path).plan
     assert again.allocator.mode == "system" and again.compile.mode == "off"
 
 
