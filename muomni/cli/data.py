@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from muomni.errors import UserError
+from muomni.progress import progress_bar
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from muomni.config.model import PresetName
     from muomni.data.validation.check import Findings
 
@@ -47,14 +46,13 @@ def check(
     """
     from muomni.data.validation.check import check_manifests
 
-    with _bar("reading rows") as progress:
-        task = progress.add_task("", total=None)
+    with progress_bar("reading rows") as bar:
         found = check_manifests(
             manifests,
             max_seconds=max_seconds,
             workers=workers,
             preset=cast("PresetName", preset),  # an unknown one is told by the check
-            report=lambda rows: progress.advance(task, rows),
+            report=bar.advance,
         )
     if out is not None:
         _write(found, out)
@@ -117,11 +115,8 @@ def speech(
             f"--count {count}: the texts hold only {len(sentences)} different sentences of {min_words} to {max_words} "
             "words; give more text, other limits or a smaller count"
         )
-    with _bar("speaking") as progress:
-        task = progress.add_task("", total=len(sentences))
-        made = make_speech(
-            sentences, out, settings, workers=workers or os.cpu_count() or 1, report=lambda n: progress.advance(task, n)
-        )
+    with progress_bar("speaking", len(sentences)) as bar:
+        made = make_speech(sentences, out, settings, workers=workers or os.cpu_count() or 1, report=bar.advance)
     summary = {"manifest": str(made.manifest), "clips": made.clips, "hours": made.seconds / 3600, "bytes": made.size}
     if as_json:
         print(json.dumps(summary))
@@ -147,15 +142,14 @@ def recordings(
     """
     from muomni.data.speech.recordings import write_recordings
 
-    with _bar("reading") as progress:
-        task = progress.add_task("", total=None)
+    with progress_bar("reading recordings") as bar:
         found = write_recordings(
             folder,
             out,
             speaker=speaker,
             language=language,
             max_seconds=max_seconds,
-            report=lambda: progress.advance(task),
+            report=bar.advance,
         )
     if as_json:
         left_out = [{"name": name, "reason": reason} for name, reason in found.left_out]
@@ -164,14 +158,6 @@ def recordings(
     for name, reason in found.left_out:
         print(f"left out: {name}: {reason}")
     print(f"{found.clips:,} recordings, {found.seconds / 60:,.1f} min; {len(found.left_out)} left out: {out}")
-
-
-def _bar(what: str) -> "Progress":
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn(what), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
 def _write(found: "Findings", out: Path) -> None:

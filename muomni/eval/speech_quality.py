@@ -318,10 +318,11 @@ def _rows(manifest: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def plot_spectrograms(pairs: Sequence[tuple[Sentence, Spoken]], target: Path) -> None:
     """A PNG: each sentence a row, the reference on the left and the model's speech on the right, to one time scale."""
+    import torch
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from muomni.data.media.audio import to_mel
+    from muomni.ops.log_mel import log_mel
 
     figure = Figure(figsize=(12, 2.2 * len(pairs)), layout="constrained")
     grid = figure.subplots(len(pairs), 2, squeeze=False)
@@ -329,7 +330,12 @@ def plot_spectrograms(pairs: Sequence[tuple[Sentence, Spoken]], target: Path) ->
         sounds: Mapping[str, Samples] = {"reference": sentence.reference, "model": spoken.samples}
         longest = max(map(len, sounds.values())) / SAMPLE_RATE
         for axes, (name, samples) in zip(row, sounds.items(), strict=True):
-            axes.imshow(to_mel(samples).T, origin="lower", aspect="auto", extent=(0, len(samples) / SAMPLE_RATE, 0, 80))
+            axes.imshow(
+                log_mel(torch.from_numpy(samples)).numpy().T,
+                origin="lower",
+                aspect="auto",
+                extent=(0, len(samples) / SAMPLE_RATE, 0, 80),
+            )
             axes.set_xlim(0, longest)
             axes.set_title(f"{name}: {sentence.text[:70]}", fontsize=7, parse_math=False)
             axes.tick_params(labelsize=6)

@@ -111,16 +111,17 @@ def test_a_mixed_batch_is_one_at_a_time_is_uncached(model: MuOmni, settings: dic
 
 def test_the_places_are_those_that_the_model_itself_splices(model: MuOmni) -> None:
     """`prepare` and the engine put embeddings by index; `OmniModel.forward` finds placeholders. They agree."""
-    from muomni.data.media.audio import load_audio, to_mel
+    from muomni.data.media.audio import load_audio
     from muomni.data.media.image import to_patches
     from muomni.model.inputs import AudioBatch, ImageBatch, MediaBatch
     from muomni.model.mrope import mrope_positions
+    from muomni.ops.log_mel import log_mel
 
     assert model.config.vision is not None
     prompt = [sound(4), "Hello", picture(3), "there!", picture(4, (100, 20)), sound(5)]
     asked = model.prepare([(prompt, SamplingParams())], [""])[0]
     patches, grids = zip(*(to_patches(one, model.config.vision) for one in (prompt[2], prompt[4])), strict=True)
-    mels = [torch.from_numpy(to_mel(load_audio(one))) for one in (prompt[0], prompt[5])]
+    mels = [log_mel(torch.from_numpy(load_audio(one))) for one in (prompt[0], prompt[5])]
     images = ImageBatch(torch.from_numpy(np.concatenate(patches)), tuple(grids))
     media = MediaBatch(images, AudioBatch(torch.cat(mels), tuple(len(mel) for mel in mels)))
     ids = torch.tensor([list(asked.ids)])

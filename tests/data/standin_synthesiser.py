@@ -19,6 +19,6 @@ for line in sys.stdin.buffer:
         step = math.tau * (100 + request["pitch"] + sum(text.encode()) % 97) / RATE
         tone = [round(9000 * math.sin(n * step)) for n in range(0 if "nothing" in text else spoken)]
         samples = array.array("h", [*tone, *[0] * RATE]).tobytes()
-        answer = {"samples": len(samples) // 2, "rate": RATE}
+        answer = {"data": len(samples), "rate": RATE}
         sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n" + samples)
     sys.stdout.buffer.flush()

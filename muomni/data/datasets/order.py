@@ -1,15 +1,11 @@
 """Shuffling without a table: a permutation of row numbers that is computed."""
 
 from hashlib import blake2b
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from muomni.data.arrays import Ints
-
-if TYPE_CHECKING:
-    pass
 
 
 def permuted(index: Ints, n: int, key: int) -> Ints:

@@ -3,10 +3,9 @@
 import io
 import json
 import shutil
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -26,6 +25,7 @@ from muomni.data.text.chat import encode_chats, text_of
 from muomni.data.text.content_parts import MediaPart
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.errors import DataError, MediaError
+from muomni.progress import progress_bar
 
 Part = Literal["train", "val"]
 
@@ -109,14 +109,15 @@ class IndexWriter:
         """One pass over the sources; returns the counts of each part."""
         byte_lengths = self.tokenizer.byte_lengths().numpy()
         with ExitStack() as stack:
-            advance = stack.enter_context(progress_bar(total_bytes(self.sources), self._bar))
+            total = total_bytes(self.sources) or None
+            bar = stack.enter_context(progress_bar("tokenizing", total, unit="bytes", shown=self._bar))
             pool = stack.enter_context(ThreadPoolExecutor(self._workers))
             writers = {
                 name: stack.enter_context(_PartWriter(folder / name, self.dtype, byte_lengths)) for name in parts
             }
             for number, spec in enumerate(self.sources):
                 current: Part | None = None  # where the document that is being read goes; None between documents
-                for batch in batches(iter_documents([spec], advance)):
+                for batch in batches(iter_documents([spec], bar.advance)):
                     for document, entry in zip(batch, self._encode(batch, pool), strict=True):
                         part = current
                         if part is None or (document.divisible and document.text):
@@ -305,16 +306,3 @@ class _PartWriter:
     def counts(self) -> Counts:
         """What was written so far."""
         return Counts(self._text_bytes, self._target_tokens, self._target_bytes, self._bad)
-
-
-@contextmanager
-def progress_bar(total: int, wanted: bool) -> Iterator[Callable[[int], None]]:
-    """A bar over the bytes read, on a terminal only; yields what advances it."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (TextColumn("tokenizing"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    shown = wanted and sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True) as bar:
-        task = bar.add_task("", total=total or None)
-        yield lambda count: bar.advance(task, count)

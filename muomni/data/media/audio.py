@@ -95,16 +95,6 @@ def audio_seconds(source: Sound) -> float:
         return float(frames / rate)
 
 
-def to_mel(samples: Samples) -> Samples:
-    """(S,) float32 at 16 kHz to (F, 80) float32 log-mel features, see `muomni.ops.log_mel`."""
-    import torch
-
-    from muomni.ops.log_mel import log_mel
-
-    features: Samples = log_mel(torch.from_numpy(samples)).numpy()
-    return features
-
-
 @contextmanager
 def _opened(source: Source) -> "Iterator[soundfile.SoundFile]":
     """The sound with its header read and its format checked."""

@@ -29,9 +29,8 @@ class MediaRef:
 
     Attributes:
         kind: what it should be.
-        path: the file, or the archive that holds it (zip, tar, Parquet).
-        member: its name in the archive; None for a file of its own. In Parquet `COLUMN:ROW` or a name, see
-            `muomni.data.media.archives`.
+        path: the file, or the archive that holds it (zip, tar).
+        member: its name in the archive; None for a file of its own.
     """
 
     kind: MediaKind

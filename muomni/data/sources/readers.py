@@ -99,6 +99,27 @@ def read_text_file(path: Path, spec: SourceSpec, report: Report, keep: Keep) -> 
 
 def read_jsonl_file(path: Path, spec: SourceSpec, report: Report, keep: Keep) -> Iterator[Document]:
     """JSON lines: an object a line, with a text or a conversation in the named field; blank lines are skipped."""
+    for origin, row in jsonl_rows(path, report, keep, spec.text_column):
+        if isinstance(row, DataError):
+            raise row
+        yield from row_documents(row, spec, origin, path.parent)
+
+
+def jsonl_rows(
+    path: Path,
+    report: Report = lambda count: None,
+    keep: Keep = lambda number: True,
+    text_column: str = "text",
+) -> Iterator[tuple[str, dict[str, Any] | DataError]]:
+    """The name of each line, and its object or what is wrong with it.
+
+    Args:
+        report, keep: see `read_text_file`.
+        text_column: shown in the error for what is no object.
+
+    Raises:
+        DataError: the file cannot be read, or a line is too long to be parsed.
+    """
     with open_lines(path, report) as file:
         number = 0
         while line := file.readline(MAX_LINE_BYTES):
@@ -107,21 +128,22 @@ def read_jsonl_file(path: Path, spec: SourceSpec, report: Report, keep: Keep) ->
                 raise DataError(f"{path}: line {number}: is longer than {MAX_LINE_BYTES >> 20} MB; split it up")
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
-            if not keep(number - 1) or not line.strip():
-                continue
-            origin = f"{path}: line {number}"
-            try:
-                row = json.loads(line.decode())
-            except UnicodeDecodeError as error:
-                raise _not_text(origin, line, error.start) from None
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{origin}: not valid JSON: {error}{_hint(line)}") from None
-            if not isinstance(row, dict):
-                raise DataError(
-                    f"{origin}: must be a JSON object such as {{{json.dumps(spec.text_column)}: ...}}, "
-                    f"not {_json_kind(row)}{_hint(line)}"
-                )
-            yield from row_documents(row, spec, origin, path.parent)
+            if keep(number - 1) and line.strip():
+                origin = f"{path}: line {number}"
+                yield origin, _parsed(line, origin, text_column)
+
+
+def _parsed(line: bytes, origin: str, text_column: str) -> dict[str, Any] | DataError:
+    try:
+        row = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        return _not_text(origin, line, error.start)
+    except (ValueError, RecursionError) as error:
+        return DataError(f"{origin}: not valid JSON: {error}{_hint(line)}")
+    if isinstance(row, dict):
+        return row
+    example = f"{{{json.dumps(text_column)}: ...}}"
+    return DataError(f"{origin}: must be a JSON object such as {example}, not {_json_kind(row)}{_hint(line)}")
 
 
 def read_parquet_file(path: Path, spec: SourceSpec, report: Report, keep: Keep) -> Iterator[Document]:

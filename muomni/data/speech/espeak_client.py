@@ -1,11 +1,7 @@
 """Speech from eSpeak NG, which runs as a process of its own (see `muomni.data.speech.espeak_worker`)."""
 
-import contextlib
 import importlib.util
-import json
-import subprocess
 import sys
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from muomni.child_process import ChildEndedError, ChildProcess
 from muomni.data.media.audio import Samples
 from muomni.data.speech import espeak_worker
 from muomni.errors import MuOmniError, UserError
@@ -90,9 +87,7 @@ class Synthesiser:
         library, data = installed_library()
         command = [sys.executable, "-I", espeak_worker.__file__, library, data]
         try:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-            )
+            self._child = ChildProcess(command, stderr="dropped")
         except OSError as error:
             raise SynthesisError(f"the synthesiser does not start: {error}") from None
 
@@ -104,8 +99,7 @@ class Synthesiser:
 
     def close(self) -> None:
         """Ends the process."""
-        self._process.kill()
-        self._process.communicate()
+        self._child.close()
 
     def say(self, text: str, voice: Voice | str | None = None, *, max_seconds: float = 60.0) -> tuple[Samples, int]:
         """Speaks a text.
@@ -146,29 +140,15 @@ class Synthesiser:
         return answer["voices"], answer["variants"]
 
     def _ask(self, request: dict[str, Any], what: str) -> tuple[dict[str, Any], bytes]:
-        """Sends a request; a process that does not answer in time is ended, which ends the reading too."""
-        requests, answers = self._process.stdin, self._process.stdout
-        assert requests is not None and answers is not None
-        timer = threading.Timer(_ANSWER_SECONDS, self._process.kill)
-        timer.daemon = True
-        timer.start()
+        """Sends a request; a process that does not answer in time is ended."""
         try:
-            with contextlib.suppress(BrokenPipeError):  # a dead process is told by its answer
-                requests.write(json.dumps(request).encode() + b"\n")
-                requests.flush()
-            line = answers.readline()
-            answer: dict[str, Any] = json.loads(line) if line.endswith(b"\n") else {}
-            content = answers.read(2 * answer.get("samples", 0))
-        finally:
-            timer.cancel()
-        if not answer or len(content) < 2 * answer.get("samples", 0):
-            self._process.kill()
+            return self._child.ask_for_data(request, _ANSWER_SECONDS)
+        except ChildEndedError as error:
+            why = f"gave no answer within {_ANSWER_SECONDS:g} s" if error.timed_out else f"ended (code {error.code})"
             raise SynthesisError(
-                f"the synthesiser was asked {what} and its process ended (code {self._process.wait()}) or gave no "
-                f"answer within {_ANSWER_SECONDS:g} s; is espeakng-loader's library for this system? "
-                "Install it anew: pip install --force-reinstall espeakng-loader"
-            )
-        return answer, content
+                f"the synthesiser was asked {what} and its process {why}; is espeakng-loader's library for this "
+                "system? Install it anew: pip install --force-reinstall espeakng-loader"
+            ) from None
 
 
 def installed_library() -> tuple[str, str]:

@@ -8,9 +8,9 @@ library is never loaded into μOmni's process, nor shipped with it: this file is
 
 with the library and voices that the package `espeakng-loader` installs. It uses the standard library alone.
 
-A request is `{"text", "voice", "variant", "speed", "pitch", "max_seconds"}`; the answer is a JSON line with `samples`
-and `rate`, then so many 16-bit samples, or a JSON line with `error`. The request `{"list": true}` is answered by one
-line with `voices` and `variants`.
+A request is `{"text", "voice", "variant", "speed", "pitch", "max_seconds"}`; the answer is a JSON line with `data`
+and `rate`, then so many bytes of 16-bit samples, or a JSON line with `error`. The request
+`{"list": true}` is answered by one line with `voices` and `variants`.
 
 The library's noise generator cannot be set back, but a new process always gives the same samples for the same
 requests in the same order.
@@ -118,7 +118,7 @@ def serve(library: Library, requests: BinaryIO, answers: BinaryIO) -> None:
         else:
             try:
                 samples = library.say(request)
-                answer = {"samples": len(samples) // 2, "rate": library.rate}
+                answer = {"data": len(samples), "rate": library.rate}
             except ValueError as error:
                 answer = {"error": str(error)}
         answers.write(json.dumps(answer).encode() + b"\n" + samples)

@@ -7,11 +7,10 @@ the codec and the form. Recordings are decoded, brought to one loudness and enco
 import hashlib
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,6 +33,7 @@ from muomni.data.speech.forced_alignment import (
     pointers_of,
     unit_starts,
 )
+from muomni.data.speech.manifest import read_manifest, recordings_path
 from muomni.data.speech.paired_data import SpeechPairs
 from muomni.data.speech.recordings import write_recordings
 from muomni.data.speech.spoken_text import clip_words, said_words, units_of
@@ -41,6 +41,7 @@ from muomni.errors import DataError, MediaError
 from muomni.files import write_json
 from muomni.model.codec import SpeechCodec
 from muomni.ops.audio_frames import SAMPLE_RATE
+from muomni.progress import progress_bar
 
 _TEXTS = "texts.json"
 _ARRAYS = ("codes", "pointers", "frames", "voices", "sources")
@@ -185,16 +186,17 @@ class _Preparation:
         """Writes all files; returns the meta data."""
         features, codes = self.folder / "features.raw", self.folder / "codes.raw"
         say(f"encoding {len(self.pairs):,} recordings, then aligning them with their texts; kept for later runs")
-        with features.open("wb") as mels, codes.open("wb") as frames, _bar("encoding speech", progress) as report:
+        bars = partial(progress_bar, total=1.0, unit="percent", shown=progress)
+        with features.open("wb") as mels, codes.open("wb") as frames, bars("encoding speech") as bar:
             for done in self._encode(mels, frames):
-                report(done / len(self.pairs))
+                bar.update(done / len(self.pairs))
         if not self.kept:
             raise DataError(f"no pair of text and speech can be used; for example {'; '.join(self.left_out[:3])}")
         stored = np.memmap(features, np.uint8, "r").reshape(-1, MEL_BINS)
         lengths = np.array(self.lengths, np.int64)
         recordings = Recordings(stored, np.cumsum(lengths) - lengths, lengths, self.units)
-        with _bar("aligning speech with text", progress) as report:
-            spoken = align(recordings, self.spec, report)
+        with bars("aligning speech with text") as bar:
+            spoken = align(recordings, self.spec, bar.update)
         coded = np.memmap(codes, np.uint16, "r").reshape(-1, self.codec.num_codebooks)
         meta = self._write(recordings, spoken, coded, say)
         features.unlink()
@@ -306,11 +308,7 @@ def _least_score(scores: Sequence[float]) -> float:
 
 
 def _pairs(source: SourceSpec, number: int, scratch: Path, language: str) -> Iterator[_Pair]:
-    path = Path(source.path).expanduser()
-    if source.format not in ("auto", "jsonl"):
-        raise DataError(f'{source.path}: format "{source.format}": pairs are read from .jsonl manifests and folders')
-    if not path.exists():
-        raise DataError(f"{source.path}: no such file or folder")
+    path = recordings_path(source)
     if path.is_file():
         manifests = [path]
     elif (path / MANIFEST).is_file():
@@ -322,38 +320,11 @@ def _pairs(source: SourceSpec, number: int, scratch: Path, language: str) -> Ite
         write_recordings(path, manifests[0], language=language)
     found = False
     for manifest in manifests:
-        for pair in _rows(manifest, source.text_column, number):
+        for ref, row in read_manifest(manifest, source.text_column):
             found = True
-            yield pair
+            yield _Pair(ref, row[source.text_column], str(row.get("speaker") or DEFAULT_SPEAKER), number)
     if not found:
         raise DataError(f"{source.path}: names no pair of text and speech")
-
-
-def _rows(path: Path, text_column: str, source: int) -> Iterator[_Pair]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            values = (row["audio"], row[text_column], row.get("speaker", DEFAULT_SPEAKER), row.get("archive", ""))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise DataError(
-                f'{path}: line {number}: must be a JSON object with "audio", the name of a sound, and "{text_column}", '
-                'what is said in it; "archive" where one holds the sound, "speaker" where there are several'
-            ) from None
-        if not all(isinstance(value, str) for value in values):
-            raise DataError(f'{path}: line {number}: "audio", "{text_column}", "speaker" and "archive" must be texts')
-        audio, text, speaker, archive = values
-        ref = (
-            MediaRef("audio", str(path.parent / archive), audio)
-            if archive
-            else MediaRef("audio", str(path.parent / audio))
-        )
-        yield _Pair(ref, text, speaker or DEFAULT_SPEAKER, source)
 
 
 def _fingerprint(pairs: Sequence[_Pair], codec: SpeechCodec, spec: AlignerSpec, max_advance: int, language: str) -> str:
@@ -365,16 +336,3 @@ def _fingerprint(pairs: Sequence[_Pair], codec: SpeechCodec, spec: AlignerSpec, 
         for name, tensor in sorted(part.state_dict().items()):
             weights.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return fingerprint(asdict(spec), max_advance, language, files, rows, weights.hexdigest())
-
-
-@contextmanager
-def _bar(name: str, wanted: bool) -> Iterator[Callable[[float], None]]:
-    """A bar on a terminal only; yields what is told the share that is done."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn(name), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    shown = wanted and sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True) as bar:
-        task = bar.add_task("", total=1.0)
-        yield lambda share: bar.update(task, completed=share)

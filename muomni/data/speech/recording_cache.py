@@ -6,7 +6,6 @@ peak, and written behind the others into one file of 16-bit samples, 115 MB an h
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,10 +19,10 @@ from muomni.config import DataSpec, SourceSpec
 from muomni.data.index.cache_folder import default_cache_dir, file_stamp, fingerprint, open_or_build
 from muomni.data.media.audio import load_audio
 from muomni.data.media.media_ref import MediaRef
+from muomni.data.speech.manifest import SOUND_SUFFIXES, read_manifest, recordings_path
 from muomni.errors import DataError, MediaError
 from muomni.ops.audio_frames import SAMPLE_RATE
 
-SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 _SAMPLES = "samples.npy"
 # Seconds of silence between two recordings.
 _PAUSE = 0.25
@@ -147,20 +146,16 @@ def references(source: SourceSpec) -> Iterator[MediaRef]:
     Raises:
         DataError: it is missing, names no sound, or a line of a manifest does not name one.
     """
-    path = Path(source.path).expanduser()
-    if source.format not in ("auto", "jsonl"):
-        raise DataError(f'{source.path}: format "{source.format}": a codec learns from sounds or .jsonl manifests')
-    if not path.exists():
-        raise DataError(f"{source.path}: no such file or folder")
+    path = recordings_path(source)
     files = _below(path) if path.is_dir() else [path]
     found = False
     for file in files:
-        refs = _manifest(file) if file.suffix == ".jsonl" else [MediaRef("audio", str(file))]
-        for ref in refs:
+        sounds = (ref for ref, _ in read_manifest(file)) if file.suffix == ".jsonl" else [MediaRef("audio", str(file))]
+        for ref in sounds:
             found = True
             yield ref
     if not found:
-        kinds = ", ".join((*SUFFIXES, ".jsonl"))
+        kinds = ", ".join((*SOUND_SUFFIXES, ".jsonl"))
         raise DataError(f"{source.path}: names no sounds; it must be or hold {kinds}")
 
 
@@ -168,31 +163,7 @@ def _below(folder: Path) -> list[Path]:
     """Manifests below a folder; where there are none, the sounds."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     manifests = [path for path in files if path.suffix == ".jsonl"]
-    return manifests or [path for path in files if path.suffix.lower() in SUFFIXES]
-
-
-def _manifest(path: Path) -> Iterator[MediaRef]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            audio, archive = row["audio"], row.get("archive")
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise DataError(
-                f'{path}: line {number}: must be a JSON object with "audio", the name of a sound, and "archive" where '
-                "one holds it"
-            ) from None
-        if not isinstance(audio, str) or not isinstance(archive, str | None):
-            raise DataError(f'{path}: line {number}: "audio" and "archive" must be names of files')
-        if archive is None:
-            yield MediaRef("audio", str(path.parent / audio))
-        else:
-            yield MediaRef("audio", str(path.parent / archive), audio)
+    return manifests or [path for path in files if path.suffix.lower() in SOUND_SUFFIXES]
 
 
 def _held_out(ref: MediaRef, fraction: float) -> bool:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from muomni.data.media.audio import audio_seconds
+from muomni.data.speech.manifest import SOUND_SUFFIXES
 from muomni.data.speech.sentences import spoken_form
 from muomni.errors import DataError, MediaError
 from muomni.files import atomic_file
 
-SOUNDS = (".wav", ".flac", ".ogg", ".mp3")
 METADATA = "metadata.csv"
 # Letters a second of read speech; beyond these the text is not that of the sound. (LJSpeech: 10 to 18.)
 _PACE = (3.0, 30.0)
@@ -112,18 +112,18 @@ def _pairs(folder: Path) -> Iterator[tuple[Path, str | None]]:
     sounds: dict[Path, str | None] = {}
     for name, text in texts.items():
         places = [folder / "wavs" / name, folder / name]
-        options = [place.with_name(place.name + end) for place in places for end in ("", *SOUNDS)]
+        options = [place.with_name(place.name + end) for place in places for end in ("", *SOUND_SUFFIXES)]
         sounds[next((path for path in options if path.is_file()), folder / f"{name}.wav")] = text
     for parent, folders, names in os.walk(folder):
         folders.sort()
         for name in sorted(names):
             path = Path(parent, name)
-            if path.suffix.lower() not in SOUNDS or name.startswith(".") or path in sounds:
+            if path.suffix.lower() not in SOUND_SUFFIXES or name.startswith(".") or path in sounds:
                 continue
             beside = path.with_suffix(".txt")
             sounds[path] = _text(beside) if beside.is_file() else None
     if not sounds:
-        raise DataError(f"{folder}: holds no recordings ({', '.join(SOUNDS)})")
+        raise DataError(f"{folder}: holds no recordings ({', '.join(SOUND_SUFFIXES)})")
     yield from sorted(sounds.items())
 
 

@@ -42,8 +42,6 @@ SPLIT_PATTERN = "|".join(
 )
 
 
-# SHA-256 of templates that were ours before it had places for media; the text of what they could write is the same.
-_EARLIER_CHATML = frozenset({"707b018c1c04ef9cc7d255371b2200cca49c470c0d1d95c479b773f5bd6d3760"})
 _NEEDED = (SPECIAL.end_of_text, SPECIAL.im_start, SPECIAL.im_end)
 
 
@@ -353,7 +351,7 @@ def _template_source(folder: Path, config: Mapping[str, Any]) -> str:
     found = config.get("chat_template")
     if isinstance(found, list):  # several named ones
         found = {entry["name"]: entry["template"] for entry in found}.get("default")
-    if not isinstance(found, str) or hashlib.sha256(found.encode()).hexdigest() in _EARLIER_CHATML:
+    if not isinstance(found, str):
         return CHATML
     return found
 

@@ -4,7 +4,6 @@ Each picture and sound is decoded whole, in threads; only counts, sizes, hashes 
 for the contact sheet are kept.
 """
 
-import json
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from muomni.data.media.archives import open_archive
 from muomni.data.media.audio import audio_seconds
 from muomni.data.media.media_ref import MediaRef, read_media
 from muomni.data.media.processor import MediaProcessor, content_hash
-from muomni.data.sources.readers import MAX_LINE_BYTES, open_lines, row_documents
+from muomni.data.sources.readers import jsonl_rows, row_documents
 from muomni.data.sources.sources import source_files
 from muomni.data.text.content_parts import MediaPart, PartRules
 from muomni.data.text.special_tokens import PLACEHOLDERS
@@ -329,22 +328,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | DataError]]:
     files = source_files(SourceSpec(path=str(path))) if path.is_file() or not path.exists() else None
     if files is None or files[0].format == "text":
         raise DataError(f"{path}: is no manifest; a manifest is JSON lines (.jsonl, .jsonl.gz) or Parquet (.parquet)")
-    if files[0].format == "parquet":
-        yield from _parquet_rows(path)
-        return
-    with open_lines(path, lambda count: None) as lines:
-        number = 0
-        while line := lines.readline(MAX_LINE_BYTES):
-            number += 1
-            where = f"{path}: line {number}"
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8-sig"))
-            except (ValueError, RecursionError) as error:
-                yield where, DataError(f"{where}: not valid JSON: {error}")
-                continue
-            yield where, row if isinstance(row, dict) else DataError(f"{where}: must be a JSON object")
+    yield from _parquet_rows(path) if files[0].format == "parquet" else jsonl_rows(path)
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -16,16 +16,18 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from muomni.config.model import VisionConfig
-from muomni.data.media.audio import audio_seconds, load_audio, to_mel
+from muomni.data.media.audio import audio_seconds, load_audio
 from muomni.data.media.image import load_image, picture_size, to_patches, token_grid
 from muomni.data.media.media_ref import MediaRef, open_bytes
 from muomni.errors import MediaError
 from muomni.ops.audio_frames import num_frames
+from muomni.ops.log_mel import log_mel
 
 VIT = VisionConfig(hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
 NOISE = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
@@ -166,7 +168,7 @@ def test_channels_one_sample_and_arrays() -> None:
     surround[:, 2] = 0.5
     assert np.allclose(load_audio(sound(surround)), 0.5 * 0.7071 / 2.4142, atol=1e-3)
     one = load_audio(sound(np.ones(1, np.float32) / 2, 48_000))
-    assert len(one) == 1 and to_mel(one).shape == (8, 80) == (num_frames(1), 80)
+    assert len(one) == 1 and log_mel(torch.from_numpy(one)).shape == (8, 80) == (num_frames(1), 80)
     assert np.array_equal(load_audio((np.full((2, 100), 16_384, np.int16), 16_000)), np.full(100, 0.5, np.float32))
     with pytest.raises(MediaError, match="longer than"):
         load_audio((np.zeros(16_000), 16_000), max_seconds=0.5)
@@ -295,23 +297,11 @@ def test_archives(tmp_path: Path) -> None:
     with pytest.raises(MediaError, match="checksum"):
         open_bytes(ref)
     (tmp_path / "a.zip").write_text("a text instead")
-    with pytest.raises(MediaError, match="no zip, tar or Parquet"):
+    with pytest.raises(MediaError, match="no zip or tar"):
         open_bytes(ref)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(MediaError, match="not a file"):
         open_bytes(str(tmp_path / "pipe"))
-
-
-def test_parquet_by_row_and_by_name(tmp_path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    cells = [{"bytes": bytes([n]) * 5, "path": f"{n}.png"} for n in range(10)]
-    pq.write_table(pa.table({"image": cells}), tmp_path / "a.parquet", row_group_size=3)
-    for member in ("image:7", "7.png"):
-        assert open_bytes(MediaRef("image", str(tmp_path / "a.parquet"), member)) == b"\7" * 5
-    with pytest.raises(MediaError, match="only 10 rows"):
-        open_bytes(MediaRef("image", str(tmp_path / "a.parquet"), "image:10"))
 
 
 SPOILS = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)))
