@@ -49,6 +49,7 @@ def progress_bar(
     unit: Literal["items", "percent", "bytes"] = "items",
     shown: bool = True,
     visible: bool = True,
+    always: bool = False,
 ) -> Iterator[ProgressBar]:
     """A bar that disappears with the block; writes nothing where standard error is not a terminal.
 
@@ -58,12 +59,13 @@ def progress_bar(
         unit: what is written beside the bar: `3/10`, `30%`, or sizes with the speed.
         shown: False writes nothing, as the processes of a group that are not the first.
         visible: False draws nothing before `ProgressBar.show`, for work that may be over at once.
+        always: write to what is no terminal too, and leave the bar there.
     """
     from rich.console import Console
     from rich.progress import Progress
 
-    disable = not (shown and sys.stderr.isatty())
-    with Progress(*_columns(unit), console=Console(stderr=True), disable=disable, transient=True) as bar:
+    disable = not (always or (shown and sys.stderr.isatty()))
+    with Progress(*_columns(unit), console=Console(stderr=True), disable=disable, transient=not always) as bar:
         yield ProgressBar(bar, name, total, visible)
 
 

@@ -12,7 +12,6 @@ import copy
 import gzip
 import itertools
 import json
-import os
 import statistics
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -46,11 +45,11 @@ def measure_speeds(model: MuOmni, prompts: list[str], new: int, rounds: int) -> 
     """Tokens/s of decoding by cache and runner."""
     models: dict[str, MuOmni] = {}
     for name, runner, cache in (("auto", "auto", "auto"), ("auto, eager", "eager", "auto"), ("int8", "auto", "int8")):
-        os.environ["MUOMNI_RUNNER"] = runner
         models[name] = copy.deepcopy(model)
+        models[name].runner = runner  # type: ignore[assignment]
         models[name].cache_dtype = cache  # type: ignore[assignment]
         models[name].chat_batch(prompts, max_new_tokens=4, progress=False)
-        print(f"{name}: {models[name].engine(1, 16).note}")
+        print(f"{name}: {models[name].runtime.engine(models[name], 1, 16).note}")
     speeds: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(rounds):
         for name, variant in models.items():

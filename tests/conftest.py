@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 # Read by torch and huggingface_hub when they are imported, so set before any test module is.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
-# What is tested with the native runner names it; elsewhere nothing waits for a compiler.
-os.environ["MUOMNI_RUNNER"] = "eager"
 # Nothing that one test measures may decide what another one does.
 os.environ["MUOMNI_IGNORE_MEASURED"] = "1"
 
@@ -43,6 +41,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Token caches of tests go to a temporary folder, not to the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MUOMNI_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _eager_runner() -> Iterator[None]:
+    """What is tested with the native runner names it; elsewhere nothing waits for a compiler."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("muomni.infer.runners.select.DEFAULT_RUNNER", "eager")
         yield
 
 

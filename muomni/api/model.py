@@ -1,8 +1,8 @@
 """`MuOmni`, the whole public interface: the model, its tokenizer, and what one does with them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, cast, get_args, overload
+from typing import Any, Literal, Self, cast
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -11,41 +11,37 @@ from torch import Tensor
 from muomni.accel import activation_checkpointing
 from muomni.accel.device import pick_device
 from muomni.accel.int8 import KeepFloat, QuantizationReport, quantize, tune
+from muomni.api import export
 from muomni.api.presets import new_config
-from muomni.api.speech import Speak, SpeakingModel, check_how
+from muomni.api.speech import Speak, add_speech, check_batch, check_spoken, reply_speech, text_settings
 from muomni.config import AudioConfig, OmniConfig, VisionConfig
-from muomni.config.model import PresetName
 from muomni.data.text.chat import expand
 from muomni.data.text.tokenizer import Tokenizer
-from muomni.errors import ConfigError, PromptError, UserError
-from muomni.files import atomic_folder, write_json
+from muomni.errors import PromptError, UserError
+from muomni.files import atomic_folder
 from muomni.formats.gguf import GgufDtype
 from muomni.formats.hub import MODEL_CARD, download
 from muomni.formats.pretrained import check_replaceable, load_model, save_model
-from muomni.formats.qwen3 import to_qwen3_config
-from muomni.formats.tensors import CONFIG, resolve_folder
-from muomni.infer import Engine, Reply, SamplingParams, TextStream, generate
-from muomni.infer.encoder_cache import EncoderCache
-from muomni.infer.engine.engine_cache import EngineCache
-from muomni.infer.limits import token_budget
-from muomni.infer.offline import generate_all, generate_ids, progress_bar
-from muomni.infer.preprocess import prepare, read_prompt, settings_of
-from muomni.infer.request import EngineInput
-from muomni.infer.speculative.draft_model import Drafter, check_same_tokens
-from muomni.infer.speculative.drafts import check_guessable
-from muomni.infer.speech import SpokenStream, TextSpeech
+from muomni.formats.tensors import resolve_folder
+from muomni.infer import Chunk, Reply, RunnerName, SamplingParams, TextStream, generate
+from muomni.infer.offline import generate_ids, show_progress
+from muomni.infer.preprocess import checked_tokenizer, end_ids, read_prompt, settings_of
+from muomni.infer.request import token_budget
+from muomni.infer.runtime import CacheDtype, Runtime
+from muomni.infer.speech import Speech, SpeechSettings, SpokenStream, TextSpeech, speak_all, speak_pieces
+from muomni.infer.streaming import ReplyStream
+from muomni.model import OmniModel
 
-# Rows of one call that are computed together, where nothing else is said.
-_SIDE_BY_SIDE = 32
+# Prompts or sentences of one call that are computed side by side by default.
+_BATCH_SIZE = 32
 
-CacheDtype = Literal["auto", "int8"]
 Message = Mapping[str, Any]
 # A text, the parts of one message, or the messages of a conversation. A part is a text, a picture (PIL, path, bytes),
 # a sound (path, bytes, (samples, rate)) or {"type": ..., ...}, ours or OpenAI's; a video is a list of pictures there.
 Prompt = str | Sequence[Message] | Sequence[Any]
 
 
-class MuOmni(SpeakingModel, PyTorchModelHubMixin, library_name="muomni", model_card_template=MODEL_CARD):
+class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_template=MODEL_CARD):
     """A model with its tokenizer.
 
     It is an `nn.Module` of plain `nn.Linear`s: a user's own loop, `torch.autocast`, `torch.compile`,
@@ -63,10 +59,9 @@ class MuOmni(SpeakingModel, PyTorchModelHubMixin, library_name="muomni", model_c
     def __init__(
         self, config: OmniConfig, generator: torch.Generator | None = None, tokenizer: Tokenizer | None = None
     ) -> None:
-        super().__init__(config, generator, tokenizer)
-        self._session = EngineCache()
-        self._cache_dtype: CacheDtype = "auto"
-        self._media = EncoderCache()
+        super().__init__(config, generator)
+        self.tokenizer = tokenizer
+        self.runtime = Runtime()
 
     @classmethod
     def from_config(
@@ -91,12 +86,7 @@ class MuOmni(SpeakingModel, PyTorchModelHubMixin, library_name="muomni", model_c
         Raises:
             ConfigError: no such preset or device.
         """
-        if isinstance(config, str):
-            if config not in get_args(PresetName):
-                raise ConfigError(f"no preset {config!r}: there are {', '.join(get_args(PresetName))}")
-            config = new_config(cast(PresetName, config), vision, audio, tokenizer)
-        elif vision or audio:
-            raise ConfigError("vision and audio go with a preset's name; a whole configuration says it by itself")
+        config = new_config(config, vision, audio, tokenizer)
         generator = torch.Generator()
         if seed is None:
             generator.seed()
@@ -112,6 +102,7 @@ class MuOmni(SpeakingModel, PyTorchModelHubMixin, library_name="muomni", model_c
         device: str = "auto",
         dtype: torch.dtype | None = None,
         int8: bool = False,
+        runner: RunnerName | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
@@ -125,6 +116,7 @@ class MuOmni(SpeakingModel, PyTorchModelHubMixin, library_name="muomni", model_c
             device: `auto`, `cuda`, `mps` or `cpu`.
             dtype: of the weights in memory, or of what int8 layers compute; None keeps the file's.
             int8: quantise float weights while they are read, so that memory never holds them; see `quantize`.
+            runner: computes the decoder steps; see the property `runner`.
             revision, token, cache_dir, local_files_only: for a model on the Hub, as `snapshot_download` has them.
 
         Raises:
@@ -142,6 +134,8 @@ class MuOmni(SpeakingModel, PyTorchModelHubMixin, library_name="muomni", model_c
             tune(model)
         if (folder / "tokenizer.json").is_file():
             model.tokenizer = Tokenizer.load(folder)
+        if runner is not None:
+            model.runner = runner
         return model
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
@@ -170,43 +164,12 @@ class MuOmni(SpeakingModel, PyTorchModelHubMixin, library_name="muomni", model_c
             self.tokenizer.save(save_directory)
 
     def export_hf(self, out: str | Path) -> None:
-        """Writes a Qwen3 folder for `transformers`, vLLM and llama.cpp's converter; whole or not at all.
-
-        Raises:
-            UserError: the folder holds other files.
-            CheckpointError: it cannot be written.
-        """
-        target = Path(out).expanduser().resolve()
-        check_replaceable(target)
-        with atomic_folder(target) as folder:
-            save_model(self, folder, qwen3=True)
-            if ends := self.end_ids():
-                # A model that leaves its ends to the tokenizer says them here: others read them in these files.
-                config = self.config.replace(eos_token_ids=ends)
-                write_json(folder / CONFIG, to_qwen3_config(config, str(self.dtype).removeprefix("torch.")))
-                generation = {"eos_token_id": list(ends), "pad_token_id": ends[-1]}
-                write_json(folder / "generation_config.json", generation)
-            if self.tokenizer is not None:
-                self.tokenizer.save(folder)
+        """Writes a Qwen3 folder for `transformers`, vLLM and llama.cpp's converter; see `api.export`."""
+        export.export_hf(self, self.tokenizer, out)
 
     def export_gguf(self, out: str | Path, dtype: GgufDtype = "f32", each: Callable[[str], None] | None = None) -> None:
-        """Writes a GGUF file, tokenizer and chat template included, for llama.cpp; whole or not at all.
-
-        Args:
-            out: the file; one that is there is replaced.
-            dtype: of the matrices: `f32`, `f16`, `bf16` or `q8_0` (int8 in blocks of 32).
-            each: called with the name of each tensor before its turn.
-
-        Raises:
-            ConfigError: no such dtype.
-            UserError: the `gguf` package is missing, or the dtype cannot hold the weights.
-            DataError: llama.cpp has no tokenizer that cuts text as this one does.
-            CheckpointError: the file cannot be written.
-        """
-        from muomni.formats.gguf_tokenizer import save_gguf
-
-        tokenizer = None if self.tokenizer is None else self._tokenizer()
-        save_gguf(self, tokenizer, self.end_ids(), Path(out).expanduser().resolve(), dtype, each)
+        """Writes a GGUF file, tokenizer and chat template included, for llama.cpp; see `api.export`."""
+        export.export_gguf(self, self.tokenizer and self._checked_tokenizer(), out, dtype, each)
 
     def chat(
         self,
@@ -236,43 +199,20 @@ class MuOmni(SpeakingModel, PyTorchModelHubMixin, library_name="muomni", model_c
             UserError: the smaller model has other tokens, or the model does not speak.
             SpeechError: the reply cannot be spoken. Where its text is wanted then, take `stream` or `chat_batch`.
         """
-        settings = self._asked_speech(speak, sampling.get("seed"))
-        how: dict[str, Any] = {"batch_invariant": batch_invariant, "speculate": speculate, **sampling}
-        reply: Reply = self.stream(prompt, **how).finish()
+        settings = reply_speech(self, speak, sampling.get("seed"))
+        reply = self._text(prompt, SamplingParams.of(**sampling), False, batch_invariant, speculate).finish()
         if settings is None:
             return reply
-        return self._spoken([reply], [settings], on_error="raise")[0]
+        speeches = self._speak([(reply.text, settings)])
+        check_spoken(speeches)
+        return add_speech(reply, speeches[0])
 
     def complete(
         self, text: str, *, batch_invariant: bool = False, speculate: "bool | MuOmni" = False, **sampling: Any
     ) -> Reply:
         """Continues a text as it stands, without the turns of a chat; otherwise as `chat`."""
-        how: dict[str, Any] = {"batch_invariant": batch_invariant, "speculate": speculate, **sampling}
-        reply: Reply = self.stream(text, raw=True, **how).finish()
-        return reply
+        return self._text(text, SamplingParams.of(**sampling), True, batch_invariant, speculate).finish()
 
-    @overload
-    def stream(
-        self,
-        prompt: Prompt,
-        *,
-        speak: Literal[False] = False,
-        raw: bool = False,
-        batch_invariant: bool = False,
-        speculate: "bool | MuOmni" = False,
-        **sampling: Any,
-    ) -> TextStream: ...
-    @overload
-    def stream(
-        self,
-        prompt: Prompt,
-        *,
-        speak: Speak,
-        raw: bool = False,
-        batch_invariant: bool = False,
-        speculate: "bool | MuOmni" = False,
-        **sampling: Any,
-    ) -> TextStream | SpokenStream: ...
     def stream(
         self,
         prompt: Prompt,
@@ -282,26 +222,20 @@ class MuOmni(SpeakingModel, PyTorchModelHubMixin, library_name="muomni", model_c
         batch_invariant: bool = False,
         speculate: "bool | MuOmni" = False,
         **sampling: Any,
-    ) -> TextStream | SpokenStream:
+    ) -> ReplyStream:
         """As `chat`, or with `raw` as `complete`, but gives the pieces of the reply as they come.
 
-        With `speak` it is spoken while it is written: pieces of sound come between those of text.
+        With `speak` it is spoken while it is written: chunks of sound come between those of text.
 
         Returns:
-            An iterator over `Piece`; after the last one its `reply` is the whole `Reply`.
+            An iterator over `Chunk`; after the last one its `reply` is the whole `Reply`.
         """
         params = SamplingParams.of(**sampling)
-        if speculate is not False:
-            check_guessable(params)
-        tokenizer = self._tokenizer()
-        settings = self._asked_speech(speak, params.seed)
-        speech = None if settings is None else TextSpeech(self, tokenizer, self._speech, settings)
-        asked = self.prepare([(prompt, params)], [""], raw=raw, alone=batch_invariant)[0]
-        engine = self.engine(1, len(asked.ids) + token_budget(self, (1, len(asked.ids)), params))
-        guesser = self.guesser(speculate, engine)
-        how: dict[str, Any] = {"batch_invariant": batch_invariant, "speculate": guesser, "media": asked.media}
-        text = TextStream(engine, tokenizer, asked.ids, params, self.end_ids(), **how)
-        return text if speech is None else SpokenStream(text, speech)
+        settings = reply_speech(self, speak, params.seed)
+        text = self._text(prompt, params, raw, batch_invariant, speculate)
+        if settings is None:
+            return text
+        return SpokenStream(text, TextSpeech(self, self._checked_tokenizer(), self.runtime.speakers, settings))
 
     def chat_batch(
         self,
@@ -312,7 +246,7 @@ class MuOmni(SpeakingModel, PyTorchModelHubMixin, library_name="muomni", model_c
         raw: bool = False,
         batch_invariant: bool = False,
         speculate: "bool | MuOmni" = False,
-        batch_size: int = _SIDE_BY_SIDE,
+        batch_size: int = _BATCH_SIZE,
         progress: bool | None = None,
         on_error: Literal["raise", "reply"] = "raise",
         **settings: Any,
@@ -347,37 +281,134 @@ class MuOmni(SpeakingModel, PyTorchModelHubMixin, library_name="muomni", model_c
             PromptError, MediaError: naming the prompt that is wrong; nothing has been answered then. A setting that is
                 wrong is always raised.
         """
-        tokenizer = self._tokenizer()
         params = settings_of(prompts, sampling, settings, guessed=speculate is not False)
-        check_how(on_error, batch_size)
-        voices = [self._asked_speech(speak, one.seed) for one in params]
+        check_batch(on_error, batch_size)
+        voices = [reply_speech(self, speak, each.seed) for each in params]
         names = [f"prompt {number} of {len(prompts)}" for number in range(1, len(prompts) + 1)]
         pairs = list(zip(prompts, params, strict=True))
-        asked = self.prepare(pairs, names, raw=raw, alone=batch_invariant, keep_going=on_error == "reply")
-        lengths = [
-            len(one.ids) + token_budget(self, (1, len(one.ids)), one.params) for one in asked if one.error is None
-        ]
+        options = {"raw": raw, "alone": batch_invariant, "keep_going": on_error == "reply"}
+        inputs = self.runtime.prepare(self, self.tokenizer, pairs, names, **options)
+        lengths = [each.length for each in inputs if each.error is None]
         if not lengths:
-            return [Reply.failed(str(one.error)) for one in asked]
-        longest = max(lengths)
-        engine = self.engine(min(batch_size, len(asked)), longest)
-        how: dict[str, Any] = {"batch_invariant": batch_invariant, "speculate": self.guesser(speculate, engine)}
-        replies = generate_all(engine, tokenizer, asked, end_ids=self.end_ids(), **how)
-        written = list(progress_bar(replies, len(asked), progress))
-        spoken = [settings for settings in voices if settings is not None]
-        return self._spoken(written, spoken, on_error=on_error, batch_size=batch_size) if spoken else written
+            return [Reply.failed(str(each.error)) for each in inputs]
+        replies = self.runtime.answer(
+            self,
+            self.tokenizer,
+            inputs,
+            slots=min(batch_size, len(inputs)),
+            capacity=max(lengths),
+            batch_invariant=batch_invariant,
+            speculate=speculate,
+        )
+        written = list(show_progress(replies, len(inputs), progress))
+        spoken = [n for n, reply in enumerate(written) if not reply.error]
+        texts = [(written[n].text, voice) for n in spoken if (voice := voices[n]) is not None]
+        if texts:
+            speeches = self._speak(texts, batch_size)
+            if on_error == "raise":
+                check_spoken(speeches)
+            for n, speech in zip(spoken, speeches, strict=True):
+                written[n] = add_speech(written[n], speech)
+        return written
 
-    def engine(self, slots: int, capacity: int) -> Engine:
-        """The engine that `chat` and the others compute with; kept while the weights stay and it is large enough.
+    def say(self, text: str, **settings: Any) -> Speech:
+        """Speaks a text, in one voice from its beginning to its end.
 
         Args:
-            slots: requests side by side; fewer where memory asks for it.
-            capacity: tokens of the longest request, prompt and reply.
+            text: what is said; marks of Markdown and emoji are left out, numbers are put into words.
+            settings: fields of `SpeechSettings`, such as `voice`, `temperature` and `seed`.
 
         Raises:
-            EngineError: the memory does not hold one slot.
+            UserError: the model does not speak.
+            PromptError: a setting that is not allowed.
+            SpeechError: there is nothing to say, or the speech came to no end.
         """
-        return self._session.engine(self, slots, capacity, torch.int8 if self._cache_dtype == "int8" else None)
+        return self.say_batch([text], on_error="raise", **settings)[0]
+
+    def say_batch(
+        self,
+        texts: Sequence[str],
+        *,
+        settings: Sequence[Mapping[str, Any]] | None = None,
+        batch_size: int = _BATCH_SIZE,
+        on_error: Literal["raise", "reply"] = "reply",
+        **common: Any,
+    ) -> list[Speech]:
+        """Speaks many texts, their sentences side by side.
+
+        In fp32 the speech is that of `say`, up to rounding.
+
+        Args:
+            texts: each as `say` takes it.
+            settings: of each text, which go before `common`; None where all have the same.
+            batch_size: at most this many sentences side by side.
+            on_error: what becomes of a text that cannot be spoken: `reply` gives a `Speech` with its `error` in its
+                place, `raise` raises the first error.
+            common: fields of `SpeechSettings` for all texts. The same seed gives each text the speech that `say`
+                gives it with that seed.
+
+        Returns:
+            the speech of each text, in their order.
+
+        Raises:
+            as `say`, for a text that cannot be spoken with `on_error="raise"` only.
+        """
+        each = text_settings(texts, settings, common)
+        check_batch(on_error, batch_size)
+        speeches = self._speak(list(zip(texts, each, strict=True)), batch_size)
+        if on_error == "raise":
+            check_spoken(speeches)
+        return speeches
+
+    def say_stream(self, text: str | Iterable[str], **settings: Any) -> Iterator[Chunk]:
+        """As `say`, but gives the sound in chunks, the first ones small, as soon as they are computed.
+
+        Args:
+            text: whole, or in pieces that still come, cut anywhere; what is said is the same.
+            settings: as for `say`.
+
+        Returns:
+            An iterator over `Chunk`s with `audio`; leaving it early stops the speech.
+
+        Raises:
+            as `say`; a SpeechError after the chunks that could be spoken.
+        """
+        speech = TextSpeech(self, self._checked_tokenizer(), self.runtime.speakers, SpeechSettings.of(**settings))
+        return speak_pieces(speech, [text] if isinstance(text, str) else text)
+
+    def _speak(self, texts: Sequence[tuple[str, SpeechSettings]], batch_size: int = _BATCH_SIZE) -> list[Speech]:
+        return speak_all(self, self._checked_tokenizer(), self.runtime.speakers, texts, batch_size=batch_size)
+
+    def _text(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        raw: bool,
+        batch_invariant: bool,
+        speculate: "bool | MuOmni",
+    ) -> TextStream:
+        options: dict[str, Any] = {"raw": raw, "batch_invariant": batch_invariant, "speculate": speculate}
+        return self.runtime.stream(self, self.tokenizer, (prompt, params), **options)
+
+    def _checked_tokenizer(self) -> Tokenizer:
+        return checked_tokenizer(self, self.tokenizer)
+
+    @property
+    def runner(self) -> RunnerName:
+        """What computes the decoder steps of `chat`, `say` and the others: `auto`, `eager`, `native` or `compiled`.
+
+        `auto` is the fastest that this machine has. Set it at any time; the next call makes a new cache. A named
+        runner that cannot run this model here is an error of that call. The Talker has no `compiled` runner and then
+        takes what `auto` takes.
+
+        Raises:
+            ConfigError: when set to anything else.
+        """
+        return self.runtime.runner
+
+    @runner.setter
+    def runner(self, value: RunnerName) -> None:
+        self.runtime = Runtime(value, self.runtime.cache_dtype)
 
     @property
     def cache_dtype(self) -> CacheDtype:
@@ -389,33 +420,11 @@ class MuOmni(SpeakingModel, PyTorchModelHubMixin, library_name="muomni", model_c
         Raises:
             ConfigError: when set to anything else.
         """
-        return self._cache_dtype
+        return self.runtime.cache_dtype
 
     @cache_dtype.setter
     def cache_dtype(self, value: CacheDtype) -> None:
-        if value not in get_args(CacheDtype):
-            raise ConfigError(f"cache_dtype = {value!r}: there are {', '.join(get_args(CacheDtype))}")
-        self._cache_dtype = value
-
-    def prepare(
-        self, asked: Sequence[tuple[Prompt, SamplingParams]], names: Sequence[str], **how: Any
-    ) -> list[EngineInput]:
-        """Prompts as the engine takes them, with their media encoded; see `infer.preprocess`."""
-        return prepare(self, self._tokenizer(), self._media, asked, names, **how)
-
-    def guesser(self, speculate: "bool | MuOmni", engine: Engine) -> "bool | Drafter":
-        """What `speculate` means to the requests of `engine`: a smaller model's cache is made, and kept by it.
-
-        Raises:
-            UserError: the smaller model has other tokens.
-            EngineError: the memory does not hold its cache.
-        """
-        if isinstance(speculate, bool):
-            return speculate
-        if not isinstance(speculate, MuOmni):
-            raise UserError(f"speculate = {speculate!r}: must be True, False or a smaller model (MuOmni)")
-        check_same_tokens((self, speculate), (self.tokenizer, speculate.tokenizer))
-        return speculate._session.drafter(speculate, engine.cache.slots, engine.cache.capacity)
+        self.runtime = Runtime(self.runtime.runner, value)
 
     def generate(self, ids: Tensor, *, use_cache: bool = True, **sampling: Any) -> Tensor:
         """Continues token ids.
@@ -437,9 +446,10 @@ class MuOmni(SpeakingModel, PyTorchModelHubMixin, library_name="muomni", model_c
             raise PromptError(f"token ids must be whole numbers from 0 to {V - 1}, the model's vocabulary")
         if not use_cache:
             ids = ids.to(self.device, torch.int64)
-            return generate(self, ids, params, end_ids=self.end_ids(), use_cache=False)
-        total = token_budget(self, ids.shape, params) + ids.shape[-1]
-        return generate_ids(self.engine(min(ids.shape[0], _SIDE_BY_SIDE), total), ids, params, self.end_ids())
+            return generate(self, ids, params, end_ids=end_ids(self, self.tokenizer), use_cache=False)
+        limit = token_budget(self, ids.shape, params)
+        engine = self.runtime.engine(self, min(ids.shape[0], _BATCH_SIZE), ids.shape[1] + limit)
+        return generate_ids(engine, ids, params, limit, end_ids(self, self.tokenizer))
 
     def encode(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
         """The token ids the model reads for a prompt: in the chat's turns, or with `raw` the text itself.
@@ -450,8 +460,8 @@ class MuOmni(SpeakingModel, PyTorchModelHubMixin, library_name="muomni", model_c
             PromptError: the prompt is empty, not in the form of messages, or holds what the model does not take.
             MediaError: a picture or sound that cannot be read.
         """
-        chat = read_prompt(self, self._tokenizer(), prompt, raw=raw)
-        return expand(chat, self._media.counts(self, chat.media)).ids
+        chat = read_prompt(self, self._checked_tokenizer(), prompt, raw=raw)
+        return expand(chat, self.runtime.media.counts(self, chat.media)).ids
 
     def quantize(self, method: str = "int8", *, keep_float: KeepFloat = "never") -> QuantizationReport:
         """Gives the model int8 weights, in place: a quarter of the memory, faster decoding, no more training.
@@ -487,9 +497,3 @@ class MuOmni(SpeakingModel, PyTorchModelHubMixin, library_name="muomni", model_c
     def gradient_checkpointing_disable(self) -> None:
         """Undoes `gradient_checkpointing_enable`."""
         activation_checkpointing.disable(self)
-
-    def end_ids(self) -> tuple[int, ...]:
-        """Tokens that end a reply: the configuration's, else the tokenizer's ends of a turn and of a document."""
-        if self.config.eos_token_ids or self.tokenizer is None:
-            return self.config.eos_token_ids
-        return self.tokenizer.end_ids

@@ -1,47 +1,49 @@
 """A new model of preset sizes for a tokenizer."""
 
 from dataclasses import astuple
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast, get_args
 
 from muomni.config import AudioConfig, OmniConfig, VisionConfig
 from muomni.config.model import PresetName, encoder_configs, preset
+from muomni.errors import ConfigError
 
 if TYPE_CHECKING:
     from muomni.data.text.tokenizer import Tokenizer
 
 
 def new_config(
-    name: PresetName,
-    vision: bool | VisionConfig,
-    audio: bool | AudioConfig,
-    tokenizer: "Tokenizer | None",
+    config: str | OmniConfig, vision: bool | VisionConfig, audio: bool | AudioConfig, tokenizer: "Tokenizer | None"
 ) -> OmniConfig:
-    """A preset with encoders.
+    """A preset with encoders, or a whole configuration as it is.
 
     Args:
-        name: of the preset.
-        vision, audio: True takes the encoder that goes with the preset.
+        config: a preset's name or a whole configuration.
+        vision, audio: with a preset: True takes the encoder that goes with it.
         tokenizer: gives the ids of the placeholders; None takes those of a tokenizer that was trained here.
 
     Raises:
+        ConfigError: no such preset, or encoders beside a whole configuration.
         PromptError: the tokenizer has no placeholder.
     """
     from muomni.data.text.special_tokens import SPECIAL
 
-    own = encoder_configs(name)
-    seen = own[0] if vision is True else vision or None
-    heard = own[1] if audio is True else audio or None
+    if not isinstance(config, str):
+        if vision or audio:
+            raise ConfigError("vision and audio go with a preset's name; a whole configuration says it by itself")
+        return config
+    if config not in get_args(PresetName):
+        raise ConfigError(f"no preset {config!r}: there are {', '.join(get_args(PresetName))}")
+    name = cast(PresetName, config)
+    usual = encoder_configs(name)
+    sees = usual[0] if vision is True else vision or None
+    hears = usual[1] if audio is True else audio or None
     names = list(astuple(SPECIAL))
 
     def place(token: str) -> int:
         return names.index(token) if tokenizer is None else tokenizer.id_of(token)
 
-    config = preset(name)
-    if seen is None and heard is None:
-        return config
-    return config.with_encoders(
-        seen,
-        heard,
-        None if seen is None else place(SPECIAL.image),
-        None if heard is None else place(SPECIAL.audio),
-    )
+    if sees is None and hears is None:
+        return preset(name)
+    image_id = None if sees is None else place(SPECIAL.image)
+    audio_id = None if hears is None else place(SPECIAL.audio)
+    return preset(name).with_encoders(sees, hears, image_id, audio_id)

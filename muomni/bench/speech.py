@@ -53,7 +53,7 @@ class SpeechCase(Frozen):
         texts: spoken in each turn.
         rows: texts that are spoken side by side.
         weights: `int8` quantises a float model as it is loaded.
-        runner: what computes the Thinker's and the Talker's steps; see `MUOMNI_RUNNER`.
+        runner: what computes the Thinker's and the Talker's steps; see `MuOmni.runner`.
         voice: one of the model's; empty for its first.
         temperature: of the codes.
         firsts: texts whose first sound is timed in a turn, where there is one row.
@@ -84,10 +84,7 @@ class SpeechSubject:
     """
 
     def __init__(self, case: SpeechCase) -> None:
-        import os
 
-        # The process is the case's alone, and both runners read this when they are made.
-        os.environ["MUOMNI_RUNNER"] = case.runner
         import torch
 
         from muomni.api.model import MuOmni
@@ -95,12 +92,12 @@ class SpeechSubject:
 
         torch.set_num_threads(case.threads)
         began = time.perf_counter()
-        model = MuOmni.from_pretrained(case.model, device="cpu")
+        model = MuOmni.from_pretrained(case.model, device="cpu", runner=case.runner)
         if case.weights == "int8" and not model.is_quantized:
             model.quantize("int8")
         elif case.weights == "float" and model.is_quantized:
             raise UserError(f"{case.model} holds int8 weights: the case {case.name!r} needs float ones")
-        self._model, self._case = model, case
+        self.model, self._case = model, case
         self._settings: dict[str, Any] = {"temperature": case.temperature, "seed": 1}
         self._voice = case.voice or None
         self._speaker = ModelSpeaker(model, **self._settings)
@@ -120,7 +117,7 @@ class SpeechSubject:
         replies = []
         for start in range(0, len(texts), rows):
             some = texts[start : start + rows]
-            replies += self._model.say_batch(
+            replies += self.model.say_batch(
                 some, voice=self._voice, batch_size=rows, on_error="raise", **self._settings
             )
         work_s = time.perf_counter() - began

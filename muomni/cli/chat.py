@@ -13,8 +13,6 @@ from muomni.cli.common import options
 if TYPE_CHECKING:
     from muomni.api.model import MuOmni
     from muomni.cli.common.reply_audio import Voiced
-    from muomni.infer import TextStream
-    from muomni.infer.speech import SpokenStream
 
 _HELP = """\
 /help               this list
@@ -26,11 +24,15 @@ _HELP = """\
 /audio FILE         play a sound with the next message; an empty line then sends it alone
 /video FILE         show a video with the next message
 /quit               end; so does Ctrl-D
-Ctrl-C stops a reply. Everything else you type is said to the model."""
+Ctrl-C stops a reply. Everything else you type goes to the model."""
 
 
+@options.group("sampling", options.SAMPLING)
+@options.group("decoding", options.DECODING)
 def command(
     run: options.Run,
+    sampling: dict[str, Any],
+    decoding: dict[str, Any],
     message: Annotated[
         str | None, typer.Option("--message", "-m", metavar="TEXT", help="Say this, print the reply and end.")
     ] = None,
@@ -47,20 +49,6 @@ def command(
         ),
     ] = None,
     voice: options.Voice = None,
-    tuned: options.Tuned = None,
-    cache: options.Cache = options.CacheDtype.auto,
-    speculate: options.Speculate = False,
-    draft: options.Draft = None,
-    max_new_tokens: options.MaxNewTokens = None,
-    temperature: options.Temperature = None,
-    top_k: options.TopK = None,
-    top_p: options.TopP = None,
-    min_p: options.MinP = None,
-    repetition_penalty: options.RepetitionPenalty = None,
-    stop: options.Stop = None,
-    seed: options.Seed = None,
-    ignore_eos: options.IgnoreEos = None,
-    device: options.Device = "auto",
 ) -> None:
     """Talk to a model. Through a pipe, each line is a message and each reply is printed.
 
@@ -72,31 +60,16 @@ def command(
 
     Example: muomni chat runs/speak -m "Tell me a story." --speak story.wav
     """
-    sampling = options.given(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        stop=stop,
-        seed=seed,
-        ignore_eos=ignore_eos,
-    )
-    from muomni.api.model import MuOmni
-    from muomni.cli.common.speculation import Speculation
+    from muomni.cli.common.decoding import Decoding
     from muomni.infer import SamplingParams
 
-    guessing = Speculation(speculate, draft)
-    guessing.check(SamplingParams.of(**sampling))  # a wrong setting is told before the model is read
+    how = Decoding(**decoding)
+    how.check(SamplingParams.of(**sampling))  # a wrong setting is told before the model is loaded
     terminal = message is None and sys.stdin.isatty() and sys.stdout.isatty()
     voiced = _voiced(speak, voice, one=message is not None, played=sys.stdout.isatty())
-    model = MuOmni.from_pretrained(run, device=device, int8=options.int8_by(tuned, run))
-    model.cache_dtype = cache.value
+    model = how.load(run)
     with voiced or contextlib.nullcontext():
-        chat = Chat(
-            model, sampling, system, terminal=terminal, speculate=guessing.guesser(model, device), voiced=voiced
-        )
+        chat = Chat(model, sampling, system, terminal=terminal, speculate=how.draft_model(model), voiced=voiced)
         for part in options.media(image, audio, video):
             chat.attach(part)
         _run(chat, run, message)
@@ -247,7 +220,7 @@ class Chat:
 
             part = {"type": kind, kind: video_frames(path)}
         alone = [{"role": "user", "content": [part]}]
-        self.model.prepare([(alone, SamplingParams())], [""])
+        self.model.runtime.prepare(self.model, self.model.tokenizer, [(alone, SamplingParams())])
         # The conversation goes on when the file is gone.
         self.attached.append(part if kind == "video" else {"type": kind, kind: open_bytes(path)})
         if self.terminal:
@@ -261,7 +234,6 @@ class Chat:
         Raises:
             UserError: the message cannot be answered; the conversation is as before.
         """
-        from muomni.cli.common.speculation import greedy
         from muomni.cli.common.terminal import say, speed
         from muomni.errors import SpeechError
         from muomni.infer import SamplingParams
@@ -270,14 +242,10 @@ class Chat:
         attached, self.attached = self.attached, []
         if attached:
             content = [*attached, *([{"type": "text", "text": message}] if message.strip() else [])]
-        guessed = greedy(SamplingParams.of(**self.sampling))
-        speculate = self.speculate if guessed else False
+        speculate = self.speculate if SamplingParams.of(**self.sampling).is_greedy else False
         prompt = self._prompt(content)
-        stream: TextStream | SpokenStream
-        if self.voiced is None:
-            stream = self.model.stream(prompt, speculate=speculate, **self.sampling)
-        else:
-            stream = self.model.stream(prompt, speak=self.voiced.begin(), speculate=speculate, **self.sampling)
+        speak: Any = False if self.voiced is None else self.voiced.begin()
+        stream = self.model.stream(prompt, speak=speak, speculate=speculate, **self.sampling)
         try:
             say(stream, hear=None if self.voiced is None else self.voiced.hear)
             ending = speed(stream.reply.timing)
@@ -313,7 +281,6 @@ class Chat:
         return [*first, *self.turns, *new]
 
     def _set(self, text: str) -> None:
-        from muomni.cli.common.speculation import greedy
         from muomni.errors import PromptError
         from muomni.infer import SamplingParams
 
@@ -323,7 +290,7 @@ class Chat:
                 changed = self.sampling | {key: _value(value)}
                 params = SamplingParams.of(**changed)
                 self.sampling = changed
-                if self.speculate is not False and not greedy(params):
+                if self.speculate is not False and not params.is_greedy:
                     self.note(
                         "Tokens are guessed with temperature=0 and repetition_penalty=1 only, so not from now on."
                     )

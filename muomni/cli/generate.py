@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -12,22 +12,24 @@ from muomni.cli.common import options
 if TYPE_CHECKING:
     from muomni.api.model import Prompt
     from muomni.cli.common.batch_file import BatchTotals, Job
-    from muomni.cli.common.speculation import Speculation
+    from muomni.cli.common.decoding import Decoding
 
 
 Deterministic = Annotated[
-    bool, typer.Option("--batch_invariant", help="Let no bit of a reply depend on the prompts beside it; slower.")
+    bool, typer.Option("--batch-invariant", help="Let no bit of a reply depend on the prompts beside it; slower.")
 ]
 AsJson = Annotated[
     bool,
-    typer.Option(
-        "--json", help="Print one JSON object: text, tokens, finish_reason, timing; with --batch the figures."
-    ),
+    typer.Option("--json", help="Print one JSON object: text, tokens, finish_reason, timing; with --batch the totals."),
 ]
 
 
+@options.group("sampling", options.SAMPLING)
+@options.group("decoding", options.DECODING)
 def command(
     run: options.Run,
+    sampling: dict[str, Any],
+    decoding: dict[str, Any],
     prompt: Annotated[
         str | None, typer.Argument(metavar="PROMPT", help="What to answer; - reads it from standard input.")
     ] = None,
@@ -45,23 +47,9 @@ def command(
     image: options.Image = None,
     audio: options.Audio = None,
     video: options.Video = None,
-    tuned: options.Tuned = None,
-    cache: options.Cache = options.CacheDtype.auto,
-    speculate: options.Speculate = False,
-    draft: options.Draft = None,
     raw: options.Raw = False,
     system: options.System = None,
     as_json: AsJson = False,
-    max_new_tokens: options.MaxNewTokens = None,
-    temperature: options.Temperature = None,
-    top_k: options.TopK = None,
-    top_p: options.TopP = None,
-    min_p: options.MinP = None,
-    repetition_penalty: options.RepetitionPenalty = None,
-    stop: options.Stop = None,
-    seed: options.Seed = None,
-    ignore_eos: options.IgnoreEos = None,
-    device: options.Device = "auto",
 ) -> None:
     """Answer one prompt, or continue it with --raw. With --batch and --out, answer a file of prompts.
 
@@ -77,47 +65,33 @@ def command(
 
     Example: muomni generate runs/demo --batch prompts.jsonl --out replies.jsonl --seed 1
     """
-    from muomni.cli.common.speculation import Speculation
+    from muomni.cli.common.decoding import Decoding
 
-    guessing = Speculation(speculate, draft)
-    shown = options.media(image, audio, video)
-    _check_options(prompt, batch, out, raw and system is not None, shown, raw)
+    how = Decoding(**decoding)
+    media = options.media(image, audio, video)
+    _check_options(prompt, batch, out, raw and system is not None, media, raw)
     if batch_invariant:
-        guessing.refuse("--batch_invariant, which lets nothing change the size of a step")
-    sampling = options.given(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        stop=stop,
-        seed=seed,
-        ignore_eos=ignore_eos,
-    )
-    int8 = options.int8_by(tuned, run)
+        how.refuse_drafts("--batch-invariant, which lets nothing change the size of a step")
     if batch is not None and out is not None:
         from muomni.cli.common.batch_file import Job
 
-        job = Job(batch, out, sampling, raw, system, batch_size, batch_invariant, guessing, cache.value, int8)
-        _answer_file(run, device, job, as_json)
+        _answer_file(run, Job(batch, out, sampling, raw, system, batch_size, batch_invariant, how), as_json)
         return
-    asked = _asked(prompt, shown, system)
-    model = _Model(run, device, cache, int8)
-    _answer(model, asked, sampling, as_json, {"raw": raw, "batch_invariant": batch_invariant}, guessing)
+    reply_options = {"raw": raw, "batch_invariant": batch_invariant}
+    _answer(run, how, _prompt(prompt, media, system), sampling, reply_options, as_json)
 
 
-def _asked(prompt: str | None, shown: list[dict[str, str]], system: str | None) -> "Prompt":
-    """What the command line asks: a text, or messages where there is more."""
+def _prompt(prompt: str | None, media: list[dict[str, str]], system: str | None) -> "Prompt":
+    """The prompt of the command line: a text, or messages where there is more."""
     text = _read_prompt() if prompt == "-" else prompt or ""
-    content: Any = [*shown, *([{"type": "text", "text": text}] if text else [])] if shown else text
+    content: Any = [*media, *([{"type": "text", "text": text}] if text else [])] if media else text
     if system is None:
         return cast("Prompt", content)
     return [{"role": "system", "content": system}, {"role": "user", "content": content}]
 
 
-def _answer_file(run: str, device: str, job: "Job", as_json: bool) -> None:
-    """Answers a file of prompts and prints the figures.
+def _answer_file(run: str, job: "Job", as_json: bool) -> None:
+    """Answers a file of prompts and prints the totals.
 
     Raises:
         UserError: some of the prompts could not be answered; the others have been.
@@ -125,22 +99,22 @@ def _answer_file(run: str, device: str, job: "Job", as_json: bool) -> None:
     from muomni.cli.common.batch_file import answer_file
     from muomni.errors import UserError
 
-    figures = answer_file(run, device, job)
-    print(json.dumps(figures) if as_json else _in_words(figures))
-    if figures["errors"]:
-        raise UserError(f'{figures["errors"]} of the prompts could not be answered: see "error" in {job.replies}')
+    totals = answer_file(run, job)
+    print(json.dumps(totals) if as_json else _in_words(totals))
+    if totals["errors"]:
+        raise UserError(f'{totals["errors"]} of the prompts could not be answered: see "error" in {job.replies}')
 
 
 def _check_options(
-    prompt: str | None, batch: Path | None, out: Path | None, raw_system: bool, shown: list[dict[str, str]], raw: bool
+    prompt: str | None, batch: Path | None, out: Path | None, raw_system: bool, media: list[dict[str, str]], raw: bool
 ) -> None:
     """Refuses options that do not go together."""
     from muomni.errors import UserError
 
-    if shown and (raw or batch is not None):
+    if media and (raw or batch is not None):
         other = "--raw continues a plain text" if raw else "prompts of a --batch file hold theirs themselves"
         raise UserError(f"--image, --audio and --video go with the message of a chat; {other}")
-    if (prompt is None and not shown) == (batch is None):
+    if (prompt is None and not media) == (batch is None):
         raise UserError("give one PROMPT, or a file of prompts with --batch and --out")
     if (batch is None) != (out is None):
         raise UserError("--batch and --out go together: the file of prompts, and the one of replies")
@@ -148,32 +122,21 @@ def _check_options(
         raise UserError("--system says something in a chat; --raw continues a plain text: give one of them")
 
 
-class _Model(NamedTuple):
-    """What is read, and how."""
-
-    run: str
-    device: str
-    cache: options.CacheDtype
-    int8: bool
-
-
 def _answer(
-    asked: _Model,
+    run: str,
+    how: "Decoding",
     prompt: "Prompt",
     sampling: dict[str, Any],
+    reply_options: dict[str, Any],
     as_json: bool,
-    how: dict[str, bool],
-    guessing: "Speculation",
 ) -> None:
     """Prints one reply as it comes, or as JSON once it is whole."""
-    from muomni.api.model import MuOmni
     from muomni.cli.common.terminal import say, speed
     from muomni.infer import SamplingParams
 
-    guessing.check(SamplingParams.of(**sampling))  # a wrong setting is told before the model is read
-    model = MuOmni.from_pretrained(asked.run, device=asked.device, int8=asked.int8)
-    model.cache_dtype = asked.cache.value
-    stream = model.stream(prompt, speculate=guessing.guesser(model, asked.device), **how, **sampling)
+    how.check(SamplingParams.of(**sampling))  # a wrong setting is told before the model is loaded
+    model = how.load(run)
+    stream = model.stream(prompt, speculate=how.draft_model(model), **reply_options, **sampling)
     if as_json:
         reply = stream.finish()
         timing = vars(reply.timing) | {"tokens_per_s": reply.timing.tokens_per_s}
@@ -185,11 +148,11 @@ def _answer(
         print(f"[{speed(stream.reply.timing)}]", file=sys.stderr)
 
 
-def _in_words(figures: "BatchTotals") -> str:
-    kept = f", {figures['kept']} were there" if figures["kept"] else ""
-    speed = f"{figures['new_tokens']} tokens in {figures['seconds']:.1f} s, {figures['tokens_per_s']:,.0f} tokens/s"
-    wrong = f", {figures['errors']} are errors" if figures["errors"] else ""
-    return f"{figures['out']}: {figures['replies']} replies written{kept}{wrong}; {speed}"
+def _in_words(totals: "BatchTotals") -> str:
+    kept = f", {totals['kept']} were there" if totals["kept"] else ""
+    speed = f"{totals['new_tokens']} tokens in {totals['seconds']:.1f} s, {totals['tokens_per_s']:,.0f} tokens/s"
+    wrong = f", {totals['errors']} are errors" if totals["errors"] else ""
+    return f"{totals['out']}: {totals['replies']} replies written{kept}{wrong}; {speed}"
 
 
 def _read_prompt() -> str:

@@ -13,7 +13,6 @@ from muomni.errors import UserError
 
 if TYPE_CHECKING:
     from muomni.api.model import MuOmni
-    from muomni.infer import Reply
 
 MANIFEST = "manifest.jsonl"
 
@@ -42,6 +41,7 @@ def command(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same speech.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    runner: options.Runner = None,
     device: options.Device = "auto",
 ) -> None:
     """Say a text in one of the model's voices.
@@ -72,33 +72,25 @@ def command(
         from muomni.api.model import MuOmni
         from muomni.eval.model_speaker import speech_of
 
-        model = MuOmni.from_pretrained(run, device=device)
+        model = MuOmni.from_pretrained(run, device=device, runner=runner)
         if batch is not None:
             _say_all(model, texts, batch, form, settings, as_json)
             return
-        reply = model.say(texts[0], **settings)
-        samples, rate = speech_of(reply)
+        speech = model.say(texts[0], **settings)
+        samples, rate = speech_of(speech)
         values: dict[str, Any] = {"text": texts[0]}
         if out is not None:
             audio_output.write_sound(out, samples, rate)
             values["audio"] = str(out)
-        values |= {"sample_rate": rate, "seconds": round(len(samples) / rate, 3), "timing": _timing_of(reply)}
+        timing = vars(speech.timing) | {"real_time": speech.timing.real_time}
+        values |= {"sample_rate": rate, "seconds": round(len(samples) / rate, 3), "timing": timing}
         if as_json:
             print(json.dumps(values, ensure_ascii=False))
         else:
-            print(f"{'' if out is None else f'{out}: '}{values['seconds']:.1f} s of speech{_speed(values['timing'])}")
+            speed = f"{speech.timing.work_s:.2f} s, {speech.timing.real_time:.3f} of its length"
+            print(f"{'' if out is None else f'{out}: '}{values['seconds']:.1f} s of speech in {speed}")
         if player is not None:
             player.play(samples, rate)
-
-
-def _timing_of(reply: "Reply") -> dict[str, Any]:
-    """What is known of where the time went, as JSON values."""
-    speech = reply.speech
-    return {} if speech is None else vars(speech) | {"real_time": speech.real_time}
-
-
-def _speed(timing: dict[str, Any]) -> str:
-    return f" in {timing['work_s']:.2f} s, {timing['real_time']:.3f} of its length" if timing else ""
 
 
 def _check_options(
@@ -159,15 +151,15 @@ def _say_all(
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: is there already; give a new folder")
-    replies = model.say_batch(texts, on_error="reply", **settings)
+    speeches = model.say_batch(texts, on_error="reply", **settings)
     rows: list[dict[str, Any]] = []
     try:
         with atomic_folder(folder) as partial:
-            for number, (text, reply) in enumerate(zip(texts, replies, strict=True)):
-                if reply.error is not None:
-                    rows.append({"text": text, "error": reply.error})
+            for number, (text, speech) in enumerate(zip(texts, speeches, strict=True)):
+                if speech.error is not None:
+                    rows.append({"text": text, "error": speech.error})
                     continue
-                samples, rate = speech_of(reply)
+                samples, rate = speech_of(speech)
                 name = f"{number:04d}.{form}"
                 write_sound(partial / name, samples, rate)
                 seconds = round(len(samples) / rate, 3)

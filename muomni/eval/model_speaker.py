@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from muomni.data.media.audio import Samples
 from muomni.errors import SpeechError, UserError
 from muomni.infer import Reply
-from muomni.infer.speech import SpeechSession, SpeechSettings, TextSpeech, speak_pieces
+from muomni.infer.speech import Speech
 from muomni.infer.speech.speaker_pool import talker_of
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ class ModelSpeaker:
             raise UserError("the model has no tokenizer, so it cannot say a text")
         self._model, self._tokenizer = model, model.tokenizer
         self._settings = settings
-        self._session = SpeechSession()
 
     def say(self, text: str, *, voice: str | None = None) -> tuple[Samples, int]:
         """See `eval.speech_quality.Speaker`.
@@ -48,11 +47,9 @@ class ModelSpeaker:
         Raises:
             SpeechError: the text could not be spoken.
         """
-        settings = SpeechSettings.of(voice=voice, **self._settings)
-        speech = TextSpeech(self._model, self._tokenizer, self._session, settings)
-        for piece in speak_pieces(speech, self._tokens(text)):
-            assert piece.audio is not None and piece.sample_rate is not None
-            yield piece.audio.numpy(), piece.sample_rate
+        for chunk in self._model.say_stream(self._tokens(text), voice=voice, **self._settings):
+            assert chunk.audio is not None and chunk.sample_rate is not None
+            yield chunk.audio.numpy(), chunk.sample_rate
 
     def _tokens(self, text: str) -> Iterator[str]:
         """The text as it would be written, a token at a time."""
@@ -62,12 +59,12 @@ class ModelSpeaker:
         yield decoder.finish()
 
 
-def speech_of(reply: Reply) -> tuple[Samples, int]:
-    """The speech of a reply, (S,) float32 in numpy, and its rate in Hz.
+def speech_of(spoken: Reply | Speech) -> tuple[Samples, int]:
+    """The speech of a reply or a text, (S,) float32 in numpy, and its rate in Hz.
 
     Raises:
         SpeechError: it has none.
     """
-    if reply.audio is None or reply.sample_rate is None or not len(reply.audio):
-        raise SpeechError(f"no speech came for {reply.text[:80]!r}" + (f": {reply.error}" if reply.error else ""))
-    return reply.audio.numpy(), reply.sample_rate
+    if spoken.audio is None or spoken.sample_rate is None or not len(spoken.audio):
+        raise SpeechError(f"no speech came for {spoken.text[:80]!r}" + (f": {spoken.error}" if spoken.error else ""))
+    return spoken.audio.numpy(), spoken.sample_rate

@@ -1,11 +1,12 @@
 """Inference. Read in this order:
 
-* `request`: what is asked for and what came out; `sampling`: settings, and how a token is drawn.
-* `scheduler`: who has a slot and what the next step reads; `prefix`: prompts that begin alike.
-* `runner`: who computes a step; `engine`: the steps, and the front for any thread.
-* `prepare`: prompts as ids and embeddings; `media`: pictures and sounds, each encoded once.
-* `stream`: tokens as text; `batch`: many prompts; `generate`: the plain loop that all of it must agree with.
-* `speak`: a package of its own, for texts and replies that are spoken.
+* `runtime`: what a model keeps between calls, and the way of a prompt to its reply.
+* `preprocess`: prompts as token ids and embeddings; `encoder_cache`: pictures and sounds, each encoded once.
+* `request`: a prompt on its way through the engine; `sampling`: its settings, and how a token is drawn.
+* `engine`: slots and what the next step reads (`scheduler`, `prefix_cache`), the steps (`core`), and the front for
+  any thread (`engine`); `slots`: which slots are free; `runners`: what computes a step.
+* `streaming`: tokens as text; `offline`: many prompts; `reference`: the plain loop that all of it must agree with.
+* `speculative`: drafts of tokens; `speech`: texts and replies that are spoken.
 """
 
 from muomni.infer.engine.engine import Engine, make_engine
@@ -13,7 +14,7 @@ from muomni.infer.reference import generate
 from muomni.infer.reply import Chunk, Reply, Timing
 from muomni.infer.request import FinishReason, Request
 from muomni.infer.runners.base import EagerRunner, Runner
-from muomni.infer.runners.select import Runners, make_runner
+from muomni.infer.runners.select import RunnerName, Runners, make_runner
 from muomni.infer.sampling import SamplingParams, sample
 from muomni.infer.streaming import TextStream
 
@@ -25,6 +26,7 @@ __all__ = [
     "Reply",
     "Request",
     "Runner",
+    "RunnerName",
     "Runners",
     "SamplingParams",
     "TextStream",

@@ -1,23 +1,22 @@
 """Many prompts: as many side by side as the engine has slots, replies in the order of the prompts."""
 
-import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from muomni.errors import PromptError
 from muomni.infer.engine.engine import Engine
-from muomni.infer.limits import STOP_NEEDS_TEXT, token_budget
 from muomni.infer.reply import Reply
-from muomni.infer.request import EngineInput, Request
+from muomni.infer.request import STOP_NEEDS_TEXT, EngineInput, Request
 from muomni.infer.sampling import SamplingParams
 from muomni.infer.speculative.drafts import DraftProposer
 from muomni.infer.streaming import TextStream
+from muomni.progress import progress_bar
 
 if TYPE_CHECKING:
     from muomni.data.text.tokenizer import Tokenizer
@@ -30,9 +29,8 @@ _AHEAD = 8
 def generate_all(
     engine: Engine,
     tokenizer: "Tokenizer",
-    prompts: Iterable[EngineInput | tuple[Sequence[int], SamplingParams]],
+    prompts: Iterable[EngineInput],
     *,
-    end_ids: Sequence[int] | None = None,
     batch_invariant: bool = False,
     speculate: bool | DraftProposer = False,
     keep_going: bool = False,
@@ -42,9 +40,9 @@ def generate_all(
     Args:
         engine: whose slots hold the longest of them with its reply.
         tokenizer: turns ids into text.
-        prompts: ids and settings of each; one with an error gets a reply that says it.
-        end_ids, batch_invariant, speculate: see `TextStream`.
-        keep_going: a prompt that is empty or does not fit gets a reply that says it, too.
+        prompts: one with an error gets a reply with that error.
+        batch_invariant, speculate: see `TextStream`.
+        keep_going: a prompt that the engine refuses gets a reply with the error, too.
 
     Yields:
         the replies in the order of the prompts.
@@ -52,23 +50,26 @@ def generate_all(
     Raises:
         PromptError: a prompt that is empty or does not fit; replies to those before it have been given.
     """
-    how: dict[str, Any] = {"batch_invariant": batch_invariant, "speculate": speculate}
     running: deque[TextStream | Reply] = deque()
+
+    def start(prompt: EngineInput) -> TextStream | Reply:
+        if prompt.error is not None:
+            return Reply.failed(str(prompt.error))
+        try:
+            return TextStream(engine, tokenizer, prompt, batch_invariant=batch_invariant, speculate=speculate)
+        except PromptError as error:
+            if not keep_going:
+                raise
+            return Reply.failed(str(error))
+
     try:
         wrong = None
         for prompt in prompts:
-            asked = EngineInput(*prompt)
             try:
-                if asked.error is not None:
-                    running.append(Reply.failed(str(asked.error)))
-                else:
-                    media = asked.media
-                    running.append(TextStream(engine, tokenizer, asked.ids, asked.params, end_ids, media=media, **how))
+                running.append(start(prompt))
             except PromptError as error:
-                if not keep_going:
-                    wrong = error
-                    break
-                running.append(Reply.failed(str(error)))
+                wrong = error
+                break
             while len(running) >= _AHEAD * engine.cache.slots:
                 yield _finished(running.popleft())
         while running:
@@ -88,13 +89,14 @@ def _finished(stream: TextStream | Reply) -> Reply:
         return stream.finish()
 
 
-def generate_ids(engine: Engine, ids: Tensor, params: SamplingParams, end_ids: Sequence[int]) -> Tensor:
+def generate_ids(engine: Engine, ids: Tensor, params: SamplingParams, limit: int, end_ids: Sequence[int]) -> Tensor:
     """Continues B rows of token ids; see `generate`, which it agrees with.
 
     Args:
         engine: whose slots hold the rows with what follows them.
         ids: (B, T) int64.
         params: for all rows.
+        limit: the token budget of each row.
         end_ids: tokens that end a row, unless the settings say otherwise.
 
     Returns:
@@ -102,7 +104,6 @@ def generate_ids(engine: Engine, ids: Tensor, params: SamplingParams, end_ids: S
     """
     if params.stops:
         raise PromptError(STOP_NEEDS_TEXT)
-    limit = token_budget(engine.model, ids.shape, params)
     ends = frozenset() if params.ignore_eos else frozenset(end_ids)
     rows = [
         Request(prompt=prompt, params=params, limit=limit, ends=ends, row=row)
@@ -119,27 +120,17 @@ def generate_ids(engine: Engine, ids: Tensor, params: SamplingParams, end_ids: S
     return torch.tensor(filled, device=engine.model.device)
 
 
-def progress_bar(replies: Iterator[Reply], total: int, wanted: bool | None) -> Iterator[Reply]:
-    """Passes replies on and shows how many there have been."""
-    if wanted is False or (wanted is None and not sys.stderr.isatty()):
+def show_progress(replies: Iterator[Reply], total: int, wanted: bool | None) -> Iterator[Reply]:
+    """Passes replies on and counts them in a bar; `wanted` None shows it in a terminal, after a second."""
+    if wanted is False:
         yield from replies
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("replies"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[speed]}"),
-    )
-    started, tokens, shown = time.perf_counter(), 0, False
-    with Progress(*columns, console=Console(stderr=True), transient=not wanted) as bar:
-        task = bar.add_task("", total=total, speed="", visible=bool(wanted))
-        for done, reply in enumerate(replies, 1):
+    started, tokens = time.perf_counter(), 0
+    with progress_bar("replies", total, visible=bool(wanted), always=bool(wanted)) as bar:
+        for reply in replies:
             tokens += reply.timing.new_tokens
             seconds = time.perf_counter() - started
-            shown = shown or bool(wanted) or seconds > 1
-            bar.update(task, completed=done, visible=shown, speed=f"{tokens / seconds:,.0f} tokens/s")
+            if not wanted and seconds > 1:
+                bar.show()
+            bar.advance(note=f"{tokens / seconds:,.0f} tokens/s")
             yield reply

@@ -1,4 +1,4 @@
-"""From what a user asks to what the engine takes: messages as ids, media as embeddings, and room for a reply."""
+"""From a user's prompt to the engine's input: messages as token ids, media as embeddings, and the token budget."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -9,8 +9,7 @@ from muomni.data.media.media_ref import MAX_HELD_BYTES, MediaContent, read_media
 from muomni.data.text.chat import EncodedChat, as_messages, check_messages, encode_chat
 from muomni.errors import MediaError, PromptError, UserError
 from muomni.infer.encoder_cache import Encoded, EncoderCache, processor_of, prompt_media, takes
-from muomni.infer.limits import token_budget
-from muomni.infer.request import EngineInput
+from muomni.infer.request import EngineInput, token_budget
 from muomni.infer.sampling import SamplingParams
 from muomni.infer.speculative.drafts import check_guessable
 from muomni.model import OmniModel
@@ -20,6 +19,30 @@ if TYPE_CHECKING:
 
 # Bytes of files that are read once and kept until they are encoded; what is beyond is opened again for each use.
 _HELD_BYTES = 256 << 20
+
+
+def checked_tokenizer(model: OmniModel, tokenizer: "Tokenizer | None") -> "Tokenizer":
+    """The tokenizer of a model.
+
+    Raises:
+        UserError: there is none, or it is another model's.
+    """
+    if tokenizer is None:
+        raise UserError(
+            "this model has no tokenizer, so it neither reads nor writes text: use generate with token ids, "
+            "or set model.tokenizer (a folder has one when it holds tokenizer.json)"
+        )
+    if tokenizer.vocab_size > model.config.thinker.vocab_size:
+        raise UserError(
+            f"the tokenizer has ids up to {tokenizer.vocab_size - 1}, but the model's vocabulary is "
+            f"{model.config.thinker.vocab_size}: it belongs to another model"
+        )
+    return tokenizer
+
+
+def end_ids(model: OmniModel, tokenizer: "Tokenizer | None") -> tuple[int, ...]:
+    """Tokens that end a reply: the configuration's, else the tokenizer's ends of a turn and of a document."""
+    return model.config.eos_token_ids or (() if tokenizer is None else tokenizer.end_ids)
 
 
 def settings_of(
@@ -86,8 +109,8 @@ def read_prompt(
 def prepare(
     model: OmniModel,
     tokenizer: "Tokenizer",
-    memory: EncoderCache,
-    asked: Iterable[tuple[Any, SamplingParams]],
+    encoders: EncoderCache,
+    prompts: Iterable[tuple[Any, SamplingParams]],
     names: Sequence[str],
     *,
     raw: bool = False,
@@ -95,43 +118,47 @@ def prepare(
     root: Path | None = None,
     keep_going: bool = False,
 ) -> list[EngineInput]:
-    """Prompts as the engine takes them; new media of all of them are encoded together.
+    """Makes the engine's inputs; new media of all prompts are encoded together.
 
     Args:
-        model, tokenizer: answer.
-        memory: of media that were encoded before.
-        asked: prompts with their settings.
-        names: what each is called in errors; empty for a single one.
+        model, tokenizer: read the prompts.
+        encoders: encode media, and keep the embeddings of earlier ones.
+        prompts: with their settings.
+        names: of the prompts, for errors; empty for a single one.
         raw, root: see `read_prompt`.
         alone: encode each medium by itself.
-        keep_going: note what is wrong with a prompt in its place, instead of raising it.
+        keep_going: put an error into the input of its prompt instead of raising it.
 
     Raises:
         PromptError: a prompt that is wrong, or too long.
         MediaError: a picture or sound that cannot be read.
     """
-    chats: list[tuple[EncodedChat | UserError, SamplingParams]] = []
     held = 0
-    for (prompt, params), name in zip(asked, names, strict=True):
+    inputs: list[EngineInput | tuple[EncodedChat, SamplingParams, str]] = []
+    for (prompt, params), name in zip(prompts, names, strict=True):
         try:
             chat = read_prompt(model, tokenizer, prompt, raw=raw, root=root)
-            chat, held = _read_media(chat, held)
-            _check_length(model, chat, params)
-            chats.append((chat, params))
+            if chat.media:
+                chat, held = _read_media(chat, held)
+                _check_length(model, chat, params)
+                inputs.append((chat, params, name))
+            else:
+                inputs.append(EngineInput(chat.ids, params, token_budget(model, (1, len(chat.ids)), params)))
         except (PromptError, MediaError) as error:
-            chats.append((_told(error, name, keep_going), params))
-    parts = [part for chat, _ in chats if isinstance(chat, EncodedChat) for part in chat.media]
-    media = iter(memory.encode(model, parts, alone=alone) if parts else [])
+            inputs.append(EngineInput([], params, error=_named(error, name, keep_going)))
+    parts = [part for each in inputs if not isinstance(each, EngineInput) for part in each[0].media]
+    encoded = iter(encoders.encode(model, parts, alone=alone) if parts else [])
     prepared = []
-    for (read, params), name in zip(chats, names, strict=True):
-        if isinstance(read, UserError):
-            prepared.append(EngineInput([], params, error=read))
+    for each in inputs:
+        if isinstance(each, EngineInput):
+            prepared.append(each)
             continue
-        own = [next(media) for _ in read.media]
+        chat, params, name = each
+        media = [next(encoded) for _ in chat.media]
         try:
-            prepared.append(_with_media(model, read, own, params))
+            prepared.append(_with_media(model, chat, media, params))
         except (PromptError, MediaError) as error:
-            prepared.append(EngineInput([], params, error=_told(error, name, keep_going)))
+            prepared.append(EngineInput([], params, error=_named(error, name, keep_going)))
     return prepared
 
 
@@ -139,6 +166,7 @@ def _read_media(chat: EncodedChat, held: int) -> tuple[EncodedChat, int]:
     """The conversation with its files in memory, as long as those of all prompts are not too large together.
 
     Args:
+        chat: names the files.
         held: bytes in memory so far.
 
     Raises:
@@ -152,8 +180,8 @@ def _read_media(chat: EncodedChat, held: int) -> tuple[EncodedChat, int]:
     return replace(chat, media=tuple(media)), held
 
 
-def _told(error: UserError, name: str, keep_going: bool) -> UserError:
-    """The error, or where it is to be raised, raises it naming the prompt."""
+def _named(error: UserError, name: str, keep_going: bool) -> UserError:
+    """The error to keep; without `keep_going` it is raised, with the prompt's name."""
     if keep_going:
         return error
     raise type(error)(f"{name}: {error}" if name else str(error)) from None
@@ -165,20 +193,18 @@ def _check_length(model: OmniModel, chat: EncodedChat, params: SamplingParams) -
     counts = [processor.size(part.kind, part.source).tokens for part in chat.media]
     text = len(chat.ids) - len(counts)
     least = text + sum(max(count - 1, 1) for count in counts)
-    if not counts or least >= model.config.thinker.max_position_embeddings:
+    if least >= model.config.thinker.max_position_embeddings:
         token_budget(model, (1, text + sum(counts)), params, takes(chat.media, counts))
 
 
 def _with_media(
     model: OmniModel, chat: EncodedChat, media: Sequence[Encoded | MediaError], params: SamplingParams
 ) -> EngineInput:
-    whole = []
-    for one in media:
-        if isinstance(one, MediaError):
-            raise one
-        whole.append(one)
-    if not whole:
-        return EngineInput(chat.ids, params)
-    ids, inside = prompt_media(chat, whole)
-    token_budget(model, (1, len(ids)), params, takes(chat.media, [len(one.features) for one in whole]))
-    return EngineInput(ids, params, inside)
+    encoded = []
+    for each in media:
+        if isinstance(each, MediaError):
+            raise each
+        encoded.append(each)
+    ids, placed = prompt_media(chat, encoded)
+    counts = [len(each.features) for each in encoded]
+    return EngineInput(ids, params, token_budget(model, (1, len(ids)), params, takes(chat.media, counts)), placed)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from muomni.errors import PromptError
-from muomni.infer.limits import STOP_NEEDS_TEXT, token_budget
 from muomni.infer.prompt_media import PromptMedia
+from muomni.infer.request import STOP_NEEDS_TEXT, token_budget
 from muomni.infer.sampling import Sampler, SamplingParams, draw_uniform, make_random, on_device
 from muomni.model import KVCache, OmniModel
 from muomni.model.module_modes import eval_mode
@@ -46,21 +46,20 @@ def generate(
     if params.stops:
         raise PromptError(STOP_NEEDS_TEXT)
     ends = [] if params.ignore_eos else list(model.config.eos_token_ids if end_ids is None else end_ids)
-    B, N = ids.shape[0], token_budget(model, ids.shape, params)
-    out = torch.empty(B, N, dtype=torch.int64, device=ids.device)
-    ended = torch.zeros(B, dtype=torch.bool, device=ids.device)
+    ended = torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
     # Only made where there are ends: copying it to the device waits.
     end_set = torch.tensor(ends, dtype=torch.int64, device=ids.device) if ends else None
+    new: list[Tensor] = []
     with closing(next_tokens(model, ids, params, use_cache=use_cache, media=media)) as steps:
-        for step, token in enumerate(steps):
+        for token in steps:
             if end_set is None:
-                out[:, step] = token
+                new.append(token)
                 continue
-            out[:, step] = torch.where(ended, end_set[0], token)
+            new.append(torch.where(ended, end_set[0], token))
             ended |= torch.isin(token, end_set)
             if bool(ended.all()):  # the one wait for the device in a step
-                return out[:, : step + 1]
-    return out
+                break
+    return torch.stack(new, dim=1)
 
 
 @torch.inference_mode()
@@ -76,8 +75,9 @@ def next_tokens(
 
     It knows nothing of ends: whoever reads it stops when it has enough.
     """
+    limit = token_budget(model, ids.shape, params)
     B, T = ids.shape
-    total = T + token_budget(model, ids.shape, params)
+    total = T + limit
     thinker = model.config.thinker
     sources = [make_random(params.seed, row) for row in range(B)] if params.temperature > 0 else []
     sampler = Sampler([params] * B, ids.device)

@@ -1,4 +1,4 @@
-"""One request to the engine: what is asked for, how far it has come, and what came out.
+"""A prompt as the engine takes it, and one request: its settings, its state and its results.
 
 The engine alone writes the results; any thread may read them. A token is visible once it is appended, and
 nothing follows once `finished` is set.
@@ -10,12 +10,39 @@ from random import Random
 from threading import Event
 from typing import Literal, NamedTuple
 
-from muomni.errors import UserError
+from muomni.errors import PromptError, UserError
 from muomni.infer.prompt_media import PromptMedia
 from muomni.infer.sampling import SamplingParams, draw_uniform, make_random
 from muomni.infer.speculative.drafts import DraftProposer, Guesses
+from muomni.model import OmniModel
 
 FinishReason = Literal["stop", "length"]
+STOP_NEEDS_TEXT = "stop: token ids hold no text to stop at; use chat, complete or stream"
+
+
+def token_budget(model: OmniModel, shape: Sequence[int], params: SamplingParams, of_which: str = "") -> int:
+    """How many tokens may follow prompts of `shape` (B, T): `max_new_tokens`, less where the context ends.
+
+    Args:
+        model: has the context.
+        shape: of the token ids.
+        params: have `max_new_tokens`.
+        of_which: what in the prompt takes how many tokens, for the error.
+
+    Raises:
+        PromptError: the prompt is empty or fills the context.
+    """
+    if len(shape) != 2:
+        raise PromptError(f"token ids must be (rows, tokens), not of shape {tuple(shape)}")
+    if 0 in shape:
+        raise PromptError("the prompt is empty: there is nothing to continue")
+    context = model.config.thinker.max_position_embeddings
+    if shape[1] >= context:
+        raise PromptError(
+            f"the prompt has {shape[1]} tokens{f' ({of_which})' if of_which else ''} and the model's context is "
+            f"{context}: no room is left for a reply; shorten the prompt"
+        )
+    return min(params.max_new_tokens, context - shape[1])
 
 
 class EngineInput(NamedTuple):
@@ -24,14 +51,21 @@ class EngineInput(NamedTuple):
     Attributes:
         ids: of its tokens.
         params: the settings.
+        limit: its token budget, new tokens at most.
         media: its pictures and sounds, or None.
         error: what is wrong with it; then nothing is computed for it.
     """
 
     ids: Sequence[int]
     params: SamplingParams
+    limit: int = 0
     media: PromptMedia | None = None
     error: UserError | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt and of the longest reply."""
+        return len(self.ids) + self.limit
 
 
 @dataclass(eq=False, slots=True)
@@ -48,9 +82,9 @@ class Request:
             greedy requests only. See `speculate`.
         row: tells rows of one seed apart.
         media: pictures and sounds of the prompt, or None.
-        watch: told each new token that is not an end, in order, by the thread that computes; True ends the
+        on_token: called with each new token that is not an end, in order, by the thread that computes; True ends the
             reply with that token. What it raises ends this request alone.
-        notify: called by the same thread after new tokens and at the end; must not block.
+        on_update: called by the same thread after new tokens and at the end; must not block.
 
         tokens: new ones so far.
         reason: why it ended; None while it runs, and where it was cancelled or failed.
@@ -58,11 +92,11 @@ class Request:
         finished: nothing more will come.
         cancelled: was asked to end early.
 
-        slot: where its keys and values lie, -1 without one.
+        slot: of its keys and values, -1 without one.
         stored: tokens of the prompt whose keys and values are there.
-        reused: tokens of the prompt that were found computed.
+        reused: tokens of the prompt that were computed before, for another request.
         hashes: chained hashes of the prompt's blocks; see `prefix`.
-        lookup: its drafts.
+        drafts: its draft tokens, once the first were asked for.
         began, first, last: the engine's clock at its start, its first and its newest token.
         event: set after new tokens and at the end, where a model thread computes.
     """
@@ -75,8 +109,8 @@ class Request:
     speculate: bool | DraftProposer = False
     row: int = 0
     media: PromptMedia | None = None
-    watch: Callable[[int], bool] | None = None
-    notify: Callable[[], None] | None = None
+    on_token: Callable[[int], bool] | None = None
+    on_update: Callable[[], None] | None = None
 
     tokens: list[int] = field(default_factory=list)
     reason: FinishReason | None = None
@@ -92,7 +126,7 @@ class Request:
     first: float = 0.0
     last: float = 0.0
     event: Event | None = None
-    lookup: Guesses | None = None
+    drafts: Guesses | None = None
     _source: Random | None = None
     _number: tuple[int, float] = (-1, 0.0)
 
@@ -113,8 +147,3 @@ class Request:
                 self._source = make_random(self.params.seed, self.row)
             self._number = len(self.tokens), draw_uniform(self._source)
         return self._number[1]
-
-    @property
-    def simple(self) -> bool:
-        """Greedy without penalty: the next token is the most likely one and nothing else is asked."""
-        return self.params.temperature == 0 and self.params.repetition_penalty == 1

@@ -62,6 +62,11 @@ class SamplingParams:
         """`stop` as a tuple of texts."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
+    @property
+    def is_greedy(self) -> bool:
+        """Without a penalty: the next token is the most likely one."""
+        return self.temperature == 0 and self.repetition_penalty == 1
+
     @classmethod
     def of(cls, **settings: Any) -> "SamplingParams":
         """From keyword arguments; an unknown one is an error that says which was probably meant."""

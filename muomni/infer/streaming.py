@@ -1,16 +1,15 @@
 """One request as a stream: tokens become text as they come, until an end token, a stop text or the length."""
 
+from abc import abstractmethod
 from collections.abc import Generator, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from muomni.errors import EngineError
 from muomni.infer.engine.engine import Engine
-from muomni.infer.limits import token_budget
-from muomni.infer.prompt_media import PromptMedia
+from muomni.infer.preprocess import end_ids
 from muomni.infer.reply import Chunk, Reply, Timing
-from muomni.infer.request import FinishReason, Request
-from muomni.infer.sampling import SamplingParams
+from muomni.infer.request import EngineInput, FinishReason, Request
 from muomni.infer.speculative.drafts import DraftProposer
 
 if TYPE_CHECKING:
@@ -52,57 +51,87 @@ class StopTexts:
         return min(len(text), max((len(stop) for stop in self.stops), default=1) - 1)
 
 
-class TextStream(Iterator[Chunk]):
-    """Iterates over the pieces of one reply; `reply` is there once they are all read.
+class ReplyStream(Iterator[Chunk]):
+    """Iterates over the chunks of one reply; `reply` is there once they are all read."""
+
+    def __init__(self) -> None:
+        self._reply: Reply | None = None
+        self._chunks = self._run()
+
+    def __next__(self) -> Chunk:
+        return next(self._chunks)
+
+    @property
+    @abstractmethod
+    def text(self) -> str:
+        """The text of the chunks so far."""
+
+    @property
+    def reply(self) -> Reply:
+        """The whole answer.
+
+        Raises:
+            RuntimeError: chunks are still to come.
+        """
+        if self._reply is None:
+            raise RuntimeError("the reply is not finished: read the stream to its end, or call `finish`")
+        return self._reply
+
+    def finish(self) -> Reply:
+        """Reads what is left and returns the reply."""
+        for _ in self:
+            pass
+        return self.reply
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stops early; there will be no `reply`."""
+
+    @abstractmethod
+    def _run(self) -> Generator[Chunk]:
+        """The chunks."""
+
+
+class TextStream(ReplyStream):
+    """A reply of text.
 
     Args:
         engine: computes the tokens.
-        tokenizer: turns ids into text.
-        prompt: ids, at least one.
-        params: the settings.
-        end_ids: tokens that end the reply; their text is not part of it. None takes the configuration's,
-            else the tokenizer's.
-        batch_invariant, speculate, media: see `Request`.
+        tokenizer: turns ids into text. Where the configuration names no end tokens, the tokenizer's end the reply;
+            their text is not part of it.
+        prompt: without an error.
+        batch_invariant, speculate: see `Request`.
 
     Raises:
-        PromptError: there is no prompt, or no room in the context; raised here, before the first piece.
+        PromptError: the prompt is empty, or does not fit the engine's slots; raised here, before the first chunk.
     """
 
     def __init__(
         self,
         engine: Engine,
         tokenizer: "Tokenizer",
-        prompt: Sequence[int],
-        params: SamplingParams,
-        end_ids: Sequence[int] | None = None,
+        prompt: EngineInput,
         *,
         batch_invariant: bool = False,
         speculate: bool | DraftProposer = False,
-        media: PromptMedia | None = None,
     ) -> None:
         self._engine = engine
-        self._text = _Text(tokenizer, params.stops)
-        self._pieces = self._run()
+        self._text = _Text(tokenizer, prompt.params.stops)
         self._said: list[str] = []
-        self._reply: Reply | None = None
         self._whole = False
-        if end_ids is None:
-            end_ids = engine.model.config.eos_token_ids or tokenizer.end_ids
+        super().__init__()
         self._request = Request(
-            prompt=list(prompt),
-            params=params,
-            limit=token_budget(engine.model, (1, len(prompt)), params),
-            ends=frozenset() if params.ignore_eos else frozenset(end_ids),
+            prompt=list(prompt.ids),
+            params=prompt.params,
+            limit=prompt.limit,
+            ends=frozenset() if prompt.params.ignore_eos else frozenset(end_ids(engine.model, tokenizer)),
             batch_invariant=batch_invariant,
             speculate=speculate,
-            media=media,
+            media=prompt.media,
             # Text is needed while tokens are computed only where it may end them; else the reader makes it.
-            watch=self._text.push if params.stops else None,
+            on_token=self._text.push if prompt.params.stops else None,
         )
         engine.submit(self._request)
-
-    def __next__(self) -> Chunk:
-        return next(self._pieces)
 
     @property
     def text(self) -> str:
@@ -114,33 +143,22 @@ class TextStream(Iterator[Chunk]):
         """Whether all tokens have been computed, whatever has been read."""
         return self._request.finished
 
-    @property
-    def reply(self) -> Reply:
-        """The whole answer.
-
-        Raises:
-            RuntimeError: pieces are still to come.
-        """
-        if self._reply is None:
-            raise RuntimeError("the reply is not finished: read the stream to its end, or call `finish`")
-        return self._reply
-
     def finish(self) -> Reply:
         """Reads what is left and returns the reply."""
         request = self._request
         while not request.finished:  # text that nobody waits for is made at once when all tokens are there
             self._engine.wait(request, len(request.tokens))
-        self._whole = request.watch is None
+        self._whole = request.on_token is None
         for _ in self:
             pass
-        if self._request.cancelled:
+        if request.cancelled:
             raise EngineError("the reply was cancelled before its end")
         return self.reply
 
     def close(self) -> None:
         """Stops early; there will be no `reply`."""
         self._engine.cancel(self._request)
-        self._pieces.close()
+        self._chunks.close()
 
     def __del__(self) -> None:
         request = getattr(self, "_request", None)
@@ -162,7 +180,7 @@ class TextStream(Iterator[Chunk]):
             for token in islice(tokens, seen, None):
                 seen += 1
                 last = finished and seen == len(tokens) and request.reason is not None
-                if request.watch is None and token not in request.ends:
+                if request.on_token is None and token not in request.ends:
                     text.push(token)
                 said = text.take(seen)
                 if last:

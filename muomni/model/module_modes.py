@@ -1,4 +1,4 @@
-"""Evaluation mode for a while, and all modules of a model."""
+"""Evaluation mode for a while, all modules of a model, and whether it has changed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,3 +28,21 @@ def all_modules(model: nn.Module) -> list[nn.Module]:
                 seen[child] = None
                 found.append(child)
     return found
+
+
+def fingerprint(model: nn.Module) -> tuple[object, ...]:
+    """Changes when a weight is replaced or written to in place, or a module is: what an engine was made for is gone.
+
+    Not seen are writes through `.data`, which torch hides.
+    """
+    marks: list[object] = []
+    for module in all_modules(model):
+        fields = module.__dict__
+        # Hooks and a `forward` of its own are what some runners do not call.
+        hooked = bool(fields["_forward_hooks"] or fields["_forward_pre_hooks"] or "forward" in fields)
+        marks += (type(module), hooked)
+        for tensors in (fields["_parameters"], fields["_buffers"]):
+            for x in tensors.values():
+                if x is not None:
+                    marks += (x.data_ptr(), 0 if x.is_inference() else x._version)
+    return tuple(marks)

@@ -11,6 +11,7 @@ import torch
 from muomni import MuOmni
 from muomni.errors import PromptError
 from muomni.infer import Reply, SamplingParams, generate
+from muomni.infer.preprocess import end_ids
 
 
 @pytest.fixture
@@ -108,14 +109,14 @@ def test_a_conversation_is_read_from_where_it_goes_on(model: MuOmni) -> None:
     turns += [{"role": "assistant", "content": first.text}, {"role": "user", "content": "And then?"}]
     second = model.chat(turns, temperature=0, max_new_tokens=20)
     assert said([second]) == said([copy.deepcopy(model).chat(turns, temperature=0, max_new_tokens=20)])
-    engine = model.engine(1, 1)
+    engine = model.runtime.engine(model, 1, 1)
     assert engine._scheduler.prefix.tokens[0] or any(engine._scheduler.prefix.tokens)
 
 
 def test_weights_that_change_are_seen(model: MuOmni) -> None:
     settings: dict[str, Any] = {"temperature": 0, "max_new_tokens": 15, "ignore_eos": True}
     before = model.chat("Hello there! The cat sat on the mat.", **settings)
-    engine = model.engine(1, 1)
+    engine = model.runtime.engine(model, 1, 1)
     with torch.no_grad():
         model.thinker.layers[0].mlp.down_proj.weight.mul_(-3)
     fresh = MuOmni(model.config, tokenizer=model.tokenizer)
@@ -123,8 +124,8 @@ def test_weights_that_change_are_seen(model: MuOmni) -> None:
     after = model.chat("Hello there! The cat sat on the mat.", **settings)
     assert after.tokens == fresh.eval().chat("Hello there! The cat sat on the mat.", **settings).tokens
     assert after.tokens != before.tokens
-    assert model.engine(1, 1) is not engine
-    assert model.engine(1, 1) is model.engine(1, 200)
+    assert model.runtime.engine(model, 1, 1) is not engine
+    assert model.runtime.engine(model, 1, 1) is model.runtime.engine(model, 1, 200)
     assert model.to(torch.float64).chat("Hello", **settings).tokens
 
 
@@ -132,7 +133,7 @@ def test_copies_have_engines_of_their_own(model: MuOmni) -> None:
     stream = model.stream("Hello", max_new_tokens=9, seed=1, ignore_eos=True)
     next(stream)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert other.engine(1, 1) is not model.engine(1, 1)
+        assert other.runtime.engine(other, 1, 1) is not model.runtime.engine(model, 1, 1)
         assert said([other.chat("Hello", max_new_tokens=9, seed=1, ignore_eos=True)]) == said(
             [model.chat("Hello", max_new_tokens=9, seed=1, ignore_eos=True)]
         )
@@ -160,7 +161,9 @@ def test_a_bar_is_shown_where_it_is_asked_for(model: MuOmni, capsys: pytest.Capt
 @pytest.mark.parametrize("settings", [{"temperature": 0}, {"seed": 2}, {"temperature": 0, "ignore_eos": True}])
 def test_generate_is_the_plain_loop_with_and_without_the_cache(model: MuOmni, settings: dict[str, Any]) -> None:
     ids = torch.randint(model.config.thinker.vocab_size, (5, 20), generator=torch.Generator().manual_seed(0))
-    expected = generate(model, ids, SamplingParams(max_new_tokens=25, **settings), end_ids=model.end_ids())
+    expected = generate(
+        model, ids, SamplingParams(max_new_tokens=25, **settings), end_ids=end_ids(model, model.tokenizer)
+    )
     assert torch.equal(model.generate(ids, max_new_tokens=25, **settings), expected)
     assert torch.equal(model.generate(ids, max_new_tokens=25, use_cache=False, **settings), expected)
     with pytest.raises(PromptError, match="stop: token ids hold no text"):

@@ -94,7 +94,7 @@ def said(replies: list[Reply]) -> list[tuple[int, ...]]:
 
 def uncached(model: MuOmni, prompt: Any, **settings: Any) -> tuple[int, ...]:
     params = SamplingParams.of(**settings)
-    asked = model.prepare([(prompt, params)], [""])[0]
+    asked = model.runtime.prepare(model, model.tokenizer, [(prompt, params)], [""])[0]
     out = generate(model, torch.tensor([list(asked.ids)]), params, end_ids=(), use_cache=False, media=asked.media)
     return tuple(out[0].tolist())
 
@@ -119,7 +119,7 @@ def test_the_places_are_those_that_the_model_itself_splices(model: MuOmni) -> No
 
     assert model.config.vision is not None
     prompt = [sound(4), "Hello", picture(3), "there!", picture(4, (100, 20)), sound(5)]
-    asked = model.prepare([(prompt, SamplingParams())], [""])[0]
+    asked = model.runtime.prepare(model, model.tokenizer, [(prompt, SamplingParams())], [""])[0]
     patches, grids = zip(*(to_patches(one, model.config.vision) for one in (prompt[2], prompt[4])), strict=True)
     mels = [log_mel(torch.from_numpy(load_audio(one))) for one in (prompt[0], prompt[5])]
     images = ImageBatch(torch.from_numpy(np.concatenate(patches)), tuple(grids))
@@ -138,7 +138,7 @@ def test_the_places_are_those_that_the_model_itself_splices(model: MuOmni) -> No
 
 
 def test_each_content_is_encoded_once_and_all_of_a_call_together(model: MuOmni) -> None:
-    memory = model._media
+    memory = model.runtime.media
     model.chat_batch([[picture(1), "a"], [picture(2), picture(1)], [sound(1), picture(3)], [sound(2), "b"]], **GREEDY)
     assert (memory.encoded, memory.passes) == (5, 2)
     turns: list[Any] = [
@@ -172,7 +172,7 @@ def test_every_form_of_a_medium_is_the_same(model: MuOmni, tmp_path: Path, kind:
         forms.append({"type": "input_audio", "input_audio": {"data": coded, "format": "wav"}})
     replies = [model.chat([form, "What is this?"], **GREEDY) for form in forms]
     assert len(set(said(replies))) == 1
-    assert model._media.encoded == 1
+    assert model.runtime.media.encoded == 1
     loose: Any = picture(1) if kind == "image" else (np.frombuffer(content[44:], "<i2"), 16_000)
     assert model.chat([loose, "What is this?"], **GREEDY).tokens == replies[0].tokens
 
@@ -206,18 +206,18 @@ def test_guessed_replies_are_the_same(model: MuOmni) -> None:
 
 
 def test_the_memory_is_bounded_and_evicts_what_was_asked_for_longest_ago(model: MuOmni) -> None:
-    one = model.prepare([([picture(1)], SamplingParams())], [""])[0]
+    one = model.runtime.prepare(model, model.tokenizer, [([picture(1)], SamplingParams())], [""])[0]
     assert one.media is not None
     size = one.media.features.nbytes
-    model._media = memory = EncoderCache(limit=3 * size)
+    model.runtime.media = memory = EncoderCache(limit=3 * size)
     for seed in (1, 2, 3, 1, 4, 1, 3):  # 2 goes when 4 comes
-        model.prepare([([picture(seed)], SamplingParams())], [""])
+        model.runtime.prepare(model, model.tokenizer, [([picture(seed)], SamplingParams())], [""])
         assert memory.nbytes <= 3 * size
     assert memory.encoded == 4
-    model.prepare([([picture(2)], SamplingParams())], [""])
+    model.runtime.prepare(model, model.tokenizer, [([picture(2)], SamplingParams())], [""])
     assert memory.encoded == 5
     many = [([picture(seed)], SamplingParams()) for seed in range(10, 20)]
-    assert len(model.prepare(many, [""] * 10)) == 10 and memory.nbytes == 3 * size
+    assert len(model.runtime.prepare(model, model.tokenizer, many, [""] * 10)) == 10 and memory.nbytes == 3 * size
     for other in (copy.deepcopy(memory), pickle.loads(pickle.dumps(memory))):
         assert other.nbytes == 0 and other._limit == memory._limit
 
@@ -260,11 +260,11 @@ def test_what_is_broken_says_so_and_the_others_are_answered(model: MuOmni, tmp_p
     mixed: list[Any] = []
     for number, (part, _) in enumerate(cases.values()):
         mixed += [PROMPTS[number % len(PROMPTS)], [part, "What?"]]
-    encoded = model._media.encoded
+    encoded = model.runtime.media.encoded
     with pytest.raises(MediaError, match=rf"prompt \d+ of {len(mixed)}: .*"):
         model.chat_batch(mixed, **GREEDY)
     replies = model.chat_batch(mixed, on_error="reply", **GREEDY)
-    assert model._media.encoded == encoded
+    assert model.runtime.media.encoded == encoded
     for number, (_, message) in enumerate(cases.values()):
         fine, wrong = replies[2 * number : 2 * number + 2]
         assert fine.tokens == good[number % len(PROMPTS)] and fine.error is None
@@ -285,7 +285,7 @@ def test_a_prompt_that_media_make_too_long_says_what_takes_how_much(model: MuOmn
         PromptError, match=rf"tokens \(the sound .*talk.wav 375, .*\) and the model's context is {context}"
     ):
         model.chat([picture(1), part, "What is said?"])
-    assert model._media.encoded == 0  # known before anything is decoded
+    assert model.runtime.media.encoded == 0  # known before anything is decoded
 
 
 def test_a_model_without_an_encoder_says_so(nano_folder: Path, small_tokenizer: "Tokenizer") -> None:

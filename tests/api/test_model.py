@@ -16,6 +16,7 @@ from muomni.data.text.tokenizer import Tokenizer
 from muomni.errors import CheckpointError, ConfigError, PromptError, UserError
 from muomni.formats.pretrained import save_model
 from muomni.infer import Reply
+from muomni.infer.preprocess import end_ids
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +198,7 @@ def test_stream_complete_and_generate_agree(model: MuOmni) -> None:
 
 def test_chat_ends_at_the_end_of_the_turn(model: MuOmni) -> None:
     assert model.tokenizer is not None
-    assert model.end_ids() == (model.tokenizer.im_end_id, model.tokenizer.eos_id)
+    assert end_ids(model, model.tokenizer) == (model.tokenizer.im_end_id, model.tokenizer.eos_id)
     other = copy.deepcopy(model)
     first = model.chat("Hello", temperature=0, max_new_tokens=8).tokens
     other.config = model.config.replace(eos_token_ids=(first[3],))
@@ -293,7 +294,11 @@ def test_exports_load_in_transformers(model: MuOmni, tmp_path: Path) -> None:
     ids = torch.tensor([model.encode(messages)])
     with torch.inference_mode():
         torch.testing.assert_close(theirs(ids).logits, model(ids).logits, rtol=0, atol=1e-4)
-    assert set(theirs.generation_config.eos_token_id) == set(theirs.config.eos_token_id) == set(model.end_ids())
+    assert (
+        set(theirs.generation_config.eos_token_id)
+        == set(theirs.config.eos_token_id)
+        == set(end_ids(model, model.tokenizer))
+    )
     said = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False)
     ours = model.chat(messages, temperature=0, max_new_tokens=10)
     assert said[0, ids.shape[1] :].tolist() == list(ours.tokens)

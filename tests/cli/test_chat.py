@@ -95,7 +95,7 @@ def test_every_sampling_flag_arrives(muomni: Any, nano_folder: Path, monkeypatch
         assert {key: given[key] for key in expected} == expected
         given.clear()
         assert muomni(*arguments, "--max-new-tokens", 2).code == 0
-        assert given.keys() - {"raw", "batch_invariant", "speculate"} == {"max_new_tokens"}
+        assert given.keys() - {"raw", "batch_invariant", "speculate", "speak"} == {"max_new_tokens"}
 
 
 def test_the_help_states_the_defaults(muomni: Any) -> None:

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from muomni.cli.common import audio_output
 from muomni.cli.common.reply_audio import Voiced
 from muomni.errors import SpeechError, UserError
 from muomni.infer import Chunk, Reply, Timing
-from muomni.infer.speech import SpeechSettings, SpeechTiming
+from muomni.infer.speech import Speech, SpeechSettings, SpeechTiming
 from tests.infer.speech.models import make_speaking
 
 RATE = 16_000
@@ -44,16 +45,14 @@ class Humming:
         self.device = "cpu"
         self.cache_dtype = "auto"
 
-    def say(self, text: str, **settings: Any) -> Reply:
+    def say(self, text: str, **settings: Any) -> Speech:
         SpeechSettings.of(**settings)
         self.asked.append((text, settings))
-        return self._reply(text)
+        return Speech(text, hum(text), RATE, SpeechTiming(1, len(text) / 10, len(text) / 100))
 
-    def say_batch(self, texts: Sequence[str], *, on_error: str, **settings: Any) -> list[Reply]:
+    def say_batch(self, texts: Sequence[str], *, on_error: str, **settings: Any) -> list[Speech]:
         assert on_error == "reply"
-        return [
-            self.say(text, **settings) if text.strip("!") else Reply.failed("there is nothing to say") for text in texts
-        ]
+        return [self.say(text, **settings) if text.strip("!") else silent(text) for text in texts]
 
     def stream(self, prompt: Any, *, speculate: Any, speak: Any = False, **sampling: Any) -> Any:
         self.asked.append((prompt[-1]["content"], speak))
@@ -65,10 +64,9 @@ class Humming:
     def num_parameters(self) -> int:
         return 1
 
-    def _reply(self, text: str) -> Reply:
-        timing = Timing(0, 0, 0.0, 0.0)
-        speech = SpeechTiming(1, len(text) / 10, len(text) / 100)
-        return Reply(text, (), "stop", timing, audio=hum(text), sample_rate=RATE, speech=speech)
+
+def silent(text: str) -> Speech:
+    return Speech(text, torch.empty(0), RATE, SpeechTiming(0, 0.0, 0.0), "there is nothing to say")
 
 
 class _Humming:
@@ -212,7 +210,7 @@ def test_a_model_speaks_and_refuses_what_it_has_not(small_tokenizer: Any, tmp_pa
 
 
 def test_no_speech_is_an_error_and_no_file(model: Humming, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
-    monkeypatch.setattr(model, "say", lambda text, **settings: Reply(text, (), "stop", Timing(0, 0, 0, 0)))
+    monkeypatch.setattr(model, "say", lambda text, **settings: replace(silent(text), error=None))
     assert run("say", "any", "Hello.", "--out", tmp_path / "a.wav") == 1
     assert "no speech" in capsys.readouterr().err and not list(tmp_path.iterdir())
 

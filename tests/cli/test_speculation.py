@@ -11,6 +11,7 @@ import pytest
 from muomni import MuOmni
 from muomni.cli import main
 from muomni.cli.chat import Chat
+from muomni.infer import runtime
 
 GREEDY = ("--temperature", 0, "--max-new-tokens", 20, "--ignore-eos")
 
@@ -34,13 +35,13 @@ def muomni(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
 def guessers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What the engine's requests were given as `speculate`."""
     seen: list[Any] = []
-    guesser = MuOmni.guesser
+    drafter = runtime._drafter
 
-    def spy(self: MuOmni, speculate: Any, engine: Any) -> Any:
+    def spy(model: Any, tokenizer: Any, speculate: Any, engine: Any) -> Any:
         seen.append(speculate)
-        return guesser(self, speculate, engine)
+        return drafter(model, tokenizer, speculate, engine)
 
-    monkeypatch.setattr(MuOmni, "guesser", spy)
+    monkeypatch.setattr(runtime, "_drafter", spy)
     return seen
 
 
@@ -99,8 +100,8 @@ def test_what_would_have_no_effect_is_refused(
 def test_deterministic_and_a_file_without_greedy_prompts_are_refused(
     muomni: Any, nano_folder: Path, tmp_path: Path
 ) -> None:
-    code, _, err = muomni("generate", nano_folder, "Hello", *GREEDY, "--batch_invariant", "--speculate")
-    assert code == 2 and "--speculate does not go together with --batch_invariant" in " ".join(err.split())
+    code, _, err = muomni("generate", nano_folder, "Hello", *GREEDY, "--batch-invariant", "--speculate")
+    assert code == 2 and "--speculate does not go together with --batch-invariant" in " ".join(err.split())
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('"Hello"\n')
     out = tmp_path / "out.jsonl"
@@ -131,14 +132,14 @@ def test_the_cache_is_what_was_asked_for(
     muomni: Any, nano_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[str] = []
-    engine = MuOmni.engine
+    engine = runtime.Runtime.engine
 
-    def spy(self: MuOmni, slots: int, capacity: int) -> Any:
-        found = engine(self, slots, capacity)
+    def spy(self: runtime.Runtime, model: Any, slots: int, capacity: int) -> Any:
+        found = engine(self, model, slots, capacity)
         made.append(str(found.cache.dtype))
         return found
 
-    monkeypatch.setattr(MuOmni, "engine", spy)
+    monkeypatch.setattr(runtime.Runtime, "engine", spy)
     prompts, replies = tmp_path / "prompts.jsonl", tmp_path / "replies.jsonl"
     prompts.write_text('"The cat"\n')
     for args in (

@@ -366,7 +366,7 @@ def test_a_runner_that_is_named_is_taken_or_refused(monkeypatch: pytest.MonkeyPa
         make_runner(model, cache, "native")
     auto = make_runner(model, cache, "auto")
     assert isinstance(auto.now, EagerRunner) and auto.later is None and "torch.int8" in auto.note
-    monkeypatch.setenv("MUOMNI_RUNNER", "native")
+    monkeypatch.setattr("muomni.infer.runners.select.DEFAULT_RUNNER", "native")
     with pytest.raises(ConfigError, match="cannot be had"):
         make_runner(model, cache)
 

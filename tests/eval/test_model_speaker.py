@@ -1,6 +1,5 @@
 """A model with a talker, of random weights, as what is evaluated and the bench times."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,10 +54,7 @@ def test_what_cannot_be_said_is_an_error(model: MuOmni, nano_folder: Path) -> No
 
 
 @pytest.mark.parametrize(("weights", "rows"), [("float", 1), ("int8", 2)])
-def test_a_case_of_the_bench_speaks(
-    weights: str, rows: int, model: MuOmni, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MUOMNI_RUNNER", "auto")
+def test_a_case_of_the_bench_speaks(weights: str, rows: int, model: MuOmni, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "model")
     case = SpeechCase(
         name="a",
@@ -72,7 +68,7 @@ def test_a_case_of_the_bench_speaks(
         threads=1,
     )
     subject = SpeechSubject(case)
-    assert os.environ["MUOMNI_RUNNER"] == "eager"
+    assert subject.model.runner == "eager"
     turn = subject.turn()
     rate = model.config.codec.sample_rate if model.config.codec is not None else 0
     assert turn["audio_s"] == pytest.approx(sum(subject.first["samples"]) / rate)

@@ -1,5 +1,6 @@
 """What is set once on a model, and settings that have no effect together."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,14 @@ def model(nano_folder: Path) -> MuOmni:
     return MuOmni.from_pretrained(nano_folder, device="cpu")
 
 
-def test_an_int8_cache_is_set_on_the_model(model: MuOmni, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_int8_cache_is_set_on_the_model(model: MuOmni) -> None:
     assert model.cache_dtype == "auto"
     plain = model.chat("Hello there!", **GREEDY)
-    assert model.engine(1, 16).cache.dtype == torch.float32
+    assert model.runtime.engine(model, 1, 16).cache.dtype == torch.float32
     model.cache_dtype = "int8"
-    monkeypatch.setenv("MUOMNI_RUNNER", "auto")
-    assert model.engine(1, 16).cache.dtype == torch.int8
-    assert "the native decoder knows float32 and bfloat16" in model.engine(1, 16).note
+    model.runner = "auto"
+    assert model.runtime.engine(model, 1, 16).cache.dtype == torch.int8
+    assert "the native decoder knows float32 and bfloat16" in model.runtime.engine(model, 1, 16).note
     replies = [
         model.chat("Hello there!", **GREEDY),
         model.chat_batch(["Hello there!", "The cat"], **GREEDY)[0],
@@ -33,10 +34,26 @@ def test_an_int8_cache_is_set_on_the_model(model: MuOmni, monkeypatch: pytest.Mo
     assert len({reply.tokens for reply in replies}) == 1
     assert len(replies[0].tokens) == len(plain.tokens)
     assert model.generate(torch.tensor([[1, 2, 3]]), **GREEDY).shape == (1, 12)
-    assert model.engine(1, 16).cache.dtype == torch.int8
+    assert model.runtime.engine(model, 1, 16).cache.dtype == torch.int8
     model.cache_dtype = "auto"
     assert model.chat("Hello there!", **GREEDY).tokens == plain.tokens
-    assert model.engine(1, 16).cache.dtype == torch.float32
+    assert model.runtime.engine(model, 1, 16).cache.dtype == torch.float32
+
+
+def test_a_runner_is_set_on_the_model_and_a_named_one_is_taken_or_refused(model: MuOmni, nano_folder: Path) -> None:
+    assert model.runner == "eager"
+    expected = model.chat("Hello there!", **GREEDY).tokens
+    model.runner = "auto"
+    assert model.runner == copy.deepcopy(model).runner == "auto"
+    assert model.chat("Hello there!", **GREEDY).tokens == expected
+    wrong: Any = "fast"
+    with pytest.raises(ConfigError, match="runner = 'fast': there are auto, eager, native, compiled"):
+        model.runner = wrong
+    with pytest.raises(ConfigError, match="runner = 'fast'"):
+        MuOmni.from_pretrained(nano_folder, device="cpu", runner=wrong)
+    model.runner, model.cache_dtype = "native", "int8"
+    with pytest.raises(ConfigError, match="the native runner cannot be had: a cache of torch.int8"):
+        model.chat("Hello there!", **GREEDY)
 
 
 def test_another_cache_is_refused(model: MuOmni) -> None:
@@ -69,14 +86,14 @@ def test_the_prompt_whose_own_settings_leave_nothing_to_guess_is_named(model: Mu
 
 
 def test_guesses_that_would_have_no_effect_on_deterministic_replies_are_refused(
-    model: MuOmni, nano_folder: Path, monkeypatch: pytest.MonkeyPatch
+    model: MuOmni, nano_folder: Path
 ) -> None:
-    monkeypatch.setenv("MUOMNI_RUNNER", "eager")
+    model.runner = "eager"
     draft: Any = MuOmni.from_pretrained(nano_folder, device="cpu")
     for speculate in (True, draft):
         with pytest.raises(PromptError, match="no effect with batch_invariant, as the steps of EagerRunner round by"):
             model.chat("Hello", batch_invariant=True, speculate=speculate, **GREEDY)
         with pytest.raises(PromptError, match="no effect with batch_invariant"):
             model.chat_batch(["Hello", "The cat"], batch_invariant=True, speculate=speculate, **GREEDY)
-    assert not model.engine(1, 16).active
+    assert not model.runtime.engine(model, 1, 16).active
     assert model.chat("Hello", batch_invariant=True, **GREEDY) and model.chat("Hello", speculate=True, **GREEDY)

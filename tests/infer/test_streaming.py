@@ -14,6 +14,7 @@ from muomni.config import preset
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.errors import PromptError
 from muomni.infer import Engine, Runners, SamplingParams, TextStream
+from muomni.infer.request import EngineInput, token_budget
 from muomni.infer.streaming import StopTexts
 from muomni.model import OmniModel, SlotCache
 
@@ -49,9 +50,14 @@ def engine(tokenizer: Tokenizer, script: Sequence[int], prompt: int = 1) -> Engi
     return Engine(model, SlotCache(thinker, 2, 256), Runners(runner))
 
 
+def text_stream(engine: Engine, tokenizer: Tokenizer, ids: list[int], params: SamplingParams) -> TextStream:
+    limit = token_budget(engine.model, (1, len(ids)), params)
+    return TextStream(engine, tokenizer, EngineInput(ids, params, limit))
+
+
 def stream(tokenizer: Tokenizer, script: Sequence[int], **sampling: Any) -> TextStream:
     chosen = {"temperature": 0, "max_new_tokens": len(script)} | sampling
-    return TextStream(engine(tokenizer, script), tokenizer, [5], SamplingParams(**chosen))
+    return text_stream(engine(tokenizer, script), tokenizer, [5], SamplingParams(**chosen))
 
 
 def stopped_by_definition(text: str, stops: Sequence[str]) -> tuple[str, bool]:
@@ -156,7 +162,7 @@ def test_both_end_tokens_end_a_reply_and_the_configuration_decides(small_tokeniz
         assert stream(small_tokenizer, [*ids, end, *ids]).finish().text == "The cat sat"
     scripted = engine(small_tokenizer, ids)
     scripted.model.config = scripted.model.config.replace(eos_token_ids=(ids[1],))
-    reply = TextStream(scripted, small_tokenizer, [5], SamplingParams(temperature=0)).finish()
+    reply = text_stream(scripted, small_tokenizer, [5], SamplingParams(temperature=0)).finish()
     assert reply.tokens == tuple(ids[:2])
     assert reply.text == small_tokenizer.decode(ids[:1])
 
@@ -169,7 +175,7 @@ def test_ignore_eos_goes_on_and_leaves_the_end_token_out_of_the_text(small_token
 
 def test_the_context_ends_a_reply(small_tokenizer: Tokenizer) -> None:
     scripted = engine(small_tokenizer, small_tokenizer.encode("a"), prompt=250)
-    reply = TextStream(scripted, small_tokenizer, [5] * 250, SamplingParams(temperature=0)).finish()
+    reply = text_stream(scripted, small_tokenizer, [5] * 250, SamplingParams(temperature=0)).finish()
     assert len(reply.tokens) == 6
     assert reply.finish_reason == "length"
 
@@ -177,15 +183,15 @@ def test_the_context_ends_a_reply(small_tokenizer: Tokenizer) -> None:
 def test_a_prompt_without_room_is_refused_before_the_first_piece(small_tokenizer: Tokenizer) -> None:
     scripted = engine(small_tokenizer, [5])
     with pytest.raises(PromptError, match="256 tokens and the model's context is 256"):
-        TextStream(scripted, small_tokenizer, [5] * 256, SamplingParams())
+        text_stream(scripted, small_tokenizer, [5] * 256, SamplingParams())
     with pytest.raises(PromptError, match="empty"):
-        TextStream(scripted, small_tokenizer, [], SamplingParams())
+        text_stream(scripted, small_tokenizer, [], SamplingParams())
 
 
 def test_an_unread_stream_has_no_reply_and_can_be_closed(small_tokenizer: Tokenizer) -> None:
     scripted = engine(small_tokenizer, small_tokenizer.encode("The cat sat"))
     model = scripted.model.train()
-    running = TextStream(scripted, small_tokenizer, [5], SamplingParams(temperature=0))
+    running = text_stream(scripted, small_tokenizer, [5], SamplingParams(temperature=0))
     first = next(running)
     with pytest.raises(RuntimeError, match="not finished"):
         _ = running.reply

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
-from muomni.cli.common.speculation import Speculation, greedy
+from muomni.cli.common.decoding import Decoding
 from muomni.errors import MediaError, PromptError, UserError
 
 if TYPE_CHECKING:
@@ -41,9 +41,7 @@ class Job:
         system: what the system message says, for prompts that are texts.
         batch_size: prompts side by side.
         batch_invariant: see `MuOmni.chat_batch`.
-        guessing: who guesses tokens.
-        cache: what keys and values are stored as.
-        int8: make the weights int8 while they are read.
+        decoding: how the model is loaded and decodes.
     """
 
     prompts: Path
@@ -53,9 +51,7 @@ class Job:
     system: str | None
     batch_size: int
     batch_invariant: bool
-    guessing: Speculation
-    cache: Literal["auto", "int8"] = "auto"
-    int8: bool = False
+    decoding: Decoding
 
 
 class BatchTotals(TypedDict):
@@ -79,7 +75,7 @@ class _Line(NamedTuple):
     sampling: dict[str, Any]
 
 
-def answer_file(run: str, device: str, job: Job) -> BatchTotals:
+def answer_file(run: str, job: Job) -> BatchTotals:
     """Answers all lines that have no reply yet.
 
     Raises:
@@ -87,17 +83,15 @@ def answer_file(run: str, device: str, job: Job) -> BatchTotals:
             any is answered. A picture or sound that cannot be read is no such mistake: its reply tells it.
     """
     kept, errors = _kept(job)
-    from muomni.api.model import MuOmni
-    from muomni.infer.offline import generate_all, progress_bar
+    from muomni.infer.offline import show_progress
 
-    _check_settings(job)  # mistakes in the file are told before the model is read
-    model = MuOmni.from_pretrained(run, device=device, int8=job.int8)
-    model.cache_dtype = job.cache
+    _check_settings(job)  # mistakes in the file are told before the model is loaded
+    model = job.decoding.load(run)
     left, longest = 0, 1
     for line in _lines(job, kept):
         left += 1
         longest = max(longest, _length(model, job, line))
-    figures: BatchTotals = {
+    totals: BatchTotals = {
         "out": str(job.replies),
         "replies": 0,
         "kept": kept,
@@ -108,49 +102,55 @@ def answer_file(run: str, device: str, job: Job) -> BatchTotals:
         "tokens_per_s": 0.0,
     }
     if not left:
-        return figures
-    assert model.tokenizer is not None
-    engine = model.engine(min(job.batch_size, left), longest)
-    asked: deque[_Line] = deque()
+        return totals
+    pending: deque[_Line] = deque()
+    runtime, draft = model.runtime, job.decoding.draft_model(model)
 
-    def prompts() -> Iterator["EngineInput"]:
+    def inputs() -> Iterator["EngineInput"]:
+        options: dict[str, Any] = {"raw": job.raw, "alone": job.batch_invariant, "root": job.prompts.parent}
         lines = _lines(job, kept)
-        while some := list(islice(lines, job.batch_size)):
-            pairs = [(line.prompt, _params(job, line)) for line in some]
-            how: dict[str, Any] = {"raw": job.raw, "alone": job.batch_invariant, "root": job.prompts.parent}
-            asked.extend(some)
-            yield from model.prepare(pairs, [""] * len(some), keep_going=True, **how)
+        while group := list(islice(lines, job.batch_size)):
+            pending.extend(group)
+            pairs, names = [(line.prompt, _params(job, line)) for line in group], [""] * len(group)
+            yield from runtime.prepare(model, model.tokenizer, pairs, names, keep_going=True, **options)
 
-    guesser = model.guesser(job.guessing.guesser(model, device), engine)
     started = time.perf_counter()
-    how: dict[str, Any] = {"batch_invariant": job.batch_invariant, "speculate": guesser}
-    replies = generate_all(engine, model.tokenizer, prompts(), end_ids=model.end_ids(), keep_going=True, **how)
+    replies = runtime.answer(
+        model,
+        model.tokenizer,
+        inputs(),
+        slots=min(job.batch_size, left),
+        capacity=longest,
+        batch_invariant=job.batch_invariant,
+        speculate=draft,
+        keep_going=True,
+    )
     with job.replies.open("ab", buffering=0) as out:
-        for reply in progress_bar(replies, left, None):
-            out.write(_written(asked.popleft(), reply))
-            figures["replies"] += 1
-            figures["errors"] += reply.error is not None
-            figures["prompt_tokens"] += reply.timing.prompt_tokens
-            figures["new_tokens"] += reply.timing.new_tokens
-    figures["seconds"] = time.perf_counter() - started
-    figures["tokens_per_s"] = figures["new_tokens"] / figures["seconds"]
-    return figures
+        for reply in show_progress(replies, left, None):
+            out.write(_written(pending.popleft(), reply))
+            totals["replies"] += 1
+            totals["errors"] += reply.error is not None
+            totals["prompt_tokens"] += reply.timing.prompt_tokens
+            totals["new_tokens"] += reply.timing.new_tokens
+    totals["seconds"] = time.perf_counter() - started
+    totals["tokens_per_s"] = totals["new_tokens"] / totals["seconds"]
+    return totals
 
 
 def _check_settings(job: Job) -> None:
     """Refuses a line with a wrong setting, and guessing where no line is greedy; says where not all are."""
     guessed = count = 0
     for line in _lines(job):
-        guessed += greedy(_params(job, line))
+        guessed += _params(job, line).is_greedy
         count += 1
-    if not job.guessing.wanted or guessed == count:
+    if not job.decoding.drafts or guessed == count:
         return
     needs = "--temperature 0 without --repetition-penalty"
     if not guessed:
-        raise UserError(f"{job.guessing.option} guesses the most likely tokens; none of the prompts has {needs}")
+        raise UserError(f"{job.decoding.option} guesses the most likely tokens; none of the prompts has {needs}")
     print(
         f"{count - guessed} of {count} prompts do not have {needs}: "
-        f"while one of them is answered, {job.guessing.option} does nothing",
+        f"while one of them is answered, {job.decoding.option} does nothing",
         file=sys.stderr,
     )
 
@@ -225,8 +225,8 @@ def _length(model: "MuOmni", job: Job, line: _Line) -> int:
         PromptError: the line is wrong.
     """
     from muomni.infer.encoder_cache import processor_of
-    from muomni.infer.limits import token_budget
     from muomni.infer.preprocess import read_prompt
+    from muomni.infer.request import token_budget
 
     assert model.tokenizer is not None
     params = _params(job, line)

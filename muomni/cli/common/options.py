@@ -1,8 +1,9 @@
 """Options that several commands share. Each sampling option is one field of `SamplingParams`."""
 
-from enum import StrEnum
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -14,7 +15,7 @@ Run = Annotated[
         "Hugging Face Hub.",
     ),
 ]
-Device = Annotated[str, typer.Option(help="cuda, mps or cpu; auto takes the first of them that is there.")]
+Device = Annotated[str, typer.Option(help="cuda, mps or cpu; auto picks the first available.")]
 Raw = Annotated[bool, typer.Option("--raw", help="Continue the text as it stands, without the turns of a chat.")]
 System = Annotated[str | None, typer.Option(metavar="TEXT", help="What the system message says.")]
 Image = Annotated[
@@ -38,13 +39,15 @@ Video = Annotated[
 Voice = Annotated[str | None, typer.Option(metavar="NAME", help="One of the model's voices; default: its first.")]
 
 
-class CacheDtype(StrEnum):
-    """What keys and values are stored as."""
-
-    auto = "auto"
-    int8 = "int8"
-
-
+CacheDtype = Literal["auto", "int8"]
+RunnerName = Literal["auto", "eager", "native", "compiled"]
+Runner = Annotated[
+    RunnerName | None,
+    typer.Option(
+        help="What computes the decoder steps: eager (PyTorch's modules), native (C++, on CPUs), compiled "
+        "(torch.compile); auto, the default, picks the fastest available."
+    ),
+]
 Tuned = Annotated[
     Path | None,
     typer.Option(
@@ -54,15 +57,15 @@ Tuned = Annotated[
     ),
 ]
 Cache = Annotated[
-    CacheDtype,
+    CacheDtype | None,
     typer.Option(
         "--kv-cache-dtype",
-        help="What keys and values are stored as: auto as the model computes, int8 for much longer conversations or "
-        "more prompts side by side in the same memory; slower on a CPU.",
+        help="Dtype of keys and values: auto (default) is the model's; int8 holds much longer conversations, or more "
+        "prompts side by side, in the same memory, and is slower on a CPU.",
     ),
 ]
 Speculate = Annotated[
-    bool,
+    bool | None,
     typer.Option(
         "--speculate",
         help="Guess tokens from the text so far and check several in one step, while that is faster: for replies that "
@@ -112,6 +115,57 @@ IgnoreEos = Annotated[
 ]
 
 
+SAMPLING: dict[str, Any] = {
+    "max_new_tokens": MaxNewTokens,
+    "temperature": Temperature,
+    "top_k": TopK,
+    "top_p": TopP,
+    "min_p": MinP,
+    "repetition_penalty": RepetitionPenalty,
+    "stop": Stop,
+    "seed": Seed,
+    "ignore_eos": IgnoreEos,
+}
+# The fields of `common.decoding.Decoding`.
+DECODING: dict[str, Any] = {
+    "tuned": Tuned,
+    "cache": Cache,
+    "runner": Runner,
+    "speculate": Speculate,
+    "draft": Draft,
+    "device": Annotated[
+        str | None, typer.Option(help="cuda, mps or cpu; auto, the default, picks the first available.")
+    ],
+}
+
+
+def group(name: str, members: Mapping[str, Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command options of its parameter `name`, a dict of those that were given on the command line.
+
+    Args:
+        name: of a parameter.
+        members: names of options with their annotations; all are None by default.
+    """
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        def command(**values: Any) -> None:
+            chosen = {key: values.pop(key) for key in members}
+            function(**values, **{name: given(**chosen)})
+
+        parameters = [p for p in inspect.signature(function).parameters.values() if p.name != name]
+        for key, annotation in members.items():
+            parameters.append(
+                inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+            )
+        parameters.sort(key=lambda parameter: parameter.kind)
+        command.__doc__ = function.__doc__
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # Typer reads it
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return command
+
+    return decorate
+
+
 def media(image: list[str] | None, audio: list[str] | None, video: list[str] | None) -> list[dict[str, str]]:
     """The parts of a message that `--image`, `--audio` and `--video` give: pictures, videos, then sounds."""
     kinds = {"image": image, "video": video, "audio": audio}
@@ -119,7 +173,7 @@ def media(image: list[str] | None, audio: list[str] | None, video: list[str] | N
 
 
 def given(**options: Any) -> dict[str, Any]:
-    """The sampling options that were given on the command line; the others keep their defaults."""
+    """The options that were given on the command line; the others keep their defaults."""
     return {key: value for key, value in options.items() if value is not None and value != []}
 
 

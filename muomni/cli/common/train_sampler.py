@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from muomni.config import Recipe
 from muomni.data import Tokenizer
 from muomni.infer import EagerRunner, Engine, Runners, SamplingParams
-from muomni.infer.limits import token_budget
 from muomni.infer.offline import generate_all
+from muomni.infer.request import EngineInput, token_budget
 from muomni.model import OmniModel, SlotCache
 from muomni.train.omni_task import Sampler
 
@@ -18,11 +18,12 @@ def make_sampler(tokenizer: Tokenizer, recipe: Recipe) -> Sampler:
         params = SamplingParams(
             max_new_tokens=recipe.eval.sample_tokens, temperature=0.8, top_p=0.95, seed=recipe.seed + step
         )
-        prompts = [tokenizer.encode(prompt) for prompt in recipe.eval.prompts]
-        longest = max((len(ids) + token_budget(model, (1, len(ids)), params) for ids in prompts), default=1)
+        ids = [tokenizer.encode(prompt) for prompt in recipe.eval.prompts]
+        prompts = [EngineInput(each, params, token_budget(model, (1, len(each)), params)) for each in ids]
+        longest = max((prompt.length for prompt in prompts), default=1)
         cache = SlotCache(model.config.thinker, max(1, len(prompts)), longest, model.dtype, model.device)
         # The weights change between samples, so nothing is kept or prepared for later.
         with Engine(model, cache, Runners(EagerRunner(model, cache))) as engine:
-            return [reply.text for reply in generate_all(engine, tokenizer, [(ids, params) for ids in prompts])]
+            return [reply.text for reply in generate_all(engine, tokenizer, prompts)]
 
     return sample

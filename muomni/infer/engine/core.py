@@ -53,7 +53,7 @@ class _Rows:
     positions: Tensor
     wanted: Tensor
     sampler: Sampler
-    simple: bool
+    is_greedy: bool
     alone: bool
     guess: bool
 
@@ -68,21 +68,18 @@ class EngineCore:
         scheduler: over the cache's slots.
 
     Attributes:
-        runner: computes now.
-        declined: why there is no faster one, or empty.
+        runners: `now` computes.
         steps: how many there have been.
     """
 
-    def __init__(self, model: OmniModel, cache: SlotCache, runners: Runners, scheduler: Scheduler) -> None:
-        self.runner: Runner = runners.now
-        self.declined = runners.note
+    def __init__(self, model: OmniModel, cache: SlotCache, runners: Runners[Runner], scheduler: Scheduler) -> None:
+        self.runners = runners
         self.scheduler = scheduler
         self.steps = 0
         self._model = model
         self._cache = cache
         # Reads what holds pictures and sounds, which other runners cannot; they share the cache.
         self._reader = EagerRunner(model, cache)
-        self._later = runners.later
         self._rows: _Rows | None = None
         self._seen: Tensor | None = None
         self._clock = 0.0  # seconds spent in steps
@@ -97,8 +94,8 @@ class EngineCore:
             self._mode.__enter__()
         started = time.perf_counter()
         try:
-            if self._later is not None and self._later.done():
-                self._switch()
+            if self.runners.later is not None and self.runners.switch():
+                self._switched()
             if self.scheduler.waiting:
                 for request in self.scheduler.admit():
                     request.began = self._clock
@@ -121,15 +118,15 @@ class EngineCore:
             return
         self.scheduler.remove(request)
         self._rows = None
-        if request.lookup is not None:
-            request.lookup.close()
+        if request.drafts is not None:
+            request.drafts.close()
         request.reason, request.error = reason, error
         request.finished = True
         if request.event is not None:
             request.event.set()
-        if request.notify is not None:
+        if request.on_update is not None:
             try:
-                request.notify()
+                request.on_update()
             except Exception as failed:  # noqa: BLE001 - told to the request whose callback failed
                 request.error = request.error or failed
 
@@ -145,23 +142,23 @@ class EngineCore:
             mode.__exit__(None, None, None)
 
     @property
+    def runner(self) -> Runner:
+        """Computes now."""
+        return self.runners.now
+
+    @property
     def guesses_deterministic(self) -> bool:
         """Whether batch_invariant requests are guessed for: now, or perhaps by a runner that is being made."""
-        return self.runner.batch_invariant or self._later is not None
+        return self.runner.batch_invariant or self.runners.later is not None
 
-    def _switch(self) -> None:
-        """Takes the faster runner, or tells why there is none."""
-        assert self._later is not None
-        later, self._later = self._later, None
-        error = later.exception()
-        if error is not None:
-            self.declined = str(error)
-        elif (runner := later.result()) is not None:
-            self.runner = runner
-            self._step_s = 1.0
+    def _switched(self) -> None:
+        """Another runner computes, or it is known that there is no faster one."""
+        self._step_s = 1.0
         inside = (*self.scheduler.running, *self.scheduler.filling, *self.scheduler.waiting)
         if not self.runner.batch_invariant and any(r.batch_invariant and r.speculate for r in inside):
-            warnings.warn(f"{NO_GUESS_APART} requests here: {self.declined or 'the runner allows none'}", stacklevel=2)
+            warnings.warn(
+                f"{NO_GUESS_APART} requests here: {self.runners.note or 'the runner allows none'}", stacklevel=2
+            )
 
     def _mixed_step(self, started: float) -> None:
         scheduler = self.scheduler
@@ -189,7 +186,7 @@ class EngineCore:
                 return None
             if any(drafts):
                 return self._verify_step(rows.requests, drafts, started)
-        if rows.simple and self.runner.can_greedy and not rows.alone:
+        if rows.is_greedy and self.runner.can_greedy and not rows.alone:
             # Also for one step: taking the largest of all logits with torch wakes its threads, which then spin
             # for a while on the cores that the runner's threads need.
             steps = self._steps_at_once(rows)
@@ -226,11 +223,11 @@ class EngineCore:
             return []
         most = request.limit - len(request.tokens) - 1  # the step gives one more than is accepted
         try:
-            if request.lookup is None:
+            if request.drafts is None:
                 guesser = request.speculate
                 prompt = request.prompt
-                request.lookup = PromptLookup(prompt) if isinstance(guesser, bool) else guesser.begin(prompt)
-            return request.lookup.draft(request.tokens, len(request.prompt), most)
+                request.drafts = PromptLookup(prompt) if isinstance(guesser, bool) else guesser.begin(prompt)
+            return request.drafts.draft(request.tokens, len(request.prompt), most)
         except Exception as error:  # noqa: BLE001 - told to the request whose guess failed
             self.end(request, error=error)
             return []
@@ -244,7 +241,7 @@ class EngineCore:
         ]
         parts, logits = self._forward(asked)
         likely = logits.argmax(dim=-1).tolist() if parts else []
-        once = sum(r.lookup.once_s for r, draft in zip(requests, drafts, strict=True) if draft and r.lookup is not None)
+        once = sum(r.drafts.once_s for r, draft in zip(requests, drafts, strict=True) if draft and r.drafts is not None)
         took = time.perf_counter() - started - once
         drafted = sum(len(part.tokens) - 1 for part in parts)
         costs = max(0.0, took - self._step_s) / max(1, drafted)
@@ -253,14 +250,14 @@ class EngineCore:
             draft = part.tokens[1:]
             new.append(accept(draft, likely[: len(part.tokens)]))
             likely = likely[len(part.tokens) :]
-            if draft and part.request.lookup is not None:
+            if draft and part.request.drafts is not None:
                 accepted = len(new[-1]) - 1
-                part.request.lookup.learn(len(draft), accepted, self._step_s / len(parts), costs)
+                part.request.drafts.learn(len(draft), accepted, self._step_s / len(parts), costs)
         self._deliver([part.request for part in parts], new, started)
 
     def _make_rows(self) -> _Rows:
         requests = list(self.scheduler.running)
-        simple = all(r.simple for r in requests)
+        is_greedy = all(r.params.is_greedy for r in requests)
         apart = any(r.batch_invariant for r in requests) and not self.runner.batch_invariant
         self._rows = _Rows(
             requests=requests,
@@ -269,9 +266,9 @@ class EngineCore:
             positions=torch.tensor([r.position for r in requests]),
             wanted=torch.arange(len(requests)),
             sampler=Sampler([r.params for r in requests], self._cache.device),
-            simple=simple,
+            is_greedy=is_greedy,
             alone=apart and len(requests) > 1,
-            guess=simple and not apart and any(r.speculate for r in requests),
+            guess=is_greedy and not apart and any(r.speculate for r in requests),
         )
         return self._rows
 
@@ -395,8 +392,8 @@ class EngineCore:
                 if reason is None:
                     if request.event is not None:
                         request.event.set()
-                    if request.notify is not None:
-                        request.notify()
+                    if request.on_update is not None:
+                        request.on_update()
                     continue
             except Exception as error:  # noqa: BLE001 - told to the request whose callback failed
                 self.end(request, error=error)
@@ -421,9 +418,9 @@ def _joined(parts: Sequence[_Part], positions: Tensor) -> MediaChunk:
 
 def _append(request: Request, new: Sequence[int]) -> FinishReason | None:
     """Adds tokens up to the end of the reply; why it ends, or None. What comes behind the end is thrown away."""
-    tokens, ends, watch, limit = request.tokens, request.ends, request.watch, request.limit
+    tokens, ends, on_token, limit = request.tokens, request.ends, request.on_token, request.limit
     for token in new:
-        if token in ends or (watch is not None and watch(token)):
+        if token in ends or (on_token is not None and on_token(token)):
             tokens.append(token)
             return "stop"
         tokens.append(token)

@@ -16,15 +16,14 @@ from typing import Self
 
 import torch
 
-from muomni.accel.device import free_memory
 from muomni.errors import BusyError, EngineError, PromptError
 from muomni.infer.engine.core import NO_GUESS_APART, EngineCore
 from muomni.infer.engine.scheduler import Scheduler
 from muomni.infer.request import Request
 from muomni.infer.runners.base import Runner
-from muomni.infer.runners.select import Runners, make_runner
+from muomni.infer.runners.select import RunnerName, Runners, make_runner
+from muomni.infer.slots import make_slot_cache
 from muomni.model import OmniModel, SlotCache
-from muomni.model.kv_cache import slot_bytes
 
 
 class Engine:
@@ -46,7 +45,7 @@ class Engine:
         self,
         model: OmniModel,
         cache: SlotCache,
-        runners: Runners | None = None,
+        runners: Runners[Runner] | None = None,
         *,
         reuse: bool = True,
         most_waiting: int = 1024,
@@ -57,7 +56,7 @@ class Engine:
         self.cache = cache
         self._scheduler = Scheduler(cache.slots, cache.copy, chunk=chunk, chunk_alone=chunk_alone, reuse=reuse)
         runners = make_runner(model, cache) if runners is None else runners
-        self._batcher = EngineCore(model, cache, runners, self._scheduler)
+        self._core = EngineCore(model, cache, runners, self._scheduler)
         self._most_waiting = most_waiting
         self._inbox: deque[Request] = deque()
         self._cancelled: deque[Request] = deque()
@@ -70,19 +69,19 @@ class Engine:
     @property
     def runner(self) -> Runner:
         """Who computes now."""
-        return self._batcher.runner
+        return self._core.runner
 
     @property
     def steps(self) -> int:
         """How many there have been."""
-        return self._batcher.steps
+        return self._core.steps
 
     @property
     def note(self) -> str:
         cache = self.cache
         size = f"{cache.slots} slots of {cache.capacity} tokens in {str(cache.dtype).removeprefix('torch.')}"
-        said = "; ".join(note for note in (self.runner.note, self._batcher.declined) if note)
-        runner = f"{type(self.runner).__name__} ({said})" if said else type(self.runner).__name__
+        notes = "; ".join(note for note in (self.runner.note, self._core.runners.note) if note)
+        runner = f"{type(self.runner).__name__} ({notes})" if notes else type(self.runner).__name__
         return f"KV cache: {size}, {cache.nbytes / 2**30:.3g} GiB; steps by {runner}"
 
     @property
@@ -115,7 +114,7 @@ class Engine:
                 f"a prompt of {len(request.prompt)} tokens and a reply of {request.limit} do not fit the "
                 f"{self.cache.capacity} tokens of a slot: shorten the prompt or set max_new_tokens lower"
             )
-        if request.batch_invariant and request.speculate and not self._batcher.guesses_deterministic:
+        if request.batch_invariant and request.speculate and not self._core.guesses_deterministic:
             raise PromptError(
                 f"{NO_GUESS_APART}, as the steps of {type(self.runner).__name__} round by their size: give one of them"
             )
@@ -202,7 +201,7 @@ class Engine:
         def wake() -> None:
             loop.call_soon_threadsafe(woken.set)
 
-        request.notify = wake
+        request.on_update = wake
         self.submit(request)
         try:
             while True:
@@ -238,8 +237,8 @@ class Engine:
             thread.join()
         with self._lock:
             self._take_messages()
-            self._batcher.fail_all(EngineError("the engine was closed before this request had ended"))
-            self._batcher.rest()
+            self._core.fail_all(EngineError("the engine was closed before this request had ended"))
+            self._core.rest()
 
     def __enter__(self) -> Self:
         return self
@@ -261,7 +260,7 @@ class Engine:
                 return False
             self._stepping = True
             try:
-                self._batcher.step()
+                self._core.step()
             finally:
                 self._stepping = False
             self._rest_if_idle()
@@ -271,12 +270,12 @@ class Engine:
         while self._inbox:
             self._scheduler.add(self._inbox.popleft())
         while self._cancelled:
-            self._batcher.end(self._cancelled.popleft())
+            self._core.end(self._cancelled.popleft())
         self._rest_if_idle()
 
     def _rest_if_idle(self) -> None:
         if not self._scheduler.active:
-            self._batcher.rest()
+            self._core.rest()
 
 
 def make_engine(
@@ -287,6 +286,7 @@ def make_engine(
     dtype: torch.dtype | None = None,
     share: float = 0.5,
     most_waiting: int = 1024,
+    runner: RunnerName | None = None,
 ) -> Engine:
     """An engine whose cache takes at most `share` of the memory that is free.
 
@@ -297,18 +297,19 @@ def make_engine(
         dtype: of the cache; None takes the model's.
         share: of the free memory, 0 to 1.
         most_waiting: see `Engine`.
+        runner: see `make_runner`.
 
     Raises:
         EngineError: not even one slot fits.
     """
-    dtype = model.dtype if dtype is None else dtype
-    each = slot_bytes(model.config.thinker, capacity, dtype)
-    free = free_memory(model.device)
-    fit = int(free * share // each)
-    if fit < 1:
-        raise EngineError(
-            f"the KV cache of {capacity} tokens takes {each / 2**30:.3g} GiB and {free / 2**30:.3g} GiB are free: "
-            "shorten the prompt, set max_new_tokens lower, or take an int8 cache"
-        )
-    cache = SlotCache(model.config.thinker, min(slots, fit), capacity, dtype, model.device)
-    return Engine(model, cache, most_waiting=most_waiting)
+    cache = make_slot_cache(
+        model.config.thinker,
+        slots,
+        capacity,
+        model.dtype if dtype is None else dtype,
+        model.device,
+        share,
+        f"{capacity} tokens",
+        "shorten the prompt, set max_new_tokens lower, or take an int8 cache",
+    )
+    return Engine(model, cache, make_runner(model, cache, runner), most_waiting=most_waiting)

@@ -38,7 +38,7 @@ class PrefixIndex:
         self._hashes: list[list[int]] = [[] for _ in range(slots)]
         self._slots: dict[int, dict[int, None]] = {}
 
-    def hold(self, slot: int, tokens: list[int]) -> None:
+    def insert(self, slot: int, tokens: list[int]) -> None:
         """`slot` now holds exactly these tokens; those it has in common with what it held cost nothing."""
         held, hashes = self.tokens[slot], self._hashes[slot]
         keep = min(len(hashes), _common(tokens, held) // BLOCK)

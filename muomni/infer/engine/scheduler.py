@@ -3,7 +3,7 @@
 A request waits, then fills its slot with its prompt chunk by chunk, then runs, a token a step. Requests get
 slots in the order they came. Running ones take part in every step; what is left of a step's tokens is shared
 evenly by the prompts being read, so that a short one does not wait for a long one. A slot is as long as the
-longest request that is let in, so nobody who has one must give it up before the end.
+longest request that is admitted: a running request is never preempted.
 """
 
 from collections import deque
@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from muomni.infer.engine.prefix_cache import BLOCK, PrefixIndex, block_hashes
 from muomni.infer.request import Request
+from muomni.infer.slots import Slots
 
 # Prompts of batch_invariant requests are always cut here, whatever else there is to do.
 FIXED_CHUNK = 256
@@ -44,8 +45,7 @@ class Scheduler:
         self._chunk = chunk
         self._chunk_alone = chunk_alone
         self._reuse = reuse
-        # Slots without a request, the one that has been left alone longest first.
-        self._free: dict[int, None] = dict.fromkeys(range(slots))
+        self._slots = Slots(slots)
 
     @property
     def active(self) -> bool:
@@ -62,7 +62,7 @@ class Scheduler:
     def admit(self) -> list[Request]:
         """Gives free slots to those who wait, in their order; returns them."""
         admitted = []
-        while self.waiting and self._free:
+        while self.waiting and self._slots.free:
             request = self.waiting[0]
             source, length = self.prefix.match(request.keys[:-1], request.hashes)
             if self._is_being_read(request, length):
@@ -72,7 +72,7 @@ class Scheduler:
             if length and source != request.slot:
                 self._copy(source, request.slot, length)
             request.stored = request.reused = length
-            self.prefix.hold(request.slot, list(request.keys[:length]))
+            self.prefix.insert(request.slot, list(request.keys[:length]))
             self.filling.append(request)
             admitted.append(request)
         return admitted
@@ -87,12 +87,9 @@ class Scheduler:
 
     def _take(self, source: int, length: int) -> int:
         """A free slot: the one that holds the beginning, where little else would be lost, or the oldest."""
-        if source in self._free and (2 * length >= len(self.prefix.tokens[source]) or len(self._free) == 1):
-            slot = source
-        else:
-            slot = next(free for free in self._free if free != source)
-        del self._free[slot]
-        return slot
+        if source in self._slots and (2 * length >= len(self.prefix.tokens[source]) or self._slots.free == 1):
+            return self._slots.take(source)
+        return self._slots.take(but=source)
 
     def chunks(self) -> list[tuple[Request, int]]:
         """How many tokens of which prompts the next step reads."""
@@ -115,7 +112,7 @@ class Scheduler:
         request.stored += count
         done = request.stored == len(request.prompt)
         if self._reuse and not request.batch_invariant:
-            self.prefix.hold(request.slot, list(request.keys[: request.stored]))
+            self.prefix.insert(request.slot, list(request.keys[: request.stored]))
         if done:
             self.filling.remove(request)
             self.running.append(request)
@@ -129,6 +126,6 @@ class Scheduler:
             return
         (self.running if request in self.running else self.filling).remove(request)
         slot, request.slot = request.slot, -1
-        self._free[slot] = None
+        self._slots.release(slot)
         if self._reuse and not request.batch_invariant:
-            self.prefix.hold(slot, [*request.keys[: request.stored], *request.tokens[:-1]])
+            self.prefix.insert(slot, [*request.keys[: request.stored], *request.tokens[:-1]])

@@ -1,10 +1,11 @@
-"""Who computes a step: the protocol, torch's modules as its plain form, and the choice between runners.
+"""What computes a step of the Thinker (`Runner`) or of the Talker (`Backbone`): protocols and their eager forms.
 
 A *flattened batch* is N tokens, each with its slot and its position: chunks of prompts and single tokens of
 running replies, mixed, without padding. Keys and values of the whole batch are stored before anybody attends;
 a token attends to positions 0 .. its own of its slot, so causality is by position.
 
-Legend: N tokens of a batch, M of them whose logits are wanted, V vocabulary, B rows.
+Legend: N tokens of a batch or rows of the Talker, M of them whose logits are wanted, V vocabulary, B rows,
+D hidden_size.
 """
 
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from muomni.infer.prompt_media import MediaChunk
 from muomni.model import OmniModel, SlotBatch, SlotCache
+from muomni.model.talker import Talker
 
 
 class Runner(Protocol):
@@ -101,6 +103,53 @@ class EagerRunner:
             tokens = self.forward(tokens, slots, positions + step, wanted).argmax(dim=-1).cpu()
             out[:, step] = tokens
         return out
+
+
+class Backbone(Protocol):
+    """Computes frames of the Talker over one `SlotCache`; backbones over the same one may take turns at any frame.
+
+    Attributes:
+        cache: the keys and values of all slots.
+        own_threads, note: see `Runner`.
+    """
+
+    cache: SlotCache
+    own_threads: bool
+
+    @property
+    def note(self) -> str: ...
+
+    def hidden(self, x: Tensor, slots: Tensor, positions: Tensor) -> Tensor:
+        """One frame of each of N rows.
+
+        Args:
+            x: (N, D) what `Talker.inputs` gave.
+            slots, positions: (N,) int64 on the CPU, each slot once.
+
+        Returns:
+            (N, D) hidden states after the last norm.
+        """
+
+
+class EagerBackbone:
+    """torch's modules as they are: any device, any weights.
+
+    Args:
+        talker: in evaluation mode while it is used.
+        cache: on the Talker's device.
+    """
+
+    own_threads = False
+    note = ""
+
+    def __init__(self, talker: Talker, cache: SlotCache) -> None:
+        self.cache = cache
+        self._talker = talker
+
+    def hidden(self, x: Tensor, slots: Tensor, positions: Tensor) -> Tensor:
+        batch = SlotBatch(self.cache, slots, positions)
+        hidden: Tensor = self._talker.backbone(x[None], positions.to(x.device)[None], cache=batch)
+        return hidden[0]
 
 
 @contextmanager

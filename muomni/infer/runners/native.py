@@ -4,12 +4,16 @@ It reads the model's weights and the cache in place, so it costs no memory of it
 the eager runner on the same request. Results of a token do not depend on the rest of the batch, bit by bit.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
+from muomni.config import ThinkerConfig
 from muomni.model import OmniModel, SlotCache
 from muomni.model.int8_layers import Int8Embedding, Int8Linear
 from muomni.model.layers import MLP, Attention, Block, RMSNorm
+from muomni.model.talker import Talker
 from muomni.model.thinker import Thinker
 from muomni.ops.native import Decoder, DecoderWeights, LayerWeights, Library, Matrix, Unavailable, load
 from muomni.ops.rope import rope_tables
@@ -38,28 +42,41 @@ class NativeRunner:
     def __init__(
         self, library: Library, model: OmniModel, cache: SlotCache, threads: int, *, int8_activations: bool = True
     ) -> None:
-        config = model.config.thinker
+        thinker = model.thinker
         self.library = library
         self.threads = threads
         self.note = f"{threads} threads"
-        angles = rope_tables(torch.arange(cache.capacity)[None], config.head_dim, config.rope_theta, torch.float32)
-        cos, sin = (table.reshape(cache.capacity, -1).contiguous() for table in angles)
-        self._decoder = Decoder(
-            library,
-            _weights(model),
-            cache.keys,
-            cache.values,
-            cos,
-            sin,
-            threads=threads,
-            int8_activations=int8_activations,
-        )
+        tables = _matrix(thinker.embed_tokens), _matrix(thinker.lm_head)
+        weights = _weights(model.config.thinker, thinker.layers, thinker.norm, *tables)
+        self._decoder = _decoder(library, model.config.thinker, weights, cache, threads, int8_activations)
 
     def forward(self, tokens: Tensor, slots: Tensor, positions: Tensor, wanted: Tensor) -> Tensor:
         return self._decoder.forward(tokens, slots, positions, wanted)
 
     def greedy(self, tokens: Tensor, slots: Tensor, positions: Tensor, steps: int) -> Tensor:
         return self._decoder.greedy(tokens, slots, positions, steps)
+
+
+class NativeBackbone:
+    """Computes frames of the Talker; see `infer.runners.base.Backbone`. The Talker's weights must stay as they are.
+
+    Args:
+        library: the compiled decoder.
+        talker, cache: that `talker_why_not` finds no fault with.
+        threads: that work on a frame.
+    """
+
+    own_threads = True
+
+    def __init__(self, library: Library, talker: Talker, cache: SlotCache, threads: int) -> None:
+        config = talker.config.backbone
+        self.cache = cache
+        self.note = f"{threads} threads"
+        weights = _weights(config, talker.layers, talker.norm)
+        self._decoder = _decoder(library, config, weights, cache, threads)
+
+    def hidden(self, x: Tensor, slots: Tensor, positions: Tensor) -> Tensor:
+        return self._decoder.hidden(x.float(), slots, positions).to(x.dtype)
 
 
 def make_native_runner(model: OmniModel, cache: SlotCache, threads: int | None = None) -> NativeRunner | Unavailable:
@@ -79,20 +96,32 @@ def make_native_runner(model: OmniModel, cache: SlotCache, threads: int | None =
 
 def why_not(model: OmniModel, cache: SlotCache) -> str | None:
     """What about the model or the cache the native decoder cannot do; None when it can do all of it."""
-    if model.device.type != "cpu" or cache.device.type != "cpu":
-        return f"the model is on {model.device}, the cache on {cache.device}: the native decoder is for CPUs"
-    if cache.dtype not in _FLOATS:
-        return f"a cache of {cache.dtype}: the native decoder knows float32 and bfloat16"
     if model.thinker.training and model.config.thinker.dropout > 0:
         return "the model is in training mode, with dropout"
-    for name, module in model.thinker.named_modules(prefix="thinker"):
-        fault = unknown_layer(module)
+    return _fault(model.device, cache, model.thinker.named_modules(prefix="thinker"))
+
+
+def talker_why_not(talker: Talker, cache: SlotCache) -> str | None:
+    """What about the Talker or the cache the native decoder cannot do; None when it can do all of it."""
+    if type(talker) is not Talker or "backbone" in talker.__dict__:
+        return f"the native decoder does not know a {type(talker).__name__}"
+    modules = (*talker.layers.named_modules(prefix="talker.layers"), ("talker.norm", talker.norm))
+    return _fault(talker.norm.weight.device, cache, modules)
+
+
+def _fault(device: torch.device, cache: SlotCache, modules: Iterable[tuple[str, nn.Module]]) -> str | None:
+    if device.type != "cpu" or cache.device.type != "cpu":
+        return f"the model is on {device}, the cache on {cache.device}: the native decoder is for CPUs"
+    if cache.dtype not in _FLOATS:
+        return f"a cache of {cache.dtype}: the native decoder knows float32 and bfloat16"
+    for name, module in modules:
+        fault = _unknown_layer(module)
         if fault:
             return f"{name}: {fault}"
     return None
 
 
-def unknown_layer(module: nn.Module) -> str | None:
+def _unknown_layer(module: nn.Module) -> str | None:
     """What about a module the native decoder cannot do; None when it can do all of it."""
     # Exact types: a subclass or a wrapper, such as LoRA's, computes something else.
     if type(module) not in _KNOWN:
@@ -111,14 +140,29 @@ def unknown_layer(module: nn.Module) -> str | None:
     return None if weight.is_contiguous() else "its weights are not contiguous"
 
 
-def _weights(model: OmniModel) -> DecoderWeights:
-    thinker, config = model.thinker, model.config.thinker
-    blocks = [block for block in thinker.layers if isinstance(block, Block)]
+def _decoder(
+    library: Library,
+    config: ThinkerConfig,
+    weights: DecoderWeights,
+    cache: SlotCache,
+    threads: int,
+    int8_activations: bool = True,
+) -> Decoder:
+    angles = rope_tables(torch.arange(cache.capacity)[None], config.head_dim, config.rope_theta, torch.float32)
+    cos, sin = (table.reshape(cache.capacity, -1).contiguous() for table in angles)
+    return Decoder(
+        library, weights, cache.keys, cache.values, cos, sin, threads=threads, int8_activations=int8_activations
+    )
+
+
+def _weights(
+    config: ThinkerConfig, layers: nn.ModuleList, norm: RMSNorm, embed: Matrix | None = None, head: Matrix | None = None
+) -> DecoderWeights:
     return DecoderWeights(
-        embed=_matrix(thinker.embed_tokens),
-        head=_matrix(thinker.lm_head),
-        final_norm=_norm(thinker.norm),
-        layers=tuple(layer_weights(block) for block in blocks),
+        embed=embed,
+        head=head,
+        final_norm=_norm(norm),
+        layers=tuple(_layer_weights(block) for block in layers if isinstance(block, Block)),
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
         head_dim=config.head_dim,
@@ -126,7 +170,7 @@ def _weights(model: OmniModel) -> DecoderWeights:
     )
 
 
-def layer_weights(block: Block) -> LayerWeights:
+def _layer_weights(block: Block) -> LayerWeights:
     """A block's weights as the native decoder reads them, in place."""
     attention, mlp = block.self_attn, block.mlp
     return LayerWeights(

@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from muomni.accel.device import free_memory
-from muomni.errors import EngineError, UserError
+from muomni.errors import UserError
 from muomni.infer.runners.base import Runner
-from muomni.infer.runners.select import Runners, make_runner
+from muomni.infer.runners.select import RunnerName, Runners, make_runner
+from muomni.infer.slots import Slots, make_slot_cache
 from muomni.infer.speculative.drafts import Guesses
 from muomni.model import OmniModel, SlotCache
-from muomni.model.kv_cache import slot_bytes
 from muomni.model.module_modes import eval_mode
 
 if TYPE_CHECKING:
@@ -44,17 +43,14 @@ class Drafter:
         runners: None takes what `make_runner` makes.
 
     Attributes:
-        declined: why there is no faster runner, or empty.
+        runners: `now` computes.
     """
 
-    def __init__(self, model: OmniModel, cache: SlotCache, runners: Runners | None = None) -> None:
+    def __init__(self, model: OmniModel, cache: SlotCache, runners: Runners[Runner] | None = None) -> None:
         self.model = model
         self.cache = cache
-        runners = make_runner(model, cache) if runners is None else runners
-        self._runner: Runner = runners.now
-        self.declined = runners.note
-        self._later = runners.later
-        self._free = list(range(cache.slots))
+        self.runners = make_runner(model, cache) if runners is None else runners
+        self._slots = Slots(cache.slots)
         self._mode: AbstractContextManager[None] | None = None
         # Engines have threads of their own; a thread that holds it may come back through the garbage collector.
         self._lock = threading.RLock()
@@ -62,7 +58,7 @@ class Drafter:
     @property
     def free(self) -> int:
         """Slots without a request."""
-        return len(self._free)
+        return self._slots.free
 
     def begin(self, tokens: Sequence[int]) -> "ModelGuesses":
         """The drafts of a request with this prompt; they take a slot when they are first asked for."""
@@ -71,19 +67,19 @@ class Drafter:
     def take(self) -> int:
         """A slot, or -1 where there is none."""
         with self._lock:
-            if not self._free:
+            if not self._slots.free:
                 return -1
             if self._mode is None:
                 self._mode = eval_mode(self.model)
                 self._mode.__enter__()
-            return self._free.pop()
+            return self._slots.take()
 
     def give_back(self, slot: int) -> None:
         """The slot is free."""
         with self._lock:
-            self._free.append(slot)
+            self._slots.release(slot)
             mode = self._mode
-            if mode is not None and len(self._free) == self.cache.slots:
+            if mode is not None and self._slots.free == self.cache.slots:
                 self._mode = None
                 mode.__exit__(None, None, None)
 
@@ -107,15 +103,8 @@ class Drafter:
             return new
 
     def _computer(self) -> Runner:
-        """The runner, the faster one once it is made; where it cannot be made, the plain one goes on."""
-        if self._later is not None and self._later.done():
-            later, self._later = self._later, None
-            error = later.exception()
-            if error is not None:
-                self.declined = str(error)
-            else:
-                self._runner = later.result() or self._runner
-        return self._runner
+        self.runners.switch()
+        return self.runners.now
 
 
 class ModelGuesses(Guesses):
@@ -199,7 +188,9 @@ def check_same_tokens(
     raise UserError(f"the draft model cannot guess for this one: {fault}; take one trained with the same tokenizer")
 
 
-def make_drafter(model: OmniModel, slots: int, capacity: int, share: float = 0.5) -> Drafter:
+def make_drafter(
+    model: OmniModel, slots: int, capacity: int, share: float = 0.5, runner: RunnerName | None = None
+) -> Drafter:
     """A drafter whose cache takes at most `share` of the memory that is free.
 
     Args:
@@ -207,17 +198,13 @@ def make_drafter(model: OmniModel, slots: int, capacity: int, share: float = 0.5
         slots: as many as fit, up to this many; requests beyond them go without guesses.
         capacity: tokens of the longest request; less where the model's context ends, behind which nothing is guessed.
         share: of the free memory, 0 to 1.
+        runner: see `make_runner`.
 
     Raises:
         EngineError: not even one slot fits.
     """
     thinker = model.config.thinker
     capacity = min(capacity, thinker.max_position_embeddings)
-    each, free = slot_bytes(thinker, capacity, model.dtype), free_memory(model.device)
-    fit = int(free * share // each)
-    if fit < 1:
-        raise EngineError(
-            f"the KV cache of the draft model takes {each / 2**30:.3g} GiB and {free / 2**30:.3g} GiB are free: "
-            "shorten the prompt, set max_new_tokens lower, or do without a draft model"
-        )
-    return Drafter(model, SlotCache(thinker, min(slots, fit), capacity, model.dtype, model.device))
+    remedy = "shorten the prompt, set max_new_tokens lower, or do without a draft model"
+    cache = make_slot_cache(thinker, slots, capacity, model.dtype, model.device, share, "the draft model", remedy)
+    return Drafter(model, cache, make_runner(model, cache, runner))

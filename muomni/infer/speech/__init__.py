@@ -2,20 +2,19 @@
 
 * `settings`: what may be asked for; `text`: sentences as the Talker reads them, also while their words still come.
 * `pointer`: how the place in the text moves on, and how speech ends.
-* `steps`: who computes the Talker's backbone; `speaker`: sentences side by side, frame by frame.
-* `batch`: texts that are known; `stream`: a text that comes in pieces, and replies that are spoken while they come.
-* `session`: what is kept between calls.
+* `speaker`: sentences side by side in slots, frame by frame; `speaker_pool`: speakers are kept between calls.
+* `offline`: texts that are known; `streaming`: a text that comes in pieces, and replies that are spoken meanwhile.
 """
 
 from muomni.infer.reply import SpeechTiming
 from muomni.infer.speech.offline import Speech, speak_all
 from muomni.infer.speech.settings import SpeechSettings, speech_settings
-from muomni.infer.speech.speaker_pool import SpeechSession
+from muomni.infer.speech.speaker_pool import SpeakerPool
 from muomni.infer.speech.streaming import SpokenStream, TextSpeech, speak_pieces
 
 __all__ = [
+    "SpeakerPool",
     "Speech",
-    "SpeechSession",
     "SpeechSettings",
     "SpeechTiming",
     "SpokenStream",

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,11 +10,11 @@ from torch import Tensor
 
 from muomni.data.speech.spoken_text import spoken_words
 from muomni.errors import SpeechError
-from muomni.infer.reply import Reply, SpeechTiming, Timing
+from muomni.infer.reply import SpeechTiming
 from muomni.infer.sampling import make_random
 from muomni.infer.speech.settings import SpeechSettings
 from muomni.infer.speech.speaker import Sentence, Speaker, sentence_seed
-from muomni.infer.speech.speaker_pool import SpeechSession, codec_of, talker_of
+from muomni.infer.speech.speaker_pool import SpeakerPool, codec_of, talker_of
 from muomni.infer.speech.text import SentenceText, encode_sentences
 from muomni.model import OmniModel
 from muomni.model.codec import SpeechCodec
@@ -31,26 +31,21 @@ _DECODED = 2048
 
 @dataclass(frozen=True)
 class Speech:
-    """A text that was spoken.
+    """A spoken text.
 
     Attributes:
-        audio: (samples,) float32 on the CPU.
+        text: what was to be spoken.
+        audio: (samples,) float32 mono on the CPU; empty where it could not be spoken.
         sample_rate: in hertz.
         timing: where the time went.
+        error: why it could not be spoken, or None.
     """
 
+    text: str
     audio: Tensor
     sample_rate: int
     timing: SpeechTiming
-
-    def said(self, text: str) -> Reply:
-        """The reply to a text that was only to be spoken."""
-        timing = Timing(0, 0, 0.0, 0.0)
-        return self.added(Reply(text, (), "stop", timing))
-
-    def added(self, reply: Reply) -> Reply:
-        """The reply with its sound."""
-        return replace(reply, audio=self.audio, sample_rate=self.sample_rate, speech=self.timing)
+    error: str | None = None
 
 
 def text_seed(settings: SpeechSettings) -> int:
@@ -67,22 +62,22 @@ def nothing_to_say(text: str) -> SpeechError:
 def speak_all(
     model: OmniModel,
     tokenizer: "Tokenizer",
-    session: SpeechSession,
+    pool: SpeakerPool,
     texts: Sequence[tuple[str, SpeechSettings]],
     *,
     batch_size: int = 32,
-) -> list[Speech | SpeechError]:
+) -> list[Speech]:
     """Speaks texts; the speech of each is the same whatever the others are, up to rounding.
 
     Args:
         model: with a Talker.
         tokenizer: of the model.
-        session: of the model.
+        pool: lends the speaker.
         texts: with the settings of each.
         batch_size: sentences side by side.
 
     Returns:
-        for each text its speech, or why it could not be spoken: without words, or with a sentence that failed.
+        the speech of each text; one without words, or with a sentence that failed, has an `error`.
 
     Raises:
         UserError: the model has no Talker.
@@ -97,35 +92,36 @@ def speak_all(
         spoken.append([Sentence(one, settings, voice, sentence_seed(seed, n)) for n, one in enumerate(sentences)])
     every = [sentence for parts in spoken for sentence in parts]
     if every:
-        with session.take(model, min(batch_size, len(every))) as speaker:
+        with pool.lend(model, min(batch_size, len(every))) as speaker:
             _speak(model, tokenizer, speaker, every)
     sounds = _decode(codec, [s for s in every if s.error is None], talker_of(model).config.flush)
     work = time.perf_counter() - began
     total = sum(len(sound) for sound in sounds.values())
-    made: list[Speech | SpeechError] = []
+    speeches = []
     for (text, settings), parts in zip(texts, spoken, strict=True):
         errors = [sentence.error for sentence in parts if sentence.error is not None]
         if errors or not parts:
-            made.append(errors[0] if errors else nothing_to_say(text))
+            error = errors[0] if errors else nothing_to_say(text)
+            speeches.append(Speech(text, torch.empty(0), codec.sample_rate, SpeechTiming(0, 0.0, 0.0), str(error)))
             continue
         pause = torch.zeros(round(settings.pause * codec.sample_rate))
         pieces = [piece for sentence in parts for piece in (pause, sounds[sentence])][1:]
         share = sum(len(sounds[sentence]) for sentence in parts) / total
         audio = torch.cat(pieces)
         timing = SpeechTiming(len(parts), len(audio) / codec.sample_rate, work * share)
-        made.append(Speech(audio, codec.sample_rate, timing))
-    return made
+        speeches.append(Speech(text, audio, codec.sample_rate, timing))
+    return speeches
 
 
 def _speak(model: OmniModel, tokenizer: "Tokenizer", speaker: Speaker, sentences: Sequence[Sentence]) -> None:
     # The longest first: at the end few slots are left without work.
     waiting = sorted(sentences, key=lambda sentence: sentence.text.coming)
     encoded: list[Sentence] = []
-    slots = len(speaker.rows)
-    while waiting or encoded or speaker.free < slots:
-        while speaker.free and (waiting or encoded):
+    slots = speaker.slots
+    while waiting or encoded or slots.free < slots.count:
+        while slots.free and (waiting or encoded):
             if not encoded:
-                encoded = [waiting.pop() for _ in range(min(slots, len(waiting)))][::-1]
+                encoded = [waiting.pop() for _ in range(min(slots.count, len(waiting)))][::-1]
                 with torch.inference_mode(), eval_mode(model):
                     encode_sentences(model, tokenizer, [sentence.text for sentence in encoded])
             speaker.add(encoded.pop())

@@ -61,7 +61,7 @@ class Place(NamedTuple):
             own[rows] = new
 
 
-def move(
+def advance(
     logits: Tensor,
     place: Place,
     ends: Tensor,
@@ -93,8 +93,8 @@ def move(
     stopped = going <= 0.5
     if numbers is not None:
         sums = moves.cumsum(-1)
-        found = (sums > numbers[:, None] * sums[:, -1:]).to(torch.uint8).argmax(-1).float()
-        step = found if drawn is None else torch.where(drawn, found, step)
+        chosen = (sums > numbers[:, None] * sums[:, -1:]).to(torch.uint8).argmax(-1).float()
+        step = chosen if drawn is None else torch.where(drawn, chosen, step)
         stopped = numbers < chance if drawn is None else torch.where(drawn, numbers < chance, stopped)
     pointer = torch.minimum(place.pointer + step.long(), ends)
     pointer = torch.where(on_end, place.pointer, pointer)

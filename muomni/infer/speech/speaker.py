@@ -16,10 +16,11 @@ from torch import Tensor
 
 from muomni.data.speech.spoken_text import MAX_UNITS
 from muomni.errors import SpeechError
-from muomni.infer.runners.base import torch_on_one_thread
+from muomni.infer.runners.base import Backbone, torch_on_one_thread
+from muomni.infer.runners.select import Runners
 from muomni.infer.sampling import Sampler, SamplingParams, make_random
-from muomni.infer.speech.backbone import Backbone
-from muomni.infer.speech.pointer import Place, move
+from muomni.infer.slots import Slots
+from muomni.infer.speech.pointer import Place, advance
 from muomni.infer.speech.settings import SpeechSettings
 from muomni.infer.speech.text import SentenceText
 from muomni.model.module_modes import eval_mode
@@ -56,12 +57,14 @@ class Sentence:
         pointer: the unit it stands at, as was read last.
         frames: of the whole sentence, once it has ended.
         error: why it could not be spoken.
+        slot: of its keys and values, -1 without one.
     """
 
     text: SentenceText
     settings: SpeechSettings
     voice: int
     seed: int
+    slot: int = -1
     steps: int = 0
     pointer: int = 0
     frames: int | None = None
@@ -91,8 +94,8 @@ class Sentence:
         while len(self._numbers) * _BLOCK < self.steps + count:
             self._numbers.append(torch.rand(_BLOCK, columns, generator=self._generator))
         first, last = self.steps // _BLOCK, (self.steps + count - 1) // _BLOCK
-        found = torch.cat(self._numbers[first : last + 1])
-        return found[self.steps - first * _BLOCK :][:count]
+        blocks = torch.cat(self._numbers[first : last + 1])
+        return blocks[self.steps - first * _BLOCK :][:count]
 
 
 def sentence_seed(seed: int, number: int) -> int:
@@ -101,19 +104,26 @@ def sentence_seed(seed: int, number: int) -> int:
 
 
 class Speaker:
-    """Speaks sentences in the slots of a backbone.
+    """Speaks sentences in the slots of a cache.
 
     Args:
         talker: in evaluation mode while it computes, then as it was.
-        backbone: of the Talker; it is the speaker's alone.
+        backbones: compute its frames; their cache is the speaker's alone.
         frame_rate: frames a second.
+        key: of what it was made for; see `SpeakerPool`.
+
+    Attributes:
+        slots: of the cache.
     """
 
-    def __init__(self, talker: Talker, backbone: Backbone, frame_rate: float) -> None:
+    def __init__(
+        self, talker: Talker, backbones: Runners[Backbone], frame_rate: float, key: tuple[object, ...] = ()
+    ) -> None:
         config, place = talker.config, talker.norm.weight
-        slots = backbone.cache.slots
-        self.rows: list[Sentence | None] = [None] * slots
-        self._talker, self._backbone, self._rate = talker, backbone, frame_rate
+        slots = backbones.now.cache.slots
+        self.slots, self.key = Slots(slots), key
+        self._rows: list[Sentence] = []
+        self._talker, self._backbones, self._rate = talker, backbones, frame_rate
         self._patience = int(PATIENCE_S * frame_rate)
         self._device = place.device
         self._place = Place.start(slots, self._device)
@@ -121,30 +131,31 @@ class Speaker:
         self._codes = torch.zeros(slots, config.num_codebooks, dtype=torch.int64, device=self._device)
         self._sampler: tuple[list[SpeechSettings], Sampler] = ([], Sampler([], self._device))
 
-    @property
-    def free(self) -> int:
-        """Slots without a sentence."""
-        return self.rows.count(None)
-
     def add(self, sentence: Sentence) -> None:
-        """Gives a sentence a slot; its text has been encoded, at least its beginning."""
-        slot = self.rows.index(None)
-        self.rows[slot] = sentence
-        self._place.store(torch.tensor([slot], device=self._device), Place.start(1, self._device))
-        self._put_text(slot)
+        """Gives a sentence a free slot; its text has been encoded, at least its beginning."""
+        sentence.slot = self.slots.take()
+        self._rows.append(sentence)
+        self._place.store(torch.tensor([sentence.slot], device=self._device), Place.start(1, self._device))
+        self.renew(sentence)
+
+    def clear(self) -> None:
+        """Takes all sentences out."""
+        for sentence in self._rows:
+            self._release(sentence)
+        self._rows = []
+
+    def _release(self, sentence: Sentence) -> None:
+        self.slots.release(sentence.slot)
+        sentence.slot = -1
 
     def renew(self, sentence: Sentence) -> None:
         """More of its text has been encoded."""
-        self._put_text(self.rows.index(sentence))
-
-    def _put_text(self, slot: int) -> None:
-        sentence = self.rows[slot]
-        assert sentence is not None and sentence.text.encoded is not None
+        assert sentence.text.encoded is not None
         missing = sentence.text.known - self._text.shape[1]
         if missing > 0:
             wider = -(-missing // 64) * 64
             self._text = torch.nn.functional.pad(self._text, (0, 0, 0, wider))
-        self._text[slot, : sentence.text.known] = sentence.text.encoded
+        self._text[sentence.slot, : sentence.text.known] = sentence.text.encoded
 
     def safe(self, sentence: Sentence) -> int:
         """Steps the sentence can go for certain with the text that is known; 0 where it waits for more."""
@@ -162,22 +173,24 @@ class Speaker:
         Returns:
             the sentences that have come further.
         """
-        able = [(slot, row) for slot, row in enumerate(self.rows) if row is not None and self.safe(row) > 0]
-        if not able:
+        sentences = [sentence for sentence in self._rows if self.safe(sentence) > 0]
+        if not sentences:
             return []
-        sentences = [sentence for _, sentence in able]
+        self._backbones.switch()
+        backbone = self._backbones.now
         count = min(most, *(self.safe(sentence) for sentence in sentences))
-        alone = torch_on_one_thread() if self._backbone.own_threads else nullcontext()
+        alone = torch_on_one_thread() if backbone.own_threads else nullcontext()
         with eval_mode(self._talker), alone:
-            self._compute([slot for slot, _ in able], sentences, count)
-        for slot, sentence in able:
+            self._compute(backbone, sentences, count)
+        for sentence in sentences:
             if sentence.done:
-                self.rows[slot] = None
+                self._rows.remove(sentence)
+                self._release(sentence)
         return sentences
 
-    def _compute(self, numbers: list[int], sentences: Sequence[Sentence], count: int) -> None:
+    def _compute(self, backbone: Backbone, sentences: Sequence[Sentence], count: int) -> None:
         talker, device = self._talker, self._device
-        slots = torch.tensor(numbers)
+        slots = torch.tensor([sentence.slot for sentence in sentences])
         rows = slots.to(device)
         positions = torch.tensor([sentence.steps for sentence in sentences])
         none = torch.zeros(len(rows), dtype=torch.bool, device=device)
@@ -195,10 +208,10 @@ class Speaker:
                 return sampler(logits, None if draw is None else draw[:, k])
 
             x = talker.inputs(codes, begins if step == 0 else none, self._text[rows, place.pointer], voices)
-            hidden = self._backbone(x, slots, positions + step)
+            hidden = backbone.hidden(x, slots, positions + step)
             codes = talker.frame(hidden, pick)
-            luck = None if draw is None else draw[:, -1]
-            place = move(talker.move_logits(hidden), place, ends, self._patience, luck, drawn)
+            uniform = None if draw is None else draw[:, -1]
+            place = advance(talker.move_logits(hidden), place, ends, self._patience, uniform, drawn)
             if talker.config.flush:
                 codes = _existing(codes, (positions + step).to(device), place.frames)
             steps.append(codes)
@@ -206,11 +219,11 @@ class Speaker:
         self._codes[rows] = codes
         whole = torch.stack(steps)
         # The one wait for the device.
-        found = torch.stack((place.pointer, place.waited, place.frames, place.ended.long())).tolist()
+        state = torch.stack((place.pointer, place.waited, place.frames, place.ended.long())).tolist()
         for n, sentence in enumerate(sentences):
             sentence._codes.append(whole[:, n])
             sentence.steps += count
-            self._look(sentence, *(column[n] for column in found))
+            self._look(sentence, *(column[n] for column in state))
 
     def _look(self, sentence: Sentence, pointer: int, waited: int, frames: int, ended: int) -> None:
         """What became of a sentence."""

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from muomni.data.speech.spoken_text import SpokenText, Word
 from muomni.errors import SpeechError
-from muomni.infer.reply import Chunk, Reply, SpeechTiming
+from muomni.infer.reply import Chunk, SpeechTiming
 from muomni.infer.speech.offline import nothing_to_say, text_seed
 from muomni.infer.speech.settings import SpeechSettings
-from muomni.infer.speech.speaker import Sentence, sentence_seed
-from muomni.infer.speech.speaker_pool import SpeechSession, codec_of, talker_of
+from muomni.infer.speech.speaker import Sentence, Speaker, sentence_seed
+from muomni.infer.speech.speaker_pool import SpeakerPool, codec_of, talker_of
 from muomni.infer.speech.text import SentenceText, encode_sentences
-from muomni.infer.streaming import TextStream
+from muomni.infer.streaming import ReplyStream
 from muomni.model import OmniModel
 from muomni.model.codec.streaming import StreamingDecoder
 from muomni.model.module_modes import eval_mode
@@ -43,7 +43,7 @@ class TextSpeech:
     Args:
         model: with a Talker.
         tokenizer: of the model.
-        session: of the model.
+        pool: lends the speaker.
         settings: of the text.
 
     Raises:
@@ -51,9 +51,7 @@ class TextSpeech:
         PromptError: it has no such voice.
     """
 
-    def __init__(
-        self, model: OmniModel, tokenizer: "Tokenizer", session: SpeechSession, settings: SpeechSettings
-    ) -> None:
+    def __init__(self, model: OmniModel, tokenizer: "Tokenizer", pool: SpeakerPool, settings: SpeechSettings) -> None:
         talker = talker_of(model)
         self._model, self._tokenizer, self._settings = model, tokenizer, settings
         self._codec = codec_of(model)
@@ -71,8 +69,8 @@ class TextSpeech:
         self._began: float | None = None
         self._first: float | None = None
         self._work = self._samples = 0.0
-        self._loan = session.take(model, 1)
-        self.note = self._loan.note
+        self._pool = pool
+        self._speaker: Speaker | None = pool.take(model, 1)
 
     @property
     def sample_rate(self) -> int:
@@ -118,7 +116,9 @@ class TextSpeech:
     def close(self) -> None:
         """Gives back what was borrowed; nothing can be computed after it."""
         self._sentences.clear()
-        self._loan.close()
+        speaker, self._speaker = self._speaker, None
+        if speaker is not None:
+            self._pool.give_back(speaker)
 
     def work(self) -> Tensor | None:
         """One turn of computing.
@@ -150,7 +150,8 @@ class TextSpeech:
         return self._reads_on(sentence) or self._goes_on(sentence) or sentence.ready(self._flush) > self._out
 
     def _goes_on(self, sentence: Sentence) -> bool:
-        return sentence.text.encoded is not None and self._loan.speaker.safe(sentence) > 0
+        speaker = self._speaker
+        return speaker is not None and sentence.text.encoded is not None and speaker.safe(sentence) > 0
 
     def _reads_on(self, sentence: Sentence) -> bool:
         """Whether encoding the words that came lets the sentence go on."""
@@ -168,11 +169,12 @@ class TextSpeech:
             self._sentences[-1].text.words.append(word)
 
     def _turn(self, sentence: Sentence) -> Tensor | None:
-        speaker = self._loan.speaker
+        speaker = self._speaker
+        assert speaker is not None
         wanted = _PIECES[min(self._piece, len(_PIECES) - 1)]
         missing = max(1, wanted - (sentence.ready(self._flush) - self._out))
         if sentence.text.encoded is None or speaker.safe(sentence) < min(_TURN, missing):
-            self._read(sentence)
+            self._read(speaker, sentence)
         if self._goes_on(sentence):
             speaker.run(min(_TURN, missing + self._flush * (sentence.steps == 0)))
             if sentence.error is not None:
@@ -183,7 +185,7 @@ class TextSpeech:
             return None
         return self._sound(sentence, frames)
 
-    def _read(self, sentence: Sentence) -> None:
+    def _read(self, speaker: Speaker, sentence: Sentence) -> None:
         """Encodes the words that came since, if they let it go on."""
         if not self._reads_on(sentence):
             return
@@ -191,9 +193,9 @@ class TextSpeech:
         with torch.inference_mode(), eval_mode(self._model):
             encode_sentences(self._model, self._tokenizer, [sentence.text])
         if begins:
-            self._loan.speaker.add(sentence)
+            speaker.add(sentence)
         else:
-            self._loan.speaker.renew(sentence)
+            speaker.renew(sentence)
 
     def _sound(self, sentence: Sentence, frames: int) -> Tensor:
         """(samples,) of the next frames."""
@@ -237,61 +239,29 @@ def _pieces_of(speech: TextSpeech) -> Iterator[Chunk]:
         yield Chunk("", (), sound, speech.sample_rate)
 
 
-class SpokenStream(Iterator[Chunk]):
-    """A reply that is spoken while it is written: pieces of text and of sound in turn, as `TextStream` otherwise.
+class SpokenStream(ReplyStream):
+    """A reply that is spoken while it is written: chunks of text and of sound in turn.
 
-    Text comes as soon as it is known: between two pieces of it at most one turn of speech is computed, and none
-    while there is sound for some time to come. A failure of the speech is raised behind the last piece of text.
+    Text comes as soon as it is known: between two chunks of it at most one turn of speech is computed, and none
+    while there is sound for some time to come. A failure of the speech is raised after the last chunk of text.
 
     Args:
         stream: the reply's text.
         speech: of that text; nothing has been pushed yet.
     """
 
-    def __init__(self, stream: TextStream, speech: TextSpeech) -> None:
+    def __init__(self, stream: ReplyStream, speech: TextSpeech) -> None:
         self._stream = stream
         self._speech = speech
         self._sounds: list[Tensor] = []
-        self._reply: Reply | None = None
-        self._pieces = self._run()
-
-    def __next__(self) -> Chunk:
-        return next(self._pieces)
+        super().__init__()
 
     @property
     def text(self) -> str:
-        """The text of the pieces so far."""
         return self._stream.text
 
-    @property
-    def finished(self) -> bool:
-        """Whether everything has been computed."""
-        return self._reply is not None
-
-    @property
-    def reply(self) -> Reply:
-        """The whole answer with its sound.
-
-        Raises:
-            RuntimeError: pieces are still to come.
-        """
-        if self._reply is None:
-            raise RuntimeError("the reply is not finished: read the stream to its end, or call `finish`")
-        return self._reply
-
-    def finish(self) -> Reply:
-        """Reads what is left and returns the reply.
-
-        Raises:
-            SpeechError: it could not be spoken.
-        """
-        for _ in self:
-            pass
-        return self.reply
-
     def close(self) -> None:
-        """Stops both early; there will be no `reply`."""
-        self._pieces.close()
+        self._chunks.close()
         self._stream.close()
         self._speech.close()
 

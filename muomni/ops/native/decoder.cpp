@@ -31,7 +31,7 @@ void Decoder::reserve(int64_t tokens, int64_t wanted) {
 
 int64_t Decoder::check(const Batch& batch) const {
     for (int64_t i = 0; i < batch.count; i++) {
-        if (batch.tokens[i] < 0 || batch.tokens[i] >= model_.vocab) return BAD_TOKEN;
+        if (!batch.inputs && (batch.tokens[i] < 0 || batch.tokens[i] >= model_.vocab)) return BAD_TOKEN;
         if (batch.slots[i] < 0 || batch.slots[i] >= model_.slots) return BAD_SLOT;
         if (batch.positions[i] < 0 || batch.positions[i] >= model_.capacity) return BAD_POSITION;
     }
@@ -181,7 +181,7 @@ static void embedding_row(const Weight& w, int64_t token, int64_t width, float* 
     for (int64_t i = 0; i < width; i++) out[i] = to_float(row[i]) * scale;
 }
 
-// From token ids to the residual stream after the last layer, in x_.
+// From token ids or inputs to the residual stream after the last layer, in x_.
 void Decoder::layers(int thread, const Batch& batch) {
     const Model& m = model_;
     const int64_t N = batch.count, D = m.hidden, F = m.intermediate;
@@ -192,7 +192,8 @@ void Decoder::layers(int thread, const Batch& batch) {
         rows.each([&](int64_t row, int r) { x[t * D + row] += v[r]; });
     };
     for (int64_t t = thread; t < N; t += threads_) {
-        if (m.embed.kind == INT8) embedding_row<int8_t>(m.embed, batch.tokens[t], D, x + t * D);
+        if (batch.inputs) std::copy(batch.inputs + t * D, batch.inputs + (t + 1) * D, x + t * D);
+        else if (m.embed.kind == INT8) embedding_row<int8_t>(m.embed, batch.tokens[t], D, x + t * D);
         else if (m.embed.kind == BFLOAT16) embedding_row<bf16>(m.embed, batch.tokens[t], D, x + t * D);
         else embedding_row<float>(m.embed, batch.tokens[t], D, x + t * D);
     }
@@ -321,6 +322,21 @@ int64_t Decoder::greedy(const Batch& batch, int64_t steps, int64_t* out) {
             }
             pool_.barrier.wait();
         }
+    });
+    return DONE;
+}
+
+// Inputs through all layers and the final norm: (count, hidden) of both.
+int64_t Decoder::hidden(const Batch& batch, float* out) {
+    if (const int64_t status = check(batch)) return status;
+    if (batch.count == 0) return DONE;
+    std::lock_guard<std::mutex> lock(mutex_);
+    reserve(batch.count, 0);
+    const int64_t D = model_.hidden;
+    pool_.run([&](int thread) {
+        layers(thread, batch);
+        for (int64_t t = thread; t < batch.count; t += threads_)
+            rms_norm(x_.get() + t * D, model_.final_norm, D, float(model_.eps), out + t * D);
     });
     return DONE;
 }

@@ -47,6 +47,7 @@ struct Model {
 struct Batch {
     int64_t count;
     const int64_t *tokens, *slots, *positions;
+    const float* inputs = nullptr;  // (count, hidden) in the place of the tokens' embeddings
 };
 
 // The 16 rows of a matrix that are worked on together: first, first + stride, ...; those from `end` on
@@ -81,6 +82,7 @@ class Decoder {
     Decoder(const Model& model, int threads);
     int64_t forward(const Batch& batch, int64_t wanted_count, const int64_t* wanted, float* logits);
     int64_t greedy(const Batch& batch, int64_t steps, int64_t* out);
+    int64_t hidden(const Batch& batch, float* out);
 
   private:
     // What a thread has of its own.

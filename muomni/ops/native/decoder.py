@@ -51,10 +51,10 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class DecoderWeights:
-    """A whole Qwen3-style decoder; `head` may be `embed`, both (V, D)."""
+    """A whole Qwen3-style decoder; `head` may be `embed`, both (V, D), or both None: then only `hidden` computes."""
 
-    embed: Matrix
-    head: Matrix
+    embed: Matrix | None
+    head: Matrix | None
     final_norm: Tensor
     layers: tuple[LayerWeights, ...]
     heads: int
@@ -130,7 +130,8 @@ class Decoder:
         self._functions = library.functions
         self._declare()
         self._alive: list[Tensor] = []  # the native side holds bare pointers
-        self._vocab, hidden = weights.embed.data.shape
+        self._vocab = 0 if weights.embed is None else len(weights.embed.data)
+        self._hidden = hidden = len(weights.final_norm)
         self._slots, self._capacity = keys.shape[1], keys.shape[3]
         shape = (len(weights.layers), self._slots, weights.kv_heads, self._capacity, weights.head_dim)
         if keys.dtype not in (torch.float32, torch.bfloat16) or values.dtype != keys.dtype:
@@ -154,8 +155,8 @@ class Decoder:
             final_norm=self._pointer("final_norm", weights.final_norm, (hidden,)),
             cos=self._pointer("cos", cos, angles),
             sin=self._pointer("sin", sin, angles),
-            embed=self._matrix("embed", weights.embed, (self._vocab, hidden)),
-            head=self._matrix("head", weights.head, (self._vocab, hidden)),
+            embed=self._table("embed", weights.embed),
+            head=self._table("head", weights.head),
             layer=layers,
             keys=self._pointer("keys", keys, shape, keys.dtype),
             values=self._pointer("values", values, shape, keys.dtype),
@@ -222,6 +223,36 @@ class Decoder:
         self._check(status)
         return out
 
+    def hidden(self, inputs: Tensor, slots: Tensor, positions: Tensor) -> Tensor:
+        """Stores the keys and values of N inputs in the place of token embeddings.
+
+        Args:
+            inputs: (N, D) float32.
+            slots, positions: (N,) int64. An input attends to positions 0 up to its own in its slot.
+
+        Returns:
+            (N, D) float32 hidden states after the final norm.
+
+        Raises:
+            ValueError: a slot or position is out of range, or `inputs` has another shape or dtype.
+        """
+        _, slots, positions = self._batch(slots, slots, positions)
+        if inputs.shape != (len(slots), self._hidden) or inputs.dtype != torch.float32:
+            raise ValueError(
+                f"inputs are ({len(slots)}, {self._hidden}) float32, not {tuple(inputs.shape)} {inputs.dtype}"
+            )
+        inputs, out = inputs.contiguous(), torch.empty(len(slots), self._hidden)
+        status = self._functions.muomni_hidden(
+            self._handle,
+            len(slots),
+            inputs.data_ptr(),
+            slots.data_ptr(),
+            positions.data_ptr(),
+            out.data_ptr(),
+        )
+        self._check(status)
+        return out
+
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
             self._functions.muomni_destroy(self._handle)
@@ -239,7 +270,7 @@ class Decoder:
             raise kind(text.format(vocab=self._vocab, slots=self._slots, capacity=self._capacity))
 
     def _layer(self, layer: LayerWeights, weights: DecoderWeights) -> _Layer:
-        hidden, intermediate = weights.embed.data.shape[1], weights.layers[0].gate.data.shape[0]
+        hidden, intermediate = self._hidden, weights.layers[0].gate.data.shape[0]
         queries, keys = weights.heads * weights.head_dim, weights.kv_heads * weights.head_dim
         shapes = {
             "q": (queries, hidden),
@@ -253,6 +284,10 @@ class Decoder:
         widths = {"input_norm": hidden, "post_norm": hidden, "q_norm": weights.head_dim, "k_norm": weights.head_dim}
         norms = {name: self._pointer(name, getattr(layer, name), (width,)) for name, width in widths.items()}
         return _Layer(**norms, **{name: self._matrix(name, getattr(layer, name), s) for name, s in shapes.items()})
+
+    def _table(self, name: str, matrix: Matrix | None) -> _Weight:
+        """The embedding or the head, where there is one."""
+        return _Weight() if matrix is None else self._matrix(name, matrix, (self._vocab, self._hidden))
 
     def _matrix(self, name: str, matrix: Matrix, shape: tuple[int, ...]) -> _Weight:
         data, scale = matrix
@@ -282,10 +317,11 @@ class Decoder:
         functions.muomni_forward.restype = number
         functions.muomni_greedy.argtypes = [pointer, number, pointer, pointer, pointer, number, pointer]
         functions.muomni_greedy.restype = number
+        functions.muomni_hidden.argtypes = [pointer, number, pointer, pointer, pointer, pointer]
+        functions.muomni_hidden.restype = number
 
 
 def _matrices(weights: DecoderWeights) -> Iterator[Matrix]:
-    yield weights.embed
-    yield weights.head
+    yield from (table for table in (weights.embed, weights.head) if table is not None)
     for layer in weights.layers:
         yield from (getattr(layer, name) for name in _MATRICES)

@@ -91,4 +91,11 @@ int64_t muomni_greedy(void* handle, int64_t count, const int64_t* tokens, const 
     });
 }
 
+int64_t muomni_hidden(void* handle, int64_t count, const float* inputs, const int64_t* slots,
+                      const int64_t* positions, float* out) {
+    return guarded(static_cast<Handle*>(handle), [&](muomni::Decoder& decoder) {
+        return decoder.hidden({count, nullptr, slots, positions, inputs}, out);
+    });
+}
+
 }  // extern "C"

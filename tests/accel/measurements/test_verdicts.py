@@ -179,13 +179,12 @@ def test_what_won_or_made_no_difference_changes_nothing() -> None:
     assert before.lines == after.lines
 
 
-def test_a_decode_step_that_lost_is_left_to_torchs_modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MUOMNI_RUNNER", raising=False)
+def test_a_decode_step_that_lost_is_left_to_torchs_modules() -> None:
     torch.manual_seed(0)
     model = OmniModel(preset("nano"))
     cache = SlotCache(model.config.thinker, 1, 16)
     save_verdicts(CPU, NANO, {"decode-step": LOST})
-    runners = make_runner(model, cache)
+    runners = make_runner(model, cache, "auto")
     assert type(runners.now).__name__ == "EagerRunner" and runners.later is None
     assert "80 tokens/s with it, 100 without" in runners.note
     named = make_runner(model, cache, "eager")

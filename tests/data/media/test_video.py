@@ -125,6 +125,6 @@ def test_a_video_in_a_batch_is_its_frames(small_tokenizer: Any, tmp_path: Any) -
     replies = model.chat_batch([[one, "What?"] for one in parts], on_error="reply", temperature=0, max_new_tokens=4)
     assert "cut.mp4: is cut off" in str(replies.pop(2).error)
     assert len({reply.tokens for reply in replies}) == 1 and replies[0].timing.prompt_tokens > 3 * 16
-    assert model._media.encoded == 3
+    assert model.runtime.media.encoded == 3
     with pytest.raises(MediaError, match=r"prompt 2 of 2: .*cut\.mp4: is cut off"):
         model.chat_batch(["Hello", [parts[2]]])

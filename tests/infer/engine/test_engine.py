@@ -162,12 +162,12 @@ def count_to(limit: int) -> Callable[[int], bool]:
 @pytest.mark.parametrize(
     "broken",
     [
-        lambda: ask([2], watch=fail),
-        lambda: ask([2], watch=count_to(3)),
-        lambda: ask([2], notify=fail),
+        lambda: ask([2], on_token=fail),
+        lambda: ask([2], on_token=count_to(3)),
+        lambda: ask([2], on_update=fail),
         lambda: ask([2, 13]),
         lambda: ask([13] * 20, SamplingParams(max_new_tokens=3)),
-        lambda: ask([2], SamplingParams(max_new_tokens=5, seed=1), watch=fail),
+        lambda: ask([2], SamplingParams(max_new_tokens=5, seed=1), on_token=fail),
     ],
 )
 def test_an_error_in_one_request_stays_there(model: OmniModel, broken: Callable[[], Request]) -> None:
@@ -327,12 +327,12 @@ def test_the_models_mode_is_that_of_before_once_nothing_is_left_to_do() -> None:
 
 def test_the_cache_takes_what_memory_allows_and_says_so(model: OmniModel, monkeypatch: pytest.MonkeyPatch) -> None:
     each = 2 * 2 * 1 * 64 * 8 * 4  # keys and values, layers, heads, tokens, head size, bytes
-    monkeypatch.setattr("muomni.infer.engine.engine.free_memory", lambda _: 10 * each)
+    monkeypatch.setattr("muomni.infer.slots.free_memory", lambda _: 10 * each)
     engine = make_engine(model, slots=16, capacity=64)
     assert engine.cache.slots == 5 and engine.cache.nbytes == 5 * each
     assert "5 slots of 64 tokens in float32" in engine.note and "EagerRunner" in engine.note
     assert make_engine(model, slots=16, capacity=64, dtype=torch.int8).cache.slots == 13
-    monkeypatch.setattr("muomni.infer.engine.engine.free_memory", lambda _: each)
+    monkeypatch.setattr("muomni.infer.slots.free_memory", lambda _: each)
     with pytest.raises(EngineError, match="the KV cache of 64 tokens takes .* GiB are free: shorten the prompt"):
         make_engine(model, slots=16, capacity=64)
 
@@ -401,7 +401,7 @@ class Schedules(RuleBasedStateMachine):
             prompt,
             params,
             ends=frozenset() if end is None else frozenset({end}),
-            watch=None if stop_at is None else (lambda token: token == stop_at),
+            on_token=None if stop_at is None else (lambda token: token == stop_at),
             batch_invariant=batch_invariant,
         )
         try:
@@ -456,7 +456,7 @@ class Schedules(RuleBasedStateMachine):
             self.engine.step()
         assert all(one.finished and one.error is None for one in self.requests)
         self.what_came_out_is_what_comes_out_alone()
-        assert len(self.engine._scheduler._free) == 3
+        assert self.engine._scheduler._slots.free == 3
 
 
 TestSchedules = Schedules.TestCase

@@ -84,7 +84,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Request, int, in
         count = CONTEXT - len(prompt)
         one = engine.submit(ask(prompt, count, speculate=Drafter(draft, caches[1], Runners(small))))
         assert engine.finish(one).tokens == alone(model, prompt, count)
-        assert one.lookup is not None
+        assert one.drafts is not None
         return one, large.calls, small.calls
 
     return answer
@@ -94,7 +94,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Request, int, in
 def test_the_model_itself_is_always_right(run: Any, seed: int) -> None:
     model = make_model(seed)
     one, steps, _ = run(model, model, 0.01, [1, 2, 3])
-    assert one.lookup.accepted == one.lookup.drafted > 90
+    assert one.drafts.accepted == one.drafts.drafted > 90
     assert steps < 20
 
 
@@ -102,8 +102,8 @@ def test_a_stranger_is_declined(run: Any) -> None:
     # Tied embeddings let any two models repeat the last token; without them they have nothing in common.
     strangers = [make_model(seed, vocab_size=100, tie_word_embeddings=False) for seed in (0, 1)]
     one, steps, guesses = run(*strangers, 0.1, [1, 2, 3])
-    assert one.lookup.accepted < one.lookup.drafted / 3
-    assert one.lookup.drafted < 40
+    assert one.drafts.accepted < one.drafts.drafted / 3
+    assert one.drafts.drafted < 40
     assert steps > 80
     assert guesses < 60
 
@@ -111,14 +111,14 @@ def test_a_stranger_is_declined(run: Any) -> None:
 def test_one_that_is_always_right_is_declined_where_it_costs_too_much(run: Any) -> None:
     model = make_model(0)
     one, steps, _ = run(model, model, 1.0, [1, 2, 3])
-    assert one.lookup.accepted == one.lookup.drafted < 40
+    assert one.drafts.accepted == one.drafts.drafted < 40
     assert steps > 70
 
 
 def test_reading_a_long_prompt_is_not_what_drafts_cost(run: Any) -> None:
     model = make_model(0)
     one, _, _ = run(model, model, 0.2, [1, 2, 3] * 30)
-    assert one.lookup.accepted == one.lookup.drafted >= 20
+    assert one.drafts.accepted == one.drafts.drafted >= 20
 
 
 @settings(max_examples=60, deadline=None)
@@ -167,7 +167,7 @@ def test_a_guess_that_fails_ends_its_request_alone(monkeypatch: pytest.MonkeyPat
 
     one = engine.submit(ask([1, 2], 30, speculate=drafter))
     other = engine.submit(ask([3, 4], 30))
-    monkeypatch.setattr(drafter._runner, "forward", fail)
+    monkeypatch.setattr(drafter.runners.now, "forward", fail)
     with pytest.raises(RuntimeError, match="broken"):
         engine.finish(one)
     assert engine.finish(other).tokens == alone(model, [3, 4], 30)
@@ -195,14 +195,14 @@ def test_chat_takes_a_draft_model(model: MuOmni, nano_folder: Path) -> None:
     for guesser in (draft, model):
         assert [model.chat(prompt, speculate=guesser, **how).tokens for prompt in prompts] == plain
         assert [reply.tokens for reply in model.chat_batch(prompts, speculate=guesser, **how)] == plain
-    kept = draft._session._drafter
+    kept = draft.runtime._drafter
     assert kept is not None and kept.free == kept.cache.slots
     assert model.complete("The cat", speculate=draft, **how).tokens == model.complete("The cat", **how).tokens
-    assert draft._session._drafter is kept
+    assert draft.runtime._drafter is kept
     with torch.no_grad():
         draft.thinker.norm.weight.mul_(2)
     model.chat("Hello", speculate=draft, **how)
-    assert draft._session._drafter is not kept
+    assert draft.runtime._drafter is not kept
 
 
 def test_a_draft_model_of_other_tokens_is_refused(model: MuOmni) -> None:
@@ -237,9 +237,10 @@ def _shuffled(model: MuOmni) -> Any:
 
 def test_a_draft_model_that_does_not_fit_is_said(model: MuOmni, monkeypatch: pytest.MonkeyPatch) -> None:
     draft = MuOmni(model.config, tokenizer=model.tokenizer)
-    monkeypatch.setattr(draft_module, "free_memory", lambda _: 1000)
+    model.chat("Hello", temperature=0, max_new_tokens=4)  # the model's own cache is there
+    monkeypatch.setattr("muomni.infer.slots.free_memory", lambda _: 1000)
     with pytest.raises(EngineError, match="the KV cache of the draft model takes"):
-        model.chat("Hello", speculate=draft, temperature=0)
+        model.chat("Hello", speculate=draft, temperature=0, max_new_tokens=4)
 
 
 def test_sampled_requests_take_no_slot() -> None:
@@ -311,7 +312,7 @@ def test_nothing_is_computed_for_a_request_whose_guess_has_failed(fail_at: int) 
         told.append((token, one.finished))
         return False
 
-    one.watch = watch
+    one.on_token = watch
     engine.submit(one)
     others = [engine.submit(ask([3, 4], 30)), engine.submit(ask([5], 30, speculate=True))]
     with pytest.raises(RuntimeError, match="broken"):

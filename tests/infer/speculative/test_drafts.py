@@ -126,15 +126,15 @@ def test_a_reply_that_repeats_itself_takes_far_fewer_steps(monkeypatch: pytest.M
     seed = next(s for s in range(50) if len(set(alone(make_model(s), [1, 2], 100)[30:])) == 1)
     calls, one = run(monkeypatch, 0.05, [1, 2], 100, seed)
     assert calls < 45
-    assert one.lookup is not None and one.lookup.accepted > 50
+    assert one.drafts is not None and one.drafts.accepted > 50
 
 
 def test_it_stops_where_drafts_cost_more_than_they_give(monkeypatch: pytest.MonkeyPatch) -> None:
     seed = next(s for s in range(50) if len(set(alone(make_model(s), [1, 2], 100)[30:])) == 1)
     _, dear = run(monkeypatch, 1.5, [1, 2], 100, seed)
     _, cheap = run(monkeypatch, 0.05, [1, 2], 100, seed)
-    assert dear.lookup is not None and cheap.lookup is not None
-    assert dear.lookup.accepted < 30 < cheap.lookup.accepted
+    assert dear.drafts is not None and cheap.drafts is not None
+    assert dear.drafts.accepted < 30 < cheap.drafts.accepted
 
 
 def test_it_stops_where_nothing_is_accepted() -> None:
@@ -160,7 +160,7 @@ def test_deterministic_requests_are_guessed_for_where_no_step_rounds_by_its_size
     engine = Engine(model, cache, Runners(Invariant(model, cache)))
     prompt = [1, 2, 3] * 4
     one = engine.finish(engine.submit(ask(prompt, 40, speculate=True, batch_invariant=True)))
-    assert one.lookup is not None and one.lookup.drafted > 0
+    assert one.drafts is not None and one.drafts.drafted > 0
     assert one.tokens == alone(model, prompt, 40)
 
 

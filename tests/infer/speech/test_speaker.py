@@ -13,20 +13,22 @@ from torch import Tensor, nn
 from muomni import MuOmni
 from muomni.config.talker import Pattern
 from muomni.data.speech.spoken_text import spoken_words
-from muomni.errors import SpeechError, UserError
+from muomni.errors import ConfigError, SpeechError, UserError
 from muomni.infer.reply import Chunk, Reply, Timing
+from muomni.infer.runners.base import EagerBackbone
+from muomni.infer.runners.native import NativeBackbone, talker_why_not
+from muomni.infer.runners.select import RunnerName, Runners, make_backbone
 from muomni.infer.speech import (
-    Speech,
-    SpeechSession,
+    SpeakerPool,
     SpeechSettings,
     SpokenStream,
     TextSpeech,
     speak_all,
     speak_pieces,
 )
-from muomni.infer.speech.backbone import EagerBackbone, NativeBackbone, make_backbone, why_not
 from muomni.infer.speech.speaker import Sentence, Speaker, capacity_for, sentence_seed
 from muomni.infer.speech.text import SentenceText, encode_sentences
+from muomni.model import SlotCache
 from muomni.ops.native import Unavailable, load
 from tests.infer.speech.models import make_speaking
 from tests.infer.speech.reference import speak
@@ -47,12 +49,19 @@ def model(small_tokenizer: "Tokenizer") -> MuOmni:
     return make_speaking(small_tokenizer)
 
 
+def backbones(model: MuOmni, slots: int, capacity: int, runner: RunnerName) -> Runners[Any]:
+    assert model.talker is not None
+    place = model.talker.norm.weight
+    cache = SlotCache(model.talker.config.backbone, slots, capacity, place.dtype, place.device)
+    return make_backbone(model, model.talker, cache, runner)
+
+
 def codes_of(model: MuOmni, texts: Sequence[tuple[str, SpeechSettings]], slots: int, most: int) -> list[list[Tensor]]:
     """The codes of each sentence, spoken in so few slots that rows come and go."""
     talker, codec, tokenizer = model.talker, model.codec, model.tokenizer
     assert talker is not None and codec is not None and tokenizer is not None
-    backbone = make_backbone(talker, slots, capacity_for(talker, codec.frame_rate), "as asked")
-    speaker = Speaker(talker, backbone, codec.frame_rate)
+    capacity = capacity_for(talker, codec.frame_rate)
+    speaker = Speaker(talker, backbones(model, slots, capacity, "eager"), codec.frame_rate)
     spoken = [
         [
             Sentence(SentenceText(words), how, how.voice_number(talker.config.voices), sentence_seed(how.seed or 0, n))
@@ -63,8 +72,8 @@ def codes_of(model: MuOmni, texts: Sequence[tuple[str, SpeechSettings]], slots: 
     waiting = [sentence for sentences in spoken for sentence in sentences]
     with torch.no_grad():
         encode_sentences(model, tokenizer, [sentence.text for sentence in waiting])
-    while waiting or speaker.free < slots:
-        while waiting and speaker.free:
+    while waiting or speaker.slots.free < slots:
+        while waiting and speaker.slots.free:
             speaker.add(waiting.pop(0))
         speaker.run(most)
     flush = talker.config.flush
@@ -86,11 +95,11 @@ def test_rows_of_all_lengths_are_what_the_slow_loop_makes(small_tokenizer: "Toke
 def test_whole_texts_sound_as_the_slow_loop_makes_them(model: MuOmni) -> None:
     asked = list(zip(TEXTS, HOW, strict=True))
     assert model.tokenizer is not None
-    session = SpeechSession()
+    pool = SpeakerPool()
     for batch_size in (2, 32):
-        made = speak_all(model, model.tokenizer, session, asked, batch_size=batch_size)
+        made = speak_all(model, model.tokenizer, pool, asked, batch_size=batch_size)
         for (text, how), speech in zip(asked, made, strict=True):
-            assert isinstance(speech, Speech)
+            assert speech.error is None
             torch.testing.assert_close(speech.audio, speak(model, text, how)[1], atol=1e-5, rtol=1e-4)
             assert speech.timing.sentences == len(spoken_words(text))
 
@@ -104,16 +113,16 @@ def test_a_text_in_any_pieces_sounds_the_same(small_tokenizer: "Tokenizer", patt
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=12)))
     pieces = [text[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
     assert model.tokenizer is not None
-    speech = TextSpeech(model, model.tokenizer, SpeechSession(), how)
+    speech = TextSpeech(model, model.tokenizer, SpeakerPool(), how)
     sounds = [piece.audio for piece in speak_pieces(speech, pieces)]
-    whole = speak_all(model, model.tokenizer, SpeechSession(), [(text, how)])[0]
-    assert isinstance(whole, Speech)
+    whole = speak_all(model, model.tokenizer, SpeakerPool(), [(text, how)])[0]
+    assert whole.error is None
     torch.testing.assert_close(torch.cat([s for s in sounds if s is not None]), whole.audio, atol=1e-5, rtol=1e-4)
 
 
 def test_it_speaks_before_the_sentence_is_known(model: MuOmni) -> None:
     assert model.tokenizer is not None
-    speech = TextSpeech(model, model.tokenizer, SpeechSession(), SpeechSettings(temperature=0))
+    speech = TextSpeech(model, model.tokenizer, SpeakerPool(), SpeechSettings(temperature=0))
     assert not speech.can_work
     for text in ("The ", "cat ", "sat on ", "the mat "):
         speech.push(text)
@@ -143,12 +152,12 @@ class Written(Iterator[Chunk]):
 def test_speech_begins_before_the_text_has_ended_and_never_holds_it_back(model: MuOmni) -> None:
     assert model.tokenizer is not None
     written: Any = Written("The cat sat on the mat and then the dog ate the bone. Hello there! What is this?")
-    stream = SpokenStream(written, TextSpeech(model, model.tokenizer, SpeechSession(), HOW[0]))
+    stream = SpokenStream(written, TextSpeech(model, model.tokenizer, SpeakerPool(), HOW[0]))
     kinds = "".join("a" if piece.audio is not None else "t" for piece in stream)
     assert "at" in kinds, "no sound came before the last text"
     assert "aa" not in kinds[: kinds.rindex("t")], "text waited for more than one turn of speech"
-    expected = speak_all(model, model.tokenizer, SpeechSession(), [(written.reply.text, HOW[0])])[0]
-    assert isinstance(expected, Speech)
+    expected = speak_all(model, model.tokenizer, SpeakerPool(), [(written.reply.text, HOW[0])])[0]
+    assert expected.error is None
     torch.testing.assert_close(stream.reply.audio, expected.audio, atol=1e-5, rtol=1e-4)
     assert written.closed
 
@@ -165,28 +174,32 @@ def library() -> Any:
 def test_the_native_backbone_computes_what_the_modules_do(
     model: MuOmni, small_tokenizer: "Tokenizer", library: Any, dtype: torch.dtype
 ) -> None:
-    talker = make_speaking(small_tokenizer).to(dtype).talker
+    speaking = make_speaking(small_tokenizer).to(dtype)
+    talker = speaking.talker
     assert talker is not None
-    native, eager = (make_backbone(talker, 40, 64, way) for way in (library, "as asked"))
+    native, eager = (backbones(speaking, 40, 64, runner).now for runner in ("native", "eager"))
     assert isinstance(native, NativeBackbone) and isinstance(eager, EagerBackbone)
     slots = torch.tensor([5, 0, 39])
     generator = torch.Generator().manual_seed(0)
     for step in range(20):
         x = torch.randn(3, talker.config.hidden_size, generator=generator).to(dtype)
         with torch.no_grad():
-            ours, theirs = (backbone(x, slots, torch.full((3,), step)) for backbone in (native, eager))
+            ours, theirs = (backbone.hidden(x, slots, torch.full((3,), step)) for backbone in (native, eager))
         tolerance = 1e-4 if dtype == torch.float32 else 0.1
         torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
 
 
 def test_the_native_backbone_says_what_it_cannot_do(small_tokenizer: "Tokenizer") -> None:
-    talker = make_speaking(small_tokenizer).talker
+    speaking = make_speaking(small_tokenizer)
+    talker = speaking.talker
     assert talker is not None
-    cache = make_backbone(talker, 1, 8, "as asked").cache
-    assert why_not(talker, cache) is None
+    cache = backbones(speaking, 1, 8, "eager").now.cache
+    assert talker_why_not(talker, cache) is None
     layer: Any = talker.layers[1]
     layer.mlp.up_proj = nn.Sequential(layer.mlp.up_proj)
-    assert "talker.layers.1.mlp.up_proj" in (why_not(talker, cache) or "")
+    assert "talker.layers.1.mlp.up_proj" in (talker_why_not(talker, cache) or "")
+    with pytest.raises(ConfigError, match=r"the native runner cannot be had: talker\.layers\.1\.mlp\.up_proj"):
+        backbones(speaking, 1, 8, "native")
 
 
 class Always(nn.Module):
@@ -210,16 +223,16 @@ class Always(nn.Module):
 )
 def test_speech_without_an_end_is_an_error(small_tokenizer: "Tokenizer", moves: list[float], message: str) -> None:
     model = make_speaking(small_tokenizer)
-    good = speak_all(model, small_tokenizer, SpeechSession(), [("Oh!", HOW[0])])[0]
-    assert isinstance(good, Speech)
+    good = speak_all(model, small_tokenizer, SpeakerPool(), [("Oh!", HOW[0])])[0]
+    assert good.error is None
     assert model.talker is not None
     model.talker.moves = Always(moves)  # type: ignore[assignment]
     text, how = "The cat sat.", SpeechSettings(temperature=0)
-    failed = speak_all(model, small_tokenizer, SpeechSession(), [(text, how)])[0]
-    assert isinstance(failed, SpeechError)
+    failed = speak_all(model, small_tokenizer, SpeakerPool(), [(text, how)])[0]
+    assert failed.error is not None
     with pytest.raises(SpeechError, match=message):
-        raise failed
-    speech = TextSpeech(model, small_tokenizer, SpeechSession(), how)
+        raise SpeechError(failed.error)
+    speech = TextSpeech(model, small_tokenizer, SpeakerPool(), how)
     with pytest.raises(SpeechError, match=message):
         list(speak_pieces(speech, [text]))
 
@@ -227,35 +240,38 @@ def test_speech_without_an_end_is_an_error(small_tokenizer: "Tokenizer", moves: 
 def test_a_text_without_words_is_an_error_and_the_others_are_spoken(model: MuOmni) -> None:
     assert model.tokenizer is not None
     first, second = speak_all(
-        model, model.tokenizer, SpeechSession(), [("*** \N{GRINNING FACE}", HOW[0]), ("Oh!", HOW[0])]
+        model, model.tokenizer, SpeakerPool(), [("*** \N{GRINNING FACE}", HOW[0]), ("Oh!", HOW[0])]
     )
-    assert isinstance(first, SpeechError) and "nothing to say in '***" in str(first)
-    assert isinstance(second, Speech)
+    assert first.error is not None and "nothing to say in '***" in first.error and not len(first.audio)
+    assert second.error is None
     with pytest.raises(SpeechError, match="nothing to say"):
-        list(speak_pieces(TextSpeech(model, model.tokenizer, SpeechSession(), HOW[0]), ["*", "**"]))
+        list(speak_pieces(TextSpeech(model, model.tokenizer, SpeakerPool(), HOW[0]), ["*", "**"]))
 
 
-def test_a_session_lends_what_was_given_back_until_the_weights_change(
-    model: MuOmni, small_tokenizer: "Tokenizer"
-) -> None:
-    model, session = make_speaking(small_tokenizer), SpeechSession()
+def test_a_pool_lends_what_was_given_back_until_the_weights_change(small_tokenizer: "Tokenizer") -> None:
+    model, pool = make_speaking(small_tokenizer), SpeakerPool()
     assert model.talker is not None
-    first = session.take(model, 2)
-    second = session.take(model, 2)  # at the same time: another one
-    caches = [loan.speaker._backbone.cache for loan in (first, second)]
-    assert caches[0] is not caches[1]
-    first.close()
-    second.close()
-    assert session.take(model, 1).speaker._backbone.cache is caches[0]
-    session.take(model, 4).close()
-    third = session.take(model, 2)
-    third.close()
+    first = pool.take(model, 2)
+    second = pool.take(model, 2)  # at the same time: another one
+    assert first is not second
+    sentence = Sentence(SentenceText(spoken_words("Oh!")[0]), HOW[0], 0, 1)
+    with torch.no_grad():
+        encode_sentences(model, small_tokenizer, [sentence.text])
+    first.add(sentence)
+    pool.give_back(first)
+    assert first.slots.free == 2 and sentence.slot == -1  # it was not finished, and left the speaker
+    pool.give_back(second)
+    assert pool.take(model, 1) is first
+    pool.give_back(pool.take(model, 4))
+    third = pool.take(model, 2)
+    assert third.slots.count == 4
+    pool.give_back(third)
     with torch.no_grad():
         model.talker.layers[0].mlp.up_proj.weight.mul_(2)  # type: ignore[union-attr, operator]
-    assert session.take(model, 2).speaker._backbone.cache is not third.speaker._backbone.cache
+    assert pool.take(model, 2) is not third
 
 
 def test_a_model_without_a_talker_says_how_to_train_one(nano_folder: Path, small_tokenizer: "Tokenizer") -> None:
     mute = MuOmni.from_pretrained(nano_folder, device="cpu")
     with pytest.raises(UserError, match="speak-tiny"):
-        speak_all(mute, small_tokenizer, SpeechSession(), [("Hello.", HOW[0])])
+        speak_all(mute, small_tokenizer, SpeakerPool(), [("Hello.", HOW[0])])

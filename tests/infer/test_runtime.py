@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from muomni import MuOmni
-from muomni.infer.engine.engine_cache import fingerprint
-from muomni.model.module_modes import all_modules
+from muomni.model.module_modes import all_modules, fingerprint
 
 
 @pytest.fixture
@@ -97,10 +96,10 @@ NAMES = ["step", "load", "to", "quantize", "wrap", "exchange", "hook", "pre-hook
 
 @pytest.mark.parametrize("change", CHANGES, ids=NAMES)
 def test_a_changed_model_gets_another_engine(model: MuOmni, change: Callable[[MuOmni], object]) -> None:
-    kept = model.engine(1, 40)
-    assert model.engine(1, 40) is kept
+    kept = model.runtime.engine(model, 1, 40)
+    assert model.runtime.engine(model, 1, 40) is kept
     change(model)
-    assert model.engine(1, 40) is not kept
+    assert model.runtime.engine(model, 1, 40) is not kept
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=NAMES)
@@ -132,4 +131,4 @@ def test_all_modules_are_those_of_torch(model: MuOmni) -> None:
 
 
 def test_a_copy_has_its_own_engine(model: MuOmni) -> None:
-    assert copy.deepcopy(model).engine(1, 40) is not model.engine(1, 40)
+    assert copy.deepcopy(model).runtime.engine(model, 1, 40) is not model.runtime.engine(model, 1, 40)

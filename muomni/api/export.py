@@ -1,0 +1,60 @@
+"""A model in the forms that other programs load."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from muomni.data.text.tokenizer import Tokenizer
+from muomni.files import atomic_folder, write_json
+from muomni.formats.gguf import GgufDtype
+from muomni.formats.pretrained import check_replaceable, save_model
+from muomni.formats.qwen3 import to_qwen3_config
+from muomni.formats.tensors import CONFIG
+from muomni.infer.preprocess import end_ids
+from muomni.model import OmniModel
+
+
+def export_hf(model: OmniModel, tokenizer: Tokenizer | None, out: str | Path) -> None:
+    """Writes a Qwen3 folder for `transformers`, vLLM and llama.cpp's converter; whole or not at all.
+
+    Raises:
+        UserError: the folder holds other files.
+        CheckpointError: it cannot be written.
+    """
+    target = Path(out).expanduser().resolve()
+    check_replaceable(target)
+    with atomic_folder(target) as folder:
+        save_model(model, folder, qwen3=True)
+        if ends := end_ids(model, tokenizer):
+            # Other programs read the end tokens in these files only, so those of the tokenizer are written too.
+            config = model.config.replace(eos_token_ids=ends)
+            write_json(folder / CONFIG, to_qwen3_config(config, str(model.dtype).removeprefix("torch.")))
+            generation = {"eos_token_id": list(ends), "pad_token_id": ends[-1]}
+            write_json(folder / "generation_config.json", generation)
+        if tokenizer is not None:
+            tokenizer.save(folder)
+
+
+def export_gguf(
+    model: OmniModel,
+    tokenizer: Tokenizer | None,
+    out: str | Path,
+    dtype: GgufDtype = "f32",
+    each: Callable[[str], None] | None = None,
+) -> None:
+    """Writes a GGUF file, tokenizer and chat template included, for llama.cpp; whole or not at all.
+
+    Args:
+        model, tokenizer: what is written.
+        out: the file; one that is there is replaced.
+        dtype: of the matrices: `f32`, `f16`, `bf16` or `q8_0` (int8 in blocks of 32).
+        each: called with the name of each tensor before it is written.
+
+    Raises:
+        ConfigError: no such dtype.
+        UserError: the `gguf` package is missing, or the dtype cannot hold the weights.
+        DataError: llama.cpp has no tokenizer that cuts text as this one does.
+        CheckpointError: the file cannot be written.
+    """
+    from muomni.formats.gguf_tokenizer import save_gguf
+
+    save_gguf(model, tokenizer, end_ids(model, tokenizer), Path(out).expanduser().resolve(), dtype, each)
