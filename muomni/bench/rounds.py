@@ -18,15 +18,12 @@ class Case(Protocol):
     @property
     def name(self) -> str: ...
 
-    @property
-    def threads(self) -> int: ...
-
     def model_dump(self, *, mode: Literal["json"]) -> dict[str, Any]:
         """The fields as JSON values."""
 
 
 def open_cases(
-    stack: ExitStack, kind: Kind, cases: Sequence[Case], on_update: Update
+    stack: ExitStack, kind: Kind, cases: Sequence[Case], on_update: Update, threads: int | None = None
 ) -> tuple[dict[str, CaseProcess], dict[str, str]]:
     """Starts a process for each case.
 
@@ -35,6 +32,7 @@ def open_cases(
         kind: of all cases.
         cases: of different names.
         on_update: called with each case's name before it starts.
+        threads: of every library in the processes; None leaves them their own choice.
 
     Returns:
         The processes by their cases' names, and the names of cases that cannot be measured here, with the reason.
@@ -43,7 +41,7 @@ def open_cases(
     for case in cases:
         on_update(f"setting up {case.name}")
         try:
-            process = CaseProcess(kind, case.name, case.model_dump(mode="json"), case.threads)
+            process = CaseProcess(kind, case.name, case.model_dump(mode="json"), threads)
         except RefusedError as error:
             unmeasured[case.name] = error.reason
         else:
@@ -56,6 +54,7 @@ def take_turns(
     rounds: int,
     on_update: Update,
     enough: Callable[[int], bool] = lambda turns: False,
+    command: Mapping[str, Any] | None = None,
 ) -> dict[str, list[Answer]]:
     """Asks every process once a round, each round beginning with another one: A B C, B C A, ...
 
@@ -64,16 +63,17 @@ def take_turns(
         rounds: at most.
         on_update: called after each round.
         enough: called after each round with the number of rounds; true ends the measurement.
+        command: what every process is told each round; None: nothing.
 
     Returns:
         The answers by name, all of the same number.
     """
     names = list(processes)
     answers: dict[str, list[Answer]] = {name: [] for name in names}
-    for turn in range(rounds):
+    for turn in range(rounds if names else 0):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            answers[name].append(processes[name].ask({}))
+            answers[name].append(processes[name].ask(dict(command or {})))
         on_update(f"round {turn + 1} of {rounds}")
         if enough(turn + 1):
             break

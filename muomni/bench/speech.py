@@ -18,6 +18,7 @@ from muomni.bench.rounds import Answer, noisiest, open_cases, peak_mib, take_tur
 from muomni.bench.statistics import interval_of, margin_of, ratios_of
 from muomni.config.base import Frozen
 from muomni.errors import MuOmniError, UserError
+from muomni.formats.pretrained import read_config
 
 # The default texts: sentences of stories, of unequal length.
 TEXTS = (
@@ -220,7 +221,7 @@ def compare_speaking(
         MuOmniError: no case could be set up, or one of them failed to speak.
     """
     with ExitStack() as stack:
-        processes, unmeasured = open_cases(stack, "speech", cases, on_update)
+        processes, unmeasured = open_cases(stack, "speech", cases, on_update, cases[0].threads)
         if not processes:
             raise MuOmniError("; ".join(f"{name}: {reason}" for name, reason in unmeasured.items()))
         answers = take_turns(processes, rounds, on_update)
@@ -265,7 +266,7 @@ def measure_speech(target: Target, effort: Effort, say: Callable[[str], None]) -
     """The techniques of speaking as rows of a report. No codes are drawn, so what differs is the technique's.
 
     Args:
-        target: a model with a talker; it has a folder.
+        target: the model; one without a talker gives a single row that says so.
         effort: quick says short sentences and takes fewer turns.
         say: called with what is going on.
 
@@ -274,6 +275,13 @@ def measure_speech(target: Target, effort: Effort, say: Callable[[str], None]) -
     """
     import torch
 
+    reason = None
+    if target.folder is None:
+        reason = "a preset does not speak: name a run that was trained to"
+    elif read_config(target.folder)[0].talker is None:
+        reason = "this model does not speak"
+    if reason is not None:
+        return (not_measured(measured_by("speech")[0], reason),)
     full = effort.mode == "full"
     techniques = measured_by("speech", mode=effort.mode)
     common = {

@@ -6,23 +6,22 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from muomni import __version__
-from muomni.accel.technique import Part, measured_by
+from muomni.accel.technique import Part
 from muomni.bench.decoding.comparisons import Plan
 from muomni.bench.decoding.models import Files, make_model_folder
 from muomni.bench.decoding.report_rows import lengths, measure_infer
 from muomni.bench.process import RefusedError
 from muomni.bench.report import recommendations
 from muomni.bench.report.html import page
-from muomni.bench.report.report import JSON, ModelInfo, Report, ReportRow, not_measured, this_machine
+from muomni.bench.report.report import JSON, ModelInfo, Report, this_machine
 from muomni.bench.report.sections import Effort, Found, Say, Target
 from muomni.bench.shapes import SHAPES
+from muomni.bench.speech import measure_speech
 from muomni.bench.statistics import MARGIN
 from muomni.bench.training.report_rows import measure_train
 from muomni.config import PRESET_NAMES, OmniConfig, preset
@@ -32,7 +31,6 @@ from muomni.formats.pretrained import read_config
 from muomni.formats.tensors import resolve_folder
 
 PAGE = "report.html"
-_SPEECH = "muomni.bench.speech"
 
 
 @dataclass(frozen=True)
@@ -127,21 +125,6 @@ def _measure(part: Part, target: Target, work: Path, effort: Effort, say: Say) -
     prompt, new = lengths(target.thinker.max_position_embeddings)
     plan = Plan(target.thinker, Files(folder, work), work, prompt, new, torch.get_num_threads())
     return measure_infer(target, plan, effort, say)
-
-
-def measure_speech(target: Target, effort: Effort, say: Say) -> tuple[ReportRow, ...]:
-    """The techniques of speaking, of a model that speaks: the function of this name in `bench.speech`."""
-    reason = None
-    if target.folder is None:
-        reason = "a preset does not speak: name a run that was trained to"
-    elif getattr(read_config(target.folder)[0], "talker", None) is None:
-        reason = "this model does not speak"
-    elif find_spec(_SPEECH) is None:
-        reason = "this version measures no speech yet"
-    if reason is None:
-        rows: tuple[ReportRow, ...] = import_module(_SPEECH).measure_speech(target, effort, say)
-        return rows
-    return (not_measured(measured_by("speech")[0], reason),)
 
 
 def make_folder(out: Path) -> None:

@@ -100,6 +100,8 @@ def test_the_command_prints_a_table_and_one_json_line(
 
 
 def test_the_rows_of_a_report(order: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    talking = type("Config", (), {"talker": object()})
+    monkeypatch.setattr(speech_speed, "read_config", lambda path: (talking, None))
     target = Target("runs/speak", preset("nano").thinker, Path("runs/speak"))
     batching, native, int8 = measure_speech(target, QUICK, lambda _: None)
     assert len(order) == 4 * 4  # the baseline twice, torch's modules and eight rows

@@ -349,9 +349,6 @@ def test_memory_that_runs_out_while_measuring_is_told_in_plain_words(monkeypatch
 
 def test_a_worker_without_memory_says_so_and_goes_on_to_live():
     """At the start and in a turn; a bug still ends it with its traceback."""
-    import io
-    import sys
-
     from muomni.bench import worker
 
     class Hungry:
@@ -360,15 +357,13 @@ def test_a_worker_without_memory_says_so_and_goes_on_to_live():
         def turn(self, error: str) -> dict[str, int]:
             raise torch.OutOfMemoryError("CUDA out of memory.\nTried much") if error == "memory" else ValueError(error)
 
-    lines = ['{"kind": "hungry", "case": {}}', '{"error": "memory"}', '{"error": "bug"}']
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(worker._OPEN, "hungry", lambda _case: Hungry())
         patch.setattr(worker, "reset_peak", lambda: None)
-        patch.setattr(sys, "stdin", io.StringIO("\n".join(lines) + "\n"))
-        patch.setattr(sys, "stdout", said := io.StringIO())
+        answer = worker.Worker()
+        answers = [answer({"kind": "hungry", "case": {}}), answer({"error": "memory"})]
         with pytest.raises(ValueError, match="bug"):
-            worker.main()
-    answers = [json.loads(line) for line in said.getvalue().splitlines()]
+            answer({"error": "bug"})
     assert answers == [{}, {"refused": "memory ran out: CUDA out of memory."}]
 
 

@@ -193,7 +193,8 @@ def _set_up(
     fields = {"model": reference.model, "prompt": task.ids[0], "new": task.new, "forced": reference.forced}
     with CaseProcess("judge", "the reference", fields, group.cases[0].threads) as judge:
         cases = {case.name: case.replace(forced=reference.forced) for case in group.cases}
-        processes, unmeasured = open_cases(stack, "infer", list(cases.values()), on_update)
+        threads = group.cases[0].threads
+        processes, unmeasured = open_cases(stack, "infer", list(cases.values()), on_update, threads)
         marks = {}
         for name, process in processes.items():
             rows = min(cases[name].batch, reference.rows)

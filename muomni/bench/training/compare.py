@@ -5,12 +5,13 @@ import statistics
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
-from muomni.bench.process import CaseProcess, RefusedError
+from muomni.bench.process import RefusedError
+from muomni.bench.rounds import SpeedVerdict, open_cases, peak_mib, speed_verdict
+from muomni.bench.rounds import take_turns as ask_in_turns
+from muomni.bench.statistics import interval_of, ratios_of
 from muomni.bench.training.case import TrainCase
-
-SpeedVerdict = Literal["faster", "slower", "no difference"]
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,12 @@ class Measured:
         tokens_per_s: median over rounds; `low` and `high` are the quartiles.
         peak_mib: peak memory while stepping.
         first_step_s: building, compiling and the first step.
-        ratio: tokens/s over the baseline's, median of the rounds' own ratios; `ratio_low` and
-            `ratio_high` are the extremes over the rounds.
+        ratio: tokens/s over the baseline's, see `statistics.interval_of`; `ratio_low`, `ratio_high` its interval.
         memory_ratio: peak memory over the baseline's.
         gradients_equal: bit-equal to the baseline's, on the same weights and rows.
         gradient_error: 2-norm of the difference over the baseline's 2-norm, estimated from sketches.
         updates_equal, update_error: the same of what three steps changed in the weights; None where not asked for.
-        verdict: against the baseline; a difference is claimed only where every round agrees on it.
+        verdict: against the baseline; see `statistics.decide`.
         flops_per_token: floating-point operations of a step by its tokens, as `model.flops` counts them.
     """
 
@@ -109,34 +109,21 @@ def take_turns(
     Returns:
         By name, all with the same number of rounds.
     """
-    taken: dict[str, list[dict[str, Any]]] = {}
-    workers: list[tuple[TrainCase, CaseProcess]] = []
     with ExitStack() as stack:
-        for case in cases:
-            say(f"setting up {case.name}")
-            try:
-                worker = stack.enter_context(CaseProcess("train", case.name, case.model_dump(mode="json")))
-            except RefusedError as error:
-                if refused is None:
-                    raise
-                refused[case.name] = error.reason
-                continue
-            workers.append((case, worker))
-            taken[case.name] = []
-        for turn in range(rounds if workers else 0):
-            for place in range(len(workers)):
-                case, worker = workers[(turn + place) % len(workers)]
-                taken[case.name].append(worker.ask({"steps": steps}))
-            say(f"round {turn + 1} of {rounds}")
-            if enough(turn + 1):
-                break
-    return {case.name: _figures(case, worker.first, taken[case.name]) for case, worker in workers}
+        processes, unmeasured = open_cases(stack, "train", cases, say)
+        if refused is not None:
+            refused |= unmeasured
+        elif unmeasured:
+            raise RefusedError(*next(iter(unmeasured.items())))
+        answers = ask_in_turns(processes, rounds, say, enough, {"steps": steps})
+    by_name = {case.name: case for case in cases}
+    return {name: _figures(by_name[name], processes[name].first, answers[name]) for name in processes}
 
 
 def _figures(case: TrainCase, first: dict[str, Any], turns: Sequence[dict[str, Any]]) -> CaseMetrics:
     return CaseMetrics(
         [case.tokens / statistics.median(turn["times_s"]) for turn in turns],
-        max(turn["peak_bytes"] for turn in turns) / 2**20,
+        peak_mib(turns),
         first,
         statistics.mean(statistics.mean(turn["flops"]) for turn in turns) / case.tokens,
     )
@@ -145,7 +132,7 @@ def _figures(case: TrainCase, first: dict[str, Any], turns: Sequence[dict[str, A
 def measured(name: str, own: CaseMetrics, base: CaseMetrics) -> Measured:
     """A case's figures beside those of the case that it is compared with, which may be itself."""
     speeds = own.speeds
-    ratios = [speed / other for speed, other in zip(speeds, base.speeds, strict=True)]
+    ratio = interval_of(ratios_of(speeds, base.speeds))
     gradients, reference = own.first["gradients"], base.first["gradients"]
     updates, reference_updates = own.first.get("updates"), base.first.get("updates", {})
     quartiles = statistics.quantiles(speeds, n=4) if len(speeds) > 1 else [speeds[0]] * 3
@@ -156,13 +143,13 @@ def measured(name: str, own: CaseMetrics, base: CaseMetrics) -> Measured:
         high=quartiles[2],
         peak_mib=own.peak_mib,
         first_step_s=own.first["first_step_s"],
-        ratio=statistics.median(ratios),
-        ratio_low=min(ratios),
-        ratio_high=max(ratios),
+        ratio=ratio.middle,
+        ratio_low=ratio.low,
+        ratio_high=ratio.high,
         memory_ratio=own.peak_mib / base.peak_mib,
         gradients_equal=gradients["sha256"] == reference["sha256"],
         gradient_error=_error(gradients, reference),
-        verdict="no difference" if own is base else verdict_of(ratios),
+        verdict=speed_verdict(ratio),
         updates_equal=None if updates is None else updates["sha256"] == reference_updates["sha256"],
         update_error=None if updates is None else _error(updates, reference_updates),
         flops_per_token=own.flops_per_token,
@@ -171,10 +158,3 @@ def measured(name: str, own: CaseMetrics, base: CaseMetrics) -> Measured:
 
 def _error(found: dict[str, Any], reference: dict[str, Any]) -> float:
     return math.dist(found["sketch"], reference["sketch"]) / math.hypot(*reference["sketch"])
-
-
-def verdict_of(ratios: Sequence[float]) -> SpeedVerdict:
-    """What the rounds' ratios of speed say: a difference only where all of them lie on one side of 1."""
-    if min(ratios) > 1:
-        return "faster"
-    return "slower" if max(ratios) < 1 else "no difference"

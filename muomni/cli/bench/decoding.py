@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from muomni.cli.bench import report as bench_report
-from muomni.cli.common.terminal import wide_console
 
 if TYPE_CHECKING:
     from muomni.bench.decoding.compare import Comparison, Decoding, Group
@@ -149,25 +148,14 @@ def _groups(
             yield comparisons.peers(plan, weights, batch, say)
 
 
-def print_comparison(title: str, found: "Comparison") -> None:
-    """A table of one comparison, with what was left out and how far the machine can be trusted."""
-    from rich.table import Table
-
-    table = Table(title=title)
-    names = ("case", "decode tok/s", f"/ {found.cases[0].name}", "verdict", "call tok/s", "call loss", "1st ms")
-    for name in (*names, "GB/s", "of memory", "MiB", "tokens right", "top-1", "KL"):
-        table.add_column(name, justify="left" if name in ("case", "verdict") else "right")
-    for row in found.cases:
-        table.add_row(*_cells(row))
-    console = wide_console()
-    console.print(table)
-    console.print(
-        f"memory: {found.bandwidth:.1f} GB/s ({found.bandwidth_low:.1f}–{found.bandwidth_high:.1f})", highlight=False
-    )
-    for name, reason in found.unmeasured.items():
-        console.print(f"{name}: not measured, {reason}", highlight=False, markup=False)
-    if found.noise:
-        console.print(f"A noisy machine: {found.noise}. Small differences mean nothing here.", highlight=False)
+def print_comparison(title: str, comparison: "Comparison") -> None:
+    """A table of one comparison, with what could not be measured and how far the machine can be trusted."""
+    first = comparison.cases[0].name
+    names = ("case", "decode tok/s", f"/ {first}", "verdict", "call tok/s", "call loss", "1st ms")
+    more = ("GB/s", "of memory", "MiB", "tokens right", "top-1", "KL")
+    bench_report.print_table(title, (*names, *more), [_cells(row) for row in comparison.cases])
+    memory = f"{comparison.bandwidth:.1f} GB/s ({comparison.bandwidth_low:.1f}–{comparison.bandwidth_high:.1f})"
+    bench_report.print_remarks(comparison.unmeasured, comparison.noise, [f"memory: {memory}"])
 
 
 def _cells(row: "Decoding") -> list[str]:

@@ -1,7 +1,7 @@
 """`muomni bench [all|train|infer|speech] [MODEL] --quick|--full`: every technique on against off, as a report."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -142,29 +142,43 @@ def report(
         print(f"{repeat} measurements agree: no technique is on in one and off in another")
 
 
-def print_report(found: "Report") -> None:
+def print_report(report: "Report") -> None:
     """The table of all techniques, and how far it can be trusted."""
-    from rich.table import Table
-
     from muomni.bench.report.html import cells
     from muomni.config.loader import CHAT
 
-    title = f"{found.model.name} on {found.machine.words}: on against off ({found.mode}, {found.seconds:.0f} s)"
-    table = Table(title=title)
-    for column in ("technique", "tokens/s", "speed", "memory", "results", "usually claimed", "verdict here"):
-        table.add_column(column)
-    for row in found.rows:
+    names = ("technique", "tokens/s", "speed", "memory", "results", "usually claimed", "verdict here")
+    rows = []
+    for row in report.rows:
         shown = cells(row)
-        said = f"{row.verdict}: {row.reason}"
-        table.add_row(row.technique, shown.speeds, shown.ratio, shown.memory, shown.results, row.claim, said)
+        verdict = f"{row.verdict}: {row.reason}"
+        rows.append((row.technique, shown.speeds, shown.ratio, shown.memory, shown.results, row.claim, verdict))
+    title = f"{report.model.name} on {report.machine.words}: on against off ({report.mode}, {report.seconds:.0f} s)"
+    print_table(title, names, rows, left=names)
+    lines = [f"A difference counts beyond {report.margin:.0%}."]
+    lines += [f"for a recipe: {key} = {value}" for key, value in report.tuned.items() if key != CHAT]
+    print_remarks({}, "; ".join(report.noise), [*lines, *report.advice])
+
+
+def print_table(
+    title: str, names: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[str] = ("case", "verdict")
+) -> None:
+    """A table, its columns right-aligned but for those of `left`."""
+    from rich.table import Table
+
+    table = Table(title=title)
+    for name in names:
+        table.add_column(name, justify="left" if name in left else "right")
+    for row in rows:
+        table.add_row(*row)
+    wide_console().print(table)
+
+
+def print_remarks(unmeasured: Mapping[str, str], noise: str, lines: Sequence[str] = ()) -> None:
+    """Lines below a table: what could not be measured and why, and how far the measurements can be trusted."""
     console = wide_console()
-    console.print(table)
-    if found.noise:
-        said = "; ".join(found.noise)
-        console.print(f"A noisy machine: {said}. Small differences mean nothing here.", highlight=False, markup=False)
-    console.print(f"A difference counts beyond {found.margin:.0%}.", highlight=False)
-    for key, value in found.tuned.items():
-        if key != CHAT:
-            console.print(f"for a recipe: {key} = {value}", highlight=False, markup=False)
-    for text in found.advice:
+    remarks = [f"{name}: not measured, {reason}" for name, reason in unmeasured.items()]
+    if noise:
+        remarks.append(f"A noisy machine: {noise}. Small differences mean nothing here.")
+    for text in (*remarks, *lines):
         console.print(text, highlight=False, markup=False)

@@ -8,7 +8,6 @@ import typer
 
 from muomni.cli.bench import report as bench_report
 from muomni.cli.common import options
-from muomni.cli.common.terminal import wide_console
 from muomni.errors import UserError
 
 if TYPE_CHECKING:
@@ -84,27 +83,20 @@ def _lines(file: Path) -> tuple[str, ...]:
     return lines
 
 
-def print_speaking(title: str, found: "SpeakingComparison") -> None:
-    """A table, with what was left out and how far the machine can be trusted."""
-    from rich.table import Table
-
-    table = Table(title=title)
-    names = ("case", "real-time factor", f"sound / {found.cases[0].name}", "first sound ms", "load s", "MiB")
-    for name in names:
-        table.add_column(name, justify="left" if name == "case" else "right")
-    for row in found.cases:
-        first = "–" if row.first_ms is None else f"{row.first_ms:.0f} ({row.first_low:.0f}–{row.first_high:.0f})"
-        table.add_row(
+def print_speaking(title: str, comparison: "SpeakingComparison") -> None:
+    """A table, with what could not be measured and how far the machine can be trusted."""
+    first = comparison.cases[0].name
+    names = ("case", "real-time factor", f"sound / {first}", "first sound ms", "load s", "MiB")
+    rows = [
+        (
             row.name,
             f"{row.real_time:.3f} ({row.low:.3f}–{row.high:.3f})",
             f"{row.ratio:.2f}× ({row.ratio_low:.2f}–{row.ratio_high:.2f})",
-            first,
+            "–" if row.first_ms is None else f"{row.first_ms:.0f} ({row.first_low:.0f}–{row.first_high:.0f})",
             f"{row.load_s:.1f}",
             f"{row.peak_mib:,.0f}",
         )
-    console = wide_console()
-    console.print(table)
-    for name, reason in found.unmeasured.items():
-        console.print(f"{name}: not measured, {reason}", highlight=False, markup=False)
-    if found.noise:
-        console.print(f"A noisy machine: {found.noise}. Small differences mean nothing here.", highlight=False)
+        for row in comparison.cases
+    ]
+    bench_report.print_table(title, names, rows)
+    bench_report.print_remarks(comparison.unmeasured, comparison.noise)
