@@ -47,7 +47,7 @@ def check(
     from muomni.data.validation.check import check_manifests
 
     with progress_bar("reading rows") as bar:
-        found = check_manifests(
+        findings = check_manifests(
             manifests,
             max_seconds=max_seconds,
             workers=workers,
@@ -55,12 +55,12 @@ def check(
             report=bar.advance,
         )
     if out is not None:
-        _write(found, out)
+        _write(findings, out)
     if as_json:
-        print(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
+        print(json.dumps(findings.to_dict(), indent=2, ensure_ascii=False))
     else:
-        _print(found)
-    if found.failed:
+        _print(findings)
+    if findings.failed:
         raise typer.Exit(1)
 
 
@@ -101,7 +101,7 @@ def speech(
     if form not in ("flac", "wav"):
         raise UserError(f"--format {form}: must be flac or wav")
     voices = tuple(Voice.parse(text) for text in voice or ()) or SpeechSettings().voices
-    languages = {one.language for one in voices}
+    languages = {chosen.language for chosen in voices}
     if len(languages) > 1:
         raise UserError(f"--voice: all voices must be of one language, not {', '.join(sorted(languages))}")
     settings = SpeechSettings(voices, speed_spread, pitch_spread, rate, "wav" if form == "wav" else "flac", seed)
@@ -143,7 +143,7 @@ def recordings(
     from muomni.data.speech.recordings import write_recordings
 
     with progress_bar("reading recordings") as bar:
-        found = write_recordings(
+        result = write_recordings(
             folder,
             out,
             speaker=speaker,
@@ -152,28 +152,28 @@ def recordings(
             report=bar.advance,
         )
     if as_json:
-        left_out = [{"name": name, "reason": reason} for name, reason in found.left_out]
-        print(json.dumps({"clips": found.clips, "seconds": found.seconds, "left_out": left_out}, ensure_ascii=False))
+        left_out = [{"name": name, "reason": reason} for name, reason in result.left_out]
+        print(json.dumps({"clips": result.clips, "seconds": result.seconds, "left_out": left_out}, ensure_ascii=False))
         return
-    for name, reason in found.left_out:
+    for name, reason in result.left_out:
         print(f"left out: {name}: {reason}")
-    print(f"{found.clips:,} recordings, {found.seconds / 60:,.1f} min; {len(found.left_out)} left out: {out}")
+    print(f"{result.clips:,} recordings, {result.seconds / 60:,.1f} min; {len(result.left_out)} left out: {out}")
 
 
-def _write(found: "Findings", out: Path) -> None:
+def _write(findings: "Findings", out: Path) -> None:
     from muomni.data.validation.plots import plot_contact_sheet, plot_histograms
     from muomni.files import write_json
 
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "problems.json", found.to_dict())
-        plot_histograms(found, out / "histogram.png")
-        plot_contact_sheet(found, out / "contact_sheet.png")
+        write_json(out / "problems.json", findings.to_dict())
+        plot_histograms(findings, out / "histogram.png")
+        plot_contact_sheet(findings, out / "contact_sheet.png")
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
 
 
-def _print(found: "Findings") -> None:
+def _print(findings: "Findings") -> None:
     from rich import box
     from rich.console import Console
     from rich.markup import escape
@@ -182,14 +182,14 @@ def _print(found: "Findings") -> None:
     from muomni.data.validation.check import KINDS
 
     console = Console()
-    minutes = sum(found.seconds) / 60
+    minutes = sum(findings.seconds) / 60
     console.print(
-        f"{found.rows:,} rows, {found.pictures:,} pictures, {found.sounds:,} sounds ({minutes:,.1f} min), "
-        f"{sum(found.tokens):,} media tokens"
+        f"{findings.rows:,} rows, {findings.pictures:,} pictures, {findings.sounds:,} sounds ({minutes:,.1f} min), "
+        f"{sum(findings.tokens):,} media tokens"
     )
     table = Table("problem", "count", "first", box=box.SIMPLE_HEAD, pad_edge=False)
     for kind in KINDS:
-        problems = [problem for problem in found.problems if problem.kind == kind]
+        problems = [problem for problem in findings.problems if problem.kind == kind]
         if problems:
             table.add_row(kind, f"{len(problems):,}", escape(f"{problems[0].where}: {problems[0].reason}"))
-    console.print(table if found.problems else "nothing is wrong")
+    console.print(table if findings.problems else "nothing is wrong")

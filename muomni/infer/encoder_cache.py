@@ -1,7 +1,6 @@
-"""Pictures and sounds of prompts: each is encoded once, and its embeddings are kept for the next prompt that has it.
+"""Embeddings of the pictures and sounds of prompts, cached by a hash of their content.
 
-What a medium is known by is a hash of its content, so that it does not matter where it comes from. All new media
-of a call go through their encoder together.
+All new media of a call go through their encoder together.
 
 Legend: N tokens of a medium, D hidden_size of the Thinker, T tokens of a prompt.
 """
@@ -29,7 +28,7 @@ from muomni.model.inputs import AudioBatch, ImageBatch
 from muomni.model.module_modes import eval_mode
 from muomni.model.mrope import mrope_positions
 
-# Bytes of embeddings that are kept, and how much is encoded in one pass: 64 pictures of 256 patches, five minutes.
+# Bytes of embeddings that are cached, and how much is encoded in one pass: 64 pictures of 256 patches, five minutes.
 _KEPT_BYTES = 256 << 20
 _MOST_PATCHES = 16_384
 _MOST_FRAMES = 30_000
@@ -55,12 +54,12 @@ class Encoded:
 
 
 class EncoderCache:
-    """Encodes media, and keeps what came out, what was asked for longest ago being the first to go.
+    """Encodes media and caches the embeddings; evicts the least recently used.
 
     Copies and pickles are new ones: they belong to another model.
 
     Args:
-        limit: bytes of embeddings that are kept.
+        limit: bytes of embeddings that are cached.
 
     Attributes:
         encoded: how many media went through an encoder so far.
@@ -84,7 +83,7 @@ class EncoderCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of embeddings that are kept."""
+        """Bytes of the cached embeddings."""
         return self._bytes
 
     def encode(
@@ -116,14 +115,14 @@ class EncoderCache:
                     results[place] = kept
             kinds: tuple[Kind, ...] = ("image", "audio")
             for kind in kinds:
-                asked = {key: places for key, places in new.items() if key[0] == kind}
-                for key, encoded in self._encode_new(model, kind, {key: parts[at[0]] for key, at in asked.items()}):
-                    for place in asked[key]:
+                wanted = {key: places for key, places in new.items() if key[0] == kind}
+                for key, encoded in self._encode_new(model, kind, {key: parts[at[0]] for key, at in wanted.items()}):
+                    for place in wanted[key]:
                         results[place] = encoded
             return [result for result in results if result is not None]
 
     def counts(self, model: OmniModel, parts: Sequence[MediaPart]) -> list[int]:
-        """How many tokens each part takes; what is kept is not decoded for it.
+        """How many tokens each part takes; cached ones are not decoded again.
 
         Raises:
             MediaError: a part cannot be read.
@@ -181,9 +180,9 @@ class EncoderCache:
         for (key, _), size, part in zip(waiting, sizes, torch.split(features, [s.tokens for s in sizes]), strict=True):
             # A copy: a part of the pass would keep all of it in memory.
             grid = (size.rows, size.columns) if kind == "image" else None
-            one = Encoded(part.clone(), grid, key[1] + self._weights[kind])
-            self._keep(key, one)
-            made.append((key, one))
+            encoded = Encoded(part.clone(), grid, key[1] + self._weights[kind])
+            self._keep(key, encoded)
+            made.append((key, encoded))
         return made
 
     def _keep(self, key: _Key, encoded: Encoded) -> None:
@@ -194,7 +193,7 @@ class EncoderCache:
             self._bytes -= gone.features.nbytes
 
     def _check_weights(self, model: OmniModel, kind: Kind) -> None:
-        """Forgets what other weights have made."""
+        """Drops embeddings that other weights have made."""
         weights = _weights_hash(_encoder(model, kind))
         if self._weights.get(kind, weights) != weights:
             for key in [key for key in self._kept if key[0] == kind]:
@@ -212,24 +211,24 @@ def prompt_media(encoded: EncodedChat, media: Sequence[Encoded]) -> tuple[list[i
     Returns:
         the ids, placeholders repeated, and what the engine needs beside them.
     """
-    chat = expand(encoded, [len(one.features) for one in media])
+    chat = expand(encoded, [len(medium.features) for medium in media])
     videos: list[list[tuple[int, int, int]]] = []  # a picture is a video of one frame
-    for part, one, start in zip(chat.media, media, chat.places, strict=True):
-        if one.grid is not None:
+    for part, medium, start in zip(chat.media, media, chat.places, strict=True):
+        if medium.grid is not None:
             if not part.frame:
                 videos.append([])
-            videos[-1].append((start, *one.grid))
+            videos[-1].append((start, *medium.grid))
     positions = torch.from_numpy(mrope_positions(len(chat.ids), (), videos))
     keys = list(chat.ids)
     places = []
-    for one, start in zip(media, chat.places, strict=True):
-        end = start + len(one.features)
+    for medium, start in zip(media, chat.places, strict=True):
+        end = start + len(medium.features)
         # Where the tokens are is known by their index; how their axes differ from it is part of what they are.
         axes = (positions[:, start:end] - start).contiguous().numpy().tobytes()
-        mark = hashlib.blake2b(one.identity + axes, digest_size=16).digest()
+        mark = hashlib.blake2b(medium.identity + axes, digest_size=16).digest()
         keys[start:end] = [-1 - int.from_bytes(mark)] * (end - start)
         places.append(torch.arange(start, end))
-    features = torch.cat([one.features for one in media])
+    features = torch.cat([medium.features for medium in media])
     return chat.ids, PromptMedia(features, torch.cat(places), positions, keys)
 
 
@@ -256,10 +255,10 @@ def name_of(part: MediaPart) -> str:
 def _encoder(model: OmniModel, kind: Kind) -> list[nn.Module]:
     """The modules that a picture or sound goes through."""
     modules = (model.vision, model.vision_projector) if kind == "image" else (model.audio, model.audio_projector)
-    found: list[nn.Module] = [module for module in modules if module is not None]
-    if not found:
+    present: list[nn.Module] = [module for module in modules if module is not None]
+    if not present:
         raise UserError(f"this model has no encoder for {kind} input")
-    return found
+    return present
 
 
 def _weights_hash(modules: Sequence[nn.Module]) -> bytes:

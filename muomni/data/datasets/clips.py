@@ -20,7 +20,7 @@ from muomni.errors import DataError
 if TYPE_CHECKING:
     import torch
 
-# How loud validation clips are, beside training clips that are made quieter by 0 dB.
+# Gain of validation clips.
 _USUAL_DB = -6.0
 
 

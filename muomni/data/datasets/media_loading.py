@@ -1,4 +1,4 @@
-"""One medium of a row read, changed at random and made ready for its encoder; and a batch of them."""
+"""Reads and augments the media of a row, and makes one batch of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from muomni.ops.audio_frames import num_frames
 if TYPE_CHECKING:
     from muomni.model.inputs import MediaBatch
 
-# By how many frames of 10 ms a decoded sound may differ from what its header says: MP3 pads its ends.
+# Frames of 10 ms by which a decoded sound may differ from its header: MP3 pads its ends.
 _SLACK = 25
 
 

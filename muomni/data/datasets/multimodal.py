@@ -102,10 +102,10 @@ class MultimodalDataset(Dataset[Batch]):
     def left_out_names(self, limit: int) -> list[str]:
         """The first of them, with their lengths."""
         documents = self.index.documents
-        found = np.flatnonzero(self._too_long(documents))[:limit]
+        numbers = np.flatnonzero(self._too_long(documents))[:limit]
         return [
             f"{self.index.reference(int(documents[n]['medium'])).origin} ({documents[n]['length']} tokens)"
-            for n in found
+            for n in numbers
         ]
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Coming rows read in threads while the model computes."""
+"""Reads the next rows in threads while the model computes."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
@@ -13,7 +13,7 @@ class PrefetchLoader(Dataset[Batch]):
 
     After each batch the next rows of the same stride are begun, as many as that batch had or as there are
     workers if that is more, times two. A call for others is answered all the same, only without the gain, so
-    nothing has to be said when a run resumes at any place. Decoding is done by libraries that release
+    a run may resume at any row. Decoding is done by libraries that release
     Python's lock, so threads work side by side. Used by one thread.
 
     Args:

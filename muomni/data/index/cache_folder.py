@@ -60,16 +60,16 @@ def open_or_build(
         meta = read_meta(target)
         return meta if meta is not None and is_current(meta) else None
 
-    if (found := usable()) is not None:
-        return found
+    if (current := usable()) is not None:
+        return current
     with _partial_folder(root) as partial:
         meta = {"format": FORMAT, "fingerprint": name, **write(partial)}
         files = {path.relative_to(partial).as_posix(): path.stat().st_size for path in _files(partial)}
         write_json(partial / _META, {**meta, "files": files})
         _publish(partial, target, usable)
-    if (found := usable()) is None:
+    if (current := usable()) is None:
         raise DataError(f"{target}: changed while it was opened; start again")
-    return found
+    return current
 
 
 def read_meta(folder: Path) -> dict[str, Any] | None:

@@ -163,13 +163,13 @@ class TokenIndex:
     def reference(self, medium: int) -> Reference:
         """Where a medium comes from, by its number in `media`."""
         record = self.media[medium]
-        found = json.loads(_read(self._refs, int(record["size"]), int(record["ref"])))
+        content = json.loads(_read(self._refs, int(record["size"]), int(record["ref"])))
         source: MediaRef | bytes
-        if "blob" in found:
-            source = _read(self._blobs, found["blob"][1], found["blob"][0])
+        if "blob" in content:
+            source = _read(self._blobs, content["blob"][1], content["blob"][0])
         else:
-            source = MediaRef("image" if record["kind"] == IMAGE else "audio", found["path"], found.get("member"))
-        return Reference(source, found["name"], found["origin"], found.get("note"), tuple(found.get("ids", ())))
+            source = MediaRef("image" if record["kind"] == IMAGE else "audio", content["path"], content.get("member"))
+        return Reference(source, content["name"], content["origin"], content.get("note"), tuple(content.get("ids", ())))
 
     def bad(self, limit: int) -> list[str]:
         """Names and reasons of the first documents that were left out."""

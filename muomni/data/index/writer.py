@@ -134,19 +134,19 @@ class IndexWriter:
         tokenizer = self.tokenizer
         texts = iter(tokenizer.encode_batch([document.text for document in batch if document.text is not None]))
         conversations = [document for document in batch if document.messages is not None]
-        found = encode_chats(tokenizer, [document.messages or [] for document in conversations])
-        for document, chat in zip(conversations, found, strict=True):
+        encoded = encode_chats(tokenizer, [document.messages or [] for document in conversations])
+        for document, chat in zip(conversations, encoded, strict=True):
             self._check(document, chat.media)
             if not any(chat.answer_mask):
                 raise DataError(
                     f"{document.origin}: the tokenizer's chat template does not mark the answer with "
                     "<|im_start|>assistant, so it cannot be learnt from"
                 )
-        parts = [_storable(part) for chat in found for part in chat.media]
+        parts = [_storable(part) for chat in encoded for part in chat.media]
         captions = tokenizer.encode_batch([part.note or "" for part in parts])
-        places = (place for chat in found for place in chat.places)
+        places = (place for chat in encoded for place in chat.places)
         media = map(_Medium, parts, places, pool.map(self._size, parts), captions)
-        chats = iter(found)
+        chats = iter(encoded)
         for document in batch:
             end = [tokenizer.eos_id] if document.final else []
             if document.text is not None:

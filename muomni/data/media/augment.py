@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muomni.config.recipe_data import AudioAugmentSpec, ImageAugmentSpec
+from muomni.ops.audio_frames import FRAMES_PER_TOKEN, HOP
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -79,7 +80,7 @@ def stretched(frames: NDArray[np.int64], spec: AudioAugmentSpec, chance: NDArray
     faster = speeds(spec, chance[:, 0])
     silence = np.floor(chance[:, 1] * spec.shift * 100).astype(np.int64)
     longer: NDArray[np.int64] = np.ceil(frames / faster).astype(np.int64) + silence
-    return np.maximum(longer, 8)
+    return np.maximum(longer, FRAMES_PER_TOKEN)
 
 
 def speeds(spec: AudioAugmentSpec, chance: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -102,14 +103,14 @@ def change_speed(samples: Floats, spec: AudioAugmentSpec, chance: NDArray[np.flo
     if spec.speed:
         places = np.arange(count) * (len(samples) / count)
         samples = np.interp(places, np.arange(len(samples)), samples).astype(np.float32)
-    silence = math.floor(float(chance[1]) * spec.shift * 100) * 160
+    silence = math.floor(float(chance[1]) * spec.shift * 100) * HOP
     return fitted(np.concatenate([np.zeros(silence, np.float32), samples]), frames)
 
 
 def fitted(samples: Floats, frames: int) -> Floats:
     """The sound cut or filled up with silence to give exactly `frames` mel frames."""
-    most = frames * 160
-    least = 1 if frames <= 8 else most - 159
+    most = frames * HOP
+    least = 1 if frames <= FRAMES_PER_TOKEN else most - HOP + 1
     if len(samples) < least:
         return np.pad(samples, (0, least - len(samples)))
     return samples[:most]

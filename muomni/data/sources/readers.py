@@ -250,8 +250,8 @@ def _with_columns(messages: Any, row: Mapping[str, Any], origin: str) -> Any:
     """
     waiting: dict[str, list[Any]] = {"image": [], "audio": []}
     for column, kind in _MEDIA_COLUMNS.items():
-        found = row.get(column)
-        waiting[kind] += found if isinstance(found, list) else [] if found is None else [found]
+        values = row.get(column)
+        waiting[kind] += values if isinstance(values, list) else [] if values is None else [values]
 
     def filled(part: Any) -> Any:
         if not isinstance(part, Mapping):
@@ -294,9 +294,9 @@ def _cut(text: str) -> int:
     """Where to cut at most this much text: behind a blank line, else a newline, else before a space."""
     half = len(text) // 2
     for mark, offset in (("\n\n", 2), ("\n", 1), (" ", 0)):
-        found = text.rfind(mark, half)
-        if found > 0:
-            return found + offset
+        place = text.rfind(mark, half)
+        if place > 0:
+            return place + offset
     return len(text)
 
 

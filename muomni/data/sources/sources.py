@@ -64,8 +64,8 @@ def source_files(spec: SourceSpec) -> list[SourceFile] | None:
         raise DataError(f"{spec.path}: no such file or folder{hint if like_a_name else ''}")
     if path.stat().st_size == 0:
         raise DataError(f"{path}: is empty")
-    found = _format_of(path)
-    form = found if spec.format == "auto" else spec.format
+    by_name = _format_of(path)
+    form = by_name if spec.format == "auto" else spec.format
     if form is None:
         raise DataError(
             f'{path}: its format is not known from the name; give "format": "text", "jsonl" or "parquet" '
@@ -98,8 +98,8 @@ def _files_below(folder: Path, spec: SourceSpec) -> list[SourceFile]:
 
 def _format_of(path: Path) -> FileFormat | None:
     name = path.with_suffix("") if path.suffix.lower() == ".gz" else path
-    found = _FORMATS.get(name.suffix.lower())
-    return None if found == "parquet" and name != path else found
+    form = _FORMATS.get(name.suffix.lower())
+    return None if form == "parquet" and name != path else form
 
 
 def iter_documents(

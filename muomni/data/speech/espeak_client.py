@@ -116,7 +116,7 @@ class Synthesiser:
             SynthesisError: naming the text and the reason: nothing to say, too long, or the process died.
         """
         chosen = Voice.parse(voice) if isinstance(voice, str) else voice or self._voice
-        asked = {
+        request = {
             "text": text,
             "voice": chosen.name,
             "variant": chosen.variant,
@@ -124,7 +124,7 @@ class Synthesiser:
             "speed": chosen.speed,
             "pitch": chosen.pitch,
         }
-        answer, content = self._ask(asked, f"to say {text[:80]!r}")
+        answer, content = self._ask(request, f"to say {text[:80]!r}")
         if "error" in answer:
             kind = UserError if answer["error"].startswith("there is no") else SynthesisError
             raise kind(f"{text[:80]!r} with voice {chosen}: {answer['error']}")
@@ -157,12 +157,12 @@ def installed_library() -> tuple[str, str]:
     Raises:
         UserError: the package is not installed.
     """
-    found = importlib.util.find_spec("espeakng_loader")
-    if found is None or found.origin is None:
+    package = importlib.util.find_spec("espeakng_loader")
+    if package is None or package.origin is None:
         raise UserError(
             "the synthesiser is not installed: pip install 'muomni[speech]' (the package espeakng-loader, which "
             "carries eSpeak NG and its voices)"
         )
-    folder = Path(found.origin).parent
+    folder = Path(package.origin).parent
     names = {"win32": "espeak-ng.dll", "darwin": "libespeak-ng.dylib"}
     return str(folder / names.get(sys.platform, "libespeak-ng.so")), str(folder / "espeak-ng-data")

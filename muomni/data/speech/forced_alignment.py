@@ -1,4 +1,4 @@
-"""Which unit of its text each frame of a recording speaks, found from the recordings themselves.
+"""Forced alignment: which unit of its text each frame of a recording speaks, learnt from the recordings alone.
 
 How it works. A small convolutional network learns the letters of all recordings with CTC (Graves et al., 2006) for
 some hundred steps. The most likely way through the letters of a recording's own text (Viterbi) then says when each

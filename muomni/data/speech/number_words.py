@@ -59,8 +59,8 @@ def _inflect() -> "inflect.engine":
 def _amount(match: re.Match[str]) -> str:
     names = _CURRENCIES[match[1]]
     wholes, parts = _value(match[2]), int(match[3] or 0)
-    said = [_counted(count, name) for count, name in zip((wholes, parts), names, strict=True) if count]
-    return " and ".join(said) or _counted(0, names[0])
+    amounts = [_counted(count, name) for count, name in zip((wholes, parts), names, strict=True) if count]
+    return " and ".join(amounts) or _counted(0, names[0])
 
 
 def _counted(count: int, name: str) -> str:

@@ -77,10 +77,10 @@ class SpeechPairs:
         Raises:
             DataError: all pairs say the same.
         """
-        said = [wording(text).encode() for text in self.texts]
-        if len(set(said)) < 2:
-            raise DataError(f"{len(said)} pairs of text and speech that say the same cannot be divided for validation")
-        ranks = np.array([int.from_bytes(blake2b(words, digest_size=8).digest(), "big") for words in said], np.uint64)
+        keys = [wording(text).encode() for text in self.texts]
+        if len(set(keys)) < 2:
+            raise DataError(f"{len(keys)} pairs of text and speech that say the same cannot be divided for validation")
+        ranks = np.array([int.from_bytes(blake2b(words, digest_size=8).digest(), "big") for words in keys], np.uint64)
         out = ranks < np.uint64(fraction * 2**64)
         out = out if out.any() else ranks == ranks.min()
         out = out if not out.all() else ranks != ranks.max()

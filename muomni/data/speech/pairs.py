@@ -208,8 +208,8 @@ class _Preparation:
         chunk: list[tuple[_Pair, str, Tensor]] = []
         seconds, unreadable = 0.0, 0
         for number, pair in enumerate(self.pairs, 1):
-            said = " ".join(word.spoken for word in clip_words(pair.text, self.language))
-            if not said:
+            spoken = " ".join(word.spoken for word in clip_words(pair.text, self.language))
+            if not spoken:
                 self.left_out.append(f"{pair.ref}: its text has nothing to speak: {pair.text[:60]!r}")
                 continue
             try:
@@ -219,7 +219,7 @@ class _Preparation:
                 self.left_out.append(str(error))
                 continue
             peak = float(np.abs(samples).max())
-            chunk.append((pair, said, torch.from_numpy(samples * (_PEAK / peak if peak > _SILENT else 1.0))))
+            chunk.append((pair, spoken, torch.from_numpy(samples * (_PEAK / peak if peak > _SILENT else 1.0))))
             seconds += len(samples) / SAMPLE_RATE
             if seconds >= _CHUNK_SECONDS:
                 self._encode_chunk(chunk, features, codes)
@@ -243,19 +243,19 @@ class _Preparation:
             padded = (end + 1 - begin) * len(chunk[order[end]][2]) if end < len(order) else 0
             if end == len(order) or padded > _BATCH_SECONDS * SAMPLE_RATE:
                 with torch.inference_mode():
-                    found = self.codec.encode([chunk[n][2] for n in order[begin:end]])
-                encoded.update(zip(order[begin:end], found, strict=True))
+                    batch = self.codec.encode([chunk[n][2] for n in order[begin:end]])
+                encoded.update(zip(order[begin:end], batch, strict=True))
                 begin = end
-        for n, (pair, said, samples) in enumerate(chunk):
-            own = encoded[n].T.cpu().numpy().astype(np.uint16)
+        for n, (pair, spoken, samples) in enumerate(chunk):
+            frames = encoded[n].T.cpu().numpy().astype(np.uint16)
             mel = features_of(samples)
-            codes.write(np.ascontiguousarray(own).tobytes())
+            codes.write(np.ascontiguousarray(frames).tobytes())
             features.write(mel.tobytes())
             self.kept.append(pair)
-            self.texts.append(said)
-            self.units.append(np.array(units_of(said_words(said))[0]))
+            self.texts.append(spoken)
+            self.units.append(np.array(units_of(said_words(spoken))[0]))
             self.lengths.append(len(mel))
-            self.frames.append(len(own))
+            self.frames.append(len(frames))
 
     def _write(
         self, recordings: Recordings, spoken: Sequence[Spoken], codes: NDArray[np.uint16], say: Callable[[str], None]
@@ -263,14 +263,14 @@ class _Preparation:
         """Keeps the pairs that could be aligned; returns the meta data."""
         config = self.codec.config
         ends = np.cumsum(self.frames)
-        limit = _least_score([found.score for found in spoken])
+        limit = _least_score([alignment.score for alignment in spoken])
         pointers, parts, places = [], [], []
-        for n, found in enumerate(spoken):
+        for n, alignment in enumerate(spoken):
             begin = int(recordings.starts[n])
-            own = recordings.features[begin : begin + self.lengths[n]]
+            features = recordings.features[begin : begin + self.lengths[n]]
             pointer = None
-            if found.score >= limit:
-                starts = unit_starts(self.units[n], found, own)
+            if alignment.score >= limit:
+                starts = unit_starts(self.units[n], alignment, features)
                 pointer = pointers_of(starts, self.frames[n], config.frame_samples, config.delay, self.max_advance)
             if pointer is None:
                 self.left_out.append(f"{self.kept[n].ref}: is not aligned with its text {self.texts[n][:60]!r}")
@@ -314,16 +314,16 @@ def _pairs(source: SourceSpec, number: int, scratch: Path, language: str) -> Ite
     elif (path / MANIFEST).is_file():
         manifests = [path / MANIFEST]
     else:
-        manifests = sorted(found for found in path.rglob("*.jsonl") if not found.name.startswith("."))
+        manifests = sorted(file for file in path.rglob("*.jsonl") if not file.name.startswith("."))
     if not manifests:
         manifests = [scratch / f"{number}.jsonl"]
         write_recordings(path, manifests[0], language=language)
-    found = False
+    any_pair = False
     for manifest in manifests:
         for ref, row in read_manifest(manifest, source.text_column):
-            found = True
+            any_pair = True
             yield _Pair(ref, row[source.text_column], str(row.get("speaker") or DEFAULT_SPEAKER), number)
-    if not found:
+    if not any_pair:
         raise DataError(f"{source.path}: names no pair of text and speech")
 
 

@@ -148,13 +148,13 @@ def references(source: SourceSpec) -> Iterator[MediaRef]:
     """
     path = recordings_path(source)
     files = _below(path) if path.is_dir() else [path]
-    found = False
+    any_sound = False
     for file in files:
         sounds = (ref for ref, _ in read_manifest(file)) if file.suffix == ".jsonl" else [MediaRef("audio", str(file))]
         for ref in sounds:
-            found = True
+            any_sound = True
             yield ref
-    if not found:
+    if not any_sound:
         kinds = ", ".join((*SOUND_SUFFIXES, ".jsonl"))
         raise DataError(f"{source.path}: names no sounds; it must be or hold {kinds}")
 

@@ -1,4 +1,4 @@
-"""A user's own recordings with their texts, as a manifest.
+"""Makes a manifest of a folder of recordings with their texts.
 
 Two layouts are known: LJSpeech's, `metadata.csv` with `NAME|TEXT` or `NAME|TEXT|TEXT IN WORDS` and the sounds in
 `wavs/` or beside it; and each sound with a text file of its name, `a.wav` and `a.txt`, in any folders.
@@ -42,7 +42,7 @@ def write_recordings(
 ) -> RecordingsFound:
     """Reads a folder of recordings and writes a manifest with `text`, `audio`, `speaker`, `duration`.
 
-    Left out, and told with the reason: a sound without text and a text without sound, broken and empty ones, those
+    Left out, with the reason: a sound without text and a text without sound, broken and empty ones, those
     longer than `max_seconds`, texts without a reading in words, and pairs whose text is too long or short for the
     sound.
 
@@ -63,13 +63,13 @@ def write_recordings(
         report()
         name = sound.relative_to(folder).as_posix()
         try:
-            said, seconds = _checked(sound, text, language, max_seconds)
+            spoken, seconds = _checked(sound, text, language, max_seconds)
         except (DataError, MediaError) as error:
             left_out.append((name, str(error).removeprefix(f"{sound}: ")))
             continue
-        own = sound.parent.name if sound.parent not in (folder, folder / "wavs") else folder.resolve().name
+        folder_name = sound.parent.name if sound.parent not in (folder, folder / "wavs") else folder.resolve().name
         audio = Path(os.path.relpath(sound, manifest.parent)).as_posix()
-        rows.append({"audio": audio, "text": said, "speaker": speaker or own, "duration": round(seconds, 3)})
+        rows.append({"audio": audio, "text": spoken, "speaker": speaker or folder_name, "duration": round(seconds, 3)})
     if not rows:
         first = f"; the first: {left_out[0][0]}: {left_out[0][1]}" if left_out else ""
         raise DataError(f"{folder}: none of {len(left_out)} recordings can be used{first}")
@@ -83,7 +83,7 @@ def write_recordings(
 
 
 def _checked(sound: Path, text: str | None, language: str, max_seconds: float) -> tuple[str, float]:
-    """The text as it is said, and the length.
+    """The text as it is spoken, and the length.
 
     Raises:
         DataError, MediaError: what is wrong with the pair.
@@ -92,17 +92,17 @@ def _checked(sound: Path, text: str | None, language: str, max_seconds: float) -
         raise DataError("there is a text but no sound")
     if text is None:
         raise DataError(f"has no text: neither a line in {METADATA} nor a file {sound.with_suffix('.txt').name}")
-    said = spoken_form(" ".join(text.split()), language)
-    if said is None:
+    spoken = spoken_form(" ".join(text.split()), language)
+    if spoken is None:
         raise DataError(f"its text has no clear reading in words: {text.strip()[:60]!r}")
     seconds = audio_seconds(sound)
     if seconds > max_seconds:
         raise DataError(f"lasts {seconds:.1f} s, longer than the {max_seconds:g} s allowed; cut it up")
-    pace = sum(c.isalpha() for c in said) / seconds
+    pace = sum(c.isalpha() for c in spoken) / seconds
     slowest, fastest = _PACE
     if not slowest <= pace <= fastest:
         raise DataError(f"text and sound do not match: {pace:.1f} letters a second, {slowest:g} to {fastest:g} allowed")
-    return said, seconds
+    return spoken, seconds
 
 
 def _pairs(folder: Path) -> Iterator[tuple[Path, str | None]]:
@@ -131,14 +131,14 @@ def _metadata(path: Path) -> dict[str, str]:
     texts: dict[str, str] = {}
     for number, line in enumerate(_text(path).splitlines(), 1):
         # A quote in such files is a quote of the text; there are no quoted fields.
-        name, *said = line.split("|")
+        name, *columns = line.split("|")
         if not line.strip():
             continue
-        if not said or not name.strip():
+        if not columns or not name.strip():
             raise DataError(f"{path}: line {number}: must be NAME|TEXT or NAME|TEXT|TEXT IN WORDS, not {line[:60]!r}")
         if name in texts:
             raise DataError(f"{path}: line {number}: {name!r} is named twice")
-        texts[name.strip()] = said[1] if len(said) > 1 and said[1].strip() else said[0]
+        texts[name.strip()] = columns[1] if len(columns) > 1 and columns[1].strip() else columns[0]
     return texts
 
 

@@ -133,7 +133,7 @@ class SentenceLimits:
 
 
 def sentences_of(paths: Sequence[Path], language: str = "en") -> Iterator[str]:
-    """All sentences of text files, JSON lines and Parquet (also .gz, also folders of them) that can be said.
+    """All sentences of text files, JSON lines and Parquet (also .gz, also folders of them) that can be spoken.
 
     Of a conversation the assistant's messages are taken: what is to be spoken.
 
@@ -145,8 +145,8 @@ def sentences_of(paths: Sequence[Path], language: str = "en") -> Iterator[str]:
         texts += [text_of(message) for message in document.messages or () if message["role"] == "assistant"]
         for text in texts:
             for sentence in cut_sentences(text):
-                if (said := spoken_form(sentence, language)) is not None:
-                    yield said
+                if (spoken := spoken_form(sentence, language)) is not None:
+                    yield spoken
 
 
 def draw_sentences(

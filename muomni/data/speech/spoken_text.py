@@ -1,4 +1,4 @@
-"""What of a text is spoken: words in sentences, while the text still comes.
+"""The words that are spoken of a text, in sentences, while the text still streams in.
 
 A word is all between two spaces of the source; it leaves once it is clear that another follows in its sentence, or
 that none does. What it becomes depends on the characters alone, not on how they were cut into pieces. Numbers, titles
@@ -178,9 +178,9 @@ def clip_words(text: str, language: str = "en") -> list[Word]:
     return [replace(word, first=n == 0, last=n == last) for n, word in enumerate(words)]
 
 
-def said_words(said: str) -> list[Word]:
+def said_words(text: str) -> list[Word]:
     """The words of one sentence out of what is said, `spoken` of each with a space between: nothing is changed."""
-    parts = said.split(" ")
+    parts = text.split(" ")
     words, end = [], -1
     for n, part in enumerate(parts):
         end += 1 + len(part)
@@ -204,9 +204,9 @@ def units_of(words: Sequence[Word]) -> tuple[list[int], list[int]]:
         raise ValueError("a sentence has at least one word")
     units, numbers = [BEGIN], [0]
     for number, word in enumerate(words):
-        said = (" " * (number > 0) + word.spoken).encode()
-        units += said
-        numbers += [number] * len(said)
+        encoded = (" " * (number > 0) + word.spoken).encode()
+        units += encoded
+        numbers += [number] * len(encoded)
     return [*units, END], [*numbers, len(words) - 1]
 
 
@@ -238,14 +238,14 @@ def _pieces(bare: str, english: bool) -> list[str]:
     # Accents that have no letter of their own stay with theirs.
     text = "".join(c if _is_speakable(c) or c in _MARKS or unicodedata.category(c)[0] == "M" else " " for c in text)
     text = re.sub(r"-{2,}", " - ", re.sub(r"\.{2,}", ", ", re.sub(r"([!?])[!?]+", r"\1", text)))
-    found = []
+    pieces = []
     for part in text.split():
-        said = part.lstrip("-,;:.!?)\u3001\u3002").rstrip("-(")
-        if any(map(_is_speakable, said)):
-            found += _cut(said)
+        word = part.lstrip("-,;:.!?)\u3001\u3002").rstrip("-(")
+        if any(map(_is_speakable, word)):
+            pieces += _cut(word)
         elif not _PAUSES.isdisjoint(part):
-            found.append(",")
-    return found
+            pieces.append(",")
+    return pieces
 
 
 def _is_speakable(character: str) -> bool:

@@ -201,7 +201,7 @@ def _archive_path(out: Path, number: int) -> Path:
 def _claim(out: Path, sentences: Sequence[str], settings: SpeechSettings) -> None:
     """Writes down what the folder is for, or checks that it is for this."""
     digest = blake2b("\n".join(sentences).encode(), digest_size=16).hexdigest()
-    asked: dict[str, Any] = {
+    wanted: dict[str, Any] = {
         "sentences": len(sentences),
         "sentences_hash": digest,
         "shard_clips": SHARD_CLIPS,
@@ -212,24 +212,24 @@ def _claim(out: Path, sentences: Sequence[str], settings: SpeechSettings) -> Non
     if not path.exists():
         if strangers := [found.name for found in out.iterdir()]:
             raise DataError(f"{out}: is not empty (it holds {sorted(strangers)[0]}); give a new folder")
-        write_atomic(path, json.dumps(asked, indent=2) + "\n")
+        write_atomic(path, json.dumps(wanted, indent=2) + "\n")
         return
     try:
-        there = json.loads(path.read_text(encoding="utf-8"))
+        recorded = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{path}: not valid JSON: {error}; delete {out} or give another folder") from None
-    differing = [key for key in asked if asked[key] != there.get(key)]
+    differing = [key for key in wanted if wanted[key] != recorded.get(key)]
     if differing:
-        names = ", ".join(f"{key} was {there.get(key)}, now {asked[key]}" for key in differing)
+        names = ", ".join(f"{key} was {recorded.get(key)}, now {wanted[key]}" for key in differing)
         raise DataError(f"{out}: holds speech made otherwise ({names}); give another folder, or delete this one")
 
 
 def _check_space(out: Path, sentences: Sequence[str], settings: SpeechSettings) -> None:
     words = sum(len(sentence.split()) for sentence in sentences)
     needed = words / _WORDS_A_SECOND * settings.sample_rate * 2 * _PACKED[settings.format]
-    there = sum(path.stat().st_size for path in out.glob("shard-*.zip"))
+    written = sum(path.stat().st_size for path in out.glob("shard-*.zip"))
     free = shutil.disk_usage(out).free
-    if needed - there > free:
+    if needed - written > free:
         raise DataError(
             f"{out}: about {needed / 1e6:,.0f} MB are needed for {len(sentences):,} sentences, and "
             f"{free / 1e6:,.0f} MB are free; ask for fewer (--count) or give a folder elsewhere"

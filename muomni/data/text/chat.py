@@ -339,9 +339,9 @@ def _shield(chat: Sequence[Message], pattern: "re.Pattern[str]") -> tuple[list[M
             return {"type": "text", "text": pattern.sub(stand_in, part["text"])}
         return {"type": kind, kind: [""] * len(part[kind]) if kind == "video" else ""}
 
-    found: list[Message] = []
+    messages: list[Message] = []
     for message in chat:
         content = message["content"]
         clean = pattern.sub(stand_in, content) if isinstance(content, str) else [shielded(part) for part in content]
-        found.append({"role": message["role"], "content": clean})
-    return found, names
+        messages.append({"role": message["role"], "content": clean})
+    return messages, names

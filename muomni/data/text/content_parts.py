@@ -139,8 +139,8 @@ class PartRules:
             return bytes(value)
         if kind_of_value(value) == kind and not isinstance(value, str):
             return value
-        found = name_of_type(value) if value else repr(value)
-        raise self.error(f"{where}: its {kind} must be a path, bytes or {_forms(kind)}, not {found}")
+        given = name_of_type(value) if value else repr(value)
+        raise self.error(f"{where}: its {kind} must be a path, bytes or {_forms(kind)}, not {given}")
 
     def _from_text(self, value: str, kind: str, archive: Any, where: str) -> Any:
         scheme = value[:8].partition(":")[0].lower()
@@ -162,8 +162,8 @@ class PartRules:
     def _ref(self, kind: Any, path: str, member: str | None, where: str) -> MediaRef:
         if not self.files:
             raise self.error(f"{where}: files are not read here; give the content as a data: URL")
-        found = Path(path).expanduser()
-        return MediaRef(kind, str(found if self.root is None else self.root / found), member)
+        file = Path(path).expanduser()
+        return MediaRef(kind, str(file if self.root is None else self.root / file), member)
 
     def _base64(self, content: str, where: str) -> bytes:
         try:

@@ -208,10 +208,10 @@ class Tokenizer:
         Raises:
             DataError: there is no such entry.
         """
-        found = self.backend.token_to_id(token)
-        if found is None:
+        number = self.backend.token_to_id(token)
+        if number is None:
             raise DataError(f"this tokenizer has no token {token}")
-        return found
+        return number
 
     @cached_property
     def eos_id(self) -> int:
@@ -236,8 +236,8 @@ class Tokenizer:
     @cached_property
     def pad_id(self) -> int:
         """`<|pad|>`, or `<|endoftext|>` in a tokenizer without one."""
-        found = self.backend.token_to_id(SPECIAL.pad)
-        return self.eos_id if found is None else found
+        number = self.backend.token_to_id(SPECIAL.pad)
+        return self.eos_id if number is None else number
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
@@ -348,12 +348,12 @@ def _template_source(folder: Path, config: Mapping[str, Any]) -> str:
     """The folder's chat template, from wherever Hugging Face keeps it; ours when it has none."""
     if (folder / "chat_template.jinja").is_file():
         return _read_text(folder / "chat_template.jinja")
-    found = config.get("chat_template")
-    if isinstance(found, list):  # several named ones
-        found = {entry["name"]: entry["template"] for entry in found}.get("default")
-    if not isinstance(found, str):
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several named ones
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    if not isinstance(template, str):
         return CHATML
-    return found
+    return template
 
 
 def _template(source: str, config: Mapping[str, Any]) -> ChatTemplate:

@@ -1,4 +1,4 @@
-"""Reads everything that manifests name once and says what is wrong with it.
+"""Validates data sets: reads each row, picture and sound that manifests name once and reports problems.
 
 Each picture and sound is decoded whole, in threads; only counts, sizes, hashes and a few small pictures
 for the contact sheet are kept.
@@ -310,9 +310,9 @@ def _parts(row: Mapping[str, Any], where: str, root: Path) -> tuple[list[MediaPa
         for message in document.messages or ():
             content: Any = message["content"]
             parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-            said = [part["text"] for part in parts if part["type"] == "text"]
-            texts += said
-            answers += said if message["role"] == "assistant" else []
+            spoken = [part["text"] for part in parts if part["type"] == "text"]
+            texts += spoken
+            answers += spoken if message["role"] == "assistant" else []
             for part in parts:
                 if part["type"] in ("image", "audio"):
                     note = part.get("caption") or part.get("transcript")

@@ -1,4 +1,4 @@
-"""Pictures of what a check of data found: histograms and a contact sheet."""
+"""Plots of a data set: histograms and a contact sheet."""
 
 import math
 from pathlib import Path
@@ -9,12 +9,12 @@ import numpy as np
 from muomni.data.validation.check import Findings
 
 
-def plot_histograms(found: Findings, target: Path) -> None:
+def plot_histograms(findings: Findings, target: Path) -> None:
     """Durations, picture sizes and tokens per row as a PNG."""
     panels: list[tuple[str, list[Any]]] = [
-        ("seconds of a sound", list(found.seconds)),
-        ("longer side of a picture, pixels", [max(size) for size in found.sizes]),
-        ("tokens of the media of a row", list(found.tokens)),
+        ("seconds of a sound", list(findings.seconds)),
+        ("longer side of a picture, pixels", [max(size) for size in findings.sizes]),
+        ("tokens of the media of a row", list(findings.tokens)),
     ]
     figure = _figure(len(panels) * 4, 3)
     for n, (label, values) in enumerate(panels, 1):
@@ -25,12 +25,12 @@ def plot_histograms(found: Findings, target: Path) -> None:
     _save(figure, target)
 
 
-def plot_contact_sheet(found: Findings, target: Path) -> None:
+def plot_contact_sheet(findings: Findings, target: Path) -> None:
     """Some pictures and waveforms with their names as a PNG."""
     columns = 8
-    rows = max(1, math.ceil(len(found.samples) / columns))
+    rows = max(1, math.ceil(len(findings.samples) / columns))
     figure = _figure(columns * 1.6, rows * 1.8)
-    for n, (name, sample) in enumerate(found.samples, 1):
+    for n, (name, sample) in enumerate(findings.samples, 1):
         axes = figure.add_subplot(rows, columns, n)
         axes.set_axis_off()
         axes.set_title(name.rpartition("/")[2].rpartition(": ")[2][-22:], fontsize=6, parse_math=False)
