@@ -1,10 +1,10 @@
-"""How fast this machine reads memory: what decoding is bound by. Measured in turns with the cases."""
+"""Read bandwidth of this machine's memory, which bounds decoding. Measured in turns with the cases."""
 
 import time
 from typing import Any
 
 _BYTES = 256 << 20
-# So much more than a GPU's caches hold, and than its launches take.
+# More than a GPU's caches hold, and long beside its launches.
 _GPU_BYTES = 2 << 30
 _REPEATS = 4
 
@@ -16,7 +16,7 @@ class Bandwidth:
     the bandwidth that a case reaches is not flattered.
 
     Args:
-        threads: that read together.
+        threads: readers.
     """
 
     def __init__(self, threads: int) -> None:
@@ -27,11 +27,10 @@ class Bandwidth:
         if torch.cuda.is_available():
             self._bytes = _GPU_BYTES
             self._buffer = torch.rand(self._bytes // 4, device="cuda")
-            self.first: dict[str, Any] = {}
-            return
-        self._bytes = _BYTES
-        self._buffer = torch.from_numpy(np.random.default_rng(0).random(_BYTES // 4, dtype=np.float32))
-        self.first = {}
+        else:
+            self._bytes = _BYTES
+            self._buffer = torch.from_numpy(np.random.default_rng(0).random(_BYTES // 4, dtype=np.float32))
+        self.first: dict[str, Any] = {}
 
     def turn(self) -> dict[str, Any]:
         """`gb_per_s`: the best of a few reads by each of two kernels, in 10⁹ bytes."""

@@ -1,4 +1,4 @@
-"""What a user waits for: from an empty process to the first text of `muomni generate`."""
+"""Cold start: from an empty process to the first text of `muomni generate`."""
 
 import os
 import statistics
@@ -14,11 +14,11 @@ _TOKENS = 8
 
 
 def first_text_s(folder: Path, threads: int, rounds: int) -> dict[str, Any]:
-    """Starts the command some times and waits for its first byte.
+    """Starts the command several times and waits for its first byte.
 
     Args:
         folder: a model with its tokenizer.
-        threads: that it computes with.
+        threads: of its computation.
         rounds: starts that count; one more before them brings the files into memory.
 
     Returns:

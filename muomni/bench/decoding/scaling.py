@@ -1,4 +1,4 @@
-"""How decode speed goes with batch size and with context: one process, one model, every point in every turn."""
+"""Decode speed over batch size and over context: one process, one model, every point in every turn."""
 
 import time
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from muomni.bench.decoding.case import InferCase
 from muomni.infer import Runner
 from muomni.model import SlotCache
 
-# Prompts are read in pieces: attention over all of a long one at once would be the peak of memory.
-_PIECE = 256
+# Tokens of a prefill chunk: attention over a whole long prompt would be the peak of memory.
+_CHUNK = 256
 
 
 @dataclass(frozen=True)
@@ -57,19 +57,19 @@ class ScalingSubject:
         runner, _ = make_case_runner(case, model, cache, length)
         draw = torch.Generator().manual_seed(0)
         for row in range(batch):
-            for start in range(0, context, _PIECE):
-                positions = torch.arange(start, min(start + _PIECE, context))
+            for start in range(0, context, _CHUNK):
+                positions = torch.arange(start, min(start + _CHUNK, context))
                 tokens = torch.randint(thinker.vocab_size, positions.shape, generator=draw)
                 runner.forward(tokens, torch.full_like(positions, row), positions, torch.tensor([len(tokens) - 1]))
         return _Point(batch, context, runner)
 
     @torch.inference_mode()
     def turn(self) -> dict[str, Any]:
-        """`tokens_per_s` of all rows, one figure a point."""
-        found = []
+        """`tokens_per_s` of all rows, one number a point."""
+        speeds = []
         for point in self._points:
             rows = torch.arange(point.batch)
             began = time.perf_counter()
             point.runner.greedy(rows, rows, torch.full_like(rows, point.context), self._steps)
-            found.append(point.batch * self._steps / (time.perf_counter() - began))
-        return {"tokens_per_s": found}
+            speeds.append(point.batch * self._steps / (time.perf_counter() - began))
+        return {"tokens_per_s": speeds}

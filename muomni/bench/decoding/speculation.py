@@ -1,4 +1,4 @@
-"""What speculative decoding brings: one process, one model, greedy replies with and without it, taking turns."""
+"""Speculative decoding on against off: one process, one model, greedy replies in turns."""
 
 import time
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 
 from muomni.api.model import MuOmni
 
-# A text whose continuation may repeat it: that is what looking up guesses well.
+# A text whose continuation may repeat it: what prompt lookup drafts well.
 _PROMPT = (
     "Repeat this list: one apple, two pears, three plums, four figs. One apple, two pears, three plums, four figs. "
     "One apple, two pears,"
@@ -35,9 +35,9 @@ class SpeculationSubject:
         plain, _ = self._reply(False)
         time.sleep(_SETTLE_S)  # an engine may take a faster runner once that is made
         for _ in range(_WARM_UPS):
-            guessed, _ = self._reply(True)
+            drafted, _ = self._reply(True)
             self._reply(False)
-        self.first: dict[str, Any] = {"equal": plain == guessed}
+        self.first: dict[str, Any] = {"equal": plain == drafted}
 
     def _reply(self, speculate: bool) -> tuple[list[int], float]:
         began = time.perf_counter()
@@ -47,7 +47,7 @@ class SpeculationSubject:
         return list(reply.tokens), time.perf_counter() - began
 
     def turn(self, speculate_first: bool) -> dict[str, Any]:
-        """Tokens a second `off` and `on`; who comes first is asked for, so that turns can change it."""
+        """Tokens a second `off` and `on`; the command says which comes first, so that turns alternate."""
         speeds = {}
         for speculate in (speculate_first, not speculate_first):
             tokens, seconds = self._reply(speculate)

@@ -1,11 +1,10 @@
-"""What a report suggests: a recipe fragment, what a chat is to do, and words for what neither says.
+"""What a report suggests: a recipe fragment, settings of a chat, and advice in words.
 
 The fragment holds what was faster on this machine and changes neither the batch, nor the learning rate, nor the
-class of the results. What made no difference is left out, so that a recipe's own choice stays. A section `chat` says
-what `muomni chat --tuned-config` heeds; recipes leave it alone.
+class of the results. What made no difference is left out, so that a recipe's value stays. `muomni chat --tuned-config`
+reads its section `chat`; recipes ignore that.
 
-What `auto` settings heed without being told, the verdicts, is kept for this machine and model
-(`accel.measurements.verdicts`).
+The verdicts that `auto` settings read are stored for this machine and model (`accel.measurements.verdicts`).
 """
 
 import json
@@ -66,28 +65,23 @@ def remember(report: Report, target: Target, techniques: Sequence[Technique] = T
 
 
 def advice(rows: Sequence[ReportRow], run: str | None) -> tuple[str, ...]:
-    """What to type for the winners of inference that are not taken by themselves.
+    """What to type for the techniques of inference that won and that no setting takes by itself.
 
     Args:
         rows: of a report.
         run: the run that was measured; None for a preset.
     """
-    named = run or "RUN"
-    said = []
-    for row in rows:
-        if row.verdict != "on" or row.speed is None:
-            continue
-        gain = f"{row.speed.ratio:.1f}×"
-        if row.key == "int8":
-            said.append(
-                f"int8 weights decode {gain} as fast: muomni chat {named} --tuned-config {TUNED}, "
-                f"or muomni quantize {named}"
-            )
-        if row.key == "speculation":
-            said.append(f"guessing is {gain} as fast: muomni chat {named} --speculate --temperature 0")
-        if row.key == "batching":
-            said.append(f"{gain} the tokens/s with prompts side by side: muomni generate {named} --batch FILE")
-    return tuple(said)
+    name = run or "RUN"
+    words = {
+        "int8": "int8 weights decode {gain} as fast: muomni chat {run} --tuned-config {file}, or muomni quantize {run}",
+        "speculation": "drafts are {gain} as fast: muomni chat {run} --speculate --temperature 0",
+        "batching": "{gain} the tokens/s with prompts side by side: muomni generate {run} --batch FILE",
+    }
+    return tuple(
+        words[row.key].format(gain=f"{row.speed.ratio:.1f}×", run=name, file=TUNED)
+        for row in rows
+        if row.key in words and row.verdict == "on" and row.speed is not None
+    )
 
 
 def save(values: dict[str, Any], path: Path, machine: str, date: str) -> None:

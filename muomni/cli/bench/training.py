@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from muomni.cli.bench import report as bench_report
-from muomni.cli.common.terminal import wide_console
 
 if TYPE_CHECKING:
     from muomni.bench.training.compare import Measured
@@ -83,7 +82,7 @@ def _media(shape: str, common: dict[str, Any], rounds: int, steps: int, say: Cal
         found = measure_media(common, *encoders, rounds, steps, say)
     except ConfigError as error:
         if title:
-            wide_console().print(f"media: not measured, {error}", highlight=False, markup=False)
+            bench_report.print_remarks({"media": str(error)}, noise="")
         return {"not_measured": str(error)}
     if title:
         _print_media(title, found)
@@ -129,11 +128,12 @@ def _peer_cases(common: dict[str, Any], precision: str) -> list[Any]:
     return [*compiled, *plain, *ours]
 
 
-def _print_peers(title: str, rows: "list[Measured]") -> None:
-    from rich.table import Table
+def _ratio(row: "Measured") -> str:
+    return f"{row.ratio:.2f}× ({row.ratio_low:.2f}–{row.ratio_high:.2f})"
 
-    table = Table(title=title)
-    for column in (
+
+def _print_peers(title: str, rows: "list[Measured]") -> None:
+    names = (
         "case",
         "tokens/s",
         "quartiles",
@@ -142,68 +142,62 @@ def _print_peers(title: str, rows: "list[Measured]") -> None:
         f"speed / {rows[0].name}",
         "memory",
         "verdict",
-    ):
-        table.add_column(column, justify="left" if column in ("case", "verdict") else "right")
-    for row in rows:
-        table.add_row(
+    )
+    cells = [
+        (
             row.name,
             f"{row.tokens_per_s:,.0f}",
             f"{row.low:,.0f}–{row.high:,.0f}",
             f"{row.peak_mib:,.0f}",
             f"{row.first_step_s:.1f}",
-            f"{row.ratio:.2f}× ({row.ratio_low:.2f}–{row.ratio_high:.2f})",
+            _ratio(row),
             f"{row.memory_ratio:.2f}×",
             row.verdict,
         )
-    wide_console().print(table)
+        for row in rows
+    ]
+    bench_report.print_table(title, names, cells)
 
 
 def _print_techniques(title: str, rows: "list[OnOff]") -> None:
-    from rich.table import Table
-
-    table = Table(title=f"{title}: on against off")
-    for column in ("technique", "off tok/s", "on tok/s", "speed", "memory", "equivalence", "first step s", "verdict"):
-        table.add_column(column, justify="left" if column in ("technique", "verdict") else "right")
-    for row in rows:
-        if row.off is None or row.on is None:
-            continue
-        table.add_row(
+    names = ("technique", "off tok/s", "on tok/s", "speed", "memory", "equivalence", "first step s", "verdict")
+    cells = [
+        (
             row.technique.title,
             f"{row.off.tokens_per_s:,.0f}",
             f"{row.on.tokens_per_s:,.0f}",
-            f"{row.on.ratio:.2f}× ({row.on.ratio_low:.2f}–{row.on.ratio_high:.2f})",
+            _ratio(row.on),
             f"{row.on.memory_ratio:.2f}×",
             _equivalence(row.technique.equivalence, row.on),
             f"{row.off.first_step_s:.1f} → {row.on.first_step_s:.1f}",
             row.on.verdict,
         )
-    console = wide_console()
-    console.print(table)
-    for row in rows:
-        if row.not_measured:
-            console.print(f"{row.technique.title}: not measured, {row.not_measured}", highlight=False, markup=False)
+        for row in rows
+        if row.off is not None and row.on is not None
+    ]
+    bench_report.print_table(f"{title}: on against off", names, cells, left=("technique", "verdict"))
+    bench_report.print_remarks({row.technique.title: row.not_measured for row in rows if row.not_measured}, noise="")
 
 
 def _print_media(title: str, rows: "list[MediaCost]") -> None:
-    from rich.table import Table
-
-    table = Table(title=f"{title}: what stands in the places of media")
-    for column in ("rows", "tokens/s", "quartiles", "GFLOP/s", "time / text", "FLOPs / text", "peak MiB", "verdict"):
-        table.add_column(column, justify="left" if column in ("rows", "verdict") else "right")
+    names = ("rows", "tokens/s", "quartiles", "GFLOP/s", "time / text", "FLOPs / text", "peak MiB", "verdict")
+    cells = []
     for number, row in enumerate(rows):
         m = row.measured
         slowdown, least, most = row.slowdown
-        table.add_row(
-            m.name,
-            f"{m.tokens_per_s:,.0f}",
-            f"{m.low:,.0f}–{m.high:,.0f}",
-            f"{m.tokens_per_s * m.flops_per_token / 1e9:,.0f}",
-            f"{slowdown:.2f}× ({least:.2f}–{most:.2f})",
-            f"{row.explained:.2f}×",
-            f"{m.peak_mib:,.0f}",
-            row.verdict if number else "",
+        cells.append(
+            (
+                m.name,
+                f"{m.tokens_per_s:,.0f}",
+                f"{m.low:,.0f}–{m.high:,.0f}",
+                f"{m.tokens_per_s * m.flops_per_token / 1e9:,.0f}",
+                f"{slowdown:.2f}× ({least:.2f}–{most:.2f})",
+                f"{row.explained:.2f}×",
+                f"{m.peak_mib:,.0f}",
+                row.verdict if number else "",
+            )
         )
-    wide_console().print(table)
+    bench_report.print_table(f"{title}: media in the place of text", names, cells, left=("rows", "verdict"))
 
 
 def _equivalence(claim: str, on: "Measured") -> str:

@@ -1,4 +1,4 @@
-"""μOmni's own ways to decode: the bare steps of a runner, and the call that its users make."""
+"""μOmni's decoding: the bare steps of a runner, and the call that its users make."""
 
 import itertools
 import time
@@ -24,8 +24,8 @@ from muomni.model import SlotCache
 class Backend:
     """A loaded model with the runner that the case names.
 
-    `call` is `chat_batch` on texts, with whatever runner the model takes by itself; only cases of the runner
-    `auto` have it. Without a cache there is neither runner nor call, but the plain loop of `infer.reference`.
+    `call` is `chat_batch` on texts, with the runner that the model chooses; only cases of the runner `auto` have it.
+    Without a cache there is neither runner nor call, but the plain loop of `infer.reference`.
 
     Args:
         case: `model` is one of our folders.
@@ -33,7 +33,7 @@ class Backend:
             prefill would be free.
 
     Raises:
-        ConfigError: the runner or the attention is not to be had here.
+        ConfigError: the runner or the attention backend is not available here.
     """
 
     def __init__(self, case: InferCase, task: Task) -> None:
@@ -121,10 +121,10 @@ class Backend:
 
 
 def make_case_runner(case: InferCase, model: MuOmni, cache: SlotCache, length: int) -> tuple[Runner, str]:
-    """The runner that the case names, ready, and what is to be known of it: why it is no faster one, where it is not.
+    """The runner that the case names, ready, and a note: why it is not a faster one.
 
     Raises:
-        ConfigError: the named runner cannot be had here.
+        ConfigError: the named runner is not available here.
     """
     if case.runner == "compiled":  # nothing may be compiled in the background while it is timed
         if (missing := compiled.why_not(cache)) is not None:
