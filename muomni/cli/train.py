@@ -1,17 +1,17 @@
 """`muomni train`: one stage from a recipe."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from muomni.config import Recipe, load_recipe
+from muomni.config import Recipe
+from muomni.config.loader import find_run
 from muomni.errors import UserError
 
 if TYPE_CHECKING:
     from muomni.train.stage import TrainResult
-
-RUNS = Path("runs")
 
 
 def command(
@@ -35,11 +35,10 @@ def command(
 
     Several processes, one a GPU: torchrun --nproc-per-node 2 -m muomni train text-tiny --data stories.jsonl
     """
-    run, stage = _stage(recipe, data or [], changes or [], out)
-    from muomni.cli.common.train_sampler import make_sampler
-    from muomni.train.stage import train
+    stage, run = find_run(recipe, _overrides(data or [], changes or []), out)
+    from muomni import run_recipe
 
-    result = train(stage, run, resume=resume, resume_from=resume_from, make_sampler=make_sampler)
+    result = run_recipe(stage, run, resume=resume, resume_from=resume_from)
     if result.is_main:
         _report(result, run, stage)
     if result.stopped:
@@ -63,19 +62,10 @@ def _report(result: "TrainResult", run: Path, stage: Recipe) -> None:
         print(f"loss curve: {result.plot}")
 
 
-def _stage(recipe: str, data: list[Path], changes: list[str], out: Path | None) -> tuple[Path, Recipe]:
-    """The run folder and the resolved recipe."""
-    from json import dumps
-
-    folder = Path(recipe)
-    stored = folder / "recipe.json"
-    overrides = list(changes)
-    if data:
-        missing = [str(path) for path in data if not path.exists()]
-        if missing:
-            raise UserError(f"--data {missing[0]}: no such file or folder")
-        overrides.append("data.train=" + dumps([str(path) for path in data]))
-    if stored.is_file():
-        return out or folder, load_recipe(str(stored), overrides)
-    stage = load_recipe(recipe, overrides)
-    return out or RUNS / stage.name, stage
+def _overrides(data: list[Path], changes: list[str]) -> list[str]:
+    if not data:
+        return changes
+    for path in data:
+        if not path.exists():
+            raise UserError(f"--data {path}: no such file or folder")
+    return [*changes, "data.train=" + json.dumps([str(path) for path in data])]

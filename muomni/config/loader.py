@@ -17,6 +17,8 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 _MAX_BYTES = 256 * 1024
 # A section of a `tuned.json` that is for `muomni chat --tuned-config`.
 CHAT = "chat"
+# Where a run lies whose folder is not named.
+RUNS = Path("runs")
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -34,6 +36,24 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     layers = (*_read_with_parents(path, ()), *(layer for override in overrides for layer in _override(override)))
     values: dict[str, Any] = reduce(merge, (layer.values for layer in layers), {})
     return parse(Recipe, values, str(path), layers)
+
+
+def find_run(recipe: str, overrides: Sequence[str], run: Path | None) -> tuple[Recipe, Path]:
+    """The recipe and the run folder.
+
+    Args:
+        recipe: a file, a bundled recipe's name or a run folder.
+        overrides: as of `load_recipe`.
+        run: the folder, if it was named.
+
+    Raises:
+        ConfigError: as `load_recipe`.
+    """
+    stored = Path(recipe) / "recipe.json"
+    if stored.is_file():
+        return load_recipe(str(stored), overrides), run or Path(recipe)
+    stage = load_recipe(recipe, overrides)
+    return stage, run or RUNS / stage.name
 
 
 def bundled_recipes() -> dict[str, Path]:

@@ -16,7 +16,7 @@ from muomni.files import write_atomic
 from muomni.train.checkpoint import Progress, load_checkpoint
 from muomni.train.forecast.accuracy import remember_error
 from muomni.train.omni_task import OmniTask, Sampler
-from muomni.train.reporting.metrics_log import plot_losses
+from muomni.train.reporting.metrics_log import METRICS, plot_losses, read_lines
 from muomni.train.reporting.run_log import RunLog
 from muomni.train.resolve import DECLINED, ResolvedRun, resolve
 from muomni.train.setup import build, find_tokenizer, open_rows
@@ -34,8 +34,17 @@ _MAY_CHANGE = {"schema_", "name", "log_every", "checkpoint", "eval", "on_oom", "
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended: `stopped` says that Ctrl-C ended it before its last step, and `is_main` that this process
-    reports it; the others have no `plot`."""
+    """How a run ended.
+
+    Attributes:
+        run: its folder.
+        progress: where it stands, with the best validation loss.
+        total_steps: optimizer steps of the whole run.
+        stopped: a signal ended it before its last step.
+        plot: the file of the loss curve; None without a step, and in processes that are not `is_main`.
+        memory: what was used, and for what.
+        is_main: this process reports the run.
+    """
 
     run: Path
     progress: Progress
@@ -44,6 +53,15 @@ class TrainResult:
     plot: Path | None
     memory: MemoryReport
     is_main: bool = True
+
+    def metrics(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """The lines of the run's `metrics.jsonl`, from its first step on.
+
+        Args:
+            kind: of lines, such as `train`, `val` or `speed`; None gives all.
+        """
+        lines = read_lines(self.run / METRICS)
+        return [line for line in lines if kind is None or line["kind"] == kind]
 
 
 def train(
