@@ -1,4 +1,14 @@
-"""μOmni: a compact omni model that one person trains and runs on one machine."""
+"""μOmni: a compact omni model that one person trains and runs on one machine.
+
+Environment variables, all of them:
+
+| name                     | meaning, and the module that reads it                                  |
+|--------------------------|------------------------------------------------------------------------|
+| `MUOMNI_CACHE`           | folder of token caches, compiled code and measurements (`files`)       |
+| `MUOMNI_DEBUG`           | 1: an error on the command line shows its traceback (`cli`)            |
+| `MUOMNI_IGNORE_MEASURED` | 1: earlier measurements decide nothing (`accel.measurements.verdicts`) |
+| `MUOMNI_SHARED_DATA`     | folder of the development data (tests only)                            |
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -6,7 +6,7 @@ Legend: B rows, V vocabulary, R rows of a group, k tokens that are looked at.
 import difflib
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -70,13 +70,22 @@ class SamplingParams:
     @classmethod
     def of(cls, **settings: Any) -> "SamplingParams":
         """From keyword arguments; an unknown one is an error that says which was probably meant."""
-        known = [field.name for field in fields(cls)]
-        for key in settings:
-            if key not in known:
-                close = difflib.get_close_matches(key, known, n=1)
-                hint = f"; did you mean {close[0]}?" if close else ""
-                raise PromptError(f"unknown sampling setting {key!r}{hint} There are: {', '.join(known)}")
+        check_names(cls, "sampling", settings)
         return cls(**settings)
+
+
+def check_names(settings: type, kind: str, given: Iterable[str]) -> None:
+    """Refuses what is no field of a dataclass of settings.
+
+    Raises:
+        PromptError: says which field was probably meant.
+    """
+    known = [field.name for field in fields(settings)]
+    for key in given:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise PromptError(f"unknown {kind} setting {key!r}{hint} There are: {', '.join(known)}")
 
 
 class _Rule(NamedTuple):
@@ -84,30 +93,32 @@ class _Rule(NamedTuple):
     allowed: str
 
 
-def _whole(value: Any, least: int) -> bool:
+def is_whole(value: Any, least: int = 0) -> bool:
+    """Whether it is a whole number, at least `least`."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def _number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 _RULES = {
-    "max_new_tokens": _Rule(lambda v: _whole(v, 1), "a whole number, at least 1"),
+    "max_new_tokens": _Rule(lambda v: is_whole(v, 1), "a whole number, at least 1"),
     "temperature": _Rule(
-        lambda v: _number(v) and (v == 0 or v >= 1e-6), "0 (greedy) or a positive number, at least 1e-6"
+        lambda v: is_number(v) and (v == 0 or v >= 1e-6), "0 (greedy) or a positive number, at least 1e-6"
     ),
-    "top_k": _Rule(lambda v: _whole(v, 0), "a whole number, at least 0 (0 keeps all tokens)"),
-    "top_p": _Rule(lambda v: _number(v) and 0 <= v <= 1, "a number from 0 to 1 (1 keeps all tokens)"),
-    "min_p": _Rule(lambda v: _number(v) and 0 <= v <= 1, "a number from 0 to 1 (0 keeps all tokens)"),
+    "top_k": _Rule(lambda v: is_whole(v, 0), "a whole number, at least 0 (0 keeps all tokens)"),
+    "top_p": _Rule(lambda v: is_number(v) and 0 <= v <= 1, "a number from 0 to 1 (1 keeps all tokens)"),
+    "min_p": _Rule(lambda v: is_number(v) and 0 <= v <= 1, "a number from 0 to 1 (0 keeps all tokens)"),
     "repetition_penalty": _Rule(
-        lambda v: _number(v) and 0.01 <= v <= 100, "a number from 0.01 to 100 (1 does nothing)"
+        lambda v: is_number(v) and 0.01 <= v <= 100, "a number from 0.01 to 100 (1 does nothing)"
     ),
     "stop": _Rule(
         lambda v: isinstance(v, str | list | tuple) and v != "" and all(isinstance(text, str) and text for text in v),
         "a text or a list of texts, none of them empty",
     ),
-    "seed": _Rule(lambda v: v is None or (_whole(v, 0) and v < 2**63), "a whole number from 0 to 2**63 - 1, or None"),
+    "seed": _Rule(lambda v: v is None or (is_whole(v, 0) and v < 2**63), "a whole number from 0 to 2**63 - 1, or None"),
     "ignore_eos": _Rule(lambda v: isinstance(v, bool), "true or false"),
 }
 

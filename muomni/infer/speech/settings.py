@@ -1,12 +1,11 @@
-"""How a text is to be spoken, and where the time went."""
+"""The settings of speech."""
 
-import difflib
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from muomni.errors import PromptError
+from muomni.infer.sampling import check_names, is_number, is_whole
 
 Moves = Literal["auto", "expected", "drawn"]
 
@@ -39,16 +38,16 @@ class SpeechSettings:
         allowed = {
             "voice": (self.voice is None or isinstance(self.voice, str), "the name of a voice, or None"),
             "temperature": (
-                _number(self.temperature) and (self.temperature == 0 or self.temperature >= 1e-6),
+                is_number(self.temperature) and (self.temperature == 0 or self.temperature >= 1e-6),
                 "0 (the most likely codes) or a positive number, at least 1e-6",
             ),
-            "top_k": (_whole(self.top_k), "a whole number, at least 0 (0 keeps all)"),
+            "top_k": (is_whole(self.top_k), "a whole number, at least 0 (0 keeps all)"),
             "seed": (
-                self.seed is None or (_whole(self.seed) and self.seed < 2**63),
+                self.seed is None or (is_whole(self.seed) and self.seed < 2**63),
                 "a whole number from 0 to 2**63 - 1, or None",
             ),
             "moves": (self.moves in get_args(Moves), f"one of {', '.join(get_args(Moves))}"),
-            "pause": (_number(self.pause) and 0 <= self.pause <= 10, "seconds, from 0 to 10"),
+            "pause": (is_number(self.pause) and 0 <= self.pause <= 10, "seconds, from 0 to 10"),
         }
         for name, (holds, rule) in allowed.items():
             if not holds:
@@ -57,12 +56,7 @@ class SpeechSettings:
     @classmethod
     def of(cls, **settings: Any) -> "SpeechSettings":
         """From keyword arguments; an unknown one is an error that says which was probably meant."""
-        known = [field.name for field in fields(cls)]
-        for key in settings:
-            if key not in known:
-                close = difflib.get_close_matches(key, known, n=1)
-                hint = f"; did you mean {close[0]}?" if close else ""
-                raise PromptError(f"unknown speech setting {key!r}{hint} There are: {', '.join(known)}")
+        check_names(cls, "speech", settings)
         return cls(**settings)
 
     @property
@@ -96,11 +90,3 @@ def speech_settings(speak: "bool | Mapping[str, Any] | SpeechSettings") -> Speec
     if not isinstance(speak, bool):
         raise PromptError(f"speak = {speak!r}: must be True, False or the settings of the speech")
     return SpeechSettings() if speak else None
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
