@@ -15,34 +15,20 @@ from pathlib import Path
 
 from muomni.config import SourceSpec
 from muomni.data.sources.sources import iter_documents
-from muomni.data.speech.number_words import numbers_in_words
+from muomni.data.speech.normalizer import SENTENCE_MARKS, TYPOGRAPHY, is_sentence_end, normalize
 from muomni.data.text.chat import text_of
 from muomni.errors import DataError
 
-TYPOGRAPHY = str.maketrans(
-    {
-        **dict.fromkeys("\N{LEFT SINGLE QUOTATION MARK}\N{RIGHT SINGLE QUOTATION MARK}`\N{ACUTE ACCENT}", "'"),
-        **dict.fromkeys("\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}«»„", '"'),
-        "\N{EN DASH}": " - ",
-        "\N{EM DASH}": " - ",
-        "\N{HORIZONTAL ELLIPSIS}": "...",
-        "\N{NO-BREAK SPACE}": " ",
-        "&": " and ",
-        "\N{SOFT HYPHEN}": "",
-        "\N{ZERO WIDTH SPACE}": "",
-        "\N{BYTE ORDER MARK}": "",
-    }
-)
-# A point after these ends no sentence.
-_ABBREVIATIONS = ("mr", "mrs", "ms", "dr", "st", "prof", "jr", "sr", "vs", "etc", "e.g", "i.e")
-_BEFORE_NUMBERS = ("no", "fig")
-_SPELLED = {"mr": "Mister", "mrs": "Missus", "dr": "Doctor", "prof": "Professor", "vs": "versus", "etc": "et cetera"}
-_END = re.compile(r"(?:[.!?]+|[\u3002\uff01\uff1f])[\"')\]]*(?=\s+|$)")
+_END = re.compile(rf"(?:[.!?]+|[{SENTENCE_MARKS}])[\"')\]]*(?=\s+|$)")
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
-_SPOKEN = frozenset(" ',.!?;:\"()-")
+_SPOKEN = frozenset(" ',.!?;:\"()-" + SENTENCE_MARKS)
+# What a sentence to train with may hold besides: signs with one clear reading.
+_READABLE = _SPOKEN | frozenset("$€£¥%°&+\N{MINUS SIGN}\N{EN DASH}/")
+# Addresses, dates with slashes, telephone numbers and versions: people say them in more than one way.
+_UNCLEAR = re.compile(r"[^\W_]\.[^\W\d_]{2}|\d[-/.]\d+[-/.]\d|\d-\d{4}|\bwww\.|:/")
 
 
-def cut_sentences(text: str) -> Iterator[str]:
+def cut_sentences(text: str, language: str = "en") -> Iterator[str]:
     """The sentences of a text, in order, as they stand there; a line break ends a sentence that an empty line follows.
 
     A sentence ends at `.`, `!` or `?` with closing quotes behind it before a space; not at abbreviations
@@ -51,8 +37,7 @@ def cut_sentences(text: str) -> Iterator[str]:
     for paragraph in re.split(r"\n\s*\n|\n(?=[\"A-Z])", text.translate(TYPOGRAPHY)):
         begin = 0
         for match in _END.finditer(paragraph):
-            rest = paragraph[match.end() :].lstrip()
-            if rest and (is_abbreviation(paragraph[begin : match.start()], match[0], rest) or rest[:1].islower()):
+            if not is_sentence_end(paragraph[begin : match.start()], match[0], paragraph[match.end() :], language):
                 continue
             if sentence := " ".join(paragraph[begin : match.end()].split()):
                 yield sentence
@@ -61,60 +46,51 @@ def cut_sentences(text: str) -> Iterator[str]:
             yield rest
 
 
-def is_abbreviation(before: str, end: str, rest: str) -> bool:
-    """Whether a mark ends a shortened word ("Dr.", "No. 5", an initial) and not the sentence.
-
-    Args:
-        before, end, rest: the text up to the mark, the mark, and what follows, which is not empty.
-    """
-    last = before.rpartition(" ")[2].lstrip("\"'(")
-    if last.lower() in _BEFORE_NUMBERS and rest[0].isdigit():
-        return end == "."
-    return end == "." and (last.lower() in _ABBREVIATIONS or (len(last) == 1 and last.isupper() and last != "I"))
-
-
 def spoken_form(sentence: str, language: str = "en") -> str | None:
-    """The sentence with numbers, amounts and titles in words, and without marks that nobody says.
+    """The sentence as `normalize` says it, with a capital and a full stop, if it has one clear reading.
 
-    `$3.50` becomes "three dollars and fifty cents", `1984` "nineteen eighty-four", `2,000` "two thousand", `3rd`
-    "third", `7:30` "seven thirty", `50%` "fifty percent". Quotes that open and never close, as in the middle of a
-    long speech, are left out; others stay, since a model's answers have them too.
+    Quotes that open and never close, as in the middle of a long speech, are left out; others stay, since a model's
+    answers have them too.
 
     Args:
-        language: numbers are put into words in English; in other languages a sentence with digits gives None.
+        language: where its numbers have no words (`normalizer.reads_numbers`), a sentence with digits gives None.
 
     Returns:
         None for what has no clear reading: addresses, code, emoji, tables, leftover digits, no word at all.
     """
-    text = sentence.translate(TYPOGRAPHY)
-    english = language.split("-")[0] == "en"
-    if english:
-        text = titles_in_words(numbers_in_words(text))
+    text = " ".join(sentence.translate(TYPOGRAPHY).split())
+    if _UNCLEAR.search(text) or any(not c.isalnum() and c not in _READABLE and not _is_accent(c) for c in text):
+        return None
+    text = normalize(text, language)
     if text.count('"') % 2:
         text = text.replace('"', "")
     text = re.sub(r"\.{2,}", "...", re.sub(r"([!?])[!?]+", r"\1", text))
     text = " ".join(text.replace("...", ", ").replace(" ,", ",").split()).strip(" -,;:")
-    if not _WORD.search(text) or any(not c.isalpha() and c not in _SPOKEN for c in text):
+    if not _WORD.search(text) or any(not c.isalpha() and c not in _SPOKEN and not _is_accent(c) for c in text):
         return None
-    if english and any(c.isalpha() and not c.isascii() for c in unicodedata.normalize("NFKD", text)):
+    if language.split("-")[0] == "en" and any(
+        c.isalpha() and not c.isascii() for c in unicodedata.normalize("NFKD", text)
+    ):
         return None
     if re.search(r"\w\.\w|[^\W\d_]{24,}", text):  # an address, or what no dictionary has
         return None
     text = text[0].upper() + text[1:]
     if re.search(r'[.!?]"\.$', text):
         return text[:-1]
-    return text if text[-1] in '.!?"' else f"{text}."
+    if text[-1] in SENTENCE_MARKS + '"':
+        return text
+    closed = f"{text}."  # which may be an abbreviation: "Prof."
+    return closed if normalize(closed, language) == closed else spoken_form(closed, language)
+
+
+def _is_accent(character: str) -> bool:
+    return unicodedata.category(character)[0] == "M"
 
 
 def wording(sentence: str) -> str:
     """What decides whether two sentences are the same: the words without case, accents and punctuation."""
-    plain = unicodedata.normalize("NFKD", sentence.translate(TYPOGRAPHY).casefold())
+    plain = unicodedata.normalize("NFKD", sentence.translate(TYPOGRAPHY).replace("&", " and ").casefold())
     return " ".join(_WORD.findall("".join(c for c in plain if not unicodedata.combining(c))))
-
-
-def titles_in_words(text: str) -> str:
-    """Titles and the like as they are said: "Dr." as "Doctor"."""
-    return re.sub(r"\b(Mr|Mrs|Dr|Prof|vs|etc)\.(?=\s|$)", lambda match: _SPELLED[match[1].lower()], text)
 
 
 @dataclass(frozen=True)
@@ -144,7 +120,7 @@ def sentences_of(paths: Sequence[Path], language: str = "en") -> Iterator[str]:
         texts = [document.text] if document.text is not None else []
         texts += [text_of(message) for message in document.messages or () if message["role"] == "assistant"]
         for text in texts:
-            for sentence in cut_sentences(text):
+            for sentence in cut_sentences(text, language):
                 if (spoken := spoken_form(sentence, language)) is not None:
                     yield spoken
 

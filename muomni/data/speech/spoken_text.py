@@ -7,12 +7,18 @@ emoji are left out, and what has no clear reading is spelled as well as it can b
 """
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from muomni.data.speech.number_words import cardinal, numbers_in_words
-from muomni.data.speech.sentences import TYPOGRAPHY, is_abbreviation, titles_in_words
+from muomni.data.speech.normalizer import (
+    SENTENCE_MARKS,
+    TYPOGRAPHY,
+    belong_together,
+    is_open,
+    is_sentence_end,
+    normalize_piece,
+    plain_inline,
+)
 from muomni.data.text.tokenizer import Tokenizer
 
 MAX_UNITS = 240
@@ -25,15 +31,11 @@ _LONG = 2 / 3
 
 _FENCE = "```"
 _LINK = re.compile(r"\]\([^)\s]*\)?")
-_MARKUP = re.compile(r"[*~`]+|(?<![^\W_])_+|_+(?![^\W_])")
 _BULLETS = frozenset("-*+\N{BULLET}\N{EN DASH}\N{EM DASH}")
 _NUMBERED = re.compile(r"(\d{1,2})[.)]")
-_END = re.compile(r"(?:[.!?]+|[\u3002\uff01\uff1f])[\"')\]]*$")
-_CLOSED = re.compile(r"[.!?\u3002][\"')]*$")
-_MARKS = frozenset(" ',.!?;:\"()-\u3001\u3002")
-_PAUSES = frozenset(",.!?;:-\u3001\u3002")
-_SHORT = {"e.g.": "for example", "i.e.": "that is", "e.g.,": "for example,", "i.e.,": "that is,"}
-_SIGNS = str.maketrans({"+": " plus ", "=": " equals ", "@": " at ", "\N{DEGREE SIGN}": " degrees "})
+_END = re.compile(rf"(?:[.!?]+|[{SENTENCE_MARKS}])[\"')\]]*$")
+_CLOSED = re.compile(rf"[{SENTENCE_MARKS}][\"')]*$")
+_PAUSES = frozenset(",;:-\N{EN DASH}\u3001" + SENTENCE_MARKS)
 
 
 @dataclass(frozen=True)
@@ -54,21 +56,43 @@ class Word:
     end: int
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """One or more words of the source that are said together.
+
+    Attributes:
+        source: as written.
+        bare: without markup.
+        end: characters of the text up to its end.
+        breaks: lines that ended before it.
+    """
+
+    source: str
+    bare: str
+    end: int
+    breaks: int
+
+    def joins(self, word: "_Piece", language: str) -> bool:
+        return bool(word.bare) and len(self.bare) < _LONGEST_WORD and belong_together(self.bare, word.bare, language)
+
+
 class SpokenText:
     """The words of a text that comes piece by piece; any cutting gives the same ones.
 
     Args:
-        language: numbers and signs are put into words in English; in other languages digits stay, signs do not.
+        language: of the words for numbers and signs; see `normalizer.normalize`.
         max_units: of a sentence (see `units_of`); longer ones are cut behind a comma, or between two words.
     """
 
     def __init__(self, language: str = "en", max_units: int = MAX_UNITS) -> None:
         if max_units < _LONGEST_WORD + 1 + _MARGIN:
             raise ValueError(f"max_units ({max_units}) must be at least {_LONGEST_WORD + 1 + _MARGIN}")
-        self._english = language.split("-")[0] == "en"
+        self._language = language
         self._max_units = max_units
         self._done = 0  # characters seen
         self._coming: list[str] = []  # of the word that is not complete
+        self._space: list[str] = []  # before it
+        self._open: _Piece | None = None  # what the next word may belong to
         self._breaks = 2  # lines that ended since the last word
         self._item = False  # an item of a list or a heading began since
         self._fenced = False
@@ -83,6 +107,7 @@ class SpokenText:
             if character.isspace():
                 words += self._complete()
                 self._breaks += character == "\n"
+                self._space.append(character)
             else:
                 self._coming.append(character)
             self._done += 1
@@ -90,7 +115,7 @@ class SpokenText:
 
     def finish(self) -> list[Word]:
         """The rest. Another text may follow; places are counted on."""
-        words = self._complete()
+        words = [*self._complete(), *self._close()]
         if self._held is not None:
             words.append(self._ended(self._held))
         self._held, self._breaks, self._item, self._fenced, self._units = None, 2, False, False, _MARGIN
@@ -100,56 +125,79 @@ class SpokenText:
         """What the end of a source word decides."""
         if not self._coming:
             return []
-        source = "".join(self._coming)
+        source, space = "".join(self._coming), "".join(self._space)
         self._coming.clear()
+        self._space.clear()
         fences = source.count(_FENCE)
         was_fenced, self._fenced = self._fenced, self._fenced ^ (fences % 2 == 1)
         if was_fenced or self._fenced:
-            return []
+            return self._close()
         begins_line = self._breaks > 0
         if begins_line and (source in _BULLETS or not source.strip("#")):
+            words = self._close()
             self._item = True
-            return []
-        bare = _MARKUP.sub("", _LINK.sub("", source)).translate(TYPOGRAPHY).lstrip("[!#")
+            return words
+        bare = plain_inline(_LINK.sub("", source)).translate(TYPOGRAPHY).lstrip("[!").strip()
+        words = []
         number = _NUMBERED.fullmatch(bare) if begins_line else None
         if number:  # "1." at the beginning of a line is no sentence
+            words = self._close()
             self._item, bare = True, f"{number[1]},"
+        piece = _Piece(source, bare, self._done, self._breaks)
+        before = self._open
+        if before is not None and not begins_line and before.joins(piece, self._language):
+            piece = _Piece(f"{before.source}{space}{source}", f"{before.bare} {bare}", self._done, before.breaks)
+        else:
+            words += self._close()
+        self._breaks = 0
+        if bare and is_open(bare, self._language):
+            self._open = piece
+            return words
+        self._open = None
+        return words + self._say(piece)
+
+    def _close(self) -> list[Word]:
+        """Says what waited for its next word."""
+        piece, self._open = self._open, None
+        return [] if piece is None else self._say(piece)
+
+    def _say(self, source: "_Piece") -> list[Word]:
         words: list[Word] = []
-        for piece in _pieces(bare, self._english):
+        for piece in _pieces(source.bare, self._language, self._held_bare):
             if not any(map(_is_speakable, piece)):
-                self._pause()
+                self._pause(source)
                 continue
             if self._held is not None:
-                ends = self._ends(bare, piece)
+                ends = self._ends(source, piece)
                 words.append(self._ended(self._held) if ends else self._held)
                 self._units = _MARGIN if ends else self._units
             first = self._held is None or words[-1].last
-            self._held = Word(source, _capital(piece) if first else piece, first, False, self._done)
-            self._held_bare = bare
+            self._held = Word(source.source, _capital(piece) if first else piece, first, False, source.end)
+            self._held_bare = source.bare
             self._units += len(piece.encode()) + (not first)
-            self._breaks, self._item = 0, False
+            source, self._item = replace(source, breaks=0), False
+        self._breaks += source.breaks  # of a piece without words
         return words
 
-    def _ends(self, bare: str, piece: str) -> bool:
+    def _ends(self, source: "_Piece", piece: str) -> bool:
         """Whether the held word is the last of its sentence, now that the next one is known."""
         assert self._held is not None
-        if self._item or self._breaks > 1 or (self._breaks and (bare[0] == '"' or bare[0].isupper())):
+        bare = source.bare
+        if self._item or source.breaks > 1 or (source.breaks and (bare[0] == '"' or bare[0].isupper())):
             return True
         if self._units + 1 + len(piece.encode()) > self._max_units:
             return True
         if self._units > _LONG * self._max_units and self._held.spoken.endswith((",", ";", ":")):
             return True
-        if self._held.end == self._done:  # of the same source word
+        if self._held.end == source.end:  # of the same source word
             return False
         end = _END.search(self._held_bare)
-        if end is None or bare[0].islower():
-            return False
-        return not is_abbreviation(self._held_bare[: end.start()], end[0], bare)
+        return end is not None and is_sentence_end(self._held_bare[: end.start()], end[0], bare, self._language)
 
-    def _pause(self) -> None:
+    def _pause(self, source: "_Piece") -> None:
         """A dash between words, or dots, is heard like a comma."""
         held = self._held
-        if held is not None and not self._breaks and held.spoken[-1] not in _PAUSES and self._units < self._max_units:
+        if held is not None and not source.breaks and held.spoken[-1] not in _PAUSES and self._units < self._max_units:
             self._held = replace(held, spoken=f"{held.spoken},")
             self._units += 1
 
@@ -226,23 +274,16 @@ def tokens_of(words: Sequence[Word], tokenizer: Tokenizer) -> tuple[list[int], l
     return ids, places
 
 
-def _pieces(bare: str, english: bool) -> list[str]:
-    """A source word without markup, as it is said; pieces without letters or digits are pauses."""
-    text = unicodedata.normalize("NFKC", bare)
-    if english:
-        text = _SHORT.get(text.lower(), text)
-        text = re.sub(r"(?<=\d)-(?=[^\W\d_])", " ", re.sub(r"^-(?=\d)", "minus ", text))
-        text = titles_in_words(numbers_in_words(text))
-        text = re.sub(r"\d+", _spelled, text).translate(_SIGNS)
-        text = re.sub(r"(?<=[^\W_])\.(?=[a-z]{2})", " dot ", text)
-    # Accents that have no letter of their own stay with theirs.
-    text = "".join(c if _is_speakable(c) or c in _MARKS or unicodedata.category(c)[0] == "M" else " " for c in text)
-    text = re.sub(r"-{2,}", " - ", re.sub(r"\.{2,}", ", ", re.sub(r"([!?])[!?]+", r"\1", text)))
-    pieces = []
-    for part in text.split():
-        word = part.lstrip("-,;:.!?)\u3001\u3002").rstrip("-(")
-        if any(map(_is_speakable, word)):
-            pieces += _cut(word)
+def _pieces(bare: str, language: str, before: str) -> list[str]:
+    """A piece of the source without markup, as it is said; pieces without letters or digits are pauses."""
+    text = normalize_piece(bare, language, before)
+    if not any(map(_is_speakable, text)):
+        return [] if _PAUSES.isdisjoint(bare) else [","]
+    pieces: list[str] = []
+    for part in re.sub(r"-{2,}", " - ", re.sub(r"\.{2,}", ", ", text)).split():
+        said = part.lstrip("-,;:.!?)\u3001\u3002").rstrip("-(")
+        if any(map(_is_speakable, said)):
+            pieces += _cut(said)
         elif not _PAUSES.isdisjoint(part):
             pieces.append(",")
     return pieces
@@ -250,13 +291,6 @@ def _pieces(bare: str, english: bool) -> list[str]:
 
 def _is_speakable(character: str) -> bool:
     return character.isalpha() or character.isdigit()
-
-
-def _spelled(match: re.Match[str]) -> str:
-    """Digits that are no clear number: short ones as a number, others one by one."""
-    digits = match[0]
-    one_by_one = len(digits) > 3 or digits[0] == "0"
-    return f" {' '.join(cardinal(int(digit)) for digit in digits) if one_by_one else cardinal(int(digits))} "
 
 
 def _cut(word: str) -> list[str]:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muomni.data.speech.number_words import cardinal, numbers_in_words, ordinal
+from muomni.data.speech.number_words import cardinal, ordinal
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,3 @@ def test_every_number_has_words_of_its_own(number: int) -> None:
     words = cardinal(number)
     assert words.replace("-", " ").replace(" ", "").isalpha()
     assert words != cardinal(number + 1)
-
-
-def test_digits_of_any_script() -> None:
-    assert numbers_in_words("\u0663.\u0660\u0665") == "three point zero five"

@@ -55,7 +55,9 @@ def test_what_has_no_clear_reading_is_left_out(unclear: str) -> None:
 
 def test_other_languages_keep_their_letters_but_no_digits() -> None:
     assert spoken_form("Привет, мир", "ru") == "Привет, мир."
-    assert spoken_form("Er hat 3 Hunde.", "de") is None
+    assert spoken_form("Er hat 3 Hunde.", "xx") is None  # of a language whose numbers nothing knows
+    assert spoken_form("Er hat 3 Hunde.", "de") == "Er hat drei Hunde."
+    assert spoken_form("वह घर गया।", "hi") == "वह घर गया।"
 
 
 @given(st.text(max_size=80))

@@ -133,7 +133,48 @@ def test_what_is_said_is_taken_as_it_is() -> None:
 
 
 def test_digits_stay_in_other_languages() -> None:
-    assert [word.spoken for word in clip_words("Es sind 12 Äpfel + 3", "de")] == ["Es", "sind", "12", "Äpfel", "3."]
+    assert [word.spoken for word in clip_words("Es sind 12 Äpfel + 3", "xx")] == ["Es", "sind", "12", "Äpfel", "3."]
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "sentences"),
+    [
+        ("It cost $1.5 million, or 5 €.", "en", ["It cost one point five million dollars, or five euros."]),
+        (
+            "See p. 12 on Jan. 3 at 7:30 p.m. sharp.",
+            "en",
+            ["See page twelve on January third at seven thirty p m sharp."],
+        ),
+        ("I ran 5 km. Then 1 000 000 people came.", "en", ["I ran five kilometers.", "Then one million people came."]),
+        (
+            "Henry VIII of No. 5 Sunset Blvd. is 5'10\".",
+            "en",
+            ["Henry the eighth of number five Sunset Boulevard is five feet ten inches."],
+        ),
+        (
+            "Call +44 20 7946 0958 now",
+            "en",
+            ["Call plus four four, two zero, seven nine four six, zero nine five eight now."],
+        ),
+        (
+            "Chapter IV is 3½ pages, 1️⃣ &amp; https://a.b/c",
+            "en",
+            ["Chapter four is three and a half pages, one and a dot b slash c."],
+        ),
+        ("## Title\nThe cat sat.", "en", ["Title.", "The cat sat."]),
+        ("We have 5\n\nThen 6", "en", ["We have five.", "Then six."]),
+        (
+            "Ich habe 3 Katzen seit dem 3. Mai 2020. Gut.",
+            "de",
+            ["Ich habe drei Katzen seit dem dritten Mai zweitausendzwanzig.", "Gut."],
+        ),
+        ("Das kostet 1,5 Mio. € im Jahr.", "de", ["Das kostet eins Komma fünf Millionen Euro im Jahr."]),
+        ("J'ai 1 000 €.", "fr", ["J'ai mille euros."]),
+        ("वह घर गया। मैं भी।", "hi", ["वह घर गया।", "मैं भी।"]),
+    ],
+)  # fmt: skip
+def test_what_is_said_together_is_read_together(text: str, language: str, sentences: list[str]) -> None:
+    assert [" ".join(word.spoken for word in words) for words in spoken_words(text, language)] == sentences
 
 
 def test_a_clip_is_one_sentence_of_any_length() -> None:
