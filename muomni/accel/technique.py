@@ -55,6 +55,8 @@ class Technique:
         claimed_speed: the least speed ratio on / off that the claim promises; None where it promises none.
         claimed_memory: the largest memory ratio on / off that it promises, of the weights on disk where those differ
             and of the peak otherwise; None where it promises none.
+        claim_rows: keys of the report's rows that measure the claim, for `docs/claims.md`, which shows the first that
+            was measured; empty: not on that page.
         setting: that turns it on; None where it is always on, or not the user's to choose.
         usage: what the user types, as Markdown; empty: not in the README.
         level: `quick` reports measure it, or only `full` ones, or only the tables of `muomni bench train`.
@@ -72,6 +74,7 @@ class Technique:
     claim: str = ""
     claimed_speed: float | None = None
     claimed_memory: float | None = None
+    claim_rows: tuple[str, ...] = ()
     setting: Setting | None = None
     usage: str = ""
     level: Literal["quick", "full", "table"] = "full"
@@ -108,6 +111,7 @@ _TRAINING = (
         off="fp32", on="bf16",
         off_settings={"precision": "fp32"}, on_settings={"precision": "bf16"}, family="precision",
         claim="2× faster, half of the memory", claimed_speed=2.0, claimed_memory=0.5,
+        claim_rows=("precision-bf16", "precision-fp16"),
         setting=Setting("precision", "bf16", instead="fp32"),
         usage='nothing, or `"precision": "bf16"`', level="quick",
     ),
@@ -147,6 +151,7 @@ _TRAINING = (
         off="the plain definition", on="the chosen kernel",
         off_settings={"attention": "reference"},
         claim="2–4× faster, memory linear in context", claimed_speed=2.0,
+        claim_rows=("attention-packed", "attention"),
         usage='nothing, or `"attention": "sdpa"`', level="quick",
     ),
     Technique(
@@ -252,6 +257,7 @@ _INFERENCE = (
         # Both with torch's modules, so that nothing but the cache differs.
         off_settings={"cache": "off"}, on_settings={"runner": "eager"},
         claim="10× faster at 100 tokens", claimed_speed=10.0,
+        claim_rows=("kv-cache",),
         usage="nothing", level="quick",
     ),
     Technique(
@@ -267,6 +273,7 @@ _INFERENCE = (
         off="fp32", on="int8",
         on_settings={"weights": "int8"},
         claim="4× smaller, faster where memory is the limit", claimed_memory=0.25,
+        claim_rows=("int8",),
         usage='`model.quantize("int8")`, `muomni quantize`', level="quick",
     ),
     Technique(
@@ -280,6 +287,7 @@ _INFERENCE = (
         off="one row", on="16 rows together",
         on_settings={"batch": 16},
         claim="many times the tokens a second",
+        claim_rows=("batching",),
         usage="`model.chat_batch([...])`, `muomni generate --batch`", level="quick",
     ),
     Technique(

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Literal, Protocol
 
+from muomni.accel.measurements.statistics import NOISY_SPREAD, Interval, decide, spread_of
 from muomni.bench.process import CaseProcess, Kind, RefusedError
-from muomni.bench.statistics import NOISY_SPREAD, Interval, decide, spread_of
 
 Answer = dict[str, Any]
 Update = Callable[[str], None]

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from muomni import __version__
+from muomni.accel.measurements.statistics import MARGIN
 from muomni.accel.technique import Part
 from muomni.bench.decoding.comparisons import Plan
 from muomni.bench.decoding.models import Files, make_model_folder
@@ -22,7 +23,6 @@ from muomni.bench.report.report import JSON, ModelInfo, Report, this_machine
 from muomni.bench.report.sections import Effort, Found, Say, Target
 from muomni.bench.shapes import SHAPES
 from muomni.bench.speech import measure_speech
-from muomni.bench.statistics import MARGIN
 from muomni.bench.training.report_rows import measure_train
 from muomni.config import PRESET_NAMES, OmniConfig, preset
 from muomni.errors import UserError

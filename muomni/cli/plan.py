@@ -1,8 +1,8 @@
-"""`muomni plan`: what a recipe will take of memory, and which of its settings fit."""
+"""`muomni plan`: forecasts the memory of a recipe, and says which of its settings fit."""
 
 import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+import sys
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,14 +11,9 @@ from muomni.config import load_recipe
 from muomni.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from muomni.train.estimate import Estimate
 
-    from muomni.bench.training.step_configs import Speed
-    from muomni.config import Recipe
-    from muomni.train.forecast.memory import Setup
-    from muomni.train.forecast.search import Option
-
-_SAID = {
+_CATEGORIES = {
     "weights": "weights",
     "gradients": "gradients",
     "optimizer": "optimizer state",
@@ -30,12 +25,23 @@ _SAID = {
     "gaps": "gaps between blocks",
     "baseline": "the process without a model",
 }
+# Headings of the table, and whether a column is right-aligned.
+_COLUMNS = {
+    "micro-batch": True,
+    "× times": True,
+    "checkpointing": False,
+    "compile": False,
+    "MiB": True,
+    "fits": False,
+    "s/step, modelled": True,
+    "measured": True,
+}
 
 
 def command(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a bundled recipe.")],
     memory: Annotated[
-        str | None, typer.Option(help="What there is, for example 12GB; what is free on the device when left out.")
+        str | None, typer.Option(help="Available memory, for example 12GB; default: what is free on the device.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda, which need not be here; the recipe's.")] = None,
     changes: Annotated[
@@ -49,10 +55,10 @@ def command(
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print only one JSON line.")] = False,
 ) -> None:
-    """Forecast the memory of training and inference without taking it, and say which settings fit.
+    """Forecast the memory of training and inference without allocating it, and say which settings fit.
 
-    The effective batch, the learning rate and what is learnt stay as they are; what changes is how a step is cut and
-    computed. Ends with exit code 2 where nothing fits. Speeds are modelled, and of the best few measured.
+    The effective batch, the learning rate and what is learnt stay as they are; only how a step is cut and computed
+    changes. Exit code 2 where nothing fits. Speeds are modelled, and those of the best few measured.
 
     Example: muomni plan text-tiny --memory 2GB --set data.train=book.txt
     """
@@ -60,95 +66,30 @@ def command(
         raise UserError(f"--device {device}: memory is forecast for cpu and cuda")
     stage = load_recipe(recipe, _with_data(changes or []))
     if stage.codec is not None:
-        raise ConfigError("codec: memory is forecast for models; training a codec is not modelled yet")
+        raise ConfigError("codec: memory is forecast for models, not for codecs")
+    from muomni.train.estimate import estimate
     from muomni.train.forecast.search import parse_memory, words
 
-    asked = None if memory is None else parse_memory(memory)
-    say = _silent if as_json else _say
-    plan = _plan(stage, device, asked, measure, say)
+    show = not as_json and sys.stderr.isatty()
+
+    def on_update(text: str) -> None:
+        if show:
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+    available = None if memory is None else parse_memory(memory)
+    result = estimate(stage, device, available, measure, on_update)
+    on_update("")
     if as_json:
-        print(json.dumps(plan.result))
+        print(json.dumps(result.values))
     else:
-        _print(plan)
-    if plan.best is None:
-        least = min(plan.found, key=lambda option: option.forecast.peak)
-        way = f"micro-batches of {least.setup.micro_batch} and checkpointing {least.setup.checkpointing}"
+        _print(result)
+    if result.best is None:
+        least = min(result.options, key=lambda option: option.forecast.peak)
         raise UserError(
-            f"{recipe} does not fit in {words(plan.room)}: with {way}, the least there is, it takes about "
+            f"{recipe} does not fit in {words(result.memory)}: with micro-batches of {least.step.micro_batch} and "
+            f"checkpointing {least.step.checkpointing}, the least possible, it takes about "
             f"{words(least.forecast.peak)}. A smaller model.preset, tokenizer.vocab_size or data.seq_len takes less"
         )
-    if not as_json:
-        _print_fastest(plan, plan.best)
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What was found.
-
-    Attributes:
-        setup: of the recipe as it is.
-        room, whence: bytes that there are, and how that is known.
-        found: every way to take the steps; `best` is the one to take, None where none fits.
-        speeds: measured, by `bench.training.step_configs.name_of`; `unmeasured` says why there are none.
-        result: all of it for `--json`.
-    """
-
-    setup: "Setup"
-    room: int
-    whence: str
-    found: "list[Option]"
-    best: "Option | None"
-    speeds: "dict[str, Speed]"
-    unmeasured: str | None
-    result: dict[str, Any]
-
-
-def _plan(stage: "Recipe", device: str | None, asked: int | None, measure: bool, say: "Callable[[str], None]") -> _Plan:
-    import torch
-
-    from muomni.bench.training import step_configs
-    from muomni.train.forecast.accuracy import past_errors
-    from muomni.train.forecast.memory import forecast, inference_memory, setup_of, uncertainty
-    from muomni.train.forecast.search import fastest, options, step_seconds
-
-    setup = setup_of(stage, device=device)
-    room, whence = _room(setup, asked)
-    compiles = stage.compile != "off" and _compiler(setup)
-    baselines = [_baseline(setup, compiled) for compiled in ((False, True) if compiles else (False,))]
-    rate, measured = _rate(setup)
-    own = forecast(setup).with_baseline(baselines[-1 if setup.compiled else 0])
-    found = list(options(setup, baselines, rate, say))
-    best = fastest(found, room)
-    fitting = [option for option in found if option.fits(room)]
-    speeds, unmeasured = _speeds(fitting, setup, measure, say)
-    if speeds:
-        best = step_configs.fastest(fitting, speeds)
-    result: dict[str, Any] = {
-        "device": setup.device,
-        "precision": setup.precision,
-        "memory_mib": round(room / 2**20, 1),
-        "rate_flops": rate,
-        "rate_measured": measured,
-        "training": own.as_dict(),
-        "step_seconds_modelled": step_seconds(setup, rate),
-        "uncertainty": uncertainty(setup),
-        "past_errors": past_errors(torch.device(setup.device)) if _is_here(setup) else [],
-        "inference": inference_memory(setup.config),
-        "not_modelled": _not_modelled(stage),
-        "not_measured": unmeasured,
-        "options": [
-            option.as_dict()
-            | {"fits": option.fits(room)}
-            | (
-                {"seconds_measured": one.seconds}
-                if (one := speeds.get(step_configs.name_of(option))) is not None
-                else {}
-            )
-            for option in found
-        ],
-        "fastest": None if best is None else best.fragment,
-    }
-    return _Plan(setup, room, whence, found, best, speeds, unmeasured, result)
 
 
 def _with_data(changes: list[str]) -> list[str]:
@@ -157,156 +98,62 @@ def _with_data(changes: list[str]) -> list[str]:
     return changes if given else ['data.train=["the data are not read"]', *changes]
 
 
-def _is_here(setup: "Setup") -> bool:
-    import torch
-
-    return setup.device != "cuda" or torch.cuda.is_available()
-
-
-def _room(setup: "Setup", asked: int | None) -> tuple[int, str]:
-    """Bytes there are, and where that is known from."""
-    if asked is not None:
-        return asked, "as asked"
-    import torch
-
-    from muomni.accel.device import free_memory
-
-    if not _is_here(setup):
-        raise UserError("no GPU is here whose memory could be read: say how much there is with --memory")
-    return free_memory(torch.device(setup.device)), "free now"
-
-
-def _baseline(setup: "Setup", compiled: bool) -> int:
-    from muomni.train.process_overhead import process_baseline
-
-    return process_baseline(setup.precision, setup.optimizer.name, compiled) if setup.device == "cpu" else 0
-
-
-def _compiler(setup: "Setup") -> bool:
-    import torch
-
-    from muomni.accel.compile.blocks import what_is_missing
-
-    if not _is_here(setup):
-        return True  # it is known of that machine as little as the rest
-    return what_is_missing(torch.device(setup.device)) is None
-
-
-def _rate(setup: "Setup") -> tuple[float, bool]:
-    """Floating-point operations a second of a matrix product, and whether that was measured."""
-    import torch
-
-    from muomni.train.forecast.search import ASSUMED_RATE, measure_rate
-
-    if not _is_here(setup):
-        return ASSUMED_RATE, False
-    return measure_rate(torch.device(setup.device), setup.precision), True
-
-
-def _speeds(
-    fitting: "list[Option]", setup: "Setup", asked: bool, say: "Callable[[str], None]"
-) -> "tuple[dict[str, Speed], str | None]":
-    """What steps of the best few take here, or why that was not measured."""
-    from muomni.bench.training.step_configs import candidates, measure, why_not
-
-    if not asked:
-        return {}, "as asked"
-    if not _is_here(setup):
-        return {}, "the device is not here"
-    chosen = candidates(fitting)
-    reason = why_not(chosen)
-    return ({}, reason) if reason is not None else (measure(chosen, say), None)
-
-
-def _not_modelled(stage: Any) -> list[str]:
-    found = ["what reading the data and training the tokenizer take besides"]
-    for name, what in (("vision", "pictures"), ("audio", "sounds"), ("talker", "speech")):
-        if getattr(stage.model, name, None) is not None:
-            found.append(f"activations of {what}: only weights, gradients and optimizer state of that part are here")
-    if stage.compile != "off":
-        found.append("compiled blocks: taken to keep what selective checkpointing keeps")
-    if stage.parallel == "fsdp":
-        found.append("fsdp: the figures are those of one process that holds everything")
-    return found
-
-
-def _silent(_: str) -> None:
-    """Where only JSON is wanted."""
-
-
-def _say(text: str) -> None:
-    import sys
-
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-
-
-def _print(plan: _Plan) -> None:
+def _print(estimate: "Estimate") -> None:
     from rich import box
     from rich.table import Table
 
-    from muomni.bench.training.step_configs import name_of
     from muomni.train.forecast.accuracy import in_words
     from muomni.train.forecast.search import words
 
-    _say("")
     console = wide_console()
-    setup, result, room = plan.setup, plan.result, plan.room
-    training = result["training"]
-    console.print(
-        f"Training on {setup.device} in {setup.precision}, {setup.micro_batch} × {setup.seq_len} tokens, "
-        f"{setup.accumulation} micro-batches a step, checkpointing {setup.checkpointing}, {setup.optimizer.name}: "
-        f"about {training['peak_mib']:,.0f} MiB at the peak",
-        highlight=False,
-    )
-    for name, text in _SAID.items():
-        if training[f"{name}_mib"]:
-            console.print(f"  {text:<46}{training[f'{name}_mib']:>10,.0f}", highlight=False)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"in {words(room)} ({plan.whence})", title_justify="left")
-    for heading in (
-        "micro-batch",
-        "× times",
-        "checkpointing",
-        "compile",
-        "MiB",
-        "fits",
-        "s/step, modelled",
-        "measured",
-    ):
-        table.add_column(heading, justify="right" if heading not in ("checkpointing", "compile", "fits") else "left")
-    for option in plan.found:
-        s = option.setup
+    setup, step, values = estimate.setup, estimate.setup.step, estimate.values
+    lines = [
+        f"Training on {setup.device} in {step.precision}, {step.micro_batch} × {setup.seq_len} tokens, "
+        f"{step.accumulation} micro-batches a step, checkpointing {step.checkpointing}, {setup.optimizer.name}: "
+        f"about {values['training']['peak_mib']:,.0f} MiB at the peak"
+    ]
+    sizes = {text: values["training"][f"{name}_mib"] for name, text in _CATEGORIES.items()}
+    lines += [f"  {text:<46}{size:>10,.0f}" for text, size in sizes.items() if size]
+    console.print("\n".join(lines), highlight=False)
+    title = f"in {words(estimate.memory)} ({estimate.source})"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
+    for heading, right in _COLUMNS.items():
+        table.add_column(heading, justify="right" if right else "left")
+    for option, known in zip(estimate.options, values["options"], strict=True):
         table.add_row(
-            str(s.micro_batch),
-            str(s.accumulation),
-            s.checkpointing,
-            "blocks" if s.compiled else "off",
+            str(option.step.micro_batch),
+            str(option.step.accumulation),
+            option.step.checkpointing,
+            option.step.compile,
             f"{option.forecast.peak / 2**20:,.0f}",
-            "yes" if option.fits(room) else "no",
+            "yes" if known["fits"] else "no",
             f"{option.seconds:.3g}",
-            f"{plan.speeds[name_of(option)].seconds:.3g}" if name_of(option) in plan.speeds else "",
+            f"{known['seconds_measured']:.3g}" if "seconds_measured" in known else "",
         )
     console.print(table)
-    console.print("Inference, weights and keys and values (besides the process):", highlight=False)
-    for text, size in result["inference"].items():
-        console.print(f"  {text.removesuffix('_mib').replace('_', ' '):<46}{size:>10,.1f} MiB", highlight=False)
-    if result["uncertainty"] is not None:
-        console.print(f"Uncertainty of the forecast: {result['uncertainty']}.", highlight=False)
-    console.print(f"{in_words(result['past_errors']).capitalize()}.", highlight=False)
-    for text in result["not_modelled"]:
-        console.print(f"Not modelled: {text}", highlight=False)
+    lines = ["Inference, weights and KV cache (besides the process):"]
+    for name, size in values["inference"].items():
+        lines.append(f"  {name.removesuffix('_mib').replace('_', ' '):<46}{size:>10,.1f} MiB")
+    if values["uncertainty"] is not None:
+        lines.append(f"Uncertainty of the forecast: {values['uncertainty']}.")
+    lines.append(f"{in_words(values['past_errors']).capitalize()}.")
+    lines += [f"Not modelled: {text}" for text in values["not_modelled"]]
+    if estimate.best is not None:
+        lines += ["", *_fastest(estimate), json.dumps(estimate.best.step.fragment(), indent=2)]
+    console.print("\n".join(lines), highlight=False, markup=False)
 
 
-def _print_fastest(plan: _Plan, best: "Option") -> None:
-    from muomni.bench.training.step_configs import name_of
-
-    if plan.speeds:
-        one = plan.speeds[name_of(best)]
-        print(f"\nFastest that fits, measured: {one.seconds:.3g} s/step ({one.low:.3g} to {one.high:.3g}); of those as")
-        print("fast within the noise, the one with least memory:")
-    else:
-        how = "measured on this device" if plan.result["rate_measured"] else "assumed: the device is not here"
-        rate = plan.result["rate_flops"] / 1e9
-        print(f"\nFastest that fits, modelled by operations at {rate:,.0f} GFLOP/s ({how});")
-        print(f"no steps were measured: {plan.unmeasured}:")
-    print(json.dumps(best.fragment, indent=2))
+def _fastest(estimate: "Estimate") -> list[str]:
+    assert estimate.best is not None
+    if estimate.seconds:
+        times = sorted(estimate.seconds[estimate.best.step])
+        measured = f"{times[len(times) // 2]:.3g} s/step ({times[0]:.3g} to {times[-1]:.3g})"
+        return [
+            f"Fastest that fits, measured: {measured}; of those as",
+            "fast within the noise, the one with least memory:",
+        ]
+    source = "measured on this device" if estimate.rate_measured else "assumed: the device is not here"
+    return [
+        f"Fastest that fits, modelled by operations at {estimate.rate / 1e9:,.0f} GFLOP/s ({source});",
+        f"no steps were measured: {estimate.not_measured}:",
+    ]

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from muomni.accel.measurements.statistics import interval_of
 from muomni.bench.rounds import noisiest, speed_verdict, take_turns
-from muomni.bench.statistics import interval_of
 
 
 class Process:

@@ -6,19 +6,25 @@ from dataclasses import replace
 import pytest
 import torch
 
-from muomni.accel.technique import TECHNIQUES, measured_by
+from muomni.accel.device import pick_device
+from muomni.accel.execution_plan import without_losers
+from muomni.accel.measurements.verdicts import IGNORE, load_verdicts
+from muomni.accel.technique import TECHNIQUES, Setting, Technique, measured_by, readme_table
 from muomni.bench import suite
 from muomni.bench.decoding import report_rows
 from muomni.bench.decoding.compare import Comparison, Decoding
 from muomni.bench.decoding.comparisons import Plan
 from muomni.bench.decoding.models import Files
 from muomni.bench.process import RefusedError
+from muomni.bench.report import recommendations
+from muomni.bench.report.claims import claims
 from muomni.bench.report.report import ReportRow, Scaling, load_report, not_measured
 from muomni.bench.report.sections import FULL, QUICK, Effort, Found, Target
 from muomni.bench.training import report_rows as suite_train
 from muomni.bench.training.compare import CaseMetrics
 from muomni.bench.training.report_rows import BASELINE, TWIN
 from muomni.config import preset
+from muomni.config.recipe import Recipe
 from muomni.errors import UserError
 
 NANO = Target("nano", preset("nano").thinker, None)
@@ -347,7 +353,7 @@ def test_memory_that_runs_out_while_measuring_is_told_in_plain_words(monkeypatch
         suite.run(suite.Asked("nano", ("train",), SHORT, "muomni bench"), quiet)
 
 
-def test_a_worker_without_memory_says_so_and_goes_on_to_live():
+def test_a_worker_without_memory_says_so_and_goes_on_to_live(monkeypatch):
     """At the start and in a turn; a bug still ends it with its traceback."""
     from muomni.bench import worker
 
@@ -357,17 +363,63 @@ def test_a_worker_without_memory_says_so_and_goes_on_to_live():
         def turn(self, error: str) -> dict[str, int]:
             raise torch.OutOfMemoryError("CUDA out of memory.\nTried much") if error == "memory" else ValueError(error)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(worker._OPEN, "hungry", lambda _case: Hungry())
-        patch.setattr(worker, "reset_peak", lambda: None)
-        answer = worker.Worker()
-        answers = [answer({"kind": "hungry", "case": {}}), answer({"error": "memory"})]
-        with pytest.raises(ValueError, match="bug"):
-            answer({"error": "bug"})
-    assert answers == [{}, {"refused": "memory ran out: CUDA out of memory."}]
+    monkeypatch.setitem(worker._OPEN, "hungry", lambda _case: Hungry())
+    monkeypatch.setattr(worker, "reset_peak", lambda: None)
+    answer = worker.Worker()
+    assert answer({"kind": "hungry", "case": {}}) == {}
+    assert answer({"error": "memory"}) == {"refused": "memory ran out: CUDA out of memory."}
+    with pytest.raises(ValueError, match="bug"):
+        answer({"error": "bug"})
 
 
 def test_a_folder_that_cannot_be_written_is_said_before_measuring(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="--out .*file/out: cannot be written"):
         suite.make_folder(tmp_path / "file" / "out")
+
+
+# The list of techniques
+
+
+def made_up(measured_by: str, on: dict[str, object], setting: Setting) -> Technique:
+    return Technique(
+        f"made-up {measured_by}", f"a made-up technique of {measured_by}", measured_by, "rounding",
+        off="without it", on="with it", on_settings=on, claim="3× faster", claim_rows=(f"made-up {measured_by}",),
+        setting=setting, usage="`--made-up`", level="quick",
+    )  # fmt: skip
+
+
+def test_one_entry_in_the_list_is_enough(monkeypatch, plan, tmp_path):
+    monkeypatch.setenv("MUOMNI_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv(IGNORE)
+    listed = (
+        *TECHNIQUES,
+        made_up("training step", {"accumulation": 2}, Setting("compile", "full", instead="off")),
+        made_up("decode", {"runner": "compiled"}, Setting("runner", "compiled", instead="eager")),
+    )
+    keys = [technique.key for technique in listed[-2:]]
+    # It is measured, and loses.
+    stub_turns(monkeypatch, {"accumulation 2": figures(50.0, error=1e-6)})
+    stub_infer(monkeypatch, plan, {**ALL, "runner compiled": decoding("runner compiled", 100.0)})
+    found = (
+        suite_train.measure_train(NANO, SHORT, quiet, listed),
+        report_rows.measure_infer(replace(NANO, folder=plan.files.folder), plan, SHORT, quiet, listed),
+    )
+    rows = {row.key: row for each in found for row in each.rows}
+    assert [rows[key].verdict for key in keys] == ["off", "off"]
+    monkeypatch.setattr(suite, "measure_train", lambda *_: found[0])
+    monkeypatch.setattr(suite, "measure_infer", lambda *_: found[1])
+    report = suite.run(suite.Asked("nano", ("train", "infer"), SHORT, "muomni bench"), quiet)
+    # Its verdict is stored, and `auto` declines it.
+    assert set(keys) <= set(recommendations.remember(report, NANO, listed))
+    device, recipe = torch.device("cpu"), Recipe.model_validate({"data": {"train": "x"}, "max_steps": 100})
+    known = load_verdicts(pick_device(), NANO.thinker)
+    settled, reasons = without_losers(recipe, device, known, listed)
+    assert settled.compile == "off" and "a made-up technique of training step was measured" in reasons["compile"]
+    declined = known.declined("runner", "compiled", listed)
+    assert declined is not None and declined.instead == "eager" and "a made-up technique of decode" in declined.reason
+    # It is among the claims, and in the README's table.
+    page, table = claims([report], listed), readme_table(listed)
+    for technique in listed[-2:]:
+        assert f"| {technique.title} | 3× faster | 0." in page
+        assert f"| {technique.title} | without it | 3× faster | rounding | `--made-up` |" in table

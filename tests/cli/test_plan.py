@@ -4,11 +4,10 @@ import json
 
 import pytest
 
-from muomni.bench.training import step_configs
-from muomni.bench.training.case import TrainCase
-from muomni.bench.training.compare import CaseMetrics
+from muomni.accel.step_config import StepConfig
 from muomni.cli import main
-from muomni.train import process_overhead
+from muomni.config import Recipe
+from muomni.train import estimate
 
 NANO = [
     "--set", 'model={"preset": "nano"}', "--set", "data.seq_len=32", "--set", "batch_size=2",
@@ -20,7 +19,7 @@ NANO = [
 @pytest.fixture(autouse=True)
 def known_baseline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        process_overhead, "process_baseline", lambda precision, optimizer, compiled: (400 if compiled else 300) * 2**20
+        estimate, "process_baseline", lambda precision, optimizer, compiled: (400 if compiled else 300) * 2**20
     )
 
 
@@ -65,17 +64,17 @@ def test_a_rough_forecast_is_said_to_be_rough(capsys: pytest.CaptureFixture[str]
 def test_the_best_few_are_measured_and_the_fastest_of_them_is_named(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[TrainCase] = []
+    asked: list[StepConfig] = []
 
-    def turns(cases: list[TrainCase], rounds: int, *_: object) -> dict[str, CaseMetrics]:
-        asked.extend(cases)
+    def turns(recipe: Recipe, steps: list[StepConfig], on_update: object) -> dict[StepConfig, list[float]]:
+        asked.extend(steps)
         # Two rows at a time are fastest, whatever the model says.
-        return {c.name: CaseMetrics([c.tokens / (1 if "2 × 2" in c.name else 2)] * rounds, 1, {}, 1) for c in cases}
+        return {step: [1.0 if step.micro_batch == 2 else 2.0] * 3 for step in steps}
 
-    monkeypatch.setattr(step_configs, "take_turns", turns)
+    monkeypatch.setattr(estimate, "take_turns", turns)
     assert run("--memory", "4GB", "--device", "cpu", "--json", "--set", "compile=off", "--measure") == 0
     found = json.loads(capsys.readouterr().out)
-    assert len(asked) == 3 and {case.batch_size for case in asked} == {4} and found["not_measured"] is None
+    assert len(asked) == 3 and {step.rows for step in asked} == {4} and found["not_measured"] is None
     assert found["fastest"]["batch_size"] == 2 and found["fastest"]["gradient_accumulation_steps"] == 2
     assert sum("seconds_measured" in option for option in found["options"]) == 3
     assert run("--memory", "4GB", "--device", "cpu", "--set", "compile=off", "--measure") == 0

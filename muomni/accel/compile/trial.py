@@ -29,7 +29,7 @@ _FEWEST_PASSES = 20
 _TURNS = 3
 _COMPILING_PASSES = 2  # documents of other lengths may compile once more
 # Validation compiles the blocks once more, without gradients: that comes on top of what is measured.
-_MARGIN = 1.5
+_COST_FACTOR = 1.5
 
 # What has to be known of an earlier trial.
 _FIGURES = {"eager_s", "compiled_s", "least_saved_s", "cost_s"}
@@ -140,14 +140,18 @@ def judge(eager: list[float], compiled: list[float], compiling_s: float, passes:
     return _decide(figures, passes)
 
 
+def pays(saved_s: float, cost_s: float) -> bool:
+    """Whether compiling saves enough seconds over a run for what it costs."""
+    return saved_s > _COST_FACTOR * cost_s
+
+
 def _decide(figures: Mapping[str, float], passes: int, whence: str = "") -> CompileChoice:
     saved, cost = figures["least_saved_s"] * passes, figures["cost_s"]
-    pays = saved > cost * _MARGIN
     words = (
         f"{whence}a pass takes {figures['eager_s']:.3g} s eager and {figures['compiled_s']:.3g} s compiled; over "
         f"{passes} passes that saves {'at least ' if saved > 0 else ''}{saved:.0f} s, and compiling took {cost:.0f} s"
     )
-    return CompileChoice("blocks" if pays else "off", words, {**figures, "passes": passes})
+    return CompileChoice("blocks" if pays(saved, cost) else "off", words, {**figures, "passes": passes})
 
 
 def remembered(mode: compilation.Mode, device: torch.device) -> CompileChoice:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from muomni.accel.technique import Technique, measured_by
+from muomni.accel.measurements.statistics import margin_of, noise_of, ratios_of
+from muomni.accel.technique import TECHNIQUES, Technique, measured_by
 from muomni.bench.decoding.case import BASELINE, InferCase, case_name
 from muomni.bench.decoding.compare import Comparison, Decoding, Group, compare_decoding
 from muomni.bench.decoding.comparisons import CACHE_NEW, CACHE_PROMPT, Plan, kv_cache
@@ -23,7 +24,6 @@ from muomni.bench.report.report import (
     not_measured,
 )
 from muomni.bench.report.sections import Effort, Found, Say, Target
-from muomni.bench.statistics import margin_of, noise_of, ratios_of
 from muomni.errors import UserError
 
 TWIN = f"{BASELINE}, again"
@@ -48,7 +48,9 @@ def lengths(context: int) -> tuple[int, int]:
     return min(_PROMPT, context - new), new
 
 
-def measure_infer(target: Target, plan: Plan, effort: Effort, say: Say) -> Found:
+def measure_infer(
+    target: Target, plan: Plan, effort: Effort, say: Say, listed: Sequence[Technique] = TECHNIQUES
+) -> Found:
     """Measures the techniques of inference, or says why one cannot be measured here.
 
     Args:
@@ -56,11 +58,12 @@ def measure_infer(target: Target, plan: Plan, effort: Effort, say: Say) -> Found
         plan: the model with its prompts; of a preset, random weights.
         effort: how much.
         say: called with what is going on.
+        listed: the list of techniques.
 
     Raises:
         UserError: not even the baseline can be measured.
     """
-    techniques = measured_by("decode", mode=effort.mode)
+    techniques = measured_by("decode", listed, mode=effort.mode)
     cases = cases_of(plan, techniques)
     comparison = compare_decoding(
         cases, plan.thinker, plan.reference(), effort.rounds, say, effort.enough(effort.infer_s)

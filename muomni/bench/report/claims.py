@@ -14,23 +14,13 @@ yours with the command beside it.
 _NONE = "not measured: the report has no such row"
 
 
-# The techniques of the page by key, with the rows that measure each: the first that was measured is taken.
-CLAIMED = {
-    "precision-bf16": ("precision-bf16", "precision-fp16"),
-    "attention": ("attention-packed", "attention"),
-    "kv-cache": ("kv-cache",),
-    "int8": ("int8",),
-    "batching": ("batching",),
-}
-
-
 def claims(reports: Sequence[Report], techniques: Sequence[Technique] = TECHNIQUES) -> str:
     """The page, a row for each claim and report."""
     lines = [_HEAD, "| technique | claim | measured | verdict | model | machine | date | command |"]
     lines.append("|---|---|---|---|---|---|---|---|")
-    for technique in (technique for technique in techniques if technique.key in CLAIMED):
+    for technique in (technique for technique in techniques if technique.claim_rows):
         for report in reports:
-            rows = [row for key in CLAIMED[technique.key] if (row := report.row(key)) is not None]
+            rows = [row for key in technique.claim_rows if (row := report.row(key)) is not None]
             row = next((row for row in rows if row.speed is not None), rows[0] if rows else None)
             if row is None:
                 measured, verdict = _NONE, ""

@@ -17,8 +17,8 @@ from pydantic import Field
 
 from muomni.accel.device import pick_device
 from muomni.accel.measurements.hardware import cores, processor
+from muomni.accel.measurements.statistics import VerdictName, decide, interval_of, ratios_of
 from muomni.accel.technique import EquivalenceClass, Part, Technique
-from muomni.bench.statistics import VerdictName, decide, interval_of, ratios_of
 from muomni.config.base import Frozen, parse
 from muomni.errors import UserError
 from muomni.files import atomic_file

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from muomni.accel.measurements.statistics import LEAST_ROUNDS, MARGIN
 from muomni.bench.report.report import DecodePoint, MemoryBar, ReportRow, Scaling
-from muomni.bench.statistics import LEAST_ROUNDS, MARGIN
 from muomni.config import ThinkerConfig
 
 Say = Callable[[str], None]

@@ -32,6 +32,7 @@ from muomni.ops.attention.interface import as_autocast_would
 from muomni.ops.cross_entropy import IGNORE, shift_labels
 from muomni.train.optim.build import build_optimizers, check_optimizer
 from muomni.train.step import TrainStep
+from muomni.train.synthetic_rows import full_rows
 
 SKETCH_SIZE = 256
 # Weights of the encoders' own losses, those of the recipes.
@@ -188,7 +189,7 @@ def build(case: TrainCase) -> Built:
     compilation.apply(model, compilation.choose(case.compile, device))
     trained = model if case.loss == "chunked" else _OtherLoss(model, case.loss)
     step = TrainStep(trained, optimizers, torch.ones(2), 1.0, precision, weights=case.losses)
-    batches = [_rows(part, case.documents) for part in ids.chunk(case.accumulation)]
+    batches = [full_rows(part, case.documents) for part in ids.chunk(case.accumulation)]
     numbers = itertools.count()
 
     def renew() -> None:
@@ -269,25 +270,6 @@ class UnfusedAdamW(AdamW):
             group["lr"] = rate
 
 
-def _rows(ids: Tensor, documents: int) -> Batch:
-    """Full rows; each cut into documents of equal length, the last one shorter, where asked."""
-    B, T = ids.shape
-    length = documents or T
-    positions = torch.arange(T, device=ids.device) % length
-    labels = ids.masked_fill(positions == 0, IGNORE)
-    starts = torch.cat([torch.arange(0, T, length) + row * T for row in range(B)])
-    bounds = torch.cat([starts, torch.tensor([B * T])]).to(ids.device, torch.int32)
-    return Batch(
-        input_ids=ids,
-        labels=labels,
-        positions=positions.expand(B, T),
-        cu_seqlens=bounds,
-        max_seqlen=min(length, T),
-        num_targets=int((labels != IGNORE).sum()),
-        id="bench",
-    )
-
-
 def _transformers(case: TrainCase, ids: Tensor, precision: Precision) -> Built:
     """The loop a transformers user writes: its own Qwen3, its own loss, fused AdamW, clipping."""
     try:
@@ -316,7 +298,7 @@ def _transformers(case: TrainCase, ids: Tensor, precision: Precision) -> Built:
         forward_backward()
 
     def flops() -> int:
-        return _flops(OmniConfig(thinker=case.thinker), _rows(ids, 0), ())
+        return _flops(OmniConfig(thinker=case.thinker), full_rows(ids), ())
 
     return Built(model, backward, step, lambda: None, flops, [optimizer])
 

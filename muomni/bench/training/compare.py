@@ -7,10 +7,10 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from muomni.accel.measurements.statistics import interval_of, ratios_of
 from muomni.bench.process import RefusedError
 from muomni.bench.rounds import SpeedVerdict, open_cases, peak_mib, speed_verdict
 from muomni.bench.rounds import take_turns as ask_in_turns
-from muomni.bench.statistics import interval_of, ratios_of
 from muomni.bench.training.case import TrainCase
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from muomni.accel.device import free_memory, pick_device
+from muomni.accel.measurements.statistics import margin_of, noise_of, ratios_of, spread_of
 from muomni.accel.mixed_precision import pick_precision
 from muomni.accel.technique import TECHNIQUES, Technique, measured_by
 from muomni.bench.report.report import Equivalence, Memory, MemoryBar, ReportRow, measured_row, not_measured
 from muomni.bench.report.sections import Effort, Found, Say, Target
-from muomni.bench.statistics import margin_of, noise_of, ratios_of, spread_of
 from muomni.bench.training.case import TrainCase, check
 from muomni.bench.training.compare import CaseMetrics, Measured, measured, take_turns
 from muomni.errors import ConfigError, UserError

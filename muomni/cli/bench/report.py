@@ -110,9 +110,9 @@ def report(
     """
     from rich.console import Console
 
+    from muomni.accel.measurements.statistics import contradictions
     from muomni.bench.report.recommendations import remember
     from muomni.bench.report.sections import FULL, QUICK
-    from muomni.bench.statistics import contradictions
     from muomni.bench.suite import Asked, find_target, make_folder, run, write
 
     model = model or _DEFAULT

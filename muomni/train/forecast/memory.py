@@ -32,6 +32,7 @@ from muomni.accel.execution_plan import without_losers
 from muomni.accel.measurements.verdicts import load_verdicts
 from muomni.accel.memory.monitor import MIB, MemoryReport
 from muomni.accel.mixed_precision import Precision, pick_precision
+from muomni.accel.step_config import Checkpointing, StepConfig
 from muomni.config import OmniConfig
 from muomni.config.recipe import OptimizerSpec, Recipe
 from muomni.data import Batch
@@ -44,7 +45,6 @@ from muomni.train.optim.build import build_optimizers
 from muomni.train.resolve_model import resolve_model
 from muomni.train.step import TrainStep
 
-Checkpointing = Literal["off", "selective", "full"]
 # Blocks of the Thinker that are run instead of all.
 _LAYERS = (4, 6)
 # What a process on a CPU loads and keeps for its first step besides what is forecast, mostly kernels' code: measured
@@ -71,33 +71,27 @@ class Setup:
 
     Attributes:
         config: sizes of the model.
-        micro_batch, accumulation: rows of a micro-batch, and micro-batches of a step.
+        step: how a step is computed; `precision` and `allocator` are what `auto` became.
         seq_len: tokens of a row.
-        checkpointing, precision, compiled: how a step is computed; `compiled` for blocks or the whole model.
-        optimizer: which, as in a recipe.
-        frozen: parts that do not learn.
-        text: the text teaches; without it nothing but weights, gradients and optimizer state is forecast.
-        memory: where tensors on a CPU have their memory, see `accel.cpu_allocator.choice`.
-        device: where it is to run; a GPU need not be here.
+        optimizer: as in a recipe.
+        frozen: parts that are not trained.
+        text: the loss on text is computed; without it only weights, gradients and optimizer state are forecast.
+        device: of the run; a GPU need not be here.
     """
 
     config: OmniConfig
-    micro_batch: int
-    accumulation: int
+    step: StepConfig
     seq_len: int
-    checkpointing: Checkpointing = "off"
-    precision: Literal["bf16", "fp16", "fp32"] = "fp32"
-    compiled: bool = False
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
     frozen: tuple[str, ...] = ()
     text: bool = True
-    memory: allocator.Mode = "arena"
     device: Literal["cpu", "cuda"] = "cpu"
 
     @property
-    def computed_as(self) -> Checkpointing:
+    def checkpointing(self) -> Checkpointing:
         """The checkpointing whose memory is forecast: compiled blocks keep about what `selective` does."""
-        return "selective" if self.compiled and self.checkpointing == "off" else self.checkpointing
+        step = self.step
+        return "selective" if step.compile != "off" and step.checkpointing == "off" else step.checkpointing
 
 
 def setup_of(recipe: Recipe, config: OmniConfig | None = None, device: str | None = None) -> Setup:
@@ -123,21 +117,18 @@ def setup_of(recipe: Recipe, config: OmniConfig | None = None, device: str | Non
         precision = pick_precision(recipe.precision, torch.device(kind)).name
     elif precision == "auto":
         precision = "bf16"
-    # What `measure` decides is not known before it has measured.
-    compiled = recipe.compile in ("blocks", "full")
-    memory = allocator.choose(recipe.allocator, torch.device(kind)).mode
+    step = replace(
+        StepConfig.of(recipe),
+        precision=precision,
+        allocator=allocator.choose(recipe.allocator, torch.device(kind)).mode,
+    )
     return Setup(
         config=config,
-        micro_batch=recipe.batch_size,
-        accumulation=recipe.gradient_accumulation_steps,
+        step=step,
         seq_len=recipe.data.seq_len,
-        checkpointing=recipe.gradient_checkpointing,
-        precision=precision,
-        compiled=compiled,
         optimizer=recipe.optimizer,
         frozen=recipe.freeze,
         text=recipe.losses.text > 0,
-        memory=memory,
         device="cpu" if kind == "cpu" else "cuda",
     )
 
@@ -201,7 +192,7 @@ def forecast(setup: Setup) -> Forecast:
 
 def uncertainty(setup: Setup) -> str | None:
     """Why a forecast is rough; None where nothing is known to make it so."""
-    if setup.device == "cpu" and setup.memory != "arena":
+    if setup.device == "cpu" and setup.step.allocator != "arena":
         return "±25%: without the arena the C library places tensors, and its heap is not modelled"
     return None
 
@@ -225,11 +216,12 @@ class _Model(OmniModel):
 def _record(setup: Setup, recorder: Recorder) -> dict[int, str]:
     """Builds the model and takes two micro-batches; says what the storages are that outlive one."""
     # The same products whatever the device; see the module for what differs.
-    precision = Precision(setup.precision, torch.device("cpu"), "forecast")
+    name: Any = setup.step.precision
+    precision = Precision(name, torch.device("cpu"), "forecast")
     model = _Model(setup.config)
     model.freeze(setup.frozen)
-    if setup.computed_as != "off":
-        activation_checkpointing.enable(model, setup.computed_as)
+    if setup.checkpointing != "off":
+        activation_checkpointing.enable(model, setup.checkpointing)
     optimizers = build_optimizers(model, setup.optimizer, precision)
     for optimizer in optimizers:
         if isinstance(optimizer, AdamW8bit):
@@ -252,7 +244,7 @@ def _record(setup: Setup, recorder: Recorder) -> dict[int, str]:
         _name(kinds, recorder, "gradients", [p.grad for p in parameters if p.grad is not None])
 
     _name(kinds, recorder, "weights", [*parameters, *buffers])
-    batches = [_batch(setup.micro_batch, setup.seq_len) for _ in range(min(setup.accumulation, 2))]
+    batches = [_batch(setup.step.micro_batch, setup.seq_len) for _ in range(min(setup.step.accumulation, 2))]
     # A second pass finds the arena as the first one left it. Only AdamW has its state before the first step.
     for _ in range(1 if len(batches) == 2 and setup.optimizer.name == "adamw" else 2):
         if setup.text:
@@ -320,8 +312,8 @@ def _at_the_peak(setup: Setup, recorder: Recorder, kinds: dict[int, str]) -> For
     split["gaps"] = peak - sum(split.values())
     if on_gpu and split.get("loss"):
         # Where a CPU's softmax takes the logits' place, a GPU's has a block of its own.
-        tokens = min(setup.micro_batch * setup.seq_len, max(64, CHUNK_ELEMENTS // vocabulary))
-        split["loss"] += tokens * vocabulary * (4 if setup.precision == "fp32" else 2)
+        tokens = min(setup.step.micro_batch * setup.seq_len, max(64, CHUNK_ELEMENTS // vocabulary))
+        split["loss"] += tokens * vocabulary * (4 if setup.step.precision == "fp32" else 2)
     return Forecast(**{name: split.get(name, 0) for name in CATEGORIES})
 
 
@@ -342,7 +334,7 @@ def beside(recipe: Recipe, config: OmniConfig, memory: MemoryReport, processes: 
         found = forecast(setup)
     except ForecastError as reason:
         return {"not_forecast": str(reason)}
-    on_top = 0 if device == "cuda" else FIRST_STEP + (COMPILER if setup.compiled else 0)
+    on_top = 0 if device == "cuda" else FIRST_STEP + (COMPILER if setup.step.compile != "off" else 0)
     found = found.with_baseline(memory.categories.other + on_top)
     measured = None if memory.categories.activations is None else memory.reading.peak
     error = None if measured is None else round(found.peak / measured - 1, 4)

@@ -1,50 +1,60 @@
-"""Which settings of a recipe fit a memory, and which of those takes the least time.
+"""Which step configurations of a recipe fit into memory, and which of those is fastest.
 
-What is varied changes nothing that is learnt beyond rounding: the micro-batch, with the number of micro-batches that
-keeps the effective batch; gradient checkpointing; compiled blocks. Memory is forecast (`train.forecast.memory`).
+Varied are the micro-batch, with the number of micro-batches that keeps the effective batch; gradient checkpointing;
+and compiled blocks. Memory is forecast (`train.forecast.memory`).
 
-Time is modelled, not measured: the step's floating-point operations at a rate that is given, what is computed again,
-and what each micro-batch reads and writes of weights and gradients. It serves to put settings in order.
+Time is modelled: the step's floating-point operations at a given rate, recomputation, and the weights and gradients
+that each micro-batch reads and writes. It serves to rank configurations; the best few can be timed
+(`train.tune.trials.take_turns`).
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from muomni.accel.measurements.statistics import MARGIN
 from muomni.accel.memory.monitor import MIB
+from muomni.accel.step_config import MODES, StepConfig
 from muomni.errors import UserError
 from muomni.model.flops import thinker_flops
-from muomni.train.forecast.memory import Checkpointing, Forecast, Setup, forecast
+from muomni.train.forecast.memory import Forecast, Setup, forecast
 
-MODES: tuple[Checkpointing, ...] = ("off", "selective", "full")
-# What recomputation adds to a step: measured at `small`, 1 x 2,048 tokens (docs/LOG.md, gradient checkpointing).
+# Factors by which recomputation lengthens a step: measured at `small`, 1 x 2,048 tokens (docs/LOG.md).
 _RECOMPUTED: dict[str, float] = {"off": 1.0, "selective": 1.06, "full": 1.27}
 # Of the time that compiled blocks take: measured at 100 M on a CPU; for a GPU it is a guess.
-_COMPILED = {"cpu": 0.93, "cuda": 0.7}
+_COMPILED_SHARE = {"cpu": 0.93, "cuda": 0.7}
 # A micro-batch reads the weights three times and the gradients once, and writes these, in fp32; at this bandwidth.
 _TRAFFIC = 5 * 4
 _BANDWIDTH = {"cpu": 15e9, "cuda": 1e12}
 # Seconds of a call of torch's operations of one block, forward and backward.
 _CALLS = 120 * 8e-6
+_COMPILE: tuple[Literal["off", "blocks"], ...] = ("off", "blocks")
 _PER_MODE = 12
 _TIMES = 5
 ASSUMED_RATE = 100e12  # of a GPU that is not here
 
 
+# Of the configurations that are timed: eager and compiled ones, and the most seconds that may take.
+_EAGER, _COMPILED, _MOST_SECONDS = 3, 1, 120.0
+# Setting one up takes about so many seconds; with its warm-up and rounds it takes so many steps of at most so many
+# micro-batches.
+_SETUP_S, _TIMED_STEPS, _TIMED_MICRO_BATCHES = 5.0, 8, 4
+
+
 @dataclass(frozen=True)
 class Option:
-    """A way to take the recipe's steps.
+    """A step configuration of a recipe.
 
     Attributes:
-        setup: with its micro-batch, number of them, checkpointing and compilation.
-        forecast: its memory.
+        step: how a step is computed.
+        forecast: of its memory.
         seconds: of a step, modelled.
     """
 
-    setup: Setup
+    step: StepConfig
     forecast: Forecast
     seconds: float
 
@@ -52,20 +62,9 @@ class Option:
         """Whether it takes at most so many bytes."""
         return self.forecast.peak <= memory
 
-    @property
-    def fragment(self) -> dict[str, Any]:
-        """What a recipe says to have it so."""
-        s = self.setup
-        return {
-            "batch_size": s.micro_batch,
-            "gradient_accumulation_steps": s.accumulation,
-            "gradient_checkpointing": s.checkpointing,
-            "compile": "blocks" if s.compiled else "off",
-        }
-
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
-        return {**self.fragment, "seconds_modelled": self.seconds, "memory": self.forecast.as_dict()}
+        return {**self.step.fragment(), "seconds_modelled": self.seconds, "memory": self.forecast.as_dict()}
 
 
 def micro_batches(rows: int) -> list[int]:
@@ -77,48 +76,85 @@ def micro_batches(rows: int) -> list[int]:
 
 
 def options(
-    setup: Setup, baselines: Sequence[int], rate: float, said: Callable[[str], None] = lambda _: None
+    setup: Setup, baselines: Sequence[int], rate: float, on_update: Callable[[str], None] = lambda _: None
 ) -> Iterator[Option]:
-    """Every way, by checkpointing and then micro-batch, the largest first.
+    """Every step configuration, by checkpointing and then micro-batch, the largest first.
 
     Args:
-        setup: the recipe's own way.
+        setup: of the recipe.
         baselines: bytes of the process, and of one with a compiler in it; without the second nothing is compiled.
         rate: floating-point operations a second.
-        said: is told what is being forecast.
+        on_update: called with what is being forecast.
 
     Raises:
         ForecastError: see `forecast`.
     """
-    rows = setup.micro_batch * setup.accumulation
     known: dict[tuple[str, int], Forecast] = {}
     for mode in MODES:
-        for size in micro_batches(rows):
-            for compiles, baseline in enumerate(baselines):
-                way = replace(
-                    setup, micro_batch=size, accumulation=rows // size, checkpointing=mode, compiled=bool(compiles)
-                )
-                key = way.computed_as, size
+        for size in micro_batches(setup.step.rows):
+            for compiled, baseline in zip(_COMPILE, baselines, strict=False):
+                step = replace(setup.step.with_micro_batch(size), checkpointing=mode, compile=compiled)
+                variant = replace(setup, step=step)
+                key = variant.checkpointing, size
                 if key not in known:
-                    said(f"forecasting checkpointing {mode}, micro-batches of {size}")
-                    known[key] = forecast(way)
-                yield Option(way, known[key].with_baseline(baseline), step_seconds(way, rate))
+                    on_update(f"forecasting micro-batches of {size}, checkpointing {mode}")
+                    known[key] = forecast(variant)
+                yield Option(step, known[key].with_baseline(baseline), step_seconds(variant, rate))
 
 
-def fastest(found: list[Option], memory: int) -> Option | None:
-    """The one that takes the least time of those that fit; of equals the one with less memory."""
-    fitting = [option for option in found if option.fits(memory)]
+def fastest(options: Iterable[Option], seconds: Mapping[StepConfig, float]) -> Option | None:
+    """The fastest by measured seconds of a step; of those as fast within the noise, the one with least memory."""
+    measured = [(option, seconds[option.step]) for option in options if option.step in seconds]
+    best = min((time for _, time in measured), default=0.0)
+    as_fast = [option for option, time in measured if time <= best * (1 + MARGIN)]
+    return min(as_fast, key=lambda option: option.forecast.peak, default=None)
+
+
+def fastest_modelled(options: Iterable[Option], memory: int) -> Option | None:
+    """The fastest that fits, by modelled time; of equals the one with less memory."""
+    fitting = (option for option in options if option.fits(memory))
     return min(fitting, key=lambda o: (round(o.seconds, 9), o.forecast.peak), default=None)
+
+
+def candidates(fitting: Sequence[Option]) -> list[Option]:
+    """Those that are worth timing, the fastest by the model first.
+
+    Of a micro-batch only the lightest checkpointing: others are slower.
+    """
+    lightest: dict[tuple[int, str], int] = {}
+    for option in fitting:
+        key, mode = (option.step.micro_batch, option.step.compile), MODES.index(option.step.checkpointing)
+        lightest[key] = min(lightest.get(key, mode), mode)
+    ranked = sorted(
+        (o for o in fitting if MODES.index(o.step.checkpointing) == lightest[o.step.micro_batch, o.step.compile]),
+        key=lambda option: (option.seconds, option.forecast.peak),
+    )
+    eager = [option for option in ranked if option.step.compile == "off"][:_EAGER]
+    return eager + [option for option in ranked if option.step.compile != "off"][:_COMPILED]
+
+
+def why_not_timed(setup: Setup, chosen: Sequence[Option]) -> str | None:
+    """Why candidates are not timed; None where they are."""
+    if not chosen:
+        return "nothing fits"
+    if not setup.text or setup.config.vision or setup.config.audio or setup.config.talker:
+        return 'only text is measured here; "tune": true measures a recipe with its own data'
+    parts = [min(o.step.accumulation, _TIMED_MICRO_BATCHES) / o.step.accumulation for o in chosen]
+    takes = sum(_SETUP_S + _TIMED_STEPS * o.seconds * part for o, part in zip(chosen, parts, strict=True))
+    if takes > _MOST_SECONDS:
+        return f'it would take some {takes:.0f} s; "tune": true does it before a run'
+    return None
 
 
 def step_seconds(setup: Setup, rate: float) -> float:
     """Of one optimizer step, modelled; see the module."""
     thinker = setup.config.thinker
-    tokens = setup.micro_batch * setup.seq_len
-    each = thinker_flops(thinker, [setup.seq_len] * setup.micro_batch, logits=tokens).training / rate
-    each *= _RECOMPUTED[setup.checkpointing] * (_COMPILED[setup.device] if setup.compiled else 1.0)
+    step = setup.step
+    tokens = step.micro_batch * setup.seq_len
+    each = thinker_flops(thinker, [setup.seq_len] * step.micro_batch, logits=tokens).training / rate
+    each *= _RECOMPUTED[step.checkpointing] * (_COMPILED_SHARE[setup.device] if step.compile != "off" else 1.0)
     traffic = thinker.num_parameters() * _TRAFFIC / _BANDWIDTH[setup.device]
-    return setup.accumulation * (each + traffic + _CALLS * thinker.num_hidden_layers)
+    return step.accumulation * (each + traffic + _CALLS * thinker.num_hidden_layers)
 
 
 def measure_rate(device: torch.device, precision: str) -> float:
@@ -141,17 +177,17 @@ def parse_memory(text: str) -> int:
         UserError: it is none of these, or nothing.
     """
     number, unit = text.strip(), 1
-    for name, size in _UNITS.items():
+    for name, factor in _UNITS.items():
         if number.lower().endswith(name):
-            number, unit = number[: -len(name)], size
+            number, unit = number[: -len(name)], factor
             break
     try:
-        found = float(number) * unit
+        size = float(number) * unit
     except ValueError:
-        found = 0.0
-    if not 0 < found < 2**63:
-        raise UserError(f"--memory {text}: say how much, for example 12GB, 16GiB or 800MB")
-    return int(found)
+        size = 0.0
+    if not 0 < size < 2**63:
+        raise UserError(f"--memory {text}: name an amount, for example 12GB, 16GiB or 800MB")
+    return int(size)
 
 
 # The longest first: "12gib" ends with "b" too.

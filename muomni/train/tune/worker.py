@@ -1,11 +1,13 @@
-"""Times a few optimizer steps of a recipe in a process of their own: `python -m muomni.train.tune.worker`.
+"""Times optimizer steps of a recipe in a process of their own: `python -m muomni.train.tune.worker`.
 
-Its peak memory is its own, and where memory runs out only this process ends. `train.tune.search` asks it.
+Its peak memory is its own, and where memory runs out only this process ends. `train.tune.trials` asks it: the first
+command sets the run up and takes a step, every other takes more steps.
 """
 
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,79 +18,97 @@ from muomni.accel.memory.monitor import MemoryMonitor
 from muomni.accel.memory.out_of_memory import find_shortage
 from muomni.child_process import serve
 from muomni.config import Recipe, parse
-from muomni.data import Tokenizer
+from muomni.data import PreparedRows, Tokenizer
 from muomni.errors import MemoryShortageError, UserError
 from muomni.train.oom_recovery import RecoveringStep
 from muomni.train.resolve import resolve
-from muomni.train.setup import build, open_rows
-
-_LEAST_STEPS, _MOST_STEPS = 3, 20
-
-
-def answer(command: dict[str, Any]) -> dict[str, Any]:
-    """What `measure` returns; `short` or `refused` says why nothing could be measured."""
-    try:
-        return measure(**command)
-    except (MemoryShortageError, MemoryError) as error:
-        return {"short": _first_line(error)}
-    except UserError as error:
-        return {"refused": str(error)}
-    except RuntimeError as error:
-        if find_shortage(error, "forward") is None:
-            raise
-        return {"short": _first_line(error)}
+from muomni.train.setup import Read, build, open_rows
+from muomni.train.synthetic_rows import RandomRows
 
 
-def measure(recipe: dict[str, Any], tokenizer: str, seconds: float, memory: int | None) -> dict[str, Any]:
-    """Takes steps of the recipe from its first row on.
+class StepTimer:
+    """A recipe that is ready to take steps, from its first row on.
 
     Args:
         recipe: of a run that is not tuned, stops where memory runs out, and says what is compiled.
-        tokenizer: the folder of the one that the run has.
-        seconds: that steps are repeated for, warm-up apart; three steps are taken in any case, and at most 20.
+        tokenizer: the folder of the run's; None takes random tokens instead of the recipe's data.
         memory: bytes that the process may take on a CPU; None for no limit.
 
-    Returns:
-        `step_s`, of each step after the warm-up; `first_s`, of the first; `peak`, bytes; `total_steps` of the run;
-        `reads_ahead`, whether threads read the data.
+    Attributes:
+        first: `first_s`, seconds of the first step; `total_steps` of the run; `reads_ahead`, whether threads read the
+            data.
 
     Raises:
         UserError: the recipe cannot be trained here.
         MemoryShortageError: memory ran out.
     """
-    asked = parse(Recipe, recipe, "the trial")
-    resolved = resolve(asked)
-    plan = resolved.plan
-    plan.begin()
-    if memory is not None:
-        _limit(memory)
-    with connect(plan.parallel, plan.device) as group, tempfile.TemporaryDirectory() as folder:
-        words = Tokenizer.load(Path(tokenizer))
-        with open_rows(resolved, words, group) as read:
-            rows = read.rows.train
-            total = asked.num_steps(rows.num_rows)
-            model, step = build(resolved, read.config, group, total)
-            model.train()
-            monitor = MemoryMonitor(model, step.optimizers, model.device)
-            taken = RecoveringStep(asked, model, step, rows, monitor, Path(folder), asked.batch_size)
-            times: list[float] = []
-            end = float("inf")
-            while len(times) <= _LEAST_STEPS or (time.perf_counter() < end and len(times) <= _MOST_STEPS):
-                began = time.perf_counter()
-                taken(len(times) * taken.rows_per_step, len(times) + 1, lambda _: None)
-                if model.device.type == "cuda":
-                    torch.cuda.synchronize(model.device)
-                times.append(time.perf_counter() - began)
-                if len(times) == 1:
-                    end = time.perf_counter() + seconds
-            reading = monitor.read()
-            return {
-                "step_s": times[1:],
-                "first_s": times[0],
-                "peak": reading.reserved_peak or reading.peak,
-                "total_steps": total,
-                "reads_ahead": read.rows.train.num_workers > 0,
-            }
+
+    def __init__(self, recipe: dict[str, Any], tokenizer: str | None, memory: int | None) -> None:
+        stage = parse(Recipe, recipe, "the trial")
+        resolved = resolve(stage)
+        resolved.plan.begin()
+        if memory is not None:
+            _limit(memory)
+        self._stack = ExitStack()
+        group = self._stack.enter_context(connect(resolved.plan.parallel, resolved.plan.device))
+        if tokenizer is None:
+            config = resolved.model.config
+            random = RandomRows(stage.rows_per_step, stage.data.seq_len, config.thinker.vocab_size)
+            read = Read(PreparedRows(random, random), config)
+        else:
+            read = self._stack.enter_context(open_rows(resolved, Tokenizer.load(Path(tokenizer)), group))
+        rows = read.rows.train
+        total = stage.num_steps(rows.num_rows)
+        self._model, step = build(resolved, read.config, group, total)
+        self._model.train()
+        self._monitor = MemoryMonitor(self._model, step.optimizers, self._model.device)
+        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
+        self._step = RecoveringStep(stage, self._model, step, rows, self._monitor, folder, stage.batch_size)
+        self._taken = 0
+        self.first = {"first_s": self._take(), "total_steps": total, "reads_ahead": rows.num_workers > 0}
+
+    def turn(self, least: int, most: int = 1, seconds: float = 0.0) -> dict[str, Any]:
+        """Takes steps: at least `least`, then more until `seconds` are over or there are `most`.
+
+        Returns:
+            `step_s`, seconds of each; `peak`, bytes so far.
+        """
+        end = time.perf_counter() + seconds
+        times: list[float] = []
+        while len(times) < least or (time.perf_counter() < end and len(times) < most):
+            times.append(self._take())
+        reading = self._monitor.read()
+        return {"step_s": times, "peak": reading.reserved_peak or reading.peak}
+
+    def _take(self) -> float:
+        began = time.perf_counter()
+        self._step(self._taken * self._step.rows_per_step, self._taken + 1, lambda _: None)
+        if self._model.device.type == "cuda":
+            torch.cuda.synchronize(self._model.device)
+        self._taken += 1
+        return time.perf_counter() - began
+
+
+class Worker:
+    """Answers commands; `short` or `refused` in an answer says why nothing could be measured."""
+
+    def __init__(self) -> None:
+        self._timer: StepTimer | None = None
+
+    def __call__(self, command: dict[str, Any]) -> dict[str, Any]:
+        try:
+            if self._timer is None:
+                self._timer = StepTimer(**command)
+                return self._timer.first
+            return self._timer.turn(**command)
+        except (MemoryShortageError, MemoryError) as error:
+            return {"short": _first_line(error)}
+        except UserError as error:
+            return {"refused": str(error)}
+        except RuntimeError as error:
+            if find_shortage(error, "forward") is None:
+                raise
+            return {"short": _first_line(error)}
 
 
 def _limit(size: int) -> None:
@@ -106,4 +126,4 @@ def _first_line(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
-    serve(answer)
+    serve(Worker())

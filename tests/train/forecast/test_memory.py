@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,22 @@ import torch
 from muomni.accel.cpu_allocator import arena
 from muomni.accel.memory.monitor import storage_bytes
 from muomni.accel.mixed_precision import pick_precision
+from muomni.accel.step_config import StepConfig
 from muomni.config import preset
 from muomni.config.recipe import OptimizerSpec
 from muomni.model import OmniModel
 from muomni.train.forecast.memory import CATEGORIES, Setup, forecast, inference_memory, uncertainty
-from muomni.train.forecast.search import fastest, micro_batches, options, parse_memory
+from muomni.train.forecast.search import fastest_modelled, micro_batches, options, parse_memory
 
-NANO = Setup(preset("nano"), micro_batch=2, accumulation=2, seq_len=32)
+STEP = StepConfig(micro_batch=2, accumulation=2, precision="fp32", allocator="arena")
+NANO = Setup(preset("nano"), STEP, seq_len=32)
 SCRIPT = Path(__file__).parents[3] / "scripts" / "measure_forecast.py"
 
 
 def with_(**changes: Any) -> Setup:
-    from dataclasses import replace
-
-    return replace(NANO, **changes)
+    """`NANO` with other fields of its own or of its step."""
+    of_step = {key: changes.pop(key) for key in list(changes) if key in vars(STEP)}
+    return replace(NANO, step=replace(STEP, **of_step), **changes)
 
 
 def test_weights_and_adamw_are_exact() -> None:
@@ -67,8 +70,8 @@ def test_muon_keeps_half_of_adamw_and_frozen_parts_nothing() -> None:
 
 def test_low_precision_has_copies_of_the_weights() -> None:
     # So long that the peak is inside a pass, where the copies are.
-    long = with_(seq_len=256, micro_batch=4, accumulation=1)
-    low, full = (forecast(with_(**{**vars(long), "precision": name})) for name in ("bf16", "fp32"))
+    long = {"seq_len": 256, "micro_batch": 4, "accumulation": 1}
+    low, full = (forecast(with_(**long, precision=name)) for name in ("bf16", "fp32"))
     assert full.weight_copies == 0
     assert 0 < low.weight_copies <= full.weights // 2
 
@@ -85,9 +88,11 @@ def test_on_a_gpu_there_are_no_gaps() -> None:
 
 
 def test_without_the_arena_the_forecast_is_said_to_be_rough() -> None:
-    assert uncertainty(with_(memory="arena")) is None and uncertainty(with_(memory="retain", device="cuda")) is None
+    assert (
+        uncertainty(with_(allocator="arena")) is None and uncertainty(with_(allocator="retain", device="cuda")) is None
+    )
     for mode in ("retain", "system"):
-        assert "±25%" in (uncertainty(with_(memory=mode)) or "")
+        assert "±25%" in (uncertainty(with_(allocator=mode)) or "")
 
 
 def test_a_deep_model_is_forecast_from_a_few_blocks() -> None:
@@ -116,17 +121,17 @@ def test_inference_is_exact() -> None:
 
 def test_options_keep_the_effective_batch_and_the_fastest_fits() -> None:
     found = list(options(NANO, baselines=[0], rate=1e9))
-    assert {o.setup.micro_batch * o.setup.accumulation for o in found} == {4}
-    assert {o.setup.checkpointing for o in found} == {"off", "selective", "full"}
+    assert {o.step.rows for o in found} == {4}
+    assert {o.step.checkpointing for o in found} == {"off", "selective", "full"}
     peaks = sorted(o.forecast.peak for o in found)
     for memory in (peaks[0], peaks[len(peaks) // 2], peaks[-1]):
-        best = fastest(found, memory)
+        best = fastest_modelled(found, memory)
         assert best is not None and best.fits(memory)
         assert all(o.seconds >= best.seconds for o in found if o.fits(memory))
-        assert set(best.fragment) <= {
+        assert set(best.step.fragment()) <= {
             "batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "compile"
         }  # fmt: skip
-    assert fastest(found, peaks[0] - 1) is None
+    assert fastest_modelled(found, peaks[0] - 1) is None
 
 
 def test_micro_batches_divide_the_step() -> None:

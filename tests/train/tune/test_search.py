@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from muomni.accel.compile import blocks as compilation
+from muomni.accel.step_config import StepConfig
 from muomni.child_process import ChildEndedError, ChildProcess
 from muomni.config import Recipe, read_json
 from muomni.errors import ConfigError, UserError
 from muomni.train.reporting.metrics_log import read_lines
 from muomni.train.stage import train
-from muomni.train.tune.search import TUNED, TUNING, Search, StepConfig, Trial, own_way, tune
+from muomni.train.tune.search import TUNED, TUNING, Search, tune
+from muomni.train.tune.trials import Trial
 
 MIB = 2**20
 
@@ -33,12 +35,12 @@ def search(
 ) -> Search:
     """Steps take what the test says; what would take over 1 GiB does not fit."""
 
-    def attempt(way: StepConfig, own: StepConfig, deadline: float) -> Trial:
-        if peak(way) > 1024 * MIB:
-            return Trial(way, why_not="memory ran out", short=True)
-        took = seconds(way)
-        cost = 20.0 if way.compile == "blocks" else 0.0
-        return Trial(way, (took,) * 3, took + cost, peak(way), total_steps=recipe.max_steps or 0, **more)
+    def attempt(step: StepConfig, deadline: float) -> Trial:
+        if peak(step) > 1024 * MIB:
+            return Trial(step, why_not="memory ran out", short=True)
+        took = seconds(step)
+        cost = 20.0 if step.compile == "blocks" else 0.0
+        return Trial(step, (took,) * 3, took + cost, peak(step), total_steps=recipe.max_steps or 0, **more)
 
     return Search(recipe, attempt, 1024 * MIB, lambda _: None)
 
@@ -49,62 +51,65 @@ def _no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_larger_micro_batches_are_taken_while_they_are_faster() -> None:
-    found = search(make_recipe(), lambda way: 1 / way.micro_batch)
-    assert found.run().way.micro_batch == 8
-    assert {trial.way.micro_batch * trial.way.accumulation for trial in found.trials} == {8}
+    found = search(make_recipe(), lambda step: 1 / step.micro_batch)
+    assert found.run().step.micro_batch == 8
+    assert {trial.step.micro_batch * trial.step.accumulation for trial in found.trials} == {8}
 
 
 def test_smaller_ones_where_they_are_faster() -> None:
-    assert search(make_recipe(), lambda way: float(way.micro_batch)).run().way.micro_batch == 1
+    assert search(make_recipe(), lambda step: float(step.micro_batch)).run().step.micro_batch == 1
 
 
 def test_what_is_within_the_noise_changes_nothing() -> None:
     recipe = make_recipe()
-    best = search(recipe, lambda way: 1.0 if way.micro_batch == 4 else 0.97).run()
-    assert best.way == own_way(recipe)
+    best = search(recipe, lambda step: 1.0 if step.micro_batch == 4 else 0.97).run()
+    assert best.step == StepConfig.of(recipe)
 
 
 def test_a_gain_that_is_not_there_the_second_time_is_none() -> None:
     recipe, times = make_recipe(), iter([1.0, 0.5, 1.0, 1.0, 1.0, 1.0])
     best = search(recipe, lambda _: next(times)).run()
-    assert best.way == own_way(recipe)
+    assert best.step == StepConfig.of(recipe)
 
 
 def test_less_is_computed_again_where_memory_allows_it() -> None:
     recipe = make_recipe(gradient_checkpointing="full")
     cost = {"off": 1.0, "selective": 1.2, "full": 1.5}
-    assert search(recipe, lambda way: cost[way.checkpointing]).run().way.checkpointing == "off"
+    assert search(recipe, lambda step: cost[step.checkpointing]).run().step.checkpointing == "off"
 
 
 def test_more_is_computed_again_where_larger_micro_batches_then_fit() -> None:
-    def peak(way: StepConfig) -> int:
+    def peak(step: StepConfig) -> int:
         return (
-            (200 if way.checkpointing == "full" else 250) * way.micro_batch * MIB // (2 if way.micro_batch > 4 else 1)
+            (200 if step.checkpointing == "full" else 250)
+            * step.micro_batch
+            * MIB
+            // (2 if step.micro_batch > 4 else 1)
         )
 
-    def large(way: StepConfig) -> int:
-        return 2000 * MIB if way.micro_batch == 8 and way.checkpointing != "full" else peak(way)
+    def large(step: StepConfig) -> int:
+        return 2000 * MIB if step.micro_batch == 8 and step.checkpointing != "full" else peak(step)
 
-    best = search(make_recipe(), lambda way: 1.0 / way.micro_batch, large).run()
-    assert (best.way.micro_batch, best.way.checkpointing) == (8, "full")
+    best = search(make_recipe(), lambda step: 1.0 / step.micro_batch, large).run()
+    assert (best.step.micro_batch, best.step.checkpointing) == (8, "full")
 
 
 def test_a_recipe_that_does_not_fit_is_cut_until_it_does() -> None:
-    best = search(make_recipe(), lambda _: 1.0, lambda way: 500 * way.micro_batch * MIB).run()
-    assert best.way.micro_batch == 2 and best.way.accumulation == 4
+    best = search(make_recipe(), lambda _: 1.0, lambda step: 500 * step.micro_batch * MIB).run()
+    assert best.step.micro_batch == 2 and best.step.accumulation == 4
 
 
 def test_what_cannot_fit_at_all_is_said() -> None:
-    with pytest.raises(UserError, match="no way to take the recipe's steps fits"):
+    with pytest.raises(UserError, match="no step configuration of this recipe fits"):
         search(make_recipe(), lambda _: 1.0, lambda _: 2000 * MIB).run()
 
 
 def test_what_fits_once_and_not_again_is_not_taken() -> None:
     recipe, tried = make_recipe(), []
 
-    def peak(way: StepConfig) -> int:
-        tried.append(way)
-        return (500 if way.micro_batch == 2 and tried.count(way) < 2 else 2000) * MIB
+    def peak(step: StepConfig) -> int:
+        tried.append(step)
+        return (500 if step.micro_batch == 2 and tried.count(step) < 2 else 2000) * MIB
 
     with pytest.raises(UserError, match="for sure"):
         search(recipe, lambda _: 1.0, peak).run()
@@ -113,13 +118,13 @@ def test_what_fits_once_and_not_again_is_not_taken() -> None:
 def test_compiling_has_to_pay_over_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compilation, "what_is_missing", lambda _: None)
 
-    def seconds(way: StepConfig) -> float:
-        return 0.5 if way.compile == "blocks" else 1.0
+    def seconds(step: StepConfig) -> float:
+        return 0.5 if step.compile == "blocks" else 1.0
 
-    assert search(make_recipe(max_steps=61, schedule={"warmup_steps": 1}), seconds).run().way.compile == "blocks"
-    assert search(make_recipe(max_steps=59, schedule={"warmup_steps": 1}), seconds).run().way.compile == "off"
+    assert search(make_recipe(max_steps=61, schedule={"warmup_steps": 1}), seconds).run().step.compile == "blocks"
+    assert search(make_recipe(max_steps=59, schedule={"warmup_steps": 1}), seconds).run().step.compile == "off"
     found = search(make_recipe(compile="off"), seconds)
-    assert found.run().way.compile == "off" and all(trial.way.compile == "off" for trial in found.trials)
+    assert found.run().step.compile == "off" and all(trial.step.compile == "off" for trial in found.trials)
 
 
 def test_captions_are_always_compared_with_as_many() -> None:
@@ -127,25 +132,25 @@ def test_captions_are_always_compared_with_as_many() -> None:
     recipe = make_recipe(
         data=data, losses={"contrastive": 0.1}, model={"preset": "nano", "vision": {"projection_dim": 8}}
     )
-    found = search(recipe, lambda way: 1 / way.micro_batch)
+    found = search(recipe, lambda step: 1 / step.micro_batch)
     found.run()
-    assert {trial.way.micro_batch for trial in found.trials} == {4}
+    assert {trial.step.micro_batch for trial in found.trials} == {4}
 
 
 def test_readers_are_tried_where_media_are_read() -> None:
     recipe = make_recipe()
-    best = search(recipe, lambda way: 1 / way.workers if way.micro_batch == 4 else 9.0, reads_ahead=True).run()
-    assert best.way.workers > recipe.data.num_workers
-    assert best.way.changes(own_way(recipe))["data"] == {"num_workers": best.way.workers}
+    best = search(recipe, lambda step: 1 / step.num_workers if step.micro_batch == 4 else 9.0, reads_ahead=True).run()
+    assert best.step.num_workers > recipe.data.num_workers
+    assert best.step.fragment(StepConfig.of(recipe))["data"] == {"num_workers": best.step.num_workers}
 
 
 def test_the_time_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
 
-    def seconds(way: StepConfig) -> float:
+    def seconds(step: StepConfig) -> float:
         now[0] += 10
-        return 1 / way.micro_batch
+        return 1 / step.micro_batch
 
     recipe = make_recipe(batch_size=1, gradient_accumulation_steps=64, tune={"minutes": 1.0})
     found = search(recipe, seconds)
@@ -155,8 +160,8 @@ def test_the_time_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_mistake_in_the_recipe_is_told_as_such() -> None:
-    def attempt(way: StepConfig, own: StepConfig, deadline: float) -> Trial:
-        return Trial(way, why_not="x: no such file")
+    def attempt(step: StepConfig, deadline: float) -> Trial:
+        return Trial(step, why_not="x: no such file")
 
     with pytest.raises(UserError, match="x: no such file"):
         Search(make_recipe(), attempt, 1024 * MIB, lambda _: None).run()
@@ -169,7 +174,7 @@ def test_several_processes_are_not_tuned(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_run_folder_that_cannot_be_made_is_told_before_anything_is_tried(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "file").write_text("in the step")
     with pytest.raises(UserError, match="cannot be made"):
         train(make_recipe(), tmp_path / "file" / "run")
 

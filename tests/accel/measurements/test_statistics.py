@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muomni.bench.statistics import (
+from muomni.accel.measurements.statistics import (
     MARGIN,
     Interval,
     contradictions,
