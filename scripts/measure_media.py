@@ -24,6 +24,7 @@ from muomni.data import PackedDataset, build_index
 from muomni.data.media.media_ref import MediaRef
 from muomni.eval.wer import word_errors
 from muomni.train.evaluate import evaluate
+from muomni.train.objectives.module import LossModule
 
 Row = dict[str, Any]
 SPEECH = {"fsdd": "fsdd", "voice_prompts": "voice_prompts", "librispeech": "librispeech_sample",
@@ -163,7 +164,7 @@ class Measure:
             sources = [SourceSpec(path=str(path)) for path in sorted((self.out / "text" / "val").glob("*.jsonl"))]
             rows = PackedDataset(build_index(sources, model.tokenizer), 512, shuffle=False)
             limit = min(self.limit, rows.num_rows)
-            bits[name] = evaluate(model, rows, limit, 8, model.tokenizer.byte_lengths()).bits_per_byte
+            bits[name] = evaluate(LossModule(model), rows, limit, 8, model.tokenizer.byte_lengths()).bits_per_byte
             self.figures[name] = round(bits[name], 4)
             print(f"{name:<32}{bits[name]:>10.4f}  bits per byte")
         more = bits["text_bits_per_byte"] / bits["text_only"] - 1

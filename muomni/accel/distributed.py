@@ -207,10 +207,6 @@ class Group:
             model: transformed in place by FSDP, which also moves it to the device, a block at a time.
             device: of this process.
         """
-        if isinstance(model, OmniModel):
-            # A process whose rows hold no picture must not leave the others waiting; and alone it does as several do,
-            # or an optimizer would pass a part over in one case and follow its momentum in the other.
-            model.run_all = True
         if self.kind == "ddp":
             from torch.nn.parallel import DistributedDataParallel
 

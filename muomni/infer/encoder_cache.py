@@ -169,10 +169,11 @@ class EncoderCache:
             for module in _encoder(model, kind):
                 stack.enter_context(eval_mode(module))
             if kind == "image":
-                features = model.embed_images(ImageBatch(values, tuple(grids)).to(model.device))
+                images = ImageBatch(values, tuple(grids))
+                features = model.project_images(model.encode_images(images.to(model.device)))
             else:
                 clips = AudioBatch(values, tuple(len(decoded.values) for _, decoded in waiting))
-                features = model.embed_clips(clips.to(model.device))
+                features = model.project_clips(model.encode_clips(clips.to(model.device)))
         sizes = [processor_of(model.config).size_of(decoded) for _, decoded in waiting]
         self.encoded += len(waiting)
         self.passes += 1

@@ -91,7 +91,7 @@ def next_tokens(
         for end in range(T, total):
             begin = cache.length if cache is not None else 0
             if cache is not None and (media is None or begin >= T):
-                logits = model(whole[:, begin:end], cache=cache, last=1).logits
+                logits = model(whole[:, begin:end], cache=cache, logits_to_keep=1).logits
             else:
                 logits = _logits(model, whole[:, begin:end], begin, media, cache)
             uniform = on_device([draw_uniform(source) for source in sources], torch.float32, ids.device)

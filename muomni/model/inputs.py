@@ -19,10 +19,13 @@ class ImageBatch:
         patches: (N, 3·P·P) float32, values −1 to 1; inside a patch channel, row, column. Patches of one picture
             stand row by row, those of the next follow.
         grids: (rows, columns) of each picture, in patches; known on the host.
+        stand_in: no placeholder takes its features: it is there so that every process of a training step computes
+            the encoder.
     """
 
     patches: Tensor
     grids: tuple[tuple[int, int], ...]
+    stand_in: bool = False
 
     def to(self, device: torch.device | str) -> Self:
         """The same on a device; to a GPU the copy runs beside the computation."""
@@ -36,10 +39,12 @@ class AudioBatch:
     Attributes:
         mel: (F, M) float32; frames of one clip, then those of the next.
         frames: of each clip, at least 1; known on the host.
+        stand_in: as of `ImageBatch`.
     """
 
     mel: Tensor
     frames: tuple[int, ...]
+    stand_in: bool = False
 
     def to(self, device: torch.device | str) -> Self:
         """The same on a device; to a GPU the copy runs beside the computation."""
@@ -100,6 +105,12 @@ class MediaBatch:
     clips: AudioBatch | None = None
     transcripts: Transcripts | None = None
     captions: Captions | None = None
+
+    @property
+    def stand_ins(self) -> frozenset[str]:
+        """Which of `image` and `audio` no placeholder takes."""
+        given = (("image", self.images), ("audio", self.clips))
+        return frozenset(name for name, batch in given if batch is not None and batch.stand_in)
 
     def to(self, device: torch.device | str) -> Self:
         """The same on a device."""

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 
-def fill_placeholders(x: Tensor, input_ids: Tensor, token_id: int, features: Tensor) -> Tensor:
+def fill_placeholders(
+    x: Tensor, input_ids: Tensor, token_id: int, features: Tensor, *, stand_in: bool = False
+) -> Tensor:
     """Puts `features` in the place of placeholders, in order: `masked_scatter` without waiting for the device.
 
     Args:
@@ -15,6 +17,7 @@ def fill_placeholders(x: Tensor, input_ids: Tensor, token_id: int, features: Ten
         input_ids: (B, T) int64.
         token_id: of the placeholder.
         features: (N, D), as many as there are placeholders, row of the batch after row.
+        stand_in: there is no placeholder for them: they are computed so that they get gradients, of zero.
 
     Returns:
         (B, T, D) in the dtype of `x`.
@@ -27,11 +30,11 @@ def fill_placeholders(x: Tensor, input_ids: Tensor, token_id: int, features: Ten
     if x.shape[-1] != D:
         raise ValueError(f"features of width {D} cannot stand between embeddings of width {x.shape[-1]}")
     mask = input_ids == token_id
-    count = mask.sum()
+    count, places = mask.sum(), 0 if stand_in else N
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        check_count(int(count), N, token_id)
+        check_count(int(count), places, token_id)
     else:
-        torch._assert_async(count == N, f"tokens with id {token_id} and features for them differ in number")
+        torch._assert_async(count == places, f"tokens with id {token_id} and features for them differ in number")
     if N == 0:
         return x
     order = mask.flatten().cumsum(0).sub_(1).clamp_(min=0, max=N - 1)

@@ -6,12 +6,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from muomni.accel.distributed import Group, alone
 from muomni.data import Batch, Dataset
 from muomni.ops.cross_entropy import IGNORE, shift_labels
-from muomni.train.step import loss_of, num_targets
+from muomni.train.objectives.module import LossModule, num_targets
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,13 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module,
+    model: LossModule,
     rows: Dataset[Batch],
     max_rows: int,
     batch_size: int,
     byte_lengths: Tensor,
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
     group: Group | None = None,
-    weights: Mapping[str, float] | None = None,
     *,
     text: bool = True,
 ) -> Evaluation:
@@ -53,13 +52,12 @@ def evaluate(
     Several processes share the rows and get the same result.
 
     Args:
-        model: as in `train.step`.
+        model: its losses that have a weight are computed, each by itself.
         rows: not shuffled, so that every call reads the same.
         max_rows, batch_size: how many rows are read, and how many at once.
         byte_lengths: (V,) int64, UTF-8 bytes of each token's text, 0 for special tokens.
         autocast: makes the context of each forward pass.
         group: the processes that evaluate together; None for this one alone.
-        weights: names the other losses to compute, with more than 0.
         text: whether the rows have text to predict; without, the Thinker is not computed.
     """
     group = alone() if group is None else group
@@ -67,8 +65,8 @@ def evaluate(
     was_training = model.training
     model.eval()
     count = min(max_rows, rows.num_rows)
-    wanted = {name: 1.0 for name, weight in (weights or {}).items() if weight > 0 and name != "text"}
-    asked = wanted if text else wanted | {"text": 0.0}
+    wanted = [name for name in model.weights if name != "text"]
+    names = ["text", *wanted] if text else wanted
     total = {name: torch.zeros((), dtype=torch.float64, device=device) for name in ("text", *wanted)}
     parts = {name: torch.zeros_like(total["text"]) for name in ("speech_codes", "speech_moves")}
     counts = dict.fromkeys(total, 0)
@@ -87,12 +85,11 @@ def evaluate(
                 counts[name] += targets
         bad += batch.bad
         with autocast():
-            output = loss_of(model, batch.to(device), dict.fromkeys(total, 1), asked)
-        for name, loss in (output.losses if asked else {"text": output.loss}).items():
+            output = model(batch.to(device), dict.fromkeys(names, 1), names)
+        for name, loss in output.losses.items():
             total[name] += loss
-        if asked.get("speech") and output.speech is not None:
-            parts["speech_codes"] += output.speech.codes
-            parts["speech_moves"] += output.speech.moves
+        for name in parts.keys() & output.details.keys():
+            parts[name] += output.details[name]
     model.train(was_training)
     group.settle(model)
     found = torch.stack([*total.values(), *parts.values()]).tolist()

@@ -17,11 +17,13 @@ from muomni.model import OmniModel
 from muomni.train.checkpoint import Progress, save_checkpoint
 from muomni.train.evaluate import Evaluation, evaluate
 from muomni.train.forecast.memory import beside
+from muomni.train.freezing import frozen_parts, parts_of
+from muomni.train.objectives.module import num_targets
 from muomni.train.oom_recovery import OomRecovery, RecoveringStep
 from muomni.train.reporting.run_log import RunLog
 from muomni.train.reporting.step_metrics import StepMetrics, checksum, losses_summary, read_results
 from muomni.train.resolve import ResolvedRun
-from muomni.train.step import StepResult, TrainStep, num_targets
+from muomni.train.step import StepResult, TrainStep
 from muomni.train.task import Validation, Window
 
 # The metrics name all media that could not be read; a line for a person names so many.
@@ -75,9 +77,9 @@ class OmniTask:
     def opening(self) -> list[str]:
         recipe, model, rows = self.recipe, self.model, self.rows.train
         per_step = self._step.rows_per_step
-        sizes = {name: sum(p.numel() for m in part for p in m.parameters()) for name, part in model.parts.items()}
+        sizes = {name: sum(p.numel() for m in part for p in m.parameters()) for name, part in parts_of(model).items()}
         parts = "" if len(sizes) == 1 else " (" + ", ".join(f"{n} {s / 1e6:.1f}" for n, s in sizes.items()) + ")"
-        frozen = f", frozen: {', '.join(sorted(model.frozen))}" if model.frozen else ""
+        frozen = f", frozen: {', '.join(sorted(frozen_parts(model)))}" if frozen_parts(model) else ""
         what, each = "rows", f" × {recipe.data.seq_len} tokens"
         if not recipe.data.train:
             what, each = "pairs", ""
@@ -98,7 +100,7 @@ class OmniTask:
 
     def begin(self, log: RunLog) -> None:
         """Decides what the plan left to a measurement; a resumed run takes what it decided when it began."""
-        self.model.train()
+        self.main_step.model.train()
         progress, choice, device = self.progress, self.plan.compile, self.plan.device
         if choice.mode == "measure":
             if progress.compile is not None:
@@ -143,7 +145,7 @@ class OmniTask:
         # Pairs of speech alone are counted in frames, which are known once they are read.
         progress.tokens += self._tokens_per_step
         counts = [num_targets(batch) for batch in batches]
-        targets = {name: sum(count[name] for count in counts) for name in ("text", *self.main_step.weights)}
+        targets = {name: sum(count[name] for count in counts) for name in ("text", *self.main_step.losses.weights)}
         bad = tuple(name for batch in batches for name in batch.bad)
         self._pending.append((self._checksum(batches), result, targets, bad))
 
@@ -169,7 +171,7 @@ class OmniTask:
         sums = {name: sum(values.get(name, 0.0) for values, *_ in shares) for name in first}
         impossible = sum(int(values.get("impossible", 0)) for values, *_ in shares)
         targets = {name: sum(share[2][name] for share in shares) for name in shares[0][2]}
-        names = [name for name in self.main_step.weights if name != "text" and targets[name]]
+        names = [name for name in self.main_step.losses.weights if name != "text" and targets[name]]
         counts: dict[str, int | str] = {"impossible_transcripts": impossible} if impossible else {}
         counts |= {"targets": targets["text"]} if self._reads_text else {}
         counts |= {"frames": targets.get("speech", 0)} if self._speaks else {}
@@ -225,14 +227,13 @@ class OmniTask:
         step = self.progress.applied
         with self._step.explained("validation", step):
             result = evaluate(
-                self.model,
+                self.main_step.losses,
                 self.rows.val,
                 self.recipe.eval.max_rows,
                 self._step.micro_batch,
                 self._byte_lengths,
                 self.main_step.precision.autocast,
                 self.group,
-                self.main_step.weights,
                 text=self._reads_text,
             )
         if result.bad and not self._reported_unreadable_validation:

@@ -22,7 +22,9 @@ from muomni.data import (
 )
 from muomni.formats.tensors import resolve_folder
 from muomni.model import OmniModel
+from muomni.train.freezing import freeze
 from muomni.train.init_model import initial_model
+from muomni.train.objectives.module import LossModule
 from muomni.train.optim.build import build_optimizers
 from muomni.train.optim.lr_schedule import lr_factors
 from muomni.train.resolve import ResolvedRun
@@ -73,14 +75,14 @@ def build(run: ResolvedRun, config: OmniConfig, group: Group, total_steps: int) 
     recipe, plan = run.recipe, run.plan
     torch.manual_seed((recipe.seed + group.rank * _RANK_SEEDS) % 2**63)
     model = initial_model(run.model, config, recipe.seed)
-    model.freeze(recipe.freeze)
+    losses = LossModule(model, recipe.losses.model_dump())
+    freeze(model, recipe.freeze, losses.weights)
     if group.kind != "fsdp":
         model = model.to(plan.device)
-    called = plan.apply(model, group)
+    called = plan.apply(losses, group)
     optimizers = build_optimizers(model, recipe.optimizer, plan.precision)
     factors = lr_factors(recipe.schedule, total_steps)
-    losses = recipe.losses.model_dump()
-    return model, TrainStep(called, optimizers, factors, recipe.max_grad_norm, plan.precision, group, losses)
+    return model, TrainStep(called, optimizers, factors, recipe.max_grad_norm, plan.precision, group)
 
 
 def _rows(

@@ -15,7 +15,6 @@ skipped steps and the learning rate are tensors; the loop reads them when it wri
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +24,7 @@ from muomni.accel.distributed import Group, alone, whole
 from muomni.accel.memory.out_of_memory import Phase
 from muomni.accel.mixed_precision import Precision
 from muomni.data import Batch
-from muomni.ops.attention import Segments
+from muomni.train.objectives.module import LossModule, num_targets
 
 
 @dataclass
@@ -76,59 +75,17 @@ class Losses:
     impossible: Tensor | None
 
 
-def num_targets(batch: Batch) -> dict[str, int]:
-    """What the losses of a batch are means over, known on the host: `text` tokens, `ctc` bytes of transcripts,
-    `contrastive` captions, `speech` frames."""
-    media = batch.media
-    transcripts = None if media is None else media.transcripts
-    captions = None if media is None else media.captions
-    return {
-        "text": batch.num_targets,
-        "ctc": 0 if transcripts is None else sum(transcripts.lengths),
-        "contrastive": 0 if captions is None else len(captions.lengths),
-        "speech": 0 if batch.speech is None else batch.speech.num_frames,
-    }
-
-
-def loss_of(model: nn.Module, batch: Batch, divisors: Mapping[str, int | Tensor], weights: Mapping[str, float]) -> Any:
-    """The forward pass of training and validation, an `OmniOutput`.
-
-    Args:
-        model: see `TrainStep`.
-        batch: on the model's device.
-        divisors: of each loss.
-        weights: of the losses; that of the text is 1 unless it is named.
-    """
-    more: dict[str, Any] = {}
-    if weights:
-        more = {"divisors": {name: divisors[name] for name in weights if name != "text"}, "weights": weights}
-    if batch.media is not None:
-        more["media"] = batch.media
-    if batch.speech is not None:
-        more["speech"] = batch.speech
-    return model(
-        batch.input_ids,
-        labels=batch.labels,
-        positions=batch.positions,
-        segments=Segments(batch.cu_seqlens, batch.max_seqlen).rounded(batch.input_ids.numel()),
-        num_targets=divisors["text"],
-        **more,
-    )
-
-
 class TrainStep:
     """Takes optimizer steps.
 
     Args:
-        model: called as `model(ids, labels=..., positions=..., segments=..., num_targets=...)`, with media and
-            other losses as `OmniModel` is; with several processes as `accel.distributed` gave it.
+        model: a `LossModule`; with several processes as `accel.distributed` gave it.
         optimizers: their groups carry a tensor `lr` and a float `base_lr`; see `train.optim.build`.
         factors: (steps + 1,) the schedule's table, see `train.optim.lr_schedule`.
         max_grad_norm: 0 turns clipping off.
         precision: of the forward passes. fp16 scales the loss in the order scale, backward,
             unscale, clip, step, update.
         group: the processes that take the step together; None for this one alone.
-        weights: of the losses, by name; those with 0 are left out. That of the text is 1 unless it is named.
 
     Attributes:
         phase: what it is doing, for the message when memory runs out.
@@ -142,13 +99,8 @@ class TrainStep:
         max_grad_norm: float,
         precision: Precision,
         group: Group | None = None,
-        weights: Mapping[str, float] | None = None,
     ) -> None:
         self.model = model
-        # The text's weight is said where it is not the usual one: not every model knows other losses.
-        self.weights = {
-            name: weight for name, weight in (weights or {}).items() if (weight != 1 if name == "text" else weight > 0)
-        }
         self.group = alone() if group is None else group
         self.optimizers = list(optimizers)
         self.max_grad_norm = max_grad_norm
@@ -159,6 +111,13 @@ class TrainStep:
         self.counters = Counters.zeros(device)
         self.phase: Phase = "forward"
         self._parameters = [p for p in model.parameters() if p.requires_grad]
+
+    @property
+    def losses(self) -> LossModule:
+        """The module inside what DDP put around it."""
+        module = getattr(self.model, "module", self.model)
+        assert isinstance(module, LossModule)
+        return module
 
     def __call__(self, batches: Sequence[Batch]) -> StepResult:
         """One optimizer step over micro-batches, already on the model's device."""
@@ -177,29 +136,29 @@ class TrainStep:
 
     def accumulate(self, batches: Sequence[Batch]) -> Losses:
         """Forward and backward of all micro-batches; gradients add up on the parameters. Returns the mean losses."""
-        divisors = self._divisors(batches)
-        totals = {name: torch.zeros((), device=self.factors.device) for name in {"text": 1, **self.weights}}
+        denominators = self._denominators(batches)
+        totals = {name: torch.zeros((), device=self.factors.device) for name in {"text": 1, **self.losses.weights}}
         impossible: Tensor | None = None
         for number, batch in enumerate(batches, 1):
             with self.group.micro_batch(self.model, last=number == len(batches)):
                 self.phase = "forward"
                 with self.precision.autocast():
-                    output = loss_of(self.model, batch, divisors, self.weights)
+                    output = self.model(batch, denominators)
                 self.phase = "backward"
-                self.scaler.scale(output.loss).backward()
-            # A model that knows no other loss may leave `losses` out.
-            for name, loss in (output.losses if self.weights else {"text": output.loss}).items():
+                self.scaler.scale(output.total).backward()
+            for name, loss in output.losses.items():
                 totals[name] += loss.detach()
-            if self.weights and output.impossible is not None:
-                impossible = output.impossible if impossible is None else impossible + output.impossible
+            if "impossible" in output.details:
+                count = output.details["impossible"]
+                impossible = count if impossible is None else impossible + count
         means = {name: total / self.group.size for name, total in totals.items()}
         return Losses(means.pop("text"), means, impossible)
 
-    def _divisors(self, batches: Sequence[Batch]) -> dict[str, int | Tensor]:
+    def _denominators(self, batches: Sequence[Batch]) -> dict[str, int | Tensor]:
         """Targets of the whole step, of each loss, over the processes that share it."""
         # Known on the host: the loader counted its targets.
         counts = [num_targets(batch) for batch in batches]
-        own = {name: sum(count[name] for count in counts) for name in {"text": 1, **self.weights}}
+        own = {name: sum(count[name] for count in counts) for name in self.losses.weights}
         if self.group.size == 1:
             return {name: max(1, count) for name, count in own.items()}
         everyones = torch.tensor(list(own.values()), dtype=torch.int64, device=self.factors.device)

@@ -21,6 +21,7 @@ from muomni.model.int8_layers import Int8Linear, to_int8
 from muomni.model.mrope import mrope_positions
 from muomni.ops.attention import attention_reference
 from tests.model.media import AUDIO, IMAGE, make_clips, make_config, make_images
+from tests.train.objectives.batches import losses_of, make_batch
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
@@ -58,8 +59,13 @@ def make_model(config: OmniConfig) -> OmniModel:
     return OmniModel(config, torch.Generator().manual_seed(0))
 
 
+def features_of(model: OmniModel) -> tuple[Tensor, Tensor]:
+    features = model.encode_media(MEDIA)
+    return features.image, features.audio
+
+
 def loss_of(model: OmniModel) -> Tensor:
-    loss = model(IDS, labels=IDS, positions=POSITIONS, media=MEDIA, weights=WEIGHTS).loss
+    loss = losses_of(model, make_batch(IDS, positions=POSITIONS, media=MEDIA), WEIGHTS).total
     assert loss is not None
     return loss
 
@@ -97,7 +103,10 @@ def test_checkpointing_keeps_less_of_encoders(config):
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            model.embed_images(MEDIA.images), model.embed_clips(MEDIA.clips)
+            (
+                model.project_images(model.encode_images(MEDIA.images)),
+                model.project_clips(model.encode_clips(MEDIA.clips)),
+            )
         return sum(sizes.values())
 
     everything = kept()
@@ -150,9 +159,15 @@ def test_compiled_blocks_give_the_same_gradients_and_settle():
 def test_int8_encoders_load_again(config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MUOMNI_CACHE", str(tmp_path / "cache"))
     model = make_model(config()).eval()
-    exact = model.embed_images(MEDIA.images), model.embed_clips(MEDIA.clips)
+    exact = (
+        model.project_images(model.encode_images(MEDIA.images)),
+        model.project_clips(model.encode_clips(MEDIA.clips)),
+    )
     quantize(model)
-    found = model.embed_images(MEDIA.images), model.embed_clips(MEDIA.clips)
+    found = (
+        model.project_images(model.encode_images(MEDIA.images)),
+        model.project_clips(model.encode_clips(MEDIA.clips)),
+    )
     for rough, right in zip(found, exact, strict=True):
         assert float((rough - right).norm() / right.norm()) < 0.03
         assert not torch.equal(rough, right)
@@ -173,7 +188,10 @@ def test_int8_encoders_load_again(config, tmp_path: Path, monkeypatch: pytest.Mo
         assert again.config == model.config
         state = again.state_dict()
         assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
-        again_found = again.embed_images(MEDIA.images), again.embed_clips(MEDIA.clips)
+        again_found = (
+            again.project_images(again.encode_images(MEDIA.images)),
+            again.project_clips(again.encode_clips(MEDIA.clips)),
+        )
         for a, b in zip(again_found, found, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=0.02 * float(b.abs().max()))
 

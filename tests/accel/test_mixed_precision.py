@@ -8,6 +8,7 @@ from muomni.config import OmniConfig, ThinkerConfig
 from muomni.config.recipe import OptimizerSpec
 from muomni.errors import ConfigError
 from muomni.model import OmniModel
+from muomni.train.objectives.module import LossModule
 from muomni.train.optim.build import build_optimizers
 from muomni.train.step import TrainStep
 from tests.train.test_step import make_batch, make_rows
@@ -57,7 +58,9 @@ def test_a_named_precision_that_would_be_emulated_is_refused(monkeypatch):
 def make_step(precision: str) -> TrainStep:
     model = OmniModel(CONFIG, torch.Generator().manual_seed(0))
     chosen = Precision(precision, CPU, "test")
-    return TrainStep(model, build_optimizers(model, OptimizerSpec(lr=1e-2), chosen), torch.ones(10), 1.0, chosen)
+    return TrainStep(
+        LossModule(model), build_optimizers(model, OptimizerSpec(lr=1e-2), chosen), torch.ones(10), 1.0, chosen
+    )
 
 
 def test_weights_and_moments_stay_in_fp32():
@@ -83,16 +86,16 @@ def test_fp16_scales_the_loss_and_halves_the_scale_after_an_overflow():
     step([batch])
     scale = step.scaler.get_scale()
     assert scale == 2.0**16
-    poison = step.model.thinker.norm.weight.register_hook(lambda grad: grad * float("inf"))
-    before = step.model.thinker.norm.weight.detach().clone()
+    poison = step.model.model.thinker.norm.weight.register_hook(lambda grad: grad * float("inf"))
+    before = step.model.model.thinker.norm.weight.detach().clone()
     step([batch])
     assert step.scaler.get_scale() == scale / 2
-    assert torch.equal(step.model.thinker.norm.weight, before)
+    assert torch.equal(step.model.model.thinker.norm.weight, before)
     assert (int(step.counters.applied), int(step.counters.skipped)) == (1, 1)
     poison.remove()
     step([batch])
     assert int(step.counters.applied) == 2
-    assert not torch.equal(step.model.thinker.norm.weight, before)
+    assert not torch.equal(step.model.model.thinker.norm.weight, before)
 
 
 def test_the_scalers_state_resumes():

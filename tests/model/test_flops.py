@@ -14,6 +14,7 @@ from muomni.model.flops import Flops, audio_flops, contrastive_flops, ctc_flops,
 from muomni.model.inputs import Captions, MediaBatch, Transcripts
 from muomni.ops.attention import Segments
 from tests.model.media import make_clips, make_config, make_images, make_model
+from tests.train.objectives.batches import losses_of, make_batch
 
 NAMES = ("thinker", "vision", "vision_projector", "audio", "audio_projector")
 
@@ -50,15 +51,8 @@ def counted(model: OmniModel, lengths: list[int], media: MediaBatch | None, loss
         with FlopCounterMode(display=False) as forward, torch.no_grad():
             model(ids, positions=positions, segments=Segments(bounds, max(lengths)), media=media)
         with FlopCounterMode(display=False) as training:
-            out = model(
-                ids,
-                labels=ids,
-                positions=positions,
-                segments=Segments(bounds, max(lengths)),
-                media=media,
-                weights=dict.fromkeys(losses, 1.0),
-            )
-            out.loss.backward()
+            batch = make_batch(ids, None, positions, Segments(bounds, max(lengths)), media)
+            losses_of(model, batch, dict.fromkeys(losses, 1.0)).total.backward()
     return forward.get_total_flops(), training.get_total_flops()
 
 

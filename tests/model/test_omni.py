@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from muomni.config import OmniConfig, ThinkerConfig, preset
-from muomni.model import OmniModel
+from muomni.model import KVCache, OmniModel
 from muomni.ops.attention import Segments
 
 
@@ -69,8 +69,8 @@ def test_the_loss_and_its_gradients_are_those_of_the_logits() -> None:
     torch.testing.assert_close(out.loss, expected)
     for got, wanted in zip(torch.autograd.grad(out.loss, list(model.parameters())), gradients, strict=True):
         torch.testing.assert_close(got, wanted)
-    targets = int((labels[:, 1:] != -100).sum())
-    torch.testing.assert_close(model(ids, labels=labels, num_targets=2 * targets).loss, expected / 2)
+    total = model.text_loss(out.hidden, labels)
+    torch.testing.assert_close(total, expected * int((labels[:, 1:] != -100).sum()))
 
 
 def test_no_target_at_all_is_a_loss_of_zero() -> None:
@@ -78,19 +78,20 @@ def test_no_target_at_all_is_a_loss_of_zero() -> None:
     assert make()(ids, labels=torch.full_like(ids, -100)).loss == 0
 
 
-def test_last_gives_the_last_logits_only() -> None:
+def test_logits_to_keep_gives_the_last_logits_only() -> None:
     model, ids = make(), torch.arange(10)[None]
     whole = model(ids).logits
     assert whole.shape == (1, 10, 40)
-    torch.testing.assert_close(model(ids, last=3).logits, whole[:, -3:])
+    torch.testing.assert_close(model(ids, logits_to_keep=3).logits, whole[:, -3:])
 
 
 def test_an_argument_that_would_be_ignored_is_an_error() -> None:
     model, ids = make(), torch.ones(1, 4, dtype=torch.int64)
-    with pytest.raises(ValueError, match="num_targets"):
-        model(ids, num_targets=3)
-    with pytest.raises(ValueError, match="neither cache nor last"):
-        model(ids, labels=ids, last=1)
+    with pytest.raises(ValueError, match="neither cache nor logits_to_keep"):
+        model(ids, labels=ids, logits_to_keep=1)
+    cache = KVCache(model.config.thinker, 1, 4, torch.float32)
+    with pytest.raises(ValueError, match="neither cache nor logits_to_keep"):
+        model(ids, labels=ids, cache=cache)
 
 
 @pytest.mark.parametrize("tied", [True, False])

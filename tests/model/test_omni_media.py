@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from muomni.errors import CheckpointError, UserError
 from muomni.formats.pretrained import load_model, save_model
 from muomni.model import Features, KVCache, OmniModel
-from muomni.model.inputs import Captions, MediaBatch, Transcripts
+from muomni.model.inputs import AudioBatch, ImageBatch, MediaBatch
 from muomni.model.mrope import mrope_positions
 from muomni.ops.attention import Segments
 from muomni.ops.rope import rope_tables
@@ -24,6 +24,14 @@ POSITIONS = torch.from_numpy(mrope_positions(14, [(2, 2, 3)]))[:, None]
 
 def make_media(seed: int = 0) -> MediaBatch:
     return MediaBatch(make_images(GRID, seed=seed), make_clips(*FRAMES, seed=seed))
+
+
+def embed_images(model: OmniModel, images: ImageBatch) -> torch.Tensor:
+    return model.encode_media(MediaBatch(images)).image
+
+
+def embed_clips(model: OmniModel, clips: AudioBatch) -> torch.Tensor:
+    return model.encode_media(MediaBatch(clips=clips)).audio
 
 
 def text(model: OmniModel, ids: torch.Tensor, **more: object) -> torch.Tensor:
@@ -90,8 +98,8 @@ def test_the_model_written_out():
     hidden = model.thinker(None, POSITIONS, inputs_embeds=x)
     found = model(IDS, positions=POSITIONS, media=media)
     torch.testing.assert_close(found.hidden, hidden, rtol=0, atol=0)
-    features = Features(model.embed_images(media.images), model.embed_clips(media.clips))
-    assert torch.equal(model(IDS, positions=POSITIONS, features=features).logits, found.logits)
+    features = Features(embed_images(model, media.images), embed_clips(model, media.clips))
+    assert torch.equal(model(IDS, positions=POSITIONS, media=features).logits, found.logits)
 
 
 @given(st.lists(st.sampled_from(["text", "image", "audio", "both"]), min_size=1, max_size=4), st.integers(0, 99))
@@ -138,7 +146,7 @@ def test_packed_documents_with_media_are_what_they_are_alone(kinds, seed):
 def test_a_cache_holds_media_like_text():
     model, media = make_model(), make_media()
     wanted = text(model, IDS, positions=POSITIONS, media=media)
-    features = Features(model.embed_images(media.images), model.embed_clips(media.clips))
+    features = Features(embed_images(model, media.images), embed_clips(model, media.clips))
     cache = KVCache(model.config.thinker, 1, 14, torch.float64)
     parts = []
     for begin, end in ((0, 4), (4, 12), (12, 14)):
@@ -149,70 +157,17 @@ def test_a_cache_holds_media_like_text():
         )
         # Behind the pictures positions count on as in text.
         places = POSITIONS[..., begin:end] if begin < 12 else None
-        parts.append(text(model, ids, positions=places, features=own, cache=cache))
+        parts.append(text(model, ids, positions=places, media=own, cache=cache))
     torch.testing.assert_close(torch.cat(parts, 1), wanted, rtol=0, atol=1e-10)
-
-
-def head_media() -> MediaBatch:
-    transcripts = Transcripts(torch.tensor([105, 106]), (2,), (0,))
-    captions = Captions(torch.tensor([5, 6, 7]), (1, 2), (0, 1), torch.tensor([0, 1]))
-    return MediaBatch(make_images(GRID, (2, 2)), make_clips(*FRAMES), transcripts, captions)
-
-
-def head_batch() -> dict[str, torch.Tensor]:
-    ids = torch.cat((IDS, torch.tensor([[IMAGE]])), 1)
-    positions = torch.from_numpy(mrope_positions(15, [(2, 2, 3), (14, 1, 1)]))[:, None]
-    return {"input_ids": ids, "labels": ids.masked_fill(ids < 5, -100), "positions": positions}
 
 
 HEADS = {"vision_": {"projection_dim": 8}, "audio_": {"ctc": True}}
 
 
-def test_losses_have_their_own_divisors_and_weights():
-    model, media = make_model(make_config(**HEADS)), head_media()
-    weights = {"ctc": 0.3, "contrastive": 0.5}
-    plain = model(**head_batch(), media=media)
-    assert set(plain.losses) == {"text"} and torch.equal(plain.loss, plain.losses["text"])
-    own = model(**head_batch(), media=media, weights=weights)
-    assert list(own.losses) == ["text", "contrastive", "ctc"] and own.impossible.item() == 0
-    assert torch.equal(own.losses["text"], plain.loss)
-    total = own.losses["text"] + 0.3 * own.losses["ctc"] + 0.5 * own.losses["contrastive"]
-    torch.testing.assert_close(own.loss, total)
-    # 2 bytes, 2 captions: what they are divided by unless told otherwise.
-    step = model(**head_batch(), media=media, weights=weights, divisors={"ctc": 8, "contrastive": 4}, num_targets=100)
-    torch.testing.assert_close(step.losses["ctc"], own.losses["ctc"] / 4)
-    torch.testing.assert_close(step.losses["contrastive"], own.losses["contrastive"] / 2)
-    targets = (head_batch()["labels"][:, 1:] != -100).sum()
-    torch.testing.assert_close(step.losses["text"], own.losses["text"] * targets / 100)
-    again = model(**head_batch(), media=media, divisors={"text": 100})
-    assert torch.equal(again.loss, step.losses["text"])
-    named = model(**head_batch(), media=media, weights={"text": 0.5, "ctc": 0.0})
-    assert set(named.losses) == {"text"} and torch.equal(named.loss, plain.loss * 0.5)
-
-
-def test_every_weight_learns_from_the_loss():
-    model = make_model(make_config(**HEADS)).train()
-    model(**head_batch(), media=head_media(), weights={"ctc": 1.0, "contrastive": 1.0}).loss.backward()
-    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    assert without == []
-
-
-@pytest.mark.parametrize(
-    ("more", "error", "words"),
-    [
-        ({"weights": {"ctc": 1.0}}, UserError, "no head for the ctc loss"),
-        ({"weights": {"contrastive": 1.0}}, UserError, "no head for the contrastive loss"),
-        ({"weights": {"talk": 1.0}}, ValueError, "no loss is called talk"),
-        ({"weights": {"text": 1.0}, "labels": None}, ValueError, "give labels too"),
-        ({"divisors": {"text": 1}, "num_targets": 2}, ValueError, "give one of them"),
-        ({"features": Features()}, ValueError, "media or features"),
-        ({"positions": torch.arange(15)[None]}, ValueError, "three axes"),
-        ({"positions": None}, ValueError, "three axes"),
-    ],
-)
-def test_arguments_that_would_be_ignored_are_refused(more, error, words):
-    with pytest.raises(error, match=words):
-        make_model()(**{**head_batch(), "media": head_media(), **more})
+@pytest.mark.parametrize("positions", [torch.arange(14)[None], None])
+def test_pictures_need_positions_on_three_axes(positions):
+    with pytest.raises(ValueError, match="three axes"):
+        make_model()(IDS, labels=IDS, media=make_media(), positions=positions)
 
 
 def test_placeholders_and_features_that_do_not_fit_are_an_error():
@@ -227,44 +182,11 @@ def test_placeholders_and_features_that_do_not_fit_are_an_error():
     with pytest.raises(UserError, match="does not hear"):
         deaf(IDS, positions=POSITIONS, media=make_media())
     with pytest.raises(UserError, match="does not hear"):
-        deaf.embed_clips(make_clips(13))
-    with pytest.raises(UserError, match="no placeholder for a sound"):
-        deaf(IDS, positions=POSITIONS, features=Features(audio=torch.zeros(2, 64)))
+        embed_clips(deaf, make_clips(13))
+    with pytest.raises(UserError, match="no placeholder for audio"):
+        deaf(IDS, positions=POSITIONS, media=Features(audio=torch.zeros(2, 64)))
     with pytest.raises(UserError, match="does not see"):
-        make_model(make_config(vision=False)).embed_images(make_images(GRID))
-
-
-@pytest.mark.parametrize("frozen", [("vision",), ("audio", "vision"), ("thinker",), ("vision_projector", "thinker")])
-def test_frozen_parts_get_no_gradient_and_stay_in_evaluation_mode(frozen):
-    model = make_model(make_config(**HEADS))
-    model.freeze(frozen)
-    model.train()
-    for name, modules in model.parts.items():
-        for module in modules:
-            assert all(m.training == (name not in frozen) for m in module.modules())
-    model(**head_batch(), media=head_media(), weights={"ctc": 1.0, "contrastive": 1.0}).loss.backward()
-    for name, modules in model.parts.items():
-        for module in modules:
-            assert all((p.grad is None) == (name in frozen) for p in module.parameters())
-    model.freeze(())
-    assert model.train().vision.training and all(p.requires_grad for p in model.parameters())
-    with pytest.raises(UserError, match="cannot freeze ears: the model has thinker, vision, "):
-        model.freeze(["ears"])
-
-
-def test_a_frozen_encoder_keeps_nothing_for_a_backward_pass():
-    model, saved, grad_enabled = make_model().train(), [], []
-    hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x)
-    with hooks:
-        assert model._see(make_images(GRID)).requires_grad and saved
-        saved.clear()
-        model.freeze(["vision", "audio"])
-        # Nor is there anything for gradient checkpointing to do.
-        for block in (model.vision.layers[0], model.audio.layers[0]):
-            block.register_forward_pre_hook(lambda *_: grad_enabled.append(torch.is_grad_enabled()))
-        seen, heard = model._see(make_images(GRID)), model._hear(make_clips(13))
-    assert not saved and seen.grad_fn is None and heard.grad_fn is None
-    assert grad_enabled == [False, False]
+        embed_images(make_model(make_config(vision=False)), make_images(GRID))
 
 
 def test_text_alone_on_a_model_that_sees_and_hears():
@@ -280,19 +202,19 @@ def test_a_folder_keeps_the_encoders(both, tmp_path: Path):
     model = make_model(make_config(*both, **HEADS), dtype=torch.float32)
     save_model(model, tmp_path)
     loaded = load_model(tmp_path)
-    assert loaded.config == model.config and not loaded.frozen
+    assert loaded.config == model.config
     assert loaded.state_dict().keys() == model.state_dict().keys()
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
     half = load_model(tmp_path, dtype=torch.bfloat16)
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
     if both[0]:
         images = make_images(GRID)
-        assert torch.equal(loaded.embed_images(images), model.embed_images(images))
-        assert half.embed_images(images).dtype == torch.bfloat16
+        assert torch.equal(embed_images(loaded, images), embed_images(model, images))
+        assert embed_images(half, images).dtype == torch.bfloat16
     if both[1]:
         clips = make_clips(13)
-        assert torch.equal(loaded.embed_clips(clips), model.embed_clips(clips))
-        assert half.embed_clips(clips).dtype == torch.bfloat16
+        assert torch.equal(embed_clips(loaded, clips), embed_clips(model, clips))
+        assert embed_clips(half, clips).dtype == torch.bfloat16
 
 
 def test_an_exported_qwen3_folder_is_the_thinker(tmp_path: Path):
@@ -312,16 +234,3 @@ def test_a_folder_without_the_encoders_it_names_is_refused(tmp_path: Path):
     (tmp_path / "config.json").write_text(whole)
     with pytest.raises(CheckpointError, match=r"vision\..* is missing"):
         load_model(tmp_path)
-
-
-def test_processes_that_share_a_step_run_every_part():
-    model = make_model(make_config(**HEADS)).train()
-    ids = torch.tensor([[5, 6, 7, 8]])
-    alone = model(ids, labels=ids).loss
-    model.run_all = True
-    together = model(ids, labels=ids).loss
-    assert torch.equal(alone, together)
-    together.backward()
-    unused = [p for name in model.parts if name != "thinker" for m in model.parts[name] for p in m.parameters()]
-    assert unused and all(p.grad is not None and not p.grad.any() for p in unused)
-    assert model(**head_batch(), media=head_media()).loss == model(**head_batch(), media=head_media()).losses["text"]

@@ -25,6 +25,7 @@ from muomni.data import Batch
 from muomni.data.speech import pairs
 from muomni.model import OmniModel
 from muomni.ops.cross_entropy import IGNORE
+from muomni.train.objectives.module import LossModule
 from muomni.train.omni_task import Sampler
 from muomni.train.optim.build import build_optimizers
 from muomni.train.stage import train
@@ -127,7 +128,7 @@ def learn(group: Group, optimizer: str) -> tuple[list[tuple[float, float]], dict
     config = OmniConfig(thinker=ThinkerConfig(**thinker, **heads))
     model = OmniModel(config, torch.Generator().manual_seed(0)).double()
     precision = Precision("fp32", CPU, "test")
-    called = group.apply(model, CPU)
+    called = group.apply(LossModule(model), CPU)
     optimizers = build_optimizers(model, OptimizerSpec(name=optimizer, lr=1e-2), precision)
     step = TrainStep(called, optimizers, torch.ones(9), 0, precision, group)
     results = []

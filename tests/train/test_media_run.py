@@ -9,9 +9,10 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file
 
 from muomni.config import Recipe, parse
+from muomni.data import Batch
 from muomni.errors import ConfigError, DataError
-from muomni.model import OmniModel
 from muomni.model.thinker import Thinker
+from muomni.train.objectives.module import LossModule
 from muomni.train.reporting.metrics_log import read_lines
 from muomni.train.stage import train
 
@@ -105,14 +106,14 @@ def test_a_rescued_run_ends_where_one_begun_with_the_smaller_micro_batch_ends(
     alike = {"losses": {"ctc": 0.3}, "eval": {"every": 0}}
     small = {"batch_size": 1, "gradient_accumulation_steps": 4}
     train(recipe_of(media, tmp_path, **alike, **small), tmp_path / "small")
-    forward = OmniModel.forward
+    forward = LossModule.forward
 
-    def limited(model: OmniModel, input_ids: torch.Tensor, **more: Any) -> Any:
-        if model.training and input_ids.shape[0] > 1:
+    def limited(losses: LossModule, batch: Batch, *more: Any) -> Any:
+        if losses.training and batch.input_ids.shape[0] > 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.50 GiB.")
-        return forward(model, input_ids, **more)
+        return forward(losses, batch, *more)
 
-    monkeypatch.setattr(OmniModel, "forward", limited)
+    monkeypatch.setattr(LossModule, "forward", limited)
     result = train(recipe_of(media, tmp_path, **alike, on_oom="shrink_micro_batch"), tmp_path / "rescued")
     assert result.progress.micro_batch == 1
     assert lines_of(tmp_path / "small", "train") == lines_of(tmp_path / "rescued", "train")

@@ -14,6 +14,8 @@ from muomni.model.inputs import AudioBatch, Captions, ImageBatch, MediaBatch, Tr
 from muomni.model.mrope import mrope_positions
 from muomni.ops.cross_entropy import IGNORE
 from muomni.train.evaluate import evaluate
+from muomni.train.freezing import freeze, parts_of
+from muomni.train.objectives.module import LossModule, num_targets
 from muomni.train.optim.build import build_optimizers
 from muomni.train.step import TrainStep
 
@@ -89,7 +91,7 @@ def doubled(batch: Batch) -> Batch:
 
 def gradients(size: int, weights: dict[str, float]) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     model = make_model()
-    step = TrainStep(model, [], torch.ones(2), 0, FP32, weights=weights)
+    step = TrainStep(LossModule(model, weights), [], torch.ones(2), 0, FP32)
     losses = step.accumulate([doubled(make_batch(range(n, n + size))) for n in range(0, 4, size)])
     found = {"text": float(losses.text)} | {name: float(loss) for name, loss in losses.others.items()}
     return found, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -113,7 +115,7 @@ def test_a_mean_over_micro_batches_would_be_noticed() -> None:
     model = make_model()
     for n in range(4):
         batch = doubled(make_batch(range(n, n + 1)))
-        step = TrainStep(model, [], torch.ones(2), 0, FP32, weights={"ctc": 0.5})
+        step = TrainStep(LossModule(model, {"ctc": 0.5}), [], torch.ones(2), 0, FP32)
         step.accumulate([batch])
     wrong = {name: p.grad / 4 for name, p in model.named_parameters() if p.grad is not None}
     assert (wrong["audio_head.spell.weight"] - whole["audio_head.spell.weight"]).abs().max() > 1e-4
@@ -131,21 +133,21 @@ def test_weights_scale_gradients_and_not_the_reported_losses() -> None:
 @pytest.mark.parametrize("frozen", [("thinker",), ("vision", "audio"), ("vision_projector", "thinker", "audio")])
 def test_frozen_parts_do_not_move_and_the_others_do(frozen: tuple[str, ...], optimizer: str) -> None:
     model = make_model(double=False)
-    model.freeze(frozen)
+    freeze(model, frozen)
     model.train()
     weights = {} if "vision" in frozen or "audio" in frozen else WEIGHTS
     optimizers = build_optimizers(model, OptimizerSpec(name=optimizer, lr=1e-2), FP32)
     held = {id(p) for one in optimizers for group in one.param_groups for p in group["params"]}
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    step = TrainStep(model, optimizers, torch.ones(9), 1.0, FP32, weights=weights)
+    step = TrainStep(LossModule(model, weights), optimizers, torch.ones(9), 1.0, FP32)
     for _ in range(2):
         step([make_batch(range(2)), make_batch(range(2, 4))])
-    still = {name for part in frozen for m in model.parts[part] for name, p in model.named_parameters()
+    still = {name for part in frozen for m in parts_of(model)[part] for name, p in model.named_parameters()
              if any(p is q for q in m.parameters())}  # fmt: skip
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]) == (name in still or _idle(name, weights)), name
         assert (id(parameter) in held) == (name not in still), name
-    assert all(not m.training for part in frozen for m in model.parts[part])
+    assert all(not m.training for part in frozen for m in parts_of(model)[part])
 
 
 def _idle(name: str, weights: dict[str, float]) -> bool:
@@ -166,11 +168,10 @@ class Rows:
 def test_validation_means_are_over_all_targets(size: int) -> None:
     model = make_model(double=False)
     lengths = torch.ones(50, dtype=torch.int64)
-    found = evaluate(model, Rows(), 4, size, lengths, weights={"ctc": 0.5})
+    found = evaluate(LossModule(model, {"ctc": 0.5}), Rows(), 4, size, lengths)
     with torch.no_grad():
         batch = make_batch(range(4))
-        output = model(batch.input_ids, labels=batch.labels, positions=batch.positions, media=batch.media,
-                       weights={"ctc": 1.0})  # fmt: skip
+        output = LossModule(model, {"ctc": 1.0})(batch, num_targets(batch))
     assert found.targets == batch.num_targets
     assert found.loss == pytest.approx(float(output.losses["text"]), rel=1e-5)
     assert found.others == pytest.approx({"ctc": float(output.losses["ctc"])}, rel=1e-5)

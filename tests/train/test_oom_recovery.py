@@ -14,6 +14,7 @@ from muomni.config import Recipe
 from muomni.errors import MemoryShortageError
 from muomni.model import OmniModel
 from muomni.train import oom_recovery as rescue_module
+from muomni.train.objectives.module import LossModule
 from muomni.train.reporting.metrics_log import read_lines
 from muomni.train.stage import train
 from muomni.train.trainer import Trainer
@@ -26,23 +27,23 @@ class Limit:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, rows: int, where: str = "forward", first: int = 0) -> None:
         self.passes = self.refused = 0
-        forward = OmniModel.forward
+        forward = LossModule.forward
 
-        def limited(model, input_ids, **kwargs):
-            if not model.training or kwargs.get("labels") is None:
-                return forward(model, input_ids, **kwargs)
-            refuse = self.passes >= first and input_ids.shape[0] > rows
+        def limited(losses, batch, *args):
+            if not losses.training:
+                return forward(losses, batch, *args)
+            refuse = self.passes >= first and batch.input_ids.shape[0] > rows
             self.passes += 1
             self.refused += refuse
             if refuse and where == "forward":
                 raise torch.OutOfMemoryError(REFUSAL)
-            out = forward(model, input_ids, **kwargs)
+            out = forward(losses, batch, *args)
             if refuse:
                 # The norm's weight gets its gradient before those of the blocks: gradients are half there.
-                model.thinker.layers[0].mlp.down_proj.weight.register_hook(self._raise)
+                losses.model.thinker.layers[0].mlp.down_proj.weight.register_hook(self._raise)
             return out
 
-        monkeypatch.setattr(OmniModel, "forward", limited)
+        monkeypatch.setattr(LossModule, "forward", limited)
         self._armed = where == "backward"
 
     def _raise(self, grad: torch.Tensor) -> torch.Tensor:
@@ -251,7 +252,7 @@ def test_other_errors_are_not_taken_for_a_shortage(recipe, tmp_path, monkeypatch
     def broken(*_args, **_kwargs):
         raise RuntimeError("shapes cannot be multiplied")
 
-    monkeypatch.setattr(OmniModel, "forward", broken)
+    monkeypatch.setattr(LossModule, "forward", broken)
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         train(recipe.replace(on_oom="shrink_micro_batch"), tmp_path / "run")
 

@@ -9,6 +9,7 @@ from muomni.config.recipe import OptimizerSpec
 from muomni.data import Batch
 from muomni.model import OmniModel
 from muomni.ops.cross_entropy import IGNORE
+from muomni.train.objectives.module import LossModule
 from muomni.train.optim.build import build_optimizers, decay_groups
 from muomni.train.step import TrainStep
 
@@ -55,7 +56,7 @@ def make_rows(rows: int, valid: list[int] | None = None) -> tuple[torch.Tensor, 
 
 
 def gradients_of(model: OmniModel, batches: list[Batch]) -> tuple[float, dict[str, torch.Tensor]]:
-    step = TrainStep(model, [], torch.ones(2), max_grad_norm=0, precision=FP32)
+    step = TrainStep(LossModule(model), [], torch.ones(2), max_grad_norm=0, precision=FP32)
     loss = step.accumulate(batches).text
     return float(loss), {name: p.grad.clone() for name, p in model.named_parameters()}
 
@@ -86,7 +87,7 @@ def test_a_mean_over_micro_batches_would_be_noticed():
 
 def make_step(model: OmniModel, max_grad_norm: float = 1.0, lr: float = 1e-2) -> TrainStep:
     optimizers = build_optimizers(model, OptimizerSpec(lr=lr), FP32)
-    return TrainStep(model, optimizers, torch.ones(100), max_grad_norm, FP32)
+    return TrainStep(LossModule(model), optimizers, torch.ones(100), max_grad_norm, FP32)
 
 
 def test_the_step_equals_plain_adamw_with_clipping():
@@ -143,7 +144,7 @@ def test_the_schedule_follows_applied_steps_only():
     ids, labels = make_rows(2)
     model = make_model().float()
     optimizers = build_optimizers(model, OptimizerSpec(lr=1.0), FP32)
-    step = TrainStep(model, optimizers, torch.tensor([0.1, 0.2, 0.3]) * 1e-3, 1.0, FP32)
+    step = TrainStep(LossModule(model), optimizers, torch.tensor([0.1, 0.2, 0.3]) * 1e-3, 1.0, FP32)
     poison = model.thinker.norm.weight.register_hook(lambda grad: grad * float("inf"))
     assert float(step([make_batch(ids, labels)]).lr_factor) == pytest.approx(1e-4)
     poison.remove()

@@ -37,7 +37,7 @@ class Judge:
         with torch.inference_mode():
             fed = torch.tensor([ids])
             for _ in range(new):
-                out = self._model(fed, cache=cache, last=1).logits
+                out = self._model(fed, cache=cache, logits_to_keep=1).logits
                 rows.append(out[0, -1])
                 fed = out[:, -1].argmax(-1, keepdim=True)
                 ids.append(int(fed))
@@ -58,7 +58,7 @@ class Judge:
         with torch.inference_mode():
             for prompt, row in zip(prompts, tokens, strict=True):
                 ids = torch.tensor([[*prompt, *row]])
-                logits = self._model(ids[:, :-1], last=len(row)).logits[0]
+                logits = self._model(ids[:, :-1], logits_to_keep=len(row)).logits[0]
                 chosen = logits.gather(1, ids[0, -len(row) :, None])[:, 0]
                 gaps = logits.amax(-1) - chosen
                 right += int((gaps == 0).sum())

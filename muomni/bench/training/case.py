@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,10 +26,12 @@ from muomni.config.recipe import OptimizerSpec
 from muomni.data import Batch
 from muomni.errors import ConfigError
 from muomni.formats.qwen3 import to_qwen3_config
-from muomni.model import OmniModel, OmniOutput
+from muomni.model import OmniModel
 from muomni.model.flops import model_flops
+from muomni.ops.attention import Segments
 from muomni.ops.attention.interface import as_autocast_would
 from muomni.ops.cross_entropy import IGNORE, shift_labels
+from muomni.train.objectives.module import BatchLosses, LossModule
 from muomni.train.optim.build import build_optimizers, check_optimizer
 from muomni.train.step import TrainStep
 from muomni.train.synthetic_rows import full_rows
@@ -187,8 +189,8 @@ def build(case: TrainCase) -> Built:
     if case.checkpointing != "off":
         activation_checkpointing.enable(model, case.checkpointing)
     compilation.apply(model, compilation.choose(case.compile, device))
-    trained = model if case.loss == "chunked" else _OtherLoss(model, case.loss)
-    step = TrainStep(trained, optimizers, torch.ones(2), 1.0, precision, weights=case.losses)
+    losses = LossModule(model, case.losses) if case.loss == "chunked" else _OtherLoss(model, case.loss)
+    step = TrainStep(losses, optimizers, torch.ones(2), 1.0, precision)
     batches = [full_rows(part, case.documents) for part in ids.chunk(case.accumulation)]
     numbers = itertools.count()
 
@@ -217,29 +219,32 @@ def _flops(config: OmniConfig, batch: Batch, losses: Sequence[str]) -> int:
     return sum(part.training for part in parts.values())
 
 
-class _OtherLoss(nn.Module):
+class _OtherLoss(LossModule):
     """The loss as most write it, logits of all tokens in fp32 and then cross-entropy; or as torch has it."""
 
     def __init__(self, model: OmniModel, how: Literal["logits", "torch", "torch chunked"]) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self.how = how
 
-    def forward(self, ids: Tensor, *, labels: Tensor, num_targets: int, **inputs: Any) -> OmniOutput:
-        targets = shift_labels(labels).flatten()
+    def forward(
+        self, batch: Batch, denominators: Mapping[str, int | Tensor], names: Collection[str] | None = None
+    ) -> BatchLosses:
+        del names
+        targets = shift_labels(batch.labels).flatten()
+        segments = Segments(batch.cu_seqlens, batch.max_seqlen).rounded(batch.input_ids.numel())
+        inputs: dict[str, Any] = {"positions": batch.positions, "segments": segments}
         if self.how == "logits":
-            out: OmniOutput = self.model(ids, **inputs)
-            assert out.logits is not None
-            total = F.cross_entropy(out.logits.flatten(0, 1).float(), targets, ignore_index=IGNORE, reduction="sum")
-            return OmniOutput(out.hidden, loss=total / num_targets)
-        thinker = self.model.thinker
-        hidden = thinker(ids, **inputs)
-        flat, weight = as_autocast_would(hidden.flatten(0, 1), thinker.lm_head.weight)
-        options = nn.LinearCrossEntropyOptions() if self.how == "torch chunked" else None
-        total = F.linear_cross_entropy(
-            flat, weight, targets, ignore_index=IGNORE, reduction="sum", options=options
-        )  # fmt: skip
-        return OmniOutput(hidden, loss=total.float() / num_targets)
+            logits = self.model(batch.input_ids, **inputs).logits
+            total = F.cross_entropy(logits.flatten(0, 1).float(), targets, ignore_index=IGNORE, reduction="sum")
+        else:
+            thinker = self.model.thinker
+            flat, weight = as_autocast_would(thinker(batch.input_ids, **inputs).flatten(0, 1), thinker.lm_head.weight)
+            options = nn.LinearCrossEntropyOptions() if self.how == "torch chunked" else None
+            total = F.linear_cross_entropy(
+                flat, weight, targets, ignore_index=IGNORE, reduction="sum", options=options
+            ).float()  # fmt: skip
+        loss = total / denominators["text"]
+        return BatchLosses(loss, {"text": loss}, {})
 
 
 class UnfusedAdamW(AdamW):

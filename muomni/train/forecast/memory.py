@@ -40,6 +40,8 @@ from muomni.errors import ForecastError
 from muomni.model import OmniModel
 from muomni.ops.cross_entropy import CHUNK_ELEMENTS
 from muomni.train.forecast.trace import Recorder, dry_run
+from muomni.train.freezing import freeze
+from muomni.train.objectives.module import LossModule
 from muomni.train.optim.adamw8bit import AdamW8bit
 from muomni.train.optim.build import build_optimizers
 from muomni.train.resolve_model import resolve_model
@@ -207,10 +209,10 @@ def _forecast(setup: Setup) -> Forecast:
     return _at_the_peak(setup, recorder, kinds)
 
 
-class _Model(OmniModel):
-    """The same model, whose passes are none of the run's: what has replaced or counts those does not see these."""
+class _Losses(LossModule):
+    """The same module, whose passes are none of the run's: what has replaced or counts those does not see these."""
 
-    forward = OmniModel.forward
+    forward = LossModule.forward
 
 
 def _record(setup: Setup, recorder: Recorder) -> dict[int, str]:
@@ -218,8 +220,8 @@ def _record(setup: Setup, recorder: Recorder) -> dict[int, str]:
     # The same products whatever the device; see the module for what differs.
     name: Any = setup.step.precision
     precision = Precision(name, torch.device("cpu"), "forecast")
-    model = _Model(setup.config)
-    model.freeze(setup.frozen)
+    model = OmniModel(setup.config)
+    freeze(model, setup.frozen)
     if setup.checkpointing != "off":
         activation_checkpointing.enable(model, setup.checkpointing)
     optimizers = build_optimizers(model, setup.optimizer, precision)
@@ -233,7 +235,7 @@ def _record(setup: Setup, recorder: Recorder) -> dict[int, str]:
     if "thinker" in setup.frozen:
         # What stands for media teaches through it.
         model.thinker.embed_tokens.register_forward_hook(lambda _module, _inputs, out: out.detach().requires_grad_())
-    step = TrainStep(model, optimizers, torch.ones(2), 1.0, precision)
+    step = TrainStep(_Losses(model), optimizers, torch.ones(2), 1.0, precision)
     recorder.phase_of = lambda: step.phase
     kinds: dict[int, str] = {}
 

@@ -60,7 +60,7 @@ class StepTimer:
         rows = read.rows.train
         total = stage.num_steps(rows.num_rows)
         self._model, step = build(resolved, read.config, group, total)
-        self._model.train()
+        step.model.train()
         self._monitor = MemoryMonitor(self._model, step.optimizers, self._model.device)
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
         self._step = RecoveringStep(stage, self._model, step, rows, self._monitor, folder, stage.batch_size)

@@ -9,7 +9,9 @@ from muomni.accel import activation_checkpointing
 from muomni.accel.compile import blocks as compilation
 from muomni.errors import ConfigError
 from muomni.ops.attention import Segments
+from muomni.train.objectives.module import LossModule
 from tests.accel.test_activation_checkpointing import CONFIG, make_model
+from tests.train.objectives.batches import make_batch
 
 CPU = torch.device("cpu")
 
@@ -72,7 +74,7 @@ def test_the_whole_model_compiled_gives_the_same_gradients_and_settles():
 
     still = CONFIG.replace(thinker=CONFIG.thinker.replace(dropout=0.0, num_hidden_layers=1))
     torch._dynamo.reset()
-    eager, compiled = make_model(still).double(), make_model(still).double()
+    eager, compiled = (LossModule(make_model(still).double()) for _ in range(2))
     compilation.apply(compiled, compilation.choose("full", CPU))
     for seed in range(6):
         if seed == 3:
@@ -82,7 +84,7 @@ def test_the_whole_model_compiled_gives_the_same_gradients_and_settles():
         results = []
         for model in (eager, compiled):
             model.zero_grad()
-            loss = model(ids, labels=ids, segments=segments.rounded(48), num_targets=ids.numel()).loss
+            loss = model(make_batch(ids, segments=segments), {"text": ids.numel()}).total
             loss.backward()
             results.append([loss.detach(), *(p.grad for p in model.parameters())])
         for a, b in zip(*results, strict=True):

@@ -8,6 +8,7 @@ from muomni.accel import attention_backend
 from muomni.model.flops import Flops, model_flops
 from tests.model.talker.speech import PATTERNS, make_config, make_model, make_speech
 from tests.model.test_flops import attend
+from tests.train.objectives.batches import losses_of, make_batch
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
 
@@ -19,9 +20,9 @@ def test_speech_alone(pattern):
     speech = make_speech(model.talker.config, [(70, 30, 9), (3, 2, 1)])
     losses = {"text": 0.0, "speech": 1.0}
     with FlopCounterMode(display=False) as forward, torch.no_grad():
-        model(IDS, labels=IDS, speech=speech, weights=losses)
+        losses_of(model, make_batch(IDS, speech=speech), losses)
     with FlopCounterMode(display=False) as training:
-        model(IDS, labels=IDS, speech=speech, weights=losses).loss.backward()
+        losses_of(model, make_batch(IDS, speech=speech), losses).total.backward()
     parts = model_flops(model.config, [], speech=speech)
     assert set(parts) == {"thinker", "talker"}
     found = sum(parts.values(), Flops())

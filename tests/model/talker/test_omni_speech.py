@@ -18,7 +18,10 @@ from muomni.model.codec import SpeechCodec
 from muomni.model.codec.frozen import FrozenCodec
 from muomni.model.int8_layers import Int8Embedding, Int8Linear
 from muomni.model.talker import SpeechBatch
+from muomni.train.freezing import freeze, parts_of
+from muomni.train.objectives.module import LossModule
 from tests.model.talker.speech import PATTERNS, make_config, make_model, make_speech
+from tests.train.objectives.batches import losses_of, make_batch
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
 NO_LABELS = torch.full_like(IDS, -100)
@@ -26,12 +29,10 @@ SPEECH = {"text": 0.0, "speech": 1.0}
 
 
 def speak(model: OmniModel, speech: SpeechBatch) -> torch.Tensor:
-    loss = model(IDS, labels=NO_LABELS, speech=speech, weights=SPEECH).loss
-    assert loss is not None
-    return loss
+    return losses_of(model, make_batch(IDS, NO_LABELS, speech=speech), SPEECH).total
 
 
-def make_batch(model: OmniModel, seed: int = 0) -> SpeechBatch:
+def speech_of(model: OmniModel, seed: int = 0) -> SpeechBatch:
     assert model.talker is not None
     return make_speech(model.talker.config, seed=seed)
 
@@ -54,34 +55,30 @@ def test_states_are_those_of_each_sentence_read_alone():
 
 def test_the_loss_is_the_talkers_and_adds_to_the_texts():
     model = make_model()
-    speech = make_batch(model)
+    speech = speech_of(model)
     spoken = model.talker.losses(speech, model.talker_states(speech.ids, speech.id_lengths))
     wanted = (spoken.codes + spoken.moves) / speech.num_frames
-    alone = model(IDS, labels=NO_LABELS, speech=speech, weights=SPEECH)
-    assert alone.hidden is None and list(alone.losses) == ["speech"]
-    torch.testing.assert_close(alone.loss, wanted)
-    torch.testing.assert_close(alone.speech.codes, spoken.codes)
-    less = model(IDS, labels=NO_LABELS, speech=speech, weights={"text": 0.0, "speech": 0.5})
-    torch.testing.assert_close(less.loss, wanted / 2)
-    both = model(IDS, labels=IDS, speech=speech, weights={"speech": 2.0}, divisors={"speech": 7})
+    alone = losses_of(model, make_batch(IDS, NO_LABELS, speech=speech), SPEECH)
+    assert list(alone.losses) == ["speech"]
+    torch.testing.assert_close(alone.total, wanted)
+    torch.testing.assert_close(alone.details["speech_codes"], spoken.codes)
+    less = losses_of(model, make_batch(IDS, NO_LABELS, speech=speech), {"text": 0.0, "speech": 0.5})
+    torch.testing.assert_close(less.total, wanted / 2)
+    both = losses_of(model, make_batch(IDS, speech=speech), {"speech": 2.0}, speech=7)
     text = model(IDS, labels=IDS).loss
-    torch.testing.assert_close(both.loss, text + 2 * wanted * speech.num_frames / 7)
+    torch.testing.assert_close(both.total, text + 2 * wanted * speech.num_frames / 7)
     # Without a weight it is not computed.
-    assert list(model(IDS, labels=IDS, speech=speech).losses) == ["text"]
+    assert list(losses_of(model, make_batch(IDS, speech=speech)).losses) == ["text"]
 
 
 def test_what_a_model_cannot_do_is_refused():
-    model, mute = make_model(), OmniModel(make_config().with_speech(None, None))
-    speech = make_batch(model)
+    mute = OmniModel(make_config().with_speech(None, None))
     for ask in (
-        lambda: mute(IDS, labels=IDS, speech=speech),
-        lambda: mute(IDS, labels=IDS, weights={"speech": 1.0}),
+        lambda: LossModule(mute, {"speech": 1.0}),
         lambda: mute.talker_states(IDS[0], (5,)),
     ):
         with pytest.raises(UserError, match="does not speak"):
             ask()
-    with pytest.raises(ValueError, match="give labels too"):
-        model(IDS, speech=speech)
 
 
 def test_a_configuration_holds_a_talker_and_its_codec():
@@ -105,18 +102,18 @@ def learning(model: OmniModel) -> set[str]:
 def test_parts_learn_unless_they_are_frozen_and_the_codec_never_does(pattern):
     # Without dropping states: where chance drops those of all three sentences the Thinker has no gradient.
     model = make_model(pattern=pattern, conditioning_dropout=0.0).train()
-    speech = make_batch(model)
-    assert "codec" not in model.parts and not model.codec.training
+    speech = speech_of(model)
+    assert "codec" not in parts_of(model) and not model.codec.training
     speak(model, speech).backward()
     assert learning(model) == {"thinker", "talker"}
     missing = [name for name, p in model.talker.named_parameters() if p.grad is None]
     assert missing == []
     for frozen, wanted in ((["thinker"], {"talker"}), (["talker"], {"thinker"})):
         model.zero_grad()
-        model.freeze(frozen)
+        freeze(model, frozen)
         speak(model, speech).backward()
         assert learning(model) == wanted
-    model.freeze([])
+    freeze(model, [])
     model.requires_grad_(True)
     assert not any(p.requires_grad for p in model.codec.parameters())
     assert not any(module.training for module in model.train().codec.modules())
@@ -151,7 +148,7 @@ def test_a_folder_gives_the_model_back(tmp_path: Path, pattern):
     save_model(model, tmp_path)
     loaded = load_model(tmp_path)
     assert loaded.config == model.config
-    speech, codes = make_batch(model), torch.randint(7, (3, 6))
+    speech, codes = speech_of(model), torch.randint(7, (3, 6))
     assert torch.equal(speak(loaded, speech), speak(model, speech))
     assert torch.equal(loaded.codec.decode(codes), model.codec.decode(codes))
     samples = torch.randn(4000)
@@ -176,7 +173,7 @@ def test_a_trained_codec_goes_into_a_model(tmp_path: Path):
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_int8_says_nearly_the_same_and_is_saved(tmp_path: Path, pattern):
     model = make_model(pattern=pattern, dtype=torch.float32)
-    speech, codes = make_batch(model), torch.randint(7, (3, 6))
+    speech, codes = speech_of(model), torch.randint(7, (3, 6))
     with torch.no_grad():
         wanted = speak(model, speech)
         decoded = model.codec.decode(codes)
@@ -201,7 +198,7 @@ def test_int8_says_nearly_the_same_and_is_saved(tmp_path: Path, pattern):
 def test_a_float_folder_is_read_as_int8(tmp_path: Path):
     model = make_model(dtype=torch.float32)
     save_model(model, tmp_path)
-    speech = make_batch(model)
+    speech = speech_of(model)
     loaded = load_model(tmp_path, int8=True)
     quantize(model)
     tune(loaded)  # the same kernels: those that were faster
@@ -209,31 +206,23 @@ def test_a_float_folder_is_read_as_int8(tmp_path: Path):
         torch.testing.assert_close(speak(loaded, speech), speak(model, speech), rtol=1e-4, atol=1e-4)
 
 
-def test_run_all_gives_every_parameter_of_the_talker_a_gradient_of_zero():
+def test_a_batch_without_speech_gives_every_parameter_of_the_talker_a_gradient_of_zero():
     model = make_model().train()
-    model.run_all = True
     wanted = make_model()(IDS, labels=IDS).loss
-    for weights in ({}, {"speech": 1.0}):
-        model.zero_grad(set_to_none=True)
-        out = model(IDS, labels=IDS, weights=weights)
-        assert torch.equal(out.loss, wanted) and "speech" not in out.losses and out.speech is None
-        out.loss.backward()
-        assert all(p.grad is not None and not p.grad.any() for p in model.talker.parameters())
+    out = losses_of(model, make_batch(IDS), {"speech": 1.0})
+    assert torch.equal(out.total, wanted) and "speech" not in out.losses and not out.details
+    out.total.backward()
+    assert all(p.grad is not None and not p.grad.any() for p in model.talker.parameters())
     # A batch without speech where only speech is learnt.
     model.zero_grad(set_to_none=True)
-    out = model(IDS, labels=NO_LABELS, weights=SPEECH)
-    assert out.loss == 0
-    out.loss.backward()
+    out = losses_of(model, make_batch(IDS, NO_LABELS), SPEECH)
+    assert out.total == 0
+    out.total.backward()
     assert all(p.grad is not None and not p.grad.any() for p in model.talker.parameters())
-    # With speech the blank is not needed.
-    speech = make_batch(model)
-    model.eval()
-    assert torch.equal(speak(model, speech), speak(make_model(), speech))
-    # A Talker that neither learns nor is asked for is not computed.
-    model.train().freeze(["talker"])
+    # A Talker that is not asked for is not computed.
     called: list[int] = []
     model.talker.register_forward_hook(lambda *_: called.append(1))
-    model(IDS, labels=IDS)
+    losses_of(model, make_batch(IDS))
     assert called == []
 
 
@@ -246,7 +235,7 @@ def test_checkpointing_reaches_the_talkers_blocks_and_changes_nothing(mode):
             activation_checkpointing.enable(model, mode)
             assert all("forward" in block.__dict__ for block in model.talker.layers)
         torch.manual_seed(0)
-        speak(model, make_batch(model)).backward()
+        speak(model, speech_of(model)).backward()
         grads.append([p.grad for p in model.talker.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
@@ -260,7 +249,7 @@ def test_compilation_reaches_the_talkers_blocks():
 
 def test_low_precision_is_near_and_the_random_numbers_are_torchs():
     model = make_model(dtype=torch.float32)
-    speech = make_batch(model)
+    speech = speech_of(model)
     wanted = speak(model, speech)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(speak(model, speech), wanted, rtol=0.03, atol=0)
@@ -275,7 +264,7 @@ def test_low_precision_is_near_and_the_random_numbers_are_torchs():
 
 def test_a_fitted_pair_is_learnt():
     model = make_model(dtype=torch.float32, code_corruption=0.0, conditioning_dropout=0.0).train()
-    speech = make_batch(model)
+    speech = speech_of(model)
     optimizer = torch.optim.AdamW(model.talker.parameters(), lr=1e-2)
     first = last = speak(model, speech)
     for _ in range(60):

@@ -10,6 +10,7 @@ import torch
 from muomni.accel.memory.monitor import MemoryMonitor
 from muomni.config.recipe import OptimizerSpec
 from muomni.errors import ConfigError
+from muomni.train.objectives.module import LossModule
 from muomni.train.optim import adamw8bit
 from muomni.train.optim.build import build_optimizers, check_optimizer
 from muomni.train.stage import train
@@ -110,7 +111,7 @@ def test_a_skipped_step_leaves_weights_and_state_untouched():
 def test_in_a_training_step_it_skips_counts_and_goes_on(small_too):
     ids, labels = make_rows(2)
     model = make_model().float()
-    step = TrainStep(model, build_optimizers(model, SPEC, FP32), torch.ones(100), 1.0, FP32)
+    step = TrainStep(LossModule(model), build_optimizers(model, SPEC, FP32), torch.ones(100), 1.0, FP32)
     first = float(step([make_batch(ids, labels)]).loss)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     poison = model.thinker.norm.weight.register_hook(lambda grad: grad * float("nan"))

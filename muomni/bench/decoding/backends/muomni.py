@@ -80,7 +80,7 @@ class Backend:
     def logits(self, ids: Sequence[int], count: int) -> NDArray[np.float32]:
         """Token by token behind a prompt, as decoding computes them."""
         if self._runner is None:
-            out = self._model(torch.tensor([ids], device=self._model.device), last=count).logits[0]
+            out = self._model(torch.tensor([ids], device=self._model.device), logits_to_keep=count).logits[0]
             return np.asarray(out.float().cpu().numpy())
         start = len(ids) - count + 1
         rows = [self._prefill(self._runner, [ids[:start]])]
