@@ -101,7 +101,7 @@ def test_fp16_scales_the_loss_and_halves_the_scale_after_an_overflow():
 def test_the_scalers_state_resumes():
     one, other = make_step("fp16"), make_step("fp16")
     batch = make_batch(*make_rows(2))
-    one.model.thinker.norm.weight.register_hook(lambda grad: grad * float("inf"))
+    one.model.model.thinker.norm.weight.register_hook(lambda grad: grad * float("inf"))
     one([batch])
     other.scaler.load_state_dict(one.scaler.state_dict())
     assert other.scaler.get_scale() == 2.0**15

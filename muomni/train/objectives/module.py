@@ -6,8 +6,9 @@ own number of targets in the whole optimizer step, and times its weight in the r
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from muomni.data import Batch
@@ -16,7 +17,7 @@ from muomni.ops.attention import Segments
 from muomni.train.freezing import is_frozen, parts_of
 from muomni.train.objectives.contrastive import ContrastiveObjective
 from muomni.train.objectives.ctc import CtcObjective
-from muomni.train.objectives.objective import Loss, Objective, Outputs
+from muomni.train.objectives.objective import Objective, Outputs
 from muomni.train.objectives.speech import SpeechObjective
 from muomni.train.objectives.stand_ins import with_stand_ins
 from muomni.train.objectives.text import TextObjective
@@ -91,13 +92,23 @@ class LossModule(nn.Module):
         """
         wanted = [name for name in _BY_NAME if name in (self.weights if names is None else names)]
         real = {name: _BY_NAME[name].num_targets(batch) > 0 or name == "text" for name in wanted}
-        batch = with_stand_ins(batch, self.model, wanted)
-        outputs = self._outputs(batch, wanted)
+        segments = Segments(batch.cu_seqlens, batch.max_seqlen).rounded(batch.input_ids.numel())
+        return self._compute(with_stand_ins(batch, self.model, wanted), segments, denominators, real)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles what runs on the device; numbers known on the host would compile it anew for every batch."""
+        self.__dict__["_compute"] = torch.compile(type(self)._compute.__get__(self), *args, **kwargs)
+
+    def _compute(
+        self, batch: Batch, segments: Segments, denominators: Mapping[str, int | Tensor], real: Mapping[str, bool]
+    ) -> BatchLosses:
+        """The losses named in `real`; those that have stand-ins only weigh nothing."""
+        outputs = self._outputs(batch, segments, real)
         total: Tensor | None = None
         losses: dict[str, Tensor] = {}
         details: dict[str, Tensor] = {}
-        for name in wanted:
-            found = self._loss(name, outputs, batch)
+        for name in real:
+            found = _BY_NAME[name].loss(self.model, outputs, batch)
             loss = found.total / denominators[name] if real[name] else found.total * 0
             weight = self.weights.get(name, 1.0)
             part = loss if weight == 1 else loss * weight
@@ -108,10 +119,7 @@ class LossModule(nn.Module):
         assert total is not None
         return BatchLosses(total, losses, details)
 
-    def _loss(self, name: str, outputs: Outputs, batch: Batch) -> Loss:
-        return _BY_NAME[name].loss(self.model, outputs, batch)
-
-    def _outputs(self, batch: Batch, wanted: Collection[str]) -> Outputs:
+    def _outputs(self, batch: Batch, segments: Segments, wanted: Collection[str]) -> Outputs:
         """Each encoder runs once, whatever reads its tokens."""
         model, media, text = self.model, batch.media, "text" in wanted
         outputs = Outputs()
@@ -125,7 +133,6 @@ class LossModule(nn.Module):
                 None if outputs.audio is None else model.project_clips(outputs.audio),
                 frozenset() if media is None else media.stand_ins,
             )
-            segments = Segments(batch.cu_seqlens, batch.max_seqlen).rounded(batch.input_ids.numel())
             outputs.hidden = model.hidden_states(
                 batch.input_ids, media=features, positions=batch.positions, segments=segments
             )
