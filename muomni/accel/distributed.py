@@ -136,11 +136,6 @@ def _check_fsdp(recipe: Recipe) -> None:
     if recipe.compile == "full":
         raise ConfigError('compile = "full" does not go with parallel = "fsdp", which gathers weights between blocks; '
                           'say "blocks"')  # fmt: skip
-    if recipe.optimizer.name == "adamw8bit":
-        raise ConfigError(
-            'optimizer.name = "adamw8bit" does not go with parallel = "fsdp", which divides its state already; '
-            'say "adamw" or "muon", or parallel = "ddp"'
-        )
 
 
 class Group:

@@ -220,13 +220,6 @@ _TRAINING = (
         usage="nothing",
     ),
     Technique(
-        "adamw-8bit", "8-bit AdamW for AdamW", "training step", "approximate",
-        off="32-bit moments", on="8-bit moments",
-        off_settings=_UPDATES, on_settings={"optimizer": "adamw8bit"} | _UPDATES, family="optimizer",
-        claim="a quarter of its memory",
-        usage='`"optimizer": {"name": "adamw8bit"}`',
-    ),
-    Technique(
         "muon", "Muon for AdamW", "training step", "another optimizer",
         off="AdamW", on="Muon",
         off_settings=_UPDATES, on_settings={"optimizer": "muon"} | _UPDATES, family="optimizer",

@@ -40,10 +40,9 @@ class LossSpec(Frozen):
 class OptimizerSpec(Frozen):
     """AdamW (Loshchilov and Hutter, arXiv:1711.05101) or Muon. No decay on norms and embeddings."""
 
-    name: Literal["adamw", "muon", "adamw8bit"] = "adamw"
+    name: Literal["adamw", "muon"] = "adamw"
     """`adamw`, or `muon`: Muon for the hidden matrices, AdamW for embeddings and norms. Muon learns more from each
-    token and costs some extra matrix products. `adamw8bit` keeps AdamW's moments in 8 bits, a
-    quarter of its memory; needs torchao.
+    token and costs some extra matrix products.
     """
     lr: float = Field(default=1e-3, gt=0)
     """The peak learning rate, of both optimizers; `schedule` scales it."""

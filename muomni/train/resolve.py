@@ -7,7 +7,6 @@ from muomni.accel.device import pick_device
 from muomni.accel.execution_plan import Plan, make_plan
 from muomni.accel.measurements.verdicts import load_verdicts
 from muomni.config import Recipe, read_json
-from muomni.train.optim.build import check_optimizer
 from muomni.train.resolve_model import ResolvedModel, resolve_model
 
 DECLINED = "declined.json"
@@ -46,5 +45,4 @@ def resolve(recipe: Recipe, run: Path | None = None) -> ResolvedRun:
         path = run / DECLINED
         as_begun = recipe.replace(**read_json(path)) if path.is_file() else recipe
         plan = make_plan(as_begun, model.config)
-    check_optimizer(recipe.optimizer, plan.precision)
     return ResolvedRun(recipe, model, plan)

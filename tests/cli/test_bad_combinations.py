@@ -11,20 +11,10 @@ from muomni.cli import main
 from muomni.errors import ConfigError
 from muomni.model import OmniModel
 from muomni.train import setup as assemble
-from muomni.train.optim import adamw8bit
 
 
 def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda _name: None)
-
-
-def no_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adamw8bit, "find_spec", lambda _name: None)
-
-
-def torchao_but_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adamw8bit, "find_spec", lambda name: name)
-    no_compiler(monkeypatch)
 
 
 def on_mps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,9 +32,6 @@ def as_it_is(_monkeypatch: pytest.MonkeyPatch) -> None:
         ("compile=blocks", no_compiler, 'compile = "blocks": no C++ compiler'),
         ("compile=full", no_compiler, 'compile = "full": no C++ compiler'),
         ("compile=full", on_mps, 'compile = "full": torch.compile is not used on mps'),
-        ("optimizer.name=adamw8bit", no_torchao, "torchao is not installed; pip install 'muomni[lowbit]'"),
-        ("optimizer.name=adamw8bit", torchao_but_no_compiler, "through torch.compile: no C++ compiler"),
-        ("optimizer.name=adamw8bit", on_mps, "torch.compile is not used on mps"),
         ("attention=varlen", as_it_is, 'attention = "varlen"'),
         ("attention=flash_attn", as_it_is, 'attention = "flash_attn"'),
         ("attention=flex", as_it_is, 'attention = "flex"'),
@@ -59,7 +46,6 @@ def test_it_is_refused_before_anything_is_allocated(monkeypatch, tmp_path, capsy
     monkeypatch.setattr(OmniModel, "__init__", must_not)
     monkeypatch.setattr(assemble, "prepare_tokenizer", must_not)
     monkeypatch.setattr(assemble, "prepare_rows", must_not)
-    monkeypatch.setattr(adamw8bit, "find_spec", lambda name: name)
     machine(monkeypatch)
     (tmp_path / "text.txt").write_text("A few words. " * 100)
     out = tmp_path / "run"

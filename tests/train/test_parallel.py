@@ -319,7 +319,6 @@ def test_the_rows_of_a_step_are_shared_without_overlap(size, share, micro_batch,
         (3, {}, "8 rows a step cannot be shared evenly by 3"),
         (2, {"on_oom": "shrink_micro_batch"}, "works with one process only"),
         (2, {"parallel": "fsdp", "compile": "full"}, 'say "blocks"'),
-        (2, {"parallel": "fsdp", "optimizer": {"name": "adamw8bit"}}, "does not go with"),
     ],
 )
 def test_bad_combinations_are_refused_by_the_plan(corpus, tmp_path, monkeypatch, processes, changes, message):

@@ -32,7 +32,7 @@ from muomni.ops.attention import Segments
 from muomni.ops.attention.interface import as_autocast_would
 from muomni.ops.cross_entropy import IGNORE, shift_labels
 from muomni.train.objectives.module import BatchLosses, LossModule
-from muomni.train.optim.build import build_optimizers, check_optimizer
+from muomni.train.optim.build import build_optimizers
 from muomni.train.step import TrainStep
 from muomni.train.synthetic_rows import full_rows
 
@@ -63,7 +63,7 @@ class TrainCase(Frozen):
         attention: a backend of `accel.attention_backend`.
         loss: `chunked`; `logits` for cross-entropy over the logits of all tokens at once; `torch` for
             `F.linear_cross_entropy` as it is, and `torch chunked` for the same with its default options.
-        optimizer: `adamw`, `adamw8bit` or `muon`.
+        optimizer: `adamw` or `muon`.
         adamw: `fused` in one kernel, which also clips; `foreach` in a few, `for-loop` one parameter after the
             other, both after a pass for clipping.
         allocator: see `accel.cpu_allocator.choice`; `auto` as a run has it, and transformers' users have `system`.
@@ -86,7 +86,7 @@ class TrainCase(Frozen):
     checkpointing: Literal["off", "full", "selective"] = "off"
     attention: BackendName = "auto"
     loss: Literal["chunked", "logits", "torch", "torch chunked"] = "chunked"
-    optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
+    optimizer: Literal["adamw", "muon"] = "adamw"
     adamw: Literal["fused", "foreach", "for-loop"] = "fused"
     allocator: Literal["auto", "arena", "retain", "system"] = "auto"
     updates: bool = False
@@ -149,7 +149,6 @@ def check(case: TrainCase) -> None:
     compilation.choose(case.compile, device)
     allocator.choose(case.allocator, device)
     attention_backend.pick_attention(case.attention, device, precision.dtype, case.thinker.head_dim)
-    check_optimizer(OptimizerSpec(name=case.optimizer), precision)
     if case.media != "off":
         _check_media(case)
     if case.loss.startswith("torch") and not hasattr(F, "linear_cross_entropy"):

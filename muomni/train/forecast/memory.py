@@ -42,7 +42,6 @@ from muomni.ops.cross_entropy import CHUNK_ELEMENTS
 from muomni.train.forecast.trace import Recorder, dry_run
 from muomni.train.freezing import freeze
 from muomni.train.objectives.module import LossModule
-from muomni.train.optim.adamw8bit import AdamW8bit
 from muomni.train.optim.build import build_optimizers
 from muomni.train.resolve_model import resolve_model
 from muomni.train.step import TrainStep
@@ -225,9 +224,6 @@ def _record(setup: Setup, recorder: Recorder) -> dict[int, str]:
     if setup.checkpointing != "off":
         activation_checkpointing.enable(model, setup.checkpointing)
     optimizers = build_optimizers(model, setup.optimizer, precision)
-    for optimizer in optimizers:
-        if isinstance(optimizer, AdamW8bit):
-            optimizer._update = _nothing
     model.train()
     parameters, buffers = list(model.parameters()), list(model.buffers())
     # Text alone is computed, and encoders would ask the data where their media are.
@@ -263,10 +259,6 @@ def _name(kinds: dict[int, str], recorder: Recorder, kind: str, tensors: list[to
         number = recorder.number(tensor)
         if number is not None:
             kinds.setdefault(number, kind)
-
-
-def _nothing(*_: Any) -> None:
-    """Instead of a compiled update, which makes no tensors."""
 
 
 def _batch(rows: int, tokens: int) -> Batch:

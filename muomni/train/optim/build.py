@@ -8,7 +8,6 @@ from torch.optim import AdamW, Optimizer
 
 from muomni.accel.mixed_precision import Precision
 from muomni.config.recipe import OptimizerSpec
-from muomni.train.optim.adamw8bit import AdamW8bit, check_adam8bit, fits
 from muomni.train.optim.muon import Muon
 
 
@@ -21,21 +20,10 @@ def decay_groups(model: nn.Module) -> tuple[list[tuple[str, nn.Parameter]], list
     return decays, rest
 
 
-def check_optimizer(spec: OptimizerSpec, precision: Precision) -> None:
-    """Finds out whether an optimizer works here, before anything is allocated.
-
-    Raises:
-        ConfigError: it does not; says what is missing.
-    """
-    if spec.name == "adamw8bit":
-        check_adam8bit(precision.device)
-
-
 def build_optimizers(model: nn.Module, spec: OptimizerSpec, precision: Precision) -> list[Optimizer]:
     """The optimizers of a run: AdamW for all, or Muon for the hidden matrices and AdamW for the rest.
 
-    Muon is for matrices: kernels of convolutions go to AdamW. 8-bit AdamW takes what `adam8bit.fits`, and AdamW the
-    rest.
+    Muon is for matrices: kernels of convolutions go to AdamW.
 
     The learning rate of every group is a tensor on the device that `train.step` fills in place, and
     `base_lr` in the group is what the schedule's factor multiplies.
@@ -47,12 +35,6 @@ def build_optimizers(model: nn.Module, spec: OptimizerSpec, precision: Precision
         return {"params": [p for _, p in parameters], "weight_decay": weight_decay, "lr": lr, "base_lr": spec.lr}
 
     optimizers: list[Optimizer] = []
-    if spec.name == "adamw8bit":
-        large = [[item for item in part if fits(item[1])] for part in (matrices, rest)]
-        matrices, rest = ([item for item in part if not fits(item[1])] for part in (matrices, rest))
-        eight_bit = [g for g in (group(large[0], spec.weight_decay), group(large[1], 0.0)) if g["params"]]
-        if eight_bit:
-            optimizers.append(AdamW8bit(eight_bit, betas=spec.betas, eps=spec.eps))
     for_muon = [item for item in matrices if spec.name == "muon" and item[1].ndim == 2]
     others = [item for item in matrices if spec.name != "muon" or item[1].ndim != 2]
     muon = [group(for_muon, spec.weight_decay)] if for_muon else []

@@ -14,7 +14,6 @@ from muomni.bench.training.compare import Measured
 from muomni.cli import main
 from muomni.config import preset
 from muomni.errors import ConfigError
-from muomni.train.optim import adamw8bit
 
 TRAINING = measured_by("training step", mode="table")
 COMMON = {"thinker": preset("nano").thinker, "batch_size": 4, "seq_len": 16, "device": "cpu"}
@@ -94,7 +93,6 @@ def test_the_table_is_complete_and_json_comes_last(monkeypatch, capsys):
     monkeypatch.setattr(module, "compare", fake_compare)
     monkeypatch.setattr(module, "pick_device", lambda _name: torch.device("cpu"))
     monkeypatch.setattr(compilation, "what_is_missing", lambda _device: "no C++ compiler is here")
-    monkeypatch.setattr(adamw8bit, "find_spec", lambda _name: None)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(SystemExit) as stop:
         main(["bench", "train", "--shape", "nano", "--seq-len", "16", "--rounds", "2", "--steps", "1"])
@@ -105,7 +103,6 @@ def test_the_table_is_complete_and_json_comes_last(monkeypatch, capsys):
     assert all((row["on"] is None) == (row["off"] is None) == (row["not_measured"] is not None) for row in rows)
     reasons = {row["technique"]: row["not_measured"] for row in rows if row["not_measured"]}
     assert "a CPU has no fast fp16" in reasons["mixed precision, fp16"]
-    assert "muomni[lowbit]" in reasons["8-bit AdamW for AdamW"]
     assert all("no C++ compiler" in reasons[f"torch.compile of the {what}"] for what in ("blocks", "whole model"))
     assert "FlexAttention" in reasons
     measured = {row["technique"] for row in rows} - set(reasons)
