@@ -1,5 +1,6 @@
 """Model configurations and the presets. Field names follow Hugging Face's `Qwen3Config`."""
 
+import json
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -56,6 +57,11 @@ class OmniConfig(Frozen):
     """The part that speaks, or null."""
     codec: CodecConfig | None = None
     """The codec of the speech; given exactly if `talker` is."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # `transformers.Trainer` says so of every model; this one caches only into the cache that a call is given.
+        if (name, value) != ("use_cache", False):
+            super().__setattr__(name, value)
 
     @model_validator(mode="after")
     def _talker_fits(self) -> "OmniConfig":
@@ -120,6 +126,10 @@ class OmniConfig(Frozen):
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for libraries that expect a Hugging Face configuration; PEFT asks for tied embeddings."""
         return self.model_dump(mode="json") | {"tie_word_embeddings": self.thinker.tie_word_embeddings}
+
+    def to_json_string(self) -> str:
+        """`to_dict` as JSON, which loggers of `transformers.Trainer` write down."""
+        return json.dumps(self.to_dict(), indent=2)
 
 
 def preset(name: PresetName) -> OmniConfig:

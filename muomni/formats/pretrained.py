@@ -96,7 +96,7 @@ def load_model(
         to_int8(model)
     scales = {f"{name}.weight": f"{name}.scale" for name, _ in _int8_layers(model)}
     types = dict.fromkeys(scales, torch.int8) | dict.fromkeys(scales.values(), torch.float32)
-    expected = {name: tensor for name, tensor in model.state_dict().items() if name not in _tied(config)}
+    expected = model.state_dict()
     state: dict[str, Tensor] = {}
     for path in weight_files(folder):
         for stored, tensor in read_tensors(path, device):
@@ -154,7 +154,6 @@ def save_model(model: OmniModel, folder: Path, *, qwen3: bool = False) -> None:
         CheckpointError: the disk is full or the folder cannot be written.
     """
     state = float_weights(model) if qwen3 else {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    state = {name: tensor for name, tensor in state.items() if name not in _tied(model.config)}
     values: dict[str, Any] = model.config.model_dump(mode="json")
     if qwen3:
         state = {to_qwen3_name(name): tensor for name, tensor in state.items() if name.startswith("thinker.")}
@@ -166,14 +165,11 @@ def save_model(model: OmniModel, folder: Path, *, qwen3: bool = False) -> None:
 
 
 def float_weights(model: OmniModel) -> dict[str, Tensor]:
-    """The state of a model with int8 weights dequantised, in `model.dtype`; a tied head is the same tensor twice."""
+    """The state of a model with int8 weights dequantised, in `model.dtype`; a tied head is left out."""
     state: dict[str, Tensor] = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    made: dict[int, Tensor] = {}
     for name, layer in _int8_layers(model):
-        del state[f"{name}.scale"]
-        key = layer.weight.data_ptr()
-        made[key] = made[key] if key in made else layer.dequantized(model.dtype)
-        state[f"{name}.weight"] = made[key]
+        if state.pop(f"{name}.scale", None) is not None:
+            state[f"{name}.weight"] = layer.dequantized(model.dtype)
     return state
 
 

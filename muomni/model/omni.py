@@ -271,8 +271,14 @@ class OmniModel(nn.Module):
                 x = fill_placeholders(x, input_ids, token, given, stand_in=name in features.stand_ins)
         return x
 
-    def num_parameters(self, module: nn.Module | None = None) -> int:
-        """Parameters of the model or of a module of it, a tied head counted once; int8 scales do not count."""
+    def num_parameters(self, module: nn.Module | None = None, *, exclude_embeddings: bool = False) -> int:
+        """Parameters of the model or of a module of it, a tied head counted once; int8 scales do not count.
+
+        Args:
+            module: None counts the whole model.
+            exclude_embeddings: leave out the table of the token embeddings, as `transformers.Trainer` asks.
+        """
         counted = self if module is None else module
         int8 = {id(m.weight): m.weight.numel() for m in counted.modules() if isinstance(m, Int8Weight)}
-        return sum(parameter.numel() for parameter in counted.parameters()) + sum(int8.values())
+        embeddings = self.thinker.embed_tokens.weight.numel() if exclude_embeddings else 0
+        return sum(parameter.numel() for parameter in counted.parameters()) + sum(int8.values()) - embeddings

@@ -34,6 +34,8 @@ class Thinker(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head: nn.Linear | Int8Linear = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.tie_weights()
+        self.register_state_dict_post_hook(_leave_out_tied_head)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_add_tied_head)  # type: ignore[no-untyped-call]
 
     def tie_weights(self) -> None:
         """Makes the head the embedding, where the configuration says so; again after loading or `to_empty`."""
@@ -106,3 +108,18 @@ class Thinker(nn.Module):
             return x
         hidden: Tensor = self.norm(x)
         return hidden
+
+
+def _leave_out_tied_head(thinker: Thinker, state: dict[str, Tensor], prefix: str, _metadata: object) -> None:
+    """A tied head is stored once, as the embedding: safetensors takes no tensor twice."""
+    if thinker.config.tie_word_embeddings:
+        for name in ("weight", "scale"):
+            state.pop(f"{prefix}lm_head.{name}", None)
+
+
+def _add_tied_head(thinker: Thinker, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    if thinker.config.tie_word_embeddings:
+        # Not into a head that an adapter wraps, which has no `weight` of its own.
+        for name in {"weight", "scale"} & thinker.lm_head.state_dict().keys():
+            if (given := state.get(f"{prefix}embed_tokens.{name}")) is not None:
+                state[f"{prefix}lm_head.{name}"] = given

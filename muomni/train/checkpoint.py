@@ -177,9 +177,8 @@ def load_checkpoint(
     parameters = dict(model.named_parameters())
     weights = {name: divided(w, parameters[name]) if name in parameters else w for name, w in weights.items()}
     missing, unexpected = model.load_state_dict(weights, strict=False)
-    tied = {"thinker.lm_head.weight"} if model.config.thinker.tie_word_embeddings else set()
-    if set(missing) - tied or unexpected:
-        raise CheckpointError(f"checkpoint {folder} is of another model: {sorted(set(missing) - tied) + unexpected}")
+    if missing or unexpected:
+        raise CheckpointError(f"checkpoint {folder} is of another model: {sorted(missing) + unexpected}")
     restore_training(parameters, optimizers, tensors, progress, group)
     return progress
 

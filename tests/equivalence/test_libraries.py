@@ -1,18 +1,22 @@
-"""PEFT and accelerate work on `MuOmni` as on any `nn.Module`."""
+"""PEFT, accelerate and `transformers.Trainer` work on `MuOmni` as on any `nn.Module`."""
 
 import copy
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from muomni import MuOmni
 
 peft = pytest.importorskip("peft")
 accelerate = pytest.importorskip("accelerate")
+transformers = pytest.importorskip("transformers")
 
 IDS = torch.randint(100, (4, 16), generator=torch.Generator().manual_seed(0))
 
@@ -98,3 +102,34 @@ def test_a_step_of_accelerate_is_a_plain_step(model: MuOmni, accelerator: Any) -
     assert torch.equal(
         unwrapped.generate(IDS, max_new_tokens=5, temperature=0), model.generate(IDS, max_new_tokens=5, temperature=0)
     )
+
+
+def test_the_trainer_of_transformers_learns_evaluates_and_saves(model: MuOmni, tmp_path: Path) -> None:
+    arguments = transformers.TrainingArguments(
+        tmp_path,
+        max_steps=10,
+        per_device_train_batch_size=len(IDS),
+        learning_rate=1e-2,
+        logging_steps=1,
+        save_steps=10,
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+    )
+    rows = [{"input_ids": row, "labels": row} for row in IDS]
+    trainer = transformers.Trainer(model, arguments, train_dataset=rows)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == 10 and losses[-1] < losses[0] - 0.05
+    expected = model.eval()(IDS, labels=IDS).loss.item()
+    assert trainer.evaluate(rows)["eval_loss"] == pytest.approx(expected, abs=1e-6)
+    # A checkpoint of the Trainer holds every weight once, and goes back into a model.
+    weights = load_file(tmp_path / "checkpoint-10" / "model.safetensors")
+    assert weights.keys() == model.state_dict().keys() and "thinker.lm_head.weight" not in weights
+    other = MuOmni.from_config(model.config, device="cpu", seed=1).eval()
+    other.load_state_dict(weights)
+    assert torch.equal(other(IDS).logits, model(IDS).logits)
+    # Loggers ask for the configuration by these names; the one thing the Trainer sets is what holds anyway.
+    assert json.loads(model.config.to_json_string()) == model.config.to_dict()
+    with pytest.raises(ValidationError, match="frozen"):
+        model.config.use_cache = True
