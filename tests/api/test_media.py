@@ -132,7 +132,7 @@ def test_the_places_are_those_that_the_model_itself_splices(model: MuOmni) -> No
         at += rows * columns // 4
     positions = torch.from_numpy(mrope_positions(ids.shape[1], starts))[:, None]
     with torch.no_grad():
-        likely = model(ids, positions=positions, media=media, last=1).logits.argmax().item()
+        likely = model(ids, positions=positions, media=media, logits_to_keep=1).logits.argmax().item()
     assert model.chat(prompt, temperature=0, max_new_tokens=1).tokens == (likely,)
     assert model.encode(prompt) == asked.ids
 

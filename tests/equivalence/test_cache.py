@@ -137,7 +137,7 @@ def test_misuse_is_an_error() -> None:
     for length in (-1, 5):
         with pytest.raises(ValueError, match=f"cannot cut a cache of 4 tokens to {length}"):
             cache.truncate(length)
-    with pytest.raises(ValueError, match="neither cache nor last"):
+    with pytest.raises(ValueError, match="neither cache nor logits_to_keep"):
         model(ids, labels=ids, cache=cache)
     segments = Segments(torch.tensor([0, 4], dtype=torch.int32), 4)
     with pytest.raises(ValueError, match="packed rows cannot be cached"):
