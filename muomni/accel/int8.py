@@ -8,11 +8,12 @@ activations (decoding), 16 (a batch) and 128 (a prompt), against the float produ
 user's cache, by torch version, processor, driver or threads, and shape, so that this happens once.
 """
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
@@ -24,12 +25,13 @@ from muomni.errors import ConfigError, UserError
 from muomni.model.int8_layers import Int8Linear, is_quantized, to_float, to_int8
 from muomni.ops.int8 import KERNELS, Kernel, dequantize, int8_linear, why_not
 
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 METHODS = ("int8",)
 TIMINGS = JsonStore("int8.json", "the int8 kernels")
 KeepFloat = Literal["auto", "never"]
 # Rows of activations that stand for decoding, a batch and a prompt; see `model.int8_layers.ROWS`.
 _ROWS = (1, 16, 128)
-# `fused` is for compiled steps, which `infer.runners.compiled` makes.
+# `fused` is for compiled steps, see `copy_for_compiling`.
 _CANDIDATES: tuple[Kernel, ...] = tuple(kernel for kernel in KERNELS if kernel not in ("reference", "fused"))
 _FLOAT = "float"
 # Elements of weights that a timing goes round, so that they come from memory as in a model: of int8 ones, which
@@ -149,6 +151,24 @@ def use_kernel(model: nn.Module, kernel: Kernel) -> None:
             raise ConfigError(f"int8 kernel {kernel!r}, {layer.out_features} × {layer.in_features}: {reason}")
     for layer in layers:
         layer.kernels = (kernel, kernel, kernel)
+
+
+def copy_for_compiling(model: ModuleT) -> ModuleT:
+    """A copy over the same tensors, whose int8 layers have the kernels that are best inside a compiled step.
+
+    `fused` for few rows. For more a layer's own, but not `packed`: Inductor cannot lower it behind another operation
+    (it fails on inputs that it has not put into memory).
+    """
+    tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
+    tensors += [m.float_copy for m in model.modules() if isinstance(m, Int8Linear) and m.float_copy is not None]
+    copied = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    for layer in copied.modules():
+        if isinstance(layer, Int8Linear):
+            shape = layer.out_features, layer.in_features
+            other: Kernel = "cast" if why_not("dynamic", layer.weight.device, *shape) else "dynamic"
+            batch, prompt = (other if kernel == "packed" else kernel for kernel in layer.kernels[1:])
+            layer.kernels = "fused", batch, prompt
+    return copied
 
 
 def dequantize_model(model: nn.Module) -> None:

@@ -9,6 +9,7 @@ Needs the `gguf` package (MIT): `pip install 'muomni[gguf]'`.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from muomni.errors import CheckpointError, ConfigError, UserError
-from muomni.model.int8_layers import Int8Weight
+from muomni.model.int8_layers import weight_of
 from muomni.model.omni import OmniModel
 
 if TYPE_CHECKING:
@@ -144,8 +145,7 @@ def _tensors(model: OmniModel) -> Iterator[tuple[str, torch.Size, Callable[[], T
         weight = getattr(module, "weight", None)
         if not isinstance(weight, Tensor) or (path == "lm_head" and model.config.thinker.tie_word_embeddings):
             continue
-        values = module.dequantized if isinstance(module, Int8Weight) else weight.detach
-        yield gguf_name(f"{path}.weight"), weight.shape, values
+        yield gguf_name(f"{path}.weight"), weight.shape, partial(weight_of, module)
 
 
 def _numpy(values: Tensor) -> "NDArray[Any]":

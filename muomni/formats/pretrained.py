@@ -18,7 +18,7 @@ from muomni.errors import CheckpointError, ConfigError, UserError
 from muomni.files import write_json
 from muomni.formats.qwen3 import from_qwen3_config, from_qwen3_name, to_qwen3_config, to_qwen3_name
 from muomni.formats.tensors import CONFIG, WEIGHTS, check_tensors, read_tensors, save_tensors, weight_files
-from muomni.model.int8_layers import Int8Weight, to_int8
+from muomni.model.int8_layers import float_state, int8_layers, to_int8
 from muomni.model.omni import OmniModel
 from muomni.ops.int8 import quantize_rows
 
@@ -94,7 +94,7 @@ def load_model(
         model = make(config)
     if stored_int8 or int8:
         to_int8(model)
-    scales = {f"{name}.weight": f"{name}.scale" for name, _ in _int8_layers(model)}
+    scales = {f"{name}.weight": f"{name}.scale" for name in int8_layers(model)}
     types = dict.fromkeys(scales, torch.int8) | dict.fromkeys(scales.values(), torch.float32)
     expected = model.state_dict()
     state: dict[str, Tensor] = {}
@@ -119,7 +119,7 @@ def load_model(
     model.load_state_dict(state, strict=False, assign=True)
     if model.codec is not None:
         model.codec.to(device)  # with what is not in the file
-    for _, layer in _int8_layers(model):
+    for layer in int8_layers(model).values():
         layer.dtype = model.thinker.norm.weight.dtype
     model.thinker.tie_weights()
     return model.eval().requires_grad_(not model.is_quantized)
@@ -128,10 +128,6 @@ def load_model(
 def _tied(config: OmniConfig) -> tuple[str, ...]:
     """Tensors that are not in a file because the embedding's are the same."""
     return _TIED if config.thinker.tie_word_embeddings else ()
-
-
-def _int8_layers(model: OmniModel) -> list[tuple[str, Int8Weight]]:
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, Int8Weight)]
 
 
 def _check_type(folder: Path, name: str, tensor: Tensor, wanted: torch.dtype | None) -> None:
@@ -153,7 +149,7 @@ def save_model(model: OmniModel, folder: Path, *, qwen3: bool = False) -> None:
     Raises:
         CheckpointError: the disk is full or the folder cannot be written.
     """
-    state = float_weights(model) if qwen3 else {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    state: dict[str, Tensor] = float_state(model, model.dtype) if qwen3 else model.state_dict()
     values: dict[str, Any] = model.config.model_dump(mode="json")
     if qwen3:
         state = {to_qwen3_name(name): tensor for name, tensor in state.items() if name.startswith("thinker.")}
@@ -162,15 +158,6 @@ def save_model(model: OmniModel, folder: Path, *, qwen3: bool = False) -> None:
         values[_QUANTIZATION] = {"method": "int8"}
     write_json(folder / CONFIG, values)
     save_tensors(state, folder / WEIGHTS)
-
-
-def float_weights(model: OmniModel) -> dict[str, Tensor]:
-    """The state of a model with int8 weights dequantised, in `model.dtype`; a tied head is left out."""
-    state: dict[str, Tensor] = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    for name, layer in _int8_layers(model):
-        if state.pop(f"{name}.scale", None) is not None:
-            state[f"{name}.weight"] = layer.dequantized(model.dtype)
-    return state
 
 
 def check_replaceable(target: Path) -> None:

@@ -229,6 +229,51 @@ def to_float(model: nn.Module, dtype: torch.dtype | None = None) -> None:
     model.requires_grad_(True)
 
 
+# What `weight_of` and the native decoder read: the float layers, and those that `to_int8` puts in their place.
+WEIGHT_LAYERS = (nn.Embedding, nn.Linear, Int8Embedding, Int8Linear)
+
+
 def is_quantized(model: nn.Module) -> bool:
     """Whether any layer has int8 weights."""
     return any(isinstance(module, Int8Weight) for module in model.modules())
+
+
+def int8_layers(model: nn.Module) -> dict[str, Int8Weight]:
+    """The layers with int8 weights by their names; those that share tensors are all there."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Int8Weight)}
+
+
+def num_int8_weights(model: nn.Module) -> int:
+    """Elements of the int8 weights, shared ones once; scales do not count."""
+    return sum({id(layer.weight): layer.weight.numel() for layer in int8_layers(model).values()}.values())
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    """The float weights of a layer: its own, detached, or int8 ones dequantised to fp32."""
+    if isinstance(layer, Int8Weight):
+        return layer.dequantized()
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight.detach()
+
+
+def dtype_of(layer: nn.Module) -> torch.dtype:
+    """What a layer gives for float inputs of its own type: its weights' type unless they are int8."""
+    return layer.dtype if isinstance(layer, Int8Weight) else weight_of(layer).dtype
+
+
+def tie(head: nn.Module, embedding: nn.Module) -> None:
+    """Makes the weights of the head those of the embedding; nothing where just one of them is int8."""
+    if isinstance(head, Int8Weight) and isinstance(embedding, Int8Weight):
+        head.weight, head.scale = embedding.weight, embedding.scale
+    elif isinstance(head, nn.Linear) and isinstance(embedding, nn.Embedding):
+        head.weight = embedding.weight
+
+
+def float_state(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The model's state with int8 weights dequantised to `dtype`, under the names of float layers."""
+    state: dict[str, Tensor] = model.state_dict()
+    for name, layer in int8_layers(model).items():
+        if state.pop(f"{name}.scale", None) is not None:  # a tied head is not in the state
+            state[f"{name}.weight"] = layer.dequantized(dtype)
+    return state

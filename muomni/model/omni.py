@@ -20,7 +20,7 @@ from muomni.model.encoders.siglip import SiglipEncoder
 from muomni.model.encoders.vision import VisionEncoder
 from muomni.model.encoders.whisper import WhisperEncoder
 from muomni.model.inputs import AudioBatch, ImageBatch, MediaBatch
-from muomni.model.int8_layers import Int8Embedding, Int8Weight, is_quantized
+from muomni.model.int8_layers import dtype_of, is_quantized, num_int8_weights
 from muomni.model.kv_cache import Cache
 from muomni.model.outputs import Features, OmniOutput
 from muomni.model.placeholders import fill_placeholders
@@ -98,8 +98,7 @@ class OmniModel(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Of the activations, and of the weights unless they are int8."""
-        embedding = self.thinker.embed_tokens
-        return embedding.dtype if isinstance(embedding, Int8Embedding) else embedding.weight.dtype
+        return dtype_of(self.thinker.embed_tokens)
 
     @property
     def is_quantized(self) -> bool:
@@ -279,6 +278,5 @@ class OmniModel(nn.Module):
             exclude_embeddings: leave out the table of the token embeddings, as `transformers.Trainer` asks.
         """
         counted = self if module is None else module
-        int8 = {id(m.weight): m.weight.numel() for m in counted.modules() if isinstance(m, Int8Weight)}
         embeddings = self.thinker.embed_tokens.weight.numel() if exclude_embeddings else 0
-        return sum(parameter.numel() for parameter in counted.parameters()) + sum(int8.values()) - embeddings
+        return sum(parameter.numel() for parameter in counted.parameters()) + num_int8_weights(counted) - embeddings

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from muomni.config import ThinkerConfig
-from muomni.model.int8_layers import Int8Embedding, Int8Linear
+from muomni.model.int8_layers import is_quantized, tie
 from muomni.model.kv_cache import Cache
 from muomni.model.layers import Block, RMSNorm
 from muomni.ops.attention import Segments
@@ -27,30 +27,23 @@ class Thinker(nn.Module):
         # `model.int8_layers.to_int8` puts int8 layers in the place of these.
         # With a weight given, torch draws none: `init_weights` does, and on `meta` torch would load its compiler to.
         table = torch.empty(config.vocab_size, config.hidden_size)
-        self.embed_tokens: nn.Embedding | Int8Embedding = nn.Embedding(
-            config.vocab_size, config.hidden_size, _weight=table
-        )
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, _weight=table)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head: nn.Linear | Int8Linear = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.tie_weights()
         self.register_state_dict_post_hook(_leave_out_tied_head)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_add_tied_head)  # type: ignore[no-untyped-call]
 
     def tie_weights(self) -> None:
         """Makes the head the embedding, where the configuration says so; again after loading or `to_empty`."""
-        if not self.config.tie_word_embeddings:
-            return
-        head, embedding = self.lm_head, self.embed_tokens
-        if isinstance(head, nn.Linear) and isinstance(embedding, nn.Embedding):
-            head.weight = embedding.weight
-        elif isinstance(head, Int8Linear) and isinstance(embedding, Int8Embedding):
-            head.weight, head.scale = embedding.weight, embedding.scale
+        if self.config.tie_word_embeddings:
+            tie(self.lm_head, self.embed_tokens)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         # Moving a module moves parameters in place, so that a tie holds, but replaces buffers.
-        if isinstance(self.embed_tokens, Int8Embedding):
+        if is_quantized(self.embed_tokens):
             self.tie_weights()
         return self
 

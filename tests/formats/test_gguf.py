@@ -14,8 +14,7 @@ from muomni.data.text.tokenizer import Tokenizer
 from muomni.errors import CheckpointError, ConfigError, DataError, UserError
 from muomni.formats.gguf import GgufDtype, gguf_name, write_gguf
 from muomni.formats.gguf_tokenizer import gguf_vocabulary
-from muomni.formats.pretrained import float_weights
-from muomni.model.int8_layers import to_int8
+from muomni.model.int8_layers import float_state, to_int8
 
 gguf = pytest.importorskip("gguf")
 
@@ -112,7 +111,7 @@ def test_int8_weights_are_dequantised(tmp_path: Path) -> None:
     model = make()
     to_int8(model)
     write_gguf(model, tmp_path / "m.gguf")
-    state = float_weights(model)
+    state = float_state(model, model.dtype)
     for tensor in gguf.GGUFReader(tmp_path / "m.gguf").tensors:
         name = next(name for name in state if name != "thinker.lm_head.weight" and gguf_name(name[8:]) == tensor.name)
         assert torch.equal(torch.tensor(tensor.data).view(state[name].shape), state[name].float()), name

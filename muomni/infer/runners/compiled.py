@@ -16,7 +16,6 @@ Products with int8 weights: for a few rows Inductor makes one loop of the conver
 Legend: N tokens of a batch, B rows, T tokens of a chunk, C positions attended to, V vocabulary.
 """
 
-import copy
 import threading
 import warnings
 from collections import Counter, deque
@@ -27,15 +26,12 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from muomni.accel.int8 import copy_for_compiling
 from muomni.infer.runners.base import EagerRunner
 from muomni.infer.runners.compiled_step import decode_step, prefill
 from muomni.infer.sampling import on_device
 from muomni.model import OmniModel, SlotCache
-from muomni.model.int8_layers import Int8Linear
 from muomni.model.kv_cache import Span, find_spans
-from muomni.model.thinker import Thinker
-from muomni.ops.int8 import Kernel
-from muomni.ops.int8 import why_not as kernel_why_not
 
 Kind = Literal["decode", "prefill"]
 # Positions of the smallest bucket, and tokens of the smallest chunk: below, less is gained than compiling costs.
@@ -167,13 +163,7 @@ class CompiledRunner:
         self._warned = 0
         # Its own modules over the same weights: the model's mode may change while a step is traced, and the kernels
         # of int8 layers that are best inside a compiled step are others.
-        tensors: list[Tensor] = [*model.thinker.parameters(), *model.thinker.buffers()]
-        linears = [module for module in model.thinker.modules() if isinstance(module, Int8Linear)]
-        tensors += [linear.float_copy for linear in linears if linear.float_copy is not None]
-        self._thinker: Thinker = copy.deepcopy(model.thinker, {id(tensor): tensor for tensor in tensors}).eval()
-        for module in self._thinker.modules():
-            if isinstance(module, Int8Linear):
-                module.kernels = _compiled_kernels(module)
+        self._thinker = copy_for_compiling(model.thinker).eval()
 
     @property
     def note(self) -> str:
@@ -378,17 +368,6 @@ def why_not(cache: SlotCache) -> str | None:
     from muomni.accel.compile.blocks import what_is_missing
 
     return what_is_missing(cache.device)
-
-
-def _compiled_kernels(layer: Int8Linear) -> tuple[Kernel, Kernel, Kernel]:
-    """What a layer computes with inside a compiled step: its own kernels, but `fused` for few rows.
-
-    Inductor cannot lower `packed` behind another operation (it fails on inputs that it has not put into memory).
-    """
-    shape = layer.out_features, layer.in_features
-    other: Kernel = "cast" if kernel_why_not("dynamic", layer.weight.device, *shape) else "dynamic"
-    batch, prompt = (other if kernel == "packed" else kernel for kernel in layer.kernels[1:])
-    return "fused", batch, prompt
 
 
 def _padded(given: Tensor, count: int) -> Tensor:

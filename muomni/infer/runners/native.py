@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from muomni.config import ThinkerConfig
 from muomni.model import OmniModel, SlotCache
-from muomni.model.int8_layers import Int8Embedding, Int8Linear
+from muomni.model.int8_layers import WEIGHT_LAYERS
 from muomni.model.layers import MLP, Attention, Block, RMSNorm
 from muomni.model.talker import Talker
 from muomni.model.thinker import Thinker
@@ -19,8 +19,7 @@ from muomni.ops.native import Decoder, DecoderWeights, LayerWeights, Library, Ma
 from muomni.ops.rope import rope_tables
 
 _FLOATS = (torch.float32, torch.bfloat16)
-_LAYERS = (nn.Embedding, nn.Linear, Int8Embedding, Int8Linear)
-_KNOWN = (Thinker, nn.ModuleList, Block, Attention, MLP, RMSNorm, nn.Dropout, *_LAYERS)
+_KNOWN = (Thinker, nn.ModuleList, Block, Attention, MLP, RMSNorm, nn.Dropout, *WEIGHT_LAYERS)
 
 
 class NativeRunner:

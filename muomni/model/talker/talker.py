@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from muomni.config.talker import TalkerConfig
-from muomni.model.int8_layers import Int8Embedding, Int8Linear
 from muomni.model.kv_cache import Cache
 from muomni.model.layers import Block, RMSNorm
 from muomni.model.talker.batch import SpeechBatch
@@ -59,13 +58,13 @@ class Talker(nn.Module):
         K, V, D = config.num_codebooks, config.codebook_size, config.hidden_size
         self.text = TextEncoder(config, thinker_size)
         # All codebooks in one table; its last row stands for a code that there is not.
-        self.embed_codes: nn.Embedding | Int8Embedding = nn.Embedding(K * V + 1, D, _weight=torch.empty(K * V + 1, D))
+        self.embed_codes: nn.Module = nn.Embedding(K * V + 1, D, _weight=torch.empty(K * V + 1, D))
         voices = len(config.voices)
-        self.embed_voices: nn.Embedding | Int8Embedding = nn.Embedding(voices, D, _weight=torch.empty(voices, D))
+        self.embed_voices = nn.Embedding(voices, D, _weight=torch.empty(voices, D))
         backbone = config.backbone
         self.layers = nn.ModuleList(Block(backbone, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(D, config.rms_norm_eps)
-        self.moves: nn.Linear | Int8Linear = nn.Linear(D, config.num_moves, bias=False)
+        self.moves = nn.Linear(D, config.num_moves, bias=False)
         self.codes = DepthPredictor(config) if config.pattern == "depth" else ParallelHeads(config)
 
     @torch.no_grad()

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from muomni.config.talker import TalkerConfig
 from muomni.model.codec.layers import Depthwise
-from muomni.model.int8_layers import Int8Embedding
 from muomni.model.layers import RMSNorm
 from muomni.model.talker.batch import UNITS
 
@@ -51,7 +50,7 @@ class TextEncoder(nn.Module):
         self.config = config
         width = config.text_size
         table = torch.empty(UNITS, width)
-        self.embed_units: nn.Embedding | Int8Embedding = nn.Embedding(UNITS, width, _weight=table)
+        self.embed_units = nn.Embedding(UNITS, width, _weight=table)
         self.state_norm = RMSNorm(thinker_size, config.rms_norm_eps)
         # Without a bias: states of zeros add nothing, which is what `conditioning_dropout` makes of a sentence.
         self.state_proj = nn.Linear(thinker_size, width, bias=False)
