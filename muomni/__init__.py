@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from muomni.api.training import run_recipe as train
     from muomni.config.loader import load_recipe
     from muomni.data.text.tokenizer import Tokenizer
-    from muomni.infer.reply import Reply
+    from muomni.infer.request import Reply
     from muomni.infer.sampling import SamplingParams
 
 __all__ = [
@@ -38,7 +38,7 @@ __version__ = "0.1.0"
 # `muomni --help` and the configuration do without it.
 _HOMES = {
     "MuOmni": "muomni.api.model",
-    "Reply": "muomni.infer.reply",
+    "Reply": "muomni.infer.request",
     "SamplingParams": "muomni.infer.sampling",
     "Tokenizer": "muomni.data.text.tokenizer",
     "load_recipe": "muomni.config.loader",

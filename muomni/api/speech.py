@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from muomni.errors import PromptError, SpeechError
-from muomni.infer.reply import Reply
+from muomni.infer.request import Reply
 from muomni.infer.speech import Speech, SpeechSettings, speech_settings
-from muomni.infer.speech.speaker_pool import talker_of
+from muomni.infer.speech.speaker import talker_of
 from muomni.model import OmniModel
 
 # Whether a reply is spoken too; or its speech settings, fields of `SpeechSettings`.

@@ -110,8 +110,8 @@ class SpeechSubject:
 
     def turn(self) -> dict[str, Any]:
         """Says all texts: seconds of work, of sound, and until the first sound of some texts, one row alone."""
-        from muomni.eval.model_speaker import speech_of
         from muomni.eval.speech_quality import say_timed
+        from muomni.infer.speech import speech_of
 
         texts, rows = self._case.texts, self._case.rows
         began = time.perf_counter()

@@ -70,7 +70,7 @@ def command(
         if batch is None and not spoken_words(texts[0]):
             raise UserError(f"there is nothing to say in {texts[0][:80]!r}: no letters and no digits")
         from muomni.api.model import MuOmni
-        from muomni.eval.model_speaker import speech_of
+        from muomni.infer.speech import speech_of
 
         model = MuOmni.from_pretrained(run, device=device, runner=runner)
         if batch is not None:
@@ -146,8 +146,8 @@ def _say_all(
         UserError: the folder is there already or cannot be written, or some texts could not be said; the others are.
     """
     from muomni.cli.common.audio_output import write_sound
-    from muomni.eval.model_speaker import speech_of
     from muomni.files import atomic_folder
+    from muomni.infer.speech import speech_of
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: is there already; give a new folder")

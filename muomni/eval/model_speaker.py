@@ -4,10 +4,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from muomni.data.media.audio import Samples
-from muomni.errors import SpeechError, UserError
-from muomni.infer import Reply
-from muomni.infer.speech import Speech
-from muomni.infer.speech.speaker_pool import talker_of
+from muomni.errors import UserError
+from muomni.infer.speech import speech_of
+from muomni.infer.speech.speaker import talker_of
 
 if TYPE_CHECKING:
     from muomni.api.model import MuOmni
@@ -57,14 +56,3 @@ class ModelSpeaker:
         for token in self._tokenizer.encode(text):
             yield decoder.push([token])
         yield decoder.finish()
-
-
-def speech_of(spoken: Reply | Speech) -> tuple[Samples, int]:
-    """The speech of a reply or a text, (S,) float32 in numpy, and its rate in Hz.
-
-    Raises:
-        SpeechError: it has none.
-    """
-    if spoken.audio is None or spoken.sample_rate is None or not len(spoken.audio):
-        raise SpeechError(f"no speech came for {spoken.text[:80]!r}" + (f": {spoken.error}" if spoken.error else ""))
-    return spoken.audio.numpy(), spoken.sample_rate

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from muomni.errors import PromptError
 from muomni.infer.engine.engine import Engine
-from muomni.infer.reply import Reply
-from muomni.infer.request import STOP_NEEDS_TEXT, EngineInput, Request
+from muomni.infer.request import STOP_NEEDS_TEXT, EngineInput, Reply, Request
 from muomni.infer.sampling import SamplingParams
 from muomni.infer.speculative.drafts import DraftProposer
 from muomni.infer.streaming import TextStream

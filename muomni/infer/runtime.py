@@ -11,13 +11,12 @@ from muomni.infer.encoder_cache import EncoderCache
 from muomni.infer.engine.engine import Engine, make_engine
 from muomni.infer.offline import generate_all
 from muomni.infer.preprocess import checked_tokenizer, prepare
-from muomni.infer.reply import Reply
-from muomni.infer.request import EngineInput
+from muomni.infer.request import EngineInput, Reply
 from muomni.infer.runners.select import RunnerName, checked_runner
 from muomni.infer.sampling import SamplingParams
 from muomni.infer.speculative.draft_model import Drafter, check_same_tokens, make_drafter
 from muomni.infer.speculative.drafts import check_guessable
-from muomni.infer.speech.speaker_pool import SpeakerPool
+from muomni.infer.speech.speaker import SpeakerPool
 from muomni.infer.streaming import TextStream
 from muomni.model import OmniModel
 from muomni.model.module_modes import fingerprint

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from muomni.errors import EngineError
 from muomni.infer.engine.engine import Engine
 from muomni.infer.preprocess import end_ids
-from muomni.infer.reply import Chunk, Reply, Timing
-from muomni.infer.request import EngineInput, FinishReason, Request
+from muomni.infer.request import Chunk, EngineInput, FinishReason, Reply, Request, Timing
 from muomni.infer.speculative.drafts import DraftProposer
 
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ import pytest
 from muomni import MuOmni
 from muomni.bench.speech import SpeechCase, SpeechSubject
 from muomni.errors import PromptError, SpeechError, UserError
-from muomni.eval.model_speaker import ModelSpeaker, speech_of
+from muomni.eval.model_speaker import ModelSpeaker
 from muomni.eval.speech_quality import StreamingSpeaker, say_timed
 from muomni.infer import Reply
+from muomni.infer.speech import speech_of
 from tests.infer.speech.models import make_speaking
 
 if TYPE_CHECKING:

@@ -20,9 +20,8 @@ from muomni.errors import BusyError, EngineError, PromptError
 from muomni.infer.engine.core import NO_GUESS_APART, EngineCore
 from muomni.infer.engine.scheduler import Scheduler
 from muomni.infer.request import Request
-from muomni.infer.runners.base import Runner
+from muomni.infer.runners.base import Runner, make_slot_cache
 from muomni.infer.runners.select import RunnerName, Runners, make_runner
-from muomni.infer.slots import make_slot_cache
 from muomni.model import OmniModel, SlotCache
 
 

@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from muomni.errors import UserError
-from muomni.infer.runners.base import Runner
+from muomni.infer.runners.base import Runner, Slots, make_slot_cache
 from muomni.infer.runners.select import RunnerName, Runners, make_runner
-from muomni.infer.slots import Slots, make_slot_cache
 from muomni.infer.speculative.drafts import Guesses
 from muomni.model import OmniModel, SlotCache
 from muomni.model.module_modes import eval_mode

@@ -2,14 +2,14 @@
 
 * `settings`: what may be asked for; `text`: sentences as the Talker reads them, also while their words still come.
 * `pointer`: how the place in the text moves on, and how speech ends.
-* `speaker`: sentences side by side in slots, frame by frame; `speaker_pool`: speakers are kept between calls.
+* `speaker`: sentences side by side in slots, frame by frame, and the speakers kept between calls.
 * `offline`: texts that are known; `streaming`: a text that comes in pieces, and replies that are spoken meanwhile.
 """
 
-from muomni.infer.reply import SpeechTiming
-from muomni.infer.speech.offline import Speech, speak_all
+from muomni.infer.request import SpeechTiming
+from muomni.infer.speech.offline import Speech, speak_all, speech_of
 from muomni.infer.speech.settings import SpeechSettings, speech_settings
-from muomni.infer.speech.speaker_pool import SpeakerPool
+from muomni.infer.speech.speaker import SpeakerPool
 from muomni.infer.speech.streaming import SpokenStream, TextSpeech, speak_pieces
 
 __all__ = [
@@ -21,5 +21,6 @@ __all__ = [
     "TextSpeech",
     "speak_all",
     "speak_pieces",
+    "speech_of",
     "speech_settings",
 ]

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from muomni.data.media.audio import Samples
 from muomni.data.speech.spoken_text import spoken_words
 from muomni.errors import SpeechError
-from muomni.infer.reply import SpeechTiming
+from muomni.infer.request import Reply, SpeechTiming
 from muomni.infer.sampling import make_random
 from muomni.infer.speech.settings import SpeechSettings
-from muomni.infer.speech.speaker import Sentence, Speaker, sentence_seed
-from muomni.infer.speech.speaker_pool import SpeakerPool, codec_of, talker_of
+from muomni.infer.speech.speaker import Sentence, Speaker, SpeakerPool, codec_of, sentence_seed, talker_of
 from muomni.infer.speech.text import SentenceText, encode_sentences
 from muomni.model import OmniModel
 from muomni.model.codec import SpeechCodec
@@ -46,6 +46,17 @@ class Speech:
     sample_rate: int
     timing: SpeechTiming
     error: str | None = None
+
+
+def speech_of(spoken: Reply | Speech) -> tuple[Samples, int]:
+    """The speech of a reply or a text, (S,) float32 in numpy, and its rate in Hz.
+
+    Raises:
+        SpeechError: it has none.
+    """
+    if spoken.audio is None or spoken.sample_rate is None or not len(spoken.audio):
+        raise SpeechError(f"no speech came for {spoken.text[:80]!r}" + (f": {spoken.error}" if spoken.error else ""))
+    return spoken.audio.numpy(), spoken.sample_rate
 
 
 def text_seed(settings: SpeechSettings) -> int:

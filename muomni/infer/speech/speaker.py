@@ -7,23 +7,25 @@ until then is thrown away.
 Legend: N rows that take part, S slots, U units, D hidden_size, K codebooks, n steps of a run.
 """
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from muomni.data.speech.spoken_text import MAX_UNITS
-from muomni.errors import SpeechError
-from muomni.infer.runners.base import Backbone, torch_on_one_thread
-from muomni.infer.runners.select import Runners
+from muomni.errors import SpeechError, UserError
+from muomni.infer.runners.base import Backbone, Slots, make_slot_cache, torch_on_one_thread
+from muomni.infer.runners.select import RunnerName, Runners, make_backbone
 from muomni.infer.sampling import Sampler, SamplingParams, make_random
-from muomni.infer.slots import Slots
 from muomni.infer.speech.pointer import Place, advance
 from muomni.infer.speech.settings import SpeechSettings
 from muomni.infer.speech.text import SentenceText
-from muomni.model.module_modes import eval_mode
+from muomni.model import OmniModel
+from muomni.model.codec import SpeechCodec
+from muomni.model.module_modes import eval_mode, fingerprint
 from muomni.model.talker import NONE, Talker, undelay
 
 # Seconds that the pointer may stay where it is.
@@ -32,6 +34,8 @@ PATIENCE_S = 4.0
 _SLOWEST_S = 0.3
 # Steps whose numbers are drawn at once.
 _BLOCK = 64
+# Of the free memory, for the cache of a speaker.
+_SHARE = 0.5
 
 
 def most_frames(units: int, frame_rate: float) -> int:
@@ -272,3 +276,89 @@ def said_until(sentence: Sentence, pointer: int) -> str:
     """What of the sentence has been said at a place in its units."""
     said = " ".join(word.spoken for word in sentence.text.words).encode()
     return said[: max(0, pointer - 1)].decode(errors="ignore")
+
+
+class SpeakerPool:
+    """Lends speakers: one that was given back is lent again while the weights stay and it has slots enough.
+
+    Any number may be lent at a time, each to one thread or stream. Copies and pickles of a pool are new ones.
+
+    Args:
+        runner: computes the Talker; see `make_backbone`.
+    """
+
+    def __init__(self, runner: RunnerName | None = None) -> None:
+        self.runner = runner
+        self._lock = threading.Lock()
+        self._kept: Speaker | None = None
+        self._key: tuple[object, ...] = ()
+
+    def __deepcopy__(self, _: dict[int, object]) -> "SpeakerPool":
+        return SpeakerPool(self.runner)
+
+    def __reduce__(self) -> tuple[type["SpeakerPool"], tuple[RunnerName | None]]:
+        return SpeakerPool, (self.runner,)
+
+    def take(self, model: OmniModel, slots: int) -> Speaker:
+        """A speaker for the caller alone, until it is given back.
+
+        Args:
+            model: whose weights may have changed since.
+            slots: sentences side by side; fewer where memory asks for it.
+
+        Raises:
+            UserError: the model has no Talker.
+            ConfigError: the runner cannot compute this Talker.
+            EngineError: the memory does not hold one slot.
+        """
+        talker, codec = talker_of(model), codec_of(model)
+        place = talker.norm.weight
+        with self._lock:
+            self._key = (self.runner, place.device, place.dtype, *fingerprint(talker))
+            speaker, self._kept = self._kept, None
+            if speaker is not None and speaker.key == self._key and speaker.slots.count >= slots:
+                return speaker
+            speaker = None  # its cache is freed before the next one is made
+            config, capacity = talker.config.backbone, capacity_for(talker, codec.frame_rate)
+            remedy = "free some memory, or speak fewer sentences side by side with batch_size"
+            cache = make_slot_cache(config, slots, capacity, place.dtype, place.device, _SHARE, "speech", remedy)
+            backbones = make_backbone(model, talker, cache, self.runner)
+            return Speaker(talker, backbones, codec.frame_rate, self._key)
+
+    def give_back(self, speaker: Speaker) -> None:
+        """Takes back a speaker, once; sentences that are not finished leave it."""
+        speaker.clear()
+        with self._lock:
+            larger = self._kept is None or self._kept.slots.count < speaker.slots.count
+            if larger and speaker.key == self._key:
+                self._kept = speaker
+
+    @contextmanager
+    def lend(self, model: OmniModel, slots: int) -> Iterator[Speaker]:
+        """`take` before the block, `give_back` after it."""
+        speaker = self.take(model, slots)
+        try:
+            yield speaker
+        finally:
+            self.give_back(speaker)
+
+
+def talker_of(model: OmniModel) -> Talker:
+    """The model's Talker.
+
+    Raises:
+        UserError: it has none.
+    """
+    if model.talker is None or model.codec is None:
+        raise UserError(
+            "the model does not speak: it has no talker; train one with the recipe speak-tiny, or with a recipe of "
+            "your own that has model.talker, losses.speech and data.speech"
+        )
+    return model.talker
+
+
+def codec_of(model: OmniModel) -> SpeechCodec:
+    """The codec of a model with a Talker; see `talker_of`."""
+    talker_of(model)
+    assert model.codec is not None
+    return model.codec

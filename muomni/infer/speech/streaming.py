@@ -15,11 +15,10 @@ from torch import Tensor
 
 from muomni.data.speech.spoken_text import SpokenText, Word
 from muomni.errors import SpeechError
-from muomni.infer.reply import Chunk, SpeechTiming
+from muomni.infer.request import Chunk, SpeechTiming
 from muomni.infer.speech.offline import nothing_to_say, text_seed
 from muomni.infer.speech.settings import SpeechSettings
-from muomni.infer.speech.speaker import Sentence, Speaker, sentence_seed
-from muomni.infer.speech.speaker_pool import SpeakerPool, codec_of, talker_of
+from muomni.infer.speech.speaker import Sentence, Speaker, SpeakerPool, codec_of, sentence_seed, talker_of
 from muomni.infer.speech.text import SentenceText, encode_sentences
 from muomni.infer.streaming import ReplyStream
 from muomni.model import OmniModel

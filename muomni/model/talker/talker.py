@@ -4,11 +4,15 @@ It carries a pointer into the units of a sentence. Each frame it reads the text 
 frame before, and predicts the codes of the frame and how many units the pointer moves; a class of its own ends the
 sentence. Sentences do not see each other.
 
-Legend: S sentences, U units, N tokens, F frames, K codebooks, V codebook_size, M steps, D hidden_size,
-Dt width of the Thinker.
+The text is read as bytes and the Thinker's states, mixed over a few units before and behind: `TalkerConfig.lookahead`
+units ahead and no more, so that speech can begin before the text is complete.
+
+Legend: S sentences, B rows, U units, N tokens, F frames, K codebooks, V codebook_size, M steps, D hidden_size,
+P depth_size, C text_size, Dt width of the Thinker.
 """
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,15 +20,172 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from muomni.config.talker import TalkerConfig
+from muomni.model.codec.layers import Depthwise
 from muomni.model.kv_cache import Cache
 from muomni.model.layers import Block, RMSNorm
-from muomni.model.talker.batch import SpeechBatch
-from muomni.model.talker.codebook_heads import DepthPredictor, ParallelHeads, Pick
+from muomni.model.talker.batch import UNITS, SpeechBatch
 from muomni.model.talker.packing import Steps, lay_out_steps, lay_out_text
-from muomni.model.talker.text_encoder import TextEncoder
 from muomni.ops.attention import Segments
 from muomni.ops.cross_entropy import IGNORE
 from muomni.ops.rope import rope_tables
+
+
+class TextBlock(nn.Module):
+    """x + scale · mlp(norm(depthwise(x))) (ConvNeXt, arXiv:2201.03545), as far ahead as back."""
+
+    def __init__(self, config: TalkerConfig) -> None:
+        super().__init__()
+        width = config.text_size
+        self.ahead = (config.text_kernel - 1) // 2
+        self.depthwise = Depthwise(width, config.text_kernel)
+        self.norm = RMSNorm(width, config.rms_norm_eps)
+        self.up = nn.Linear(width, 4 * width, bias=False)
+        self.down = nn.Linear(4 * width, width, bias=False)
+        # Of the branches that add up, each begins small.
+        self.scale = nn.Parameter(torch.full((width,), 1 / config.text_layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, U, C) to (B, U, C)."""
+        # The convolution looks back only; what comes out is taken from further behind.
+        seen = self.depthwise(F.pad(x, (0, 0, 0, self.ahead)))[:, self.ahead :]
+        branch: Tensor = self.down(F.gelu(self.up(self.norm(seen))))
+        return x + self.scale * branch
+
+
+class TextEncoder(nn.Module):
+    """Units and states to what the Talker adds to its input.
+
+    Args:
+        config: sizes.
+        thinker_size: width of the Thinker's states.
+    """
+
+    def __init__(self, config: TalkerConfig, thinker_size: int) -> None:
+        super().__init__()
+        self.config = config
+        width = config.text_size
+        table = torch.empty(UNITS, width)
+        self.embed_units = nn.Embedding(UNITS, width, _weight=table)
+        self.state_norm = RMSNorm(thinker_size, config.rms_norm_eps)
+        # Without a bias: states of zeros add nothing, which is what `conditioning_dropout` makes of a sentence.
+        self.state_proj = nn.Linear(thinker_size, width, bias=False)
+        self.layers = nn.ModuleList(TextBlock(config) for _ in range(config.text_layers))
+        self.norm = RMSNorm(width, config.rms_norm_eps)
+        self.out = nn.Linear(width, config.hidden_size, bias=False)
+
+    def project(self, states: Tensor) -> Tensor:
+        """(…, C) of (…, Dt) states of the Thinker; a token's does not depend on the others."""
+        projected: Tensor = self.state_proj(self.state_norm(states))
+        return projected
+
+    def forward(self, units: Tensor, projected: Tensor, inside: Tensor | None = None) -> Tensor:
+        """Runs the encoder.
+
+        Args:
+            units: (B, U) int64.
+            projected: (B, U, C) as `project` gives it.
+            inside: (B, U) bool, where there are units; elsewhere every layer sees zeros, as beyond a row's ends. None
+                where there are units everywhere.
+
+        Returns:
+            (B, U, D); zeros where there are no units.
+        """
+        keep = None if inside is None else ~inside[..., None]
+        # The residual stream is not in low precision under autocast, as in the Thinker.
+        x = _masked(self.embed_units(units) + projected, keep)
+        for block in self.layers:
+            x = _masked(block(x), keep)
+        out: Tensor = self.out(self.norm(x))
+        return out
+
+
+def _masked(x: Tensor, outside: Tensor | None) -> Tensor:
+    return x if outside is None else x.masked_fill(outside, 0)
+
+
+# The codes of a frame come from `DepthPredictor` or `ParallelHeads`: `teach` gives the logits of known codes, `draw`
+# picks codes. M is frames there.
+# (M, V) logits and the number of the codebook to (M,) int64 codes.
+Pick = Callable[[Tensor, int], Tensor]
+
+
+class DepthStep(nn.Module):
+    """Logits of one codebook: head(norm(z + mlp(norm(z))))."""
+
+    def __init__(self, config: TalkerConfig) -> None:
+        super().__init__()
+        width, hidden = config.depth_size, config.depth_intermediate
+        self.norm = RMSNorm(width, config.rms_norm_eps)
+        self.up = nn.Linear(width, hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+        self.out_norm = RMSNorm(width, config.rms_norm_eps)
+        self.head = nn.Linear(width, config.codebook_size, bias=False)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(M, P) to (M, V)."""
+        logits: Tensor = self.head(self.out_norm(z + self.down(F.gelu(self.up(self.norm(z))))))
+        return logits
+
+
+class DepthPredictor(nn.Module):
+    """Each code with the ones before it in its frame in sight: z_k = proj(h) + Σ_{j<k} E_j[code j].
+
+    There is no attention and no cache inside a frame: what a residual quantiser's code k depends on is the sum of
+    what the codes before it stand for, and sums of vectors say that.
+    """
+
+    def __init__(self, config: TalkerConfig) -> None:
+        super().__init__()
+        self.proj = nn.Linear(config.hidden_size, config.depth_size, bias=False)
+        K, V, P = config.num_codebooks, config.codebook_size, config.depth_size
+        self.embed_codes = nn.ModuleList(nn.Embedding(V, P, _weight=torch.empty(V, P)) for _ in range(K - 1))
+        self.steps = nn.ModuleList(DepthStep(config) for _ in range(K))
+
+    def teach(self, hidden: Tensor, codes: Tensor) -> Iterator[Tensor]:
+        """For each codebook (M, V) logits, given (M, D) states and (M, K) the true codes."""
+        known = iter(codes.unbind(1))
+        yield from self._run(hidden, lambda _logits, _k: next(known))
+
+    def draw(self, hidden: Tensor, pick: Pick) -> Tensor:
+        """(M, K) codes for (M, D) states."""
+        drawn: list[Tensor] = []
+
+        def keep(logits: Tensor, k: int) -> Tensor:
+            drawn.append(pick(logits, k))
+            return drawn[-1]
+
+        for _ in self._run(hidden, keep):
+            pass
+        return torch.stack(drawn, dim=1)
+
+    def _run(self, hidden: Tensor, choose: Pick) -> Iterator[Tensor]:
+        z = self.proj(hidden)
+        for k, step in enumerate(self.steps):
+            logits = step(z)
+            yield logits
+            code = choose(logits, k)
+            if k < len(self.embed_codes):
+                z = z + self.embed_codes[k](code)
+
+
+class ParallelHeads(nn.Module):
+    """All codes of a step at once, none knows of the others."""
+
+    def __init__(self, config: TalkerConfig) -> None:
+        super().__init__()
+        D, V = config.hidden_size, config.codebook_size
+        self.heads = nn.ModuleList(nn.Linear(D, V, bias=False) for _ in range(config.num_codebooks))
+
+    def teach(self, hidden: Tensor, codes: Tensor) -> Iterator[Tensor]:
+        """For each codebook (M, V) logits, given (M, D) states; the codes do not matter."""
+        del codes
+        for head in self.heads:
+            yield head(hidden)
+
+    def draw(self, hidden: Tensor, pick: Pick) -> Tensor:
+        """(M, K) codes for (M, D) states."""
+        return torch.stack([pick(head(hidden), k) for k, head in enumerate(self.heads)], dim=1)
+
 
 # Embeddings of codes are drawn so many times as large as other weights: what they sum up to is then about as large as
 # what the text and the state bring, which come out of a product.

@@ -14,7 +14,7 @@ from muomni import MuOmni
 from muomni.config.talker import Pattern
 from muomni.data.speech.spoken_text import spoken_words
 from muomni.errors import ConfigError, SpeechError, UserError
-from muomni.infer.reply import Chunk, Reply, Timing
+from muomni.infer.request import Chunk, Reply, Timing
 from muomni.infer.runners.base import EagerBackbone
 from muomni.infer.runners.native import NativeBackbone, talker_why_not
 from muomni.infer.runners.select import RunnerName, Runners, make_backbone
