@@ -5,9 +5,9 @@ from contextlib import ExitStack
 from typing import Any, Literal, Protocol
 
 from muomni.accel.measurements.statistics import NOISY_SPREAD, Interval, decide, spread_of
+from muomni.accel.measurements.turns import Answer
 from muomni.bench.process import CaseProcess, Kind, RefusedError
 
-Answer = dict[str, Any]
 Update = Callable[[str], None]
 SpeedVerdict = Literal["faster", "slower", "no difference"]
 
@@ -47,37 +47,6 @@ def open_cases(
         else:
             processes[case.name] = stack.enter_context(process)
     return processes, unmeasured
-
-
-def take_turns(
-    processes: Mapping[str, CaseProcess],
-    rounds: int,
-    on_update: Update,
-    enough: Callable[[int], bool] = lambda turns: False,
-    command: Mapping[str, Any] | None = None,
-) -> dict[str, list[Answer]]:
-    """Asks every process once a round, each round beginning with another one: A B C, B C A, ...
-
-    Args:
-        processes: by name.
-        rounds: at most.
-        on_update: called after each round.
-        enough: called after each round with the number of rounds; true ends the measurement.
-        command: what every process is told each round; None: nothing.
-
-    Returns:
-        The answers by name, all of the same number.
-    """
-    names = list(processes)
-    answers: dict[str, list[Answer]] = {name: [] for name in names}
-    for turn in range(rounds if names else 0):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
-            answers[name].append(processes[name].ask(dict(command or {})))
-        on_update(f"round {turn + 1} of {rounds}")
-        if enough(turn + 1):
-            break
-    return answers
 
 
 def speed_verdict(ratio: Interval) -> SpeedVerdict:

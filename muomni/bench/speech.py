@@ -10,12 +10,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from muomni.accel.measurements.statistics import interval_of, margin_of, ratios_of
+from muomni.accel.measurements.turns import Answer, take_turns
 from muomni.accel.technique import Technique, measured_by
 from muomni.bench.decoding.case import BASELINE, case_name
 from muomni.bench.decoding.compare import short
 from muomni.bench.report.report import Equivalence, Memory, ReportRow, measured_row, not_measured
 from muomni.bench.report.sections import Effort, Target
-from muomni.bench.rounds import Answer, noisiest, open_cases, peak_mib, take_turns
+from muomni.bench.rounds import noisiest, open_cases, peak_mib
 from muomni.config.base import Frozen
 from muomni.errors import MuOmniError, UserError
 from muomni.formats.pretrained import read_config

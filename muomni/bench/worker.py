@@ -6,44 +6,24 @@ and whose answer holds the turn's peak memory too. Between commands the process 
 
 import sys
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
+from muomni.accel.measurements.turns import Answer, Subject, Worker
 from muomni.child_process import serve
-from muomni.errors import UserError
 
 
-class Subject(Protocol):
-    """A case that was set up.
+class BenchWorker(Worker):
+    """A worker whose turns also tell their peak memory."""
 
-    Attributes:
-        first: the answer to setting it up.
-    """
-
-    first: dict[str, Any]
-
-    def turn(self, *args: Any, **command: Any) -> dict[str, Any]:
-        """Does what the command asks; everything in it and in the answer is a JSON value."""
+    def turn(self, subject: Subject, command: dict[str, Any]) -> Answer:
+        """The answer to a turn, with `peak_bytes`."""
+        reset_peak()
+        return super().turn(subject, command) | {"peak_bytes": peak_bytes()}
 
 
-class Worker:
-    """Answers commands: the first sets the case up, every other is a turn."""
-
-    def __init__(self) -> None:
-        self._subject: Subject | None = None
-
-    def __call__(self, command: dict[str, Any]) -> dict[str, Any]:
-        try:
-            if self._subject is None:
-                self._subject = _OPEN[command["kind"]](command["case"])
-                return self._subject.first
-            reset_peak()
-            return self._subject.turn(**command) | {"peak_bytes": peak_bytes()}
-        except UserError as error:  # not installed, or not available here: the other cases go on without it
-            return {"refused": str(error)}
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-            return {"refused": f"memory ran out: {str(error).splitlines()[0]}"}
+def set_up(kind: str, case: dict[str, Any]) -> Subject:
+    """The subject of a case."""
+    return _OPEN[kind](case)
 
 
 def _train(case: dict[str, Any]) -> Subject:
@@ -107,14 +87,6 @@ _OPEN: dict[str, Callable[[dict[str, Any]], Subject]] = {
 }
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether there was no room for a tensor; the system may also kill a process instead."""
-    torch = sys.modules.get("torch")
-    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
-        return True
-    return "DefaultCPUAllocator: can't allocate memory" in str(error)
-
-
 def reset_peak() -> None:
     """Forgets the peak so far, where the system lets one."""
     torch = sys.modules.get("torch")
@@ -143,4 +115,4 @@ def peak_bytes() -> int:
 
 
 if __name__ == "__main__":
-    serve(Worker())
+    serve(BenchWorker(set_up))

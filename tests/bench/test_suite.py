@@ -365,9 +365,9 @@ def test_a_worker_without_memory_says_so_and_goes_on_to_live(monkeypatch):
 
     monkeypatch.setitem(worker._OPEN, "hungry", lambda _case: Hungry())
     monkeypatch.setattr(worker, "reset_peak", lambda: None)
-    answer = worker.Worker()
+    answer = worker.BenchWorker(worker.set_up)
     assert answer({"kind": "hungry", "case": {}}) == {}
-    assert answer({"error": "memory"}) == {"refused": "memory ran out: CUDA out of memory."}
+    assert answer({"error": "memory"}) == {"refused": "memory ran out: CUDA out of memory.", "short": True}
     with pytest.raises(ValueError, match="bug"):
         answer({"error": "bug"})
 

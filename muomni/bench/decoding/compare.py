@@ -10,10 +10,11 @@ from typing import Any
 import psutil
 
 from muomni.accel.measurements.statistics import interval_of, ratios_of
+from muomni.accel.measurements.turns import take_turns
 from muomni.bench.decoding.case import InferCase, Task, read_task
 from muomni.bench.decoding.models import BYTES, streamed_weights
 from muomni.bench.process import CaseProcess
-from muomni.bench.rounds import SpeedVerdict, noisiest, open_cases, peak_mib, speed_verdict, take_turns
+from muomni.bench.rounds import SpeedVerdict, noisiest, open_cases, peak_mib, speed_verdict
 from muomni.config import ThinkerConfig
 from muomni.errors import MuOmniError
 

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from muomni.accel.measurements.statistics import interval_of, ratios_of
+from muomni.accel.measurements.turns import take_turns as ask_in_turns
 from muomni.bench.process import RefusedError
 from muomni.bench.rounds import SpeedVerdict, open_cases, peak_mib, speed_verdict
-from muomni.bench.rounds import take_turns as ask_in_turns
 from muomni.bench.training.case import TrainCase
 
 

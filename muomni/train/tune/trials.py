@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from muomni.accel.device import free_memory, pick_device
+from muomni.accel.measurements.turns import take_turns as ask_in_turns
 from muomni.accel.step_config import StepConfig
 from muomni.child_process import ChildEndedError, ChildProcess
 from muomni.config import Recipe, parse
@@ -109,7 +110,7 @@ class Trials:
         try:
             with ChildProcess(_WORKER, stderr="kept" if prepared else "shown") as child:
                 answer = child.ask(command, max(1.0, deadline - time.monotonic()) if prepared else None)
-                if answer.keys().isdisjoint({"short", "refused"}):
+                if "refused" not in answer:
                     turn = {"least": _LEAST_STEPS, "most": _MOST_STEPS, "seconds": _STEP_SECONDS}
                     answer |= child.ask(turn, max(1.0, deadline - time.monotonic()) if prepared else None)
         except ChildEndedError as error:
@@ -117,11 +118,9 @@ class Trials:
                 return Trial(step, why_not="not measured: the time for tuning is over")
             if error.code != -signal.SIGKILL:
                 raise TrainingError(f"tuning: {step} {error}") from None
-            answer = {"short": "the system ended it: memory ran out"}
-        if "short" in answer:
-            return Trial(step, why_not=answer["short"], short=True)
+            answer = {"refused": "the system ended it: memory ran out", "short": True}
         if "refused" in answer:
-            return Trial(step, why_not=answer["refused"])
+            return Trial(step, why_not=answer["refused"], short=answer.get("short", False))
         trial = Trial(step, **{**answer, "step_s": tuple(answer["step_s"])})
         if trial.peak > self.memory:
             limit = f"{words(trial.peak)}, more than {HEADROOM:.0%} of what is free ({words(self.memory)})"
@@ -144,31 +143,25 @@ def take_turns(recipe: Recipe, steps: Sequence[StepConfig], say: Say) -> dict[St
         MuOmniError: none can be taken, or a child ended.
     """
     reasons: list[str] = []
-    seconds: dict[StepConfig, list[float]] = {}
+    children: dict[StepConfig, ChildProcess] = {}
     with ExitStack() as stack:
-        children: dict[StepConfig, ChildProcess] = {}
         for step in steps:
             say(f"setting up {step}")
             few = replace(step, accumulation=min(step.accumulation, _MOST_MICRO_BATCHES))
             child = stack.enter_context(ChildProcess(_WORKER))
             answer = child.ask(_command(with_step(recipe, few), None))
-            if answer.keys().isdisjoint({"short", "refused"}):
+            if "refused" not in answer:
                 answer = child.ask({"least": _WARM_UP_STEPS})
-            reason = answer.get("short") or answer.get("refused")
-            if reason is not None:
-                say(f"{step}: {reason}")
-                reasons.append(f"{step}: {reason}")
-                continue
-            children[step], seconds[step] = child, []
-        order = list(children)
-        for number in range(_ROUNDS if children else 0):
-            for step in order[number % len(order) :] + order[: number % len(order)]:
-                (measured,) = children[step].ask({"least": 1})["step_s"]
-                seconds[step].append(measured * step.accumulation / min(step.accumulation, _MOST_MICRO_BATCHES))
-            say(f"round {number + 1} of {_ROUNDS}")
-    if not seconds:
+            if "refused" in answer:
+                reasons.append(f"{step}: {answer['refused']}")
+                say(reasons[-1])
+            else:
+                children[step] = child
+        answers = ask_in_turns(children, _ROUNDS, say, command={"least": 1})
+    if not children:
         raise MuOmniError(f"no step configuration could be measured here: {'; '.join(reasons)}")
-    return seconds
+    parts = {step: step.accumulation / min(step.accumulation, _MOST_MICRO_BATCHES) for step in children}
+    return {step: [turn["step_s"][0] * parts[step] for turn in turns] for step, turns in answers.items()}
 
 
 def _command(recipe: Recipe, tokenizer: str | None) -> dict[str, Any]:

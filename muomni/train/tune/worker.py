@@ -14,12 +14,11 @@ from typing import Any
 import torch
 
 from muomni.accel.distributed import connect
+from muomni.accel.measurements.turns import Worker
 from muomni.accel.memory.monitor import MemoryMonitor
-from muomni.accel.memory.out_of_memory import find_shortage
 from muomni.child_process import serve
 from muomni.config import Recipe, parse
 from muomni.data import PreparedRows, Tokenizer
-from muomni.errors import MemoryShortageError, UserError
 from muomni.train.oom_recovery import RecoveringStep
 from muomni.train.resolve import resolve
 from muomni.train.setup import Read, build, open_rows
@@ -89,28 +88,6 @@ class StepTimer:
         return time.perf_counter() - began
 
 
-class Worker:
-    """Answers commands; `short` or `refused` in an answer says why nothing could be measured."""
-
-    def __init__(self) -> None:
-        self._timer: StepTimer | None = None
-
-    def __call__(self, command: dict[str, Any]) -> dict[str, Any]:
-        try:
-            if self._timer is None:
-                self._timer = StepTimer(**command)
-                return self._timer.first
-            return self._timer.turn(**command)
-        except (MemoryShortageError, MemoryError) as error:
-            return {"short": _first_line(error)}
-        except UserError as error:
-            return {"refused": str(error)}
-        except RuntimeError as error:
-            if find_shortage(error, "forward") is None:
-                raise
-            return {"short": _first_line(error)}
-
-
 def _limit(size: int) -> None:
     """Lets allocations beyond so many bytes fail, instead of letting the system choose which process to kill."""
     if sys.platform != "linux":
@@ -121,9 +98,5 @@ def _limit(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (size if hard == resource.RLIM_INFINITY else min(size, hard), hard))
 
 
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
-
-
 if __name__ == "__main__":
-    serve(Worker())
+    serve(Worker(StepTimer))
