@@ -155,6 +155,15 @@ def check(case: TrainCase) -> None:
         raise ConfigError(f"torch {torch.__version__} has no F.linear_cross_entropy; 2.13 has")
 
 
+def why_not(case: TrainCase) -> str | None:
+    """Why a case does not work here; None where it does."""
+    try:
+        check(case)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
 def _check_media(case: TrainCase) -> None:
     if case.vision is None or case.audio is None:
         raise ConfigError("rows with media need both encoders: they say how large media are")

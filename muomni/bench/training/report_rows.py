@@ -14,9 +14,9 @@ from muomni.accel.mixed_precision import pick_precision
 from muomni.accel.technique import TECHNIQUES, Technique, measured_by
 from muomni.bench.report.report import Equivalence, Memory, MemoryBar, ReportRow, measured_row, not_measured
 from muomni.bench.report.sections import Effort, Found, Say, Target
-from muomni.bench.training.case import TrainCase, check
+from muomni.bench.training.case import TrainCase, why_not
 from muomni.bench.training.compare import CaseMetrics, Measured, measured, take_turns
-from muomni.errors import ConfigError, UserError
+from muomni.errors import UserError
 
 BASELINE, TWIN = "the baseline", "the baseline again"
 # What a gradient or an update may differ by, as a share of its 2-norm. bf16 keeps 8 bits of every number: its
@@ -45,7 +45,7 @@ def measure_train(target: Target, effort: Effort, say: Say, techniques: Sequence
     plan = Cases(common)
     reasons: dict[str, str] = {}
     for technique in techniques:
-        reason = _why_not(plan.case(technique.off_settings)) or _why_not(plan.case(technique.on_settings))
+        reason = why_not(plan.case(technique.off_settings)) or why_not(plan.case(technique.on_settings))
         if reason is not None:
             reasons[technique.key] = reason
     steps = _steps(target, common, device)
@@ -165,14 +165,6 @@ def _groups(techniques: Sequence[Technique], plan: Cases, most: int) -> list[_Gr
         else:
             groups.append(_Group((technique,)))
     return groups
-
-
-def _why_not(case: TrainCase) -> str | None:
-    try:
-        check(case)
-    except ConfigError as error:
-        return str(error)
-    return None
 
 
 def _row(

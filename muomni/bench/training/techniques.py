@@ -8,9 +8,8 @@ from typing import Any
 from muomni.accel.device import pick_device
 from muomni.accel.mixed_precision import pick_precision
 from muomni.accel.technique import TECHNIQUES, Technique, measured_by
-from muomni.bench.training.case import TrainCase, check
+from muomni.bench.training.case import TrainCase, why_not
 from muomni.bench.training.compare import Measured, compare
-from muomni.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def measure_techniques(
         family_members = list(members)
         off = case(f"{family}: without", family_members[0].off_settings)
         cases = {technique.title: case(technique.title, technique.on_settings) for technique in family_members}
-        reasons = {name: reason for name, on in cases.items() if (reason := _why_not(off) or _why_not(on))}
+        reasons = {name: reason for name, on in cases.items() if (reason := why_not(off) or why_not(on))}
         to_measure = [on for name, on in cases.items() if name not in reasons]
         say(family if to_measure else f"{family}: not measured")
         results = {m.name: m for m in compare([off, *to_measure], rounds, steps)} if to_measure else {}
@@ -67,11 +66,3 @@ def measure_techniques(
                 yield OnOff(technique, not_measured=reasons[technique.title])
             else:
                 yield OnOff(technique, results[off.name], results[technique.title])
-
-
-def _why_not(case: TrainCase) -> str | None:
-    try:
-        check(case)
-    except ConfigError as error:
-        return str(error)
-    return None
