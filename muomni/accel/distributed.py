@@ -187,7 +187,7 @@ class Group:
             return make()
         values: list[Any] = [make() if self.is_main else None]
         dist.broadcast_object_list(values, src=0, group=self._host)
-        return cast(T, values[0])
+        return cast("T", values[0])
 
     def add(self, value: Tensor) -> Tensor:
         """Together: the sum over the processes, in place; the host does not wait for the device."""

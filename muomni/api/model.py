@@ -129,7 +129,7 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
             hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
             path = download(str(name_or_path), hub)
         folder = resolve_folder(path)
-        model = cast(Self, load_model(folder, dtype=dtype, device=place, int8=int8, make=cls))
+        model = cast("Self", load_model(folder, dtype=dtype, device=place, int8=int8, make=cls))
         if model.is_quantized:
             tune(model)
         if (folder / "tokenizer.json").is_file():
@@ -155,8 +155,7 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
         target = Path(save_directory).expanduser().resolve()
         check_replaceable(target)
         with atomic_folder(target) as folder:
-            url = super().save_pretrained(folder, **{"repo_id": target.name, **options})
-        return url
+            return super().save_pretrained(folder, **{"repo_id": target.name, **options})
 
     def _save_pretrained(self, save_directory: Path) -> None:
         save_model(self, save_directory)

@@ -33,7 +33,7 @@ def new_config(
         return config
     if config not in get_args(PresetName):
         raise ConfigError(f"no preset {config!r}: there are {', '.join(get_args(PresetName))}")
-    name = cast(PresetName, config)
+    name = cast("PresetName", config)
     usual = encoder_configs(name)
     sees = usual[0] if vision is True else vision or None
     hears = usual[1] if audio is True else audio or None

@@ -37,7 +37,7 @@ _GGUF = {Dtype.float32: "f32", Dtype.bfloat16: "bf16", Dtype.float16: "f16", Dty
 def command(
     run: options.Run,
     out: Annotated[Path, typer.Option(metavar="PATH", help="The folder (hf) or file (gguf) to write.")],
-    format: Annotated[
+    format: Annotated[  # noqa: A002  # the option's name
         Format, typer.Option(help="hf: a Qwen3 folder for transformers, vLLM and others; gguf: a file for llama.cpp.")
     ] = Format.hf,
     dtype: Annotated[
@@ -95,4 +95,4 @@ def _write_gguf(model: "MuOmni", out: Path, dtype: str) -> None:
 
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
         task = bar.add_task("writing", total=sum(1 for _ in model.state_dict()))
-        model.export_gguf(out, cast(Any, dtype), lambda _: bar.advance(task))
+        model.export_gguf(out, cast("Any", dtype), lambda _: bar.advance(task))

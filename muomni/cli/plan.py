@@ -108,9 +108,11 @@ def _print(estimate: "Estimate") -> None:
     console = wide_console()
     setup, step, values = estimate.setup, estimate.setup.step, estimate.values
     lines = [
-        f"Training on {setup.device} in {step.precision}, {step.micro_batch} × {setup.seq_len} tokens, "
-        f"{step.accumulation} micro-batches a step, checkpointing {step.checkpointing}, {setup.optimizer.name}: "
-        f"about {values['training']['peak_mib']:,.0f} MiB at the peak"
+        (
+            f"Training on {setup.device} in {step.precision}, {step.micro_batch} × {setup.seq_len} tokens, "
+            f"{step.accumulation} micro-batches a step, checkpointing {step.checkpointing}, {setup.optimizer.name}: "
+            f"about {values['training']['peak_mib']:,.0f} MiB at the peak"
+        )
     ]
     sizes = {text: values["training"][f"{name}_mib"] for name, text in _CATEGORIES.items()}
     lines += [f"  {text:<46}{size:>10,.0f}" for text, size in sizes.items() if size]

@@ -3,10 +3,11 @@
 from muomni.config.base import parse
 from muomni.config.encoders import AudioConfig, SiglipConfig, VisionConfig, WhisperConfig
 from muomni.config.loader import bundled_recipes, load_recipe, read_json
-from muomni.config.model import PRESET_NAMES, OmniConfig, ThinkerConfig, encoder_configs, preset
+from muomni.config.model import PRESET_NAMES, OmniConfig, encoder_configs, preset
 from muomni.config.recipe import Recipe
 from muomni.config.recipe_data import DataSpec, SourceSpec, SpeechDataSpec, TokenizerSpec
 from muomni.config.schema import recipe_schema
+from muomni.config.thinker import ThinkerConfig
 
 __all__ = [
     "PRESET_NAMES",

@@ -16,7 +16,7 @@ from muomni.config.encoders import (
     WhisperConfig,
 )
 from muomni.config.talker import TalkerConfig
-from muomni.config.thinker import ThinkerConfig as ThinkerConfig
+from muomni.config.thinker import ThinkerConfig
 from muomni.errors import ConfigError
 
 PresetName = Literal["nano", "tiny", "small", "base"]

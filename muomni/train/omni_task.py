@@ -88,9 +88,11 @@ class OmniTask:
         epochs = self.total_steps * per_step / rows.num_rows
         resumed = f"; going on from step {self.progress.applied}" if self.progress.applied else ""
         lines = [
-            f"{model.num_parameters() / 1e6:.1f} M parameters{parts}{frozen} on {self.plan.device}; "
-            f"{self.total_steps} steps of {per_step} {what}{each}, {epochs:.2f} epochs of {rows.num_rows} {what}"
-            f"{resumed}",
+            (
+                f"{model.num_parameters() / 1e6:.1f} M parameters{parts}{frozen} on {self.plan.device}; "
+                f"{self.total_steps} steps of {per_step} {what}{each}, {epochs:.2f} epochs of {rows.num_rows} {what}"
+                f"{resumed}"
+            ),
             *self.plan.lines,
             *self.rows.notes,
         ]

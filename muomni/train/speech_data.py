@@ -38,8 +38,10 @@ class Speech:
         """Sentences for the user: how much there is, and what was left out and why."""
         train, val = self.train, self.val
         lines = [
-            f"speech: {len(train):,} pairs, {train.seconds / 60:,.1f} min, in {_counted(len(self.voices), 'voice')}; "
-            f"{len(val):,} pairs to validate on"
+            (
+                f"speech: {len(train):,} pairs, {train.seconds / 60:,.1f} min, "
+                f"in {_counted(len(self.voices), 'voice')}; {len(val):,} pairs to validate on"
+            )
         ]
         if left_out := train.left_out:
             lines.append(f"speech: {_counted(len(left_out), 'pair')} left out, for example {'; '.join(left_out[:3])}")

@@ -15,16 +15,19 @@ skipped steps and the learning rate are tensors; the loop reads them when it wri
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from muomni.accel.distributed import Group, alone, whole
-from muomni.accel.memory.out_of_memory import Phase
 from muomni.accel.mixed_precision import Precision
 from muomni.data import Batch
 from muomni.train.objectives.module import LossModule, num_targets
+
+if TYPE_CHECKING:
+    from muomni.accel.memory.out_of_memory import Phase
 
 
 @dataclass

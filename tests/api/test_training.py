@@ -5,13 +5,15 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from muomni import load_recipe, train
 from muomni.errors import ConfigError
-from muomni.train.stage import TrainResult
+
+if TYPE_CHECKING:
+    from muomni.train.stage import TrainResult
 
 
 @pytest.fixture

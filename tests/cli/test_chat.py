@@ -270,7 +270,7 @@ def test_a_chat_in_a_terminal(nano_folder: Path) -> None:
         stderr=slave,
         start_new_session=True,
         # As a terminal starts it: tests that run in the background ignore this signal, and it would be inherited.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     os.close(slave)
     screen = ""

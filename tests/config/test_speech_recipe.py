@@ -66,8 +66,10 @@ def test_every_size_of_a_talker_can_be_changed() -> None:
         ),
         (
             {"data": TEXT},
-            'data.train = ["a.jsonl"]: unused without losses.text, ctc or contrastive: remove it '
-            "(pairs of text and speech go into data.speech.train)",
+            (
+                'data.train = ["a.jsonl"]: unused without losses.text, ctc or contrastive: remove it '
+                "(pairs of text and speech go into data.speech.train)"
+            ),
         ),
         (
             {"data": TEXT | {"speech": None}, "losses": {"text": 1}, "freeze": []},

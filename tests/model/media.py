@@ -10,7 +10,7 @@ IMAGE, AUDIO = 3, 4
 
 
 def make_config(vision: bool = True, audio: bool = True, **changes: dict[str, object]) -> OmniConfig:
-    """nano with both encoders; `vision_=...`, `audio_=...` change them."""
+    """Nano with both encoders; `vision_=...`, `audio_=...` change them."""
     seeing, hearing = encoder_configs("nano")
     base = preset("nano")
     base = base.replace(thinker=base.thinker.model_dump() | {"vocab_size": 60} | changes.get("thinker_", {}))

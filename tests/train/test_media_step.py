@@ -99,7 +99,8 @@ def gradients(size: int, weights: dict[str, float]) -> tuple[dict[str, float], d
 
 def test_gradients_do_not_depend_on_the_cut_into_micro_batches() -> None:
     """Text and CTC, each with the divisor of the whole step. The contrastive loss compares captions of a micro-batch,
-    so it depends on the cut by nature and is left out."""
+    so it depends on the cut by nature and is left out.
+    """
     whole_losses, whole = gradients(4, {"ctc": 0.5})
     for size in (2, 1):
         losses, cut = gradients(size, {"ctc": 0.5})

@@ -151,7 +151,7 @@ def write_form(folder: Path, target: Path, form: str) -> None:
     else:
         from muomni.formats.gguf import write_gguf
 
-        write_gguf(model, target, cast(Any, kind))
+        write_gguf(model, target, cast("Any", kind))
 
 
 def _convert_ct2(source: Path, target: Path, kind: str) -> None:

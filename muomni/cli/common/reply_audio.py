@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from muomni.cli.common.audio_output import Player, check_target, numbered, write_sound
-from muomni.data.media.audio import Samples
 from muomni.errors import SpeechError, UserError
 
 if TYPE_CHECKING:
+    from muomni.data.media.audio import Samples
     from muomni.infer import Chunk
 
 

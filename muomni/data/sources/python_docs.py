@@ -78,9 +78,11 @@ def _documented(tree: ast.Module, module: str) -> Iterator[tuple[_Documented, st
     while stack:
         node, name = stack.pop()
         yield node, name
-        for child in reversed(node.body):
-            if isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-                stack.append((child, f"{name}.{child.name}"))
+        stack.extend(
+            (child, f"{name}.{child.name}")
+            for child in reversed(node.body)
+            if isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+        )
 
 
 def _topics() -> dict[str, str]:

@@ -68,7 +68,7 @@ def spoken_form(sentence: str, language: str = "en") -> str | None:
     text = " ".join(text.replace("...", ", ").replace(" ,", ",").split()).strip(" -,;:")
     if not _WORD.search(text) or any(not c.isalpha() and c not in _SPOKEN and not _is_accent(c) for c in text):
         return None
-    if language.split("-")[0] == "en" and any(
+    if language.split("-", maxsplit=1)[0] == "en" and any(
         c.isalpha() and not c.isascii() for c in unicodedata.normalize("NFKD", text)
     ):
         return None

@@ -211,7 +211,7 @@ def _claim(out: Path, sentences: Sequence[str], settings: SpeechSettings) -> Non
     path = out / _SETTINGS
     if not path.exists():
         if strangers := [found.name for found in out.iterdir()]:
-            raise DataError(f"{out}: is not empty (it holds {sorted(strangers)[0]}); give a new folder")
+            raise DataError(f"{out}: is not empty (it holds {min(strangers)}); give a new folder")
         write_atomic(path, json.dumps(wanted, indent=2) + "\n")
         return
     try:

@@ -22,7 +22,8 @@ ROLES = ("system", "user", "assistant")
 
 class Message(TypedDict):
     """One turn: `role` is system, user or assistant. `content` is a text, or a list of parts where it holds a
-    picture, sound or video; see `PartRules.part` for their form."""
+    picture, sound or video; see `PartRules.part` for their form.
+    """
 
     role: str
     content: str | list[dict[str, Any]]

@@ -100,7 +100,7 @@ class ChatTemplate:
         )
         environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
         environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)  # noqa: DTZ005  # templates show the user's own time
         return environment.from_string(self.source)
 
 

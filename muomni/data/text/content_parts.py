@@ -90,7 +90,7 @@ class PartRules:
         """
         if not isinstance(part, Mapping) or not isinstance(kind := part.get("type"), str):
             raise self.error(f'{where} must be {{"type": "text", "text": ...}}, not {name_of_type(part)}')
-        if kind == "text" or kind == "input_text":
+        if kind in {"text", "input_text"}:
             if not isinstance(text := part.get("text"), str):
                 raise self.error(f"{where}: its text must be a string, not {name_of_type(text)}")
             return {"type": "text", "text": text}

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # character before it, usually its space; numbers by up to three digits; punctuation with the newlines
 # after it; newlines; spaces, of which the last stays with the next word. It cuts where llama.cpp's
 # `llama-bpe` does, so a GGUF export needs no pre-tokeniser of its own there.
-SPLIT_PATTERN = "|".join(
+SPLIT_PATTERN = "|".join(  # noqa: FLY002  # one rule a line
     (
         r"'(?i:[sdmt]|ll|ve|re)",
         r"[^\r\n\p{L}\p{N}]?\p{L}+",

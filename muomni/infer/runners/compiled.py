@@ -21,7 +21,7 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -32,6 +32,14 @@ from muomni.infer.runners.compiled_step import decode_step, prefill
 from muomni.infer.sampling import on_device
 from muomni.model import OmniModel, SlotCache
 from muomni.model.kv_cache import Span, find_spans
+<<<<<<< HEAD
+=======
+from muomni.ops.int8 import Kernel
+from muomni.ops.int8 import why_not as kernel_why_not
+>>>>>>> 8deee1f (Ruff's rules for complexity, paths, imports of types, names, performance and tests are on)
+
+if TYPE_CHECKING:
+    from muomni.model.thinker import Thinker
 
 Kind = Literal["decode", "prefill"]
 # Positions of the smallest bucket, and tokens of the smallest chunk: below, less is gained than compiling costs.
@@ -355,12 +363,12 @@ def _without_running(step: StepFunction, inputs: tuple[Tensor, ...]) -> StepFunc
 
     def backend(graph: torch.fx.GraphModule, examples: list[Tensor]) -> Compiled:
         with config.patch(usual):
-            return Compiled(cast(Callable[..., Any], compile_fx(graph, examples)))
+            return Compiled(cast("Callable[..., Any]", compile_fx(graph, examples)))
 
     function = torch.compile(step, fullgraph=True, dynamic=False, backend=backend).aot_compile((inputs, {}))  # type: ignore[attr-defined]
     # What it guards (shapes, the mode of the thread) is fixed by the bucket.
     function.disable_guard_check()
-    return cast(StepFunction, function)
+    return cast("StepFunction", function)
 
 
 def why_not(cache: SlotCache) -> str | None:

@@ -12,7 +12,6 @@ again, whatever is decided.
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,6 +24,8 @@ from muomni.model import OmniModel, SlotCache
 from muomni.model.module_modes import eval_mode
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from muomni.data.text.tokenizer import Tokenizer
 
 _CHUNK = 512

@@ -167,7 +167,8 @@ class SpeechCodec(nn.Module):
 
     def check_codes(self, codes: Tensor) -> None:
         """Raises:
-        ValueError: `codes` are not (B, K, T) integers from 0 to codebook_size."""
+        ValueError: `codes` are not (B, K, T) integers from 0 to codebook_size.
+        """
         if codes.ndim != 3 or codes.shape[1] != self.num_codebooks or codes.is_floating_point():
             raise ValueError(
                 f"codes must be (B, {self.num_codebooks}, T) integers, and are {tuple(codes.shape)} of {codes.dtype}"

@@ -79,11 +79,15 @@ class CodecTask:
         config, sounds, per_step = self.codec.config, self.sounds, self.recipe.rows_per_step
         epochs = self.total_steps * per_step / self.rows.num_rows
         lines = [
-            f"codec of {self.codec.num_parameters() / 1e6:.1f} M parameters on {self.precision.device}: "
-            f"{config.frame_rate:g} frames a second of {config.num_codebooks} codes out of {config.codebook_size}, "
-            f"{config.bits_per_second / 1000:.2f} kbit/s",
-            f"{sounds.clips} recordings, {sounds.seconds / 60:.1f} min; {self.total_steps} steps of {per_step} "
-            f"clips of {self.rows.samples / config.sample_rate:g} s, {epochs:.2f} epochs",
+            (
+                f"codec of {self.codec.num_parameters() / 1e6:.1f} M parameters on {self.precision.device}: "
+                f"{config.frame_rate:g} frames a second of {config.num_codebooks} codes out of {config.codebook_size}, "
+                f"{config.bits_per_second / 1000:.2f} kbit/s"
+            ),
+            (
+                f"{sounds.clips} recordings, {sounds.seconds / 60:.1f} min; {self.total_steps} steps of {per_step} "
+                f"clips of {self.rows.samples / config.sample_rate:g} s, {epochs:.2f} epochs"
+            ),
             f"precision {self.precision.name}: {self.precision.reason}",
         ]
         if sounds.bad:

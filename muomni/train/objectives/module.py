@@ -29,7 +29,8 @@ _BY_NAME = {objective.name: objective for objective in OBJECTIVES}
 
 def num_targets(batch: Batch) -> dict[str, int]:
     """What the losses of a batch are means over, known on the host: `text` tokens, `contrastive` captions, `ctc` bytes
-    of transcripts, `speech` frames."""
+    of transcripts, `speech` frames.
+    """
     return {objective.name: objective.num_targets(batch) for objective in OBJECTIVES}
 
 

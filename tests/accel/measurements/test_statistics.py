@@ -76,7 +76,7 @@ def test_the_interval_holds_the_median_and_turns_with_the_ratio(ratios):
 def test_one_round_is_no_interval_and_sides_must_match():
     with pytest.raises(ValueError, match="at least 2"):
         interval_of([1.0])
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="argument 2"):
         ratios_of([1.0, 2.0], [1.0])
 
 

@@ -16,7 +16,7 @@ PATTERNS = ("depth", "delay", "parallel")
 
 
 def make_config(**changes: object) -> OmniConfig:
-    """nano that speaks; changes are of the Talker."""
+    """Nano that speaks; changes are of the Talker."""
     base = preset("nano")
     base = base.replace(thinker=base.thinker.model_dump() | {"vocab_size": 60})
     codec = codec_preset("nano").replace(num_codebooks=3, codebook_size=7)

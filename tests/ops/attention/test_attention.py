@@ -154,7 +154,7 @@ def test_packed_rows_refuse_more_keys_than_queries(backend, monkeypatch):
 
 @pytest.mark.parametrize("name", ["varlen", "cached"])
 def test_the_custom_operators_are_well_formed(name):
-    """torch's own checks: schema, fake shapes, autograd registration, and dynamic shapes under compile."""
+    """Torch's own checks: schema, fake shapes, autograd registration, and dynamic shapes under compile."""
     from muomni.ops.attention.cpu_cached import _cached
     from muomni.ops.attention.cpu_varlen import _varlen
 

@@ -1,17 +1,21 @@
 """The losses of a batch: their denominators and weights, what they refuse, and the stand-ins for what is missing."""
 
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
 
 from muomni.data import Batch
 from muomni.errors import UserError
-from muomni.model import OmniModel
 from muomni.model.inputs import Captions, MediaBatch, Transcripts
 from muomni.model.mrope import mrope_positions
 from muomni.train.freezing import freeze, parts_of
 from muomni.train.objectives.module import LossModule
 from tests.model.media import AUDIO, IMAGE, make_clips, make_config, make_images, make_model
 from tests.train.objectives.batches import losses_of, make_batch
+
+if TYPE_CHECKING:
+    from muomni.model import OmniModel
 
 # Ten tokens, a picture of 2 × 3 tokens, a clip of 2 tokens, three tokens, a picture of one token.
 IDS = torch.tensor([[5, 6, *[IMAGE] * 6, 7, *[AUDIO] * 2, 8, 9, 10, IMAGE]])

@@ -250,7 +250,7 @@ class English(Language):
         )
         year = r"(?:,? ((?:1[0-9]|20)\d\d)(?![\d,.]\d))?"
         month_day = re.compile(rf"\b({month}) (\d\d?)(?:st|nd|rd|th)?(?: to (\d\d?))?\b(?![:.,]\d){year}")
-        rank = re.compile(r"(?<![\w.])(\d{1,15}|\d{1,3}(?:,\d{3}){1,4})(?:st|nd|rd|th)\b", re.I)
+        rank = re.compile(r"(?<![\w.])(\d{1,15}|\d{1,3}(?:,\d{3}){1,4})(?:st|nd|rd|th)\b", re.IGNORECASE)
         return (
             Rule("price", re.compile(rf"\b([Aa]n?) ({signs})({number})({scale})? (?=[a-z])"), self._price),
             Rule("time of day", meridiem, self._meridiem),

@@ -93,7 +93,8 @@ def belong_together(piece: str, word: str, language: str) -> bool:
 
 def reads_numbers(language: str) -> bool:
     """Whether `normalize` puts numbers of this language into words: English, German, French, Spanish; with the
-    optional package num2words, which is under the LGPL, those that it knows."""
+    optional package num2words, which is under the LGPL, those that it knows.
+    """
     return language_of(language) is not None
 
 
@@ -108,7 +109,7 @@ def is_sentence_end(before: str, mark: str, rest: str, language: str = "en") -> 
     rest = rest.lstrip()
     if not rest or rest[0].islower():
         return not rest
-    last = before.split(" ")[-1].lstrip("\"'(")
+    last = before.rsplit(" ", maxsplit=1)[-1].lstrip("\"'(")
     known = language_of(language)
     if mark[0] != "." or mark[:2] == "..":
         return True
