@@ -7,8 +7,9 @@ from pydantic_core import PydanticCustomError
 
 from muomni.config.base import Frozen, Overrides, conflict
 from muomni.config.encoders import AudioConfig, VisionConfig
-from muomni.config.model import OmniConfig, PresetName, ThinkerConfig, encoder_configs, preset
+from muomni.config.model import OmniConfig, PresetName, encoder_configs, preset
 from muomni.config.talker import TalkerSpec
+from muomni.config.thinker import ThinkerConfig
 
 
 class ThinkerOverrides(Overrides[ThinkerConfig]):
