@@ -21,7 +21,7 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -32,14 +32,6 @@ from muomni.infer.runners.compiled_step import decode_step, prefill
 from muomni.infer.sampling import on_device
 from muomni.model import OmniModel, SlotCache
 from muomni.model.kv_cache import Span, find_spans
-<<<<<<< HEAD
-=======
-from muomni.ops.int8 import Kernel
-from muomni.ops.int8 import why_not as kernel_why_not
->>>>>>> 8deee1f (Ruff's rules for complexity, paths, imports of types, names, performance and tests are on)
-
-if TYPE_CHECKING:
-    from muomni.model.thinker import Thinker
 
 Kind = Literal["decode", "prefill"]
 # Positions of the smallest bucket, and tokens of the smallest chunk: below, less is gained than compiling costs.

@@ -14,17 +14,13 @@ P depth_size, C text_size, Dt width of the Thinker.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from muomni.config.talker import TalkerConfig
-<<<<<<< HEAD
 from muomni.model.codec.layers import Depthwise
-=======
->>>>>>> 8deee1f (Ruff's rules for complexity, paths, imports of types, names, performance and tests are on)
 from muomni.model.kv_cache import Cache
 from muomni.model.layers import Block, RMSNorm
 from muomni.model.talker.batch import UNITS, SpeechBatch
@@ -33,7 +29,6 @@ from muomni.ops.attention import Segments
 from muomni.ops.cross_entropy import IGNORE
 from muomni.ops.rope import rope_tables
 
-<<<<<<< HEAD
 
 class TextBlock(nn.Module):
     """x + scale · mlp(norm(depthwise(x))) (ConvNeXt, arXiv:2201.03545), as far ahead as back."""
@@ -191,10 +186,6 @@ class ParallelHeads(nn.Module):
         """(M, K) codes for (M, D) states."""
         return torch.stack([pick(head(hidden), k) for k, head in enumerate(self.heads)], dim=1)
 
-=======
-if TYPE_CHECKING:
-    from muomni.model.int8_layers import Int8Embedding, Int8Linear
->>>>>>> 8deee1f (Ruff's rules for complexity, paths, imports of types, names, performance and tests are on)
 
 # Embeddings of codes are drawn so many times as large as other weights: what they sum up to is then about as large as
 # what the text and the state bring, which come out of a product.
