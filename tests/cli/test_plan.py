@@ -10,9 +10,9 @@ from muomni.config import Recipe
 from muomni.train import estimate
 
 NANO = [
-    "--set", 'model={"preset": "nano"}', "--set", "data.seq_len=32", "--set", "batch_size=2",
-    "--set", "gradient_accumulation_steps=2", "--set", "tokenizer.vocab_size=512", "--set", "precision=fp32",
-    "--no-measure",
+    "--set", 'model={"preset": "nano", "thinker": {"num_hidden_layers": 1}}', "--set", "data.seq_len=32",
+    "--set", "batch_size=2", "--set", "gradient_accumulation_steps=2", "--set", "tokenizer.vocab_size=512",
+    "--set", "precision=fp32", "--no-measure",
 ]  # fmt: skip
 
 
@@ -82,8 +82,11 @@ def test_the_best_few_are_measured_and_the_fastest_of_them_is_named(
 
 
 def test_what_would_take_long_is_not_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    long = ["--set", 'model={"preset": "base"}', "--set", "batch_size=64", "--measure", "--set", "compile=off"]
-    assert run("--memory", "4000GB", "--device", "cpu", "--json", *long) == 0
+    # One wide block, and a prime number of rows, so that there are few ways to cut a step.
+    wide = {"num_hidden_layers": 1, "hidden_size": 16384, "intermediate_size": 65536}
+    long = ("--set", f"model.thinker={json.dumps(wide)}", "--set", "batch_size=127", "--set", "compile=off")
+    once = ("--set", "gradient_accumulation_steps=1")
+    assert run("--memory", "4000GB", "--device", "cpu", "--json", "--measure", *long, *once) == 0
     assert "would take some" in json.loads(capsys.readouterr().out)["not_measured"]
 
 
