@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_helpers import STORIES, chat, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -35,6 +34,7 @@ from muomni.data.text.chat import encode_chat, expand
 from muomni.errors import ConfigError, DataError
 from muomni.model.mrope import mrope_positions
 from muomni.ops.cross_entropy import IGNORE
+from tests.data.helpers import STORIES, chat, write_jsonl
 
 ALL = ("image", "audio")
 T = 160

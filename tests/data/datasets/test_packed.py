@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_helpers import numbered_index
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +14,7 @@ from muomni.data import Batch, PackedDataset, TokenIndex
 from muomni.data.datasets import packed
 from muomni.data.datasets.order import permuted, random_order
 from muomni.ops.cross_entropy import IGNORE
+from tests.data.helpers import numbered_index
 
 LENGTHS = st.lists(st.integers(1, 12) | st.integers(1, 150), min_size=1, max_size=40)
 

@@ -4,7 +4,6 @@ import itertools
 from dataclasses import replace
 from pathlib import Path
 
-import data_helpers
 import numpy as np
 import pytest
 import torch
@@ -15,6 +14,7 @@ from muomni.config.talker import TalkerConfig
 from muomni.data import PackedDataset, SpeechDataset, SpeechPairs, Tokenizer, WithSpeech, said_words, units_of
 from muomni.errors import DataError
 from muomni.model.talker.batch import BEGIN, END, PAD
+from tests.data import helpers
 
 TEXTS = [
     "The dog sat.",
@@ -108,7 +108,7 @@ def test_a_row_depends_on_its_number_alone(
 
 
 def test_pairs_go_with_rows_of_text(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    text = PackedDataset(data_helpers.numbered_index(tmp_path, [9] * 20), 10)
+    text = PackedDataset(helpers.numbered_index(tmp_path, [9] * 20), 10)
     speech = SpeechDataset(make_pairs(), tokenizer, config(), seed=3)
     both = WithSpeech(text, speech, 2)
     assert both.num_rows == text.num_rows

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_helpers import STORIES, chat, write_jsonl
 
 from muomni.config import DataSpec, SourceSpec, TokenizerSpec
 from muomni.data import (
@@ -33,6 +32,7 @@ from muomni.data.index import cache_folder
 from muomni.data.index.build import index_fingerprint
 from muomni.data.sources import readers
 from muomni.errors import DataError
+from tests.data.helpers import STORIES, chat, write_jsonl
 
 
 def build(path: Path, tokenizer: Tokenizer, **options: Any) -> TokenIndex:

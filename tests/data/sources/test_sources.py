@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_helpers import chat, write_jsonl
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -16,6 +15,7 @@ from muomni.data import Document, iter_documents, iter_texts
 from muomni.data.sources import readers
 from muomni.data.sources.sources import total_bytes
 from muomni.errors import ConfigError, DataError
+from tests.data.helpers import chat, write_jsonl
 
 
 def read(path: Path, **options: Any) -> list[Document]:

@@ -3,13 +3,13 @@
 from typing import Any
 
 import pytest
-from data_helpers import chat
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from muomni.data import ChatTemplate, Tokenizer, check_messages, encode_chat
 from muomni.data.text.chat import encode_chats
 from muomni.errors import DataError, PromptError
+from tests.data.helpers import chat
 
 SYSTEM = {"role": "system", "content": "You are brief.\n"}
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_helpers import chat
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +12,7 @@ from muomni.data import ChatTemplate, Tokenizer, check_messages, encode_chat
 from muomni.data.media.media_ref import MediaRef
 from muomni.data.text.chat import as_messages, encode_chats, expand
 from muomni.errors import DataError, PromptError
+from tests.data.helpers import chat
 
 ALL = ("image", "audio")
 PNG = b"\x89PNG\r\n\x1a\nnot a real one"

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_helpers import STORIES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muomni.data import SPECIAL, Tokenizer
 from muomni.errors import DataError, PromptError
+from tests.data.helpers import STORIES
 
 
 @given(st.text())
