@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from muomni.data.speech.number_words import cardinal
+from muomni.data.speech.normalizer.english import cardinal
 
 
 def spoken_words(text: str) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muomni.data.speech.number_words import cardinal
+from muomni.data.speech.normalizer.english import cardinal
 from muomni.data.speech.sentences import (
     SentenceLimits,
     cut_sentences,

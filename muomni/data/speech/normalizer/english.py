@@ -1,17 +1,15 @@
 """English: American spelling; numbers by inflect."""
 
 import re
-from typing import ClassVar
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any
 
-from muomni.data.speech.normalizer.language import Currency, Language, Noun, Rule, alternatives
-from muomni.data.speech.number_words import cardinal, ordinal
+from muomni.data.speech.normalizer.language import FullLanguage, Noun, Rule, alternatives
 
-_CENT = Noun("one cent", "cents")
-_MONTHS = (
-    *("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November"),
-    "December",
-)
-_SHORT_MONTHS = {name[:3]: name for name in _MONTHS if name != "May"} | {"Sept": "September"}
+if TYPE_CHECKING:
+    import inflect
+
 # Names of kings, queens and popes: what follows is a rank.
 _REGNAL = (
     "Henry|Louis|Elizabeth|Charles|George|James|William|Edward|Richard|Philip|Paul|Benedict|Pius|Francis|Leo|"
@@ -21,227 +19,37 @@ _REGNAL = (
     "Robert|David"
 )
 _PARTS = "Chapter|Part|Book|Act|Scene|Volume|Section|Article|War|Bowl|Phase|Type|Appendix|Canto|Level|Stage"
-_MONTH_NAMES = frozenset(_MONTHS) | frozenset(_SHORT_MONTHS)
 _ROMAN = re.compile(r"(?=[IVXLC])C{0,3}(XC|XL|L?X{0,3})(IX|IV|V?I{0,3})")
 _VALUES = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100}
 
 
-def _noun(one: str, many: str | None = None) -> Noun:
-    return Noun(f"one {one}", many or f"{one}s")
-
-
-_BASE_UNITS = {
-    "kg": _noun("kilogram"),
-    "g": _noun("gram"),
-    "mg": _noun("milligram"),
-    "t": _noun("ton"),
-    "lb": _noun("pound"),
-    "lbs": _noun("pound"),
-    "oz": _noun("ounce"),
-    "km": _noun("kilometer"),
-    "m": _noun("meter"),
-    "cm": _noun("centimeter"),
-    "mm": _noun("millimeter"),
-    "\N{GREEK SMALL LETTER MU}m": _noun("micrometer"),
-    "nm": _noun("nanometer"),
-    "ft": _noun("foot", "feet"),
-    "yd": _noun("yard"),
-    "mi": _noun("mile"),
-    "L": _noun("liter"),
-    "l": _noun("liter"),
-    "ml": _noun("milliliter"),
-    "mL": _noun("milliliter"),
-    "s": _noun("second"),
-    "sec": _noun("second"),
-    "ms": _noun("millisecond"),
-    "min": _noun("minute"),
-    "h": Noun("one hour", "hours"),
-    "hr": Noun("one hour", "hours"),
-    "hrs": Noun("one hour", "hours"),
-    "V": _noun("volt"),
-    "W": _noun("watt"),
-    "kW": _noun("kilowatt"),
-    "MW": _noun("megawatt"),
-    "kWh": _noun("kilowatt hour"),
-    "Wh": _noun("watt hour"),
-    "mA": _noun("milliampere"),
-    "Hz": _noun("hertz", "hertz"),
-    "kHz": _noun("kilohertz", "kilohertz"),
-    "MHz": _noun("megahertz", "megahertz"),
-    "GHz": _noun("gigahertz", "gigahertz"),
-    "dB": _noun("decibel"),
-    "KB": _noun("kilobyte"),
-    "kB": _noun("kilobyte"),
-    "MB": _noun("megabyte"),
-    "GB": _noun("gigabyte"),
-    "TB": _noun("terabyte"),
-    "GiB": _noun("gibibyte"),
-    "MiB": _noun("mebibyte"),
-    "Mbps": _noun("megabit per second", "megabits per second"),
-    "mph": _noun("mile per hour", "miles per hour"),
-    "kcal": _noun("kilocalorie"),
-    "px": _noun("pixel"),
-    "fps": _noun("frame per second", "frames per second"),
-    "rpm": _noun("revolution per minute", "revolutions per minute"),
-}
-_TIMES = {"h": "hour", "s": "second", "min": "minute"}
-
-
-def _units() -> dict[str, Noun]:
-    units = dict(_BASE_UNITS)
-    for unit in ("km", "m", "ft", "mi", "MB", "GB", "kB", "l", "L", "kg", "g"):
-        noun = _BASE_UNITS[unit]
-        units |= {
-            f"{unit}/{short}": Noun(f"{noun.one} per {time}", f"{noun.many} per {time}")
-            for short, time in _TIMES.items()
-        }
-    for unit in ("km", "m", "cm", "mm", "ft", "mi"):
-        noun = _BASE_UNITS[unit]
-        for power, name in (("^2", "square"), ("^3", "cubic")):
-            units[unit + power] = Noun(noun.one.replace("one ", f"one {name} "), f"{name} {noun.many}")
-    units |= {"°C": Noun("one degree C", "degrees C"), "°F": Noun("one degree F", "degrees F")}
-    return units | {"°": Noun("one degree", "degrees"), "%": Noun("one percent", "percent")}
-
-
-class English(Language):
+@dataclass(frozen=True, eq=False, kw_only=True)
+class English(FullLanguage):
     """English as in the United States, or in Britain where the day comes first."""
 
-    decimal = "."
-    grouping = ","
-    digits = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-    point = "point"
-    minus = "minus"
-    plus = "plus"
-    to = "to"
-    dot = "dot"
-    per = "per"
-    times = "times"
-    by = "by"
-    power = "to the power of"
-    powers: ClassVar = {"2": "squared", "3": "cubed"}
-    and_cents = " and "
-    symbols: ClassVar = {
-        "+": "plus", "=": "equals", "<": "less than", ">": "greater than", "&": "and", "@": "at", "%": "percent",
-        "×": "times", "÷": "divided by", "±": "plus or minus", "≈": "approximately", "≤": "at most",
-        "≥": "at least", "≠": "is not equal to", "°": "degrees", "§": "section", "∞": "infinity", "√": "square root of",
-        "$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "#": "hashtag", "¢": "cent",
-    }  # fmt: skip
-    address: ClassVar = {
-        ".": "dot",
-        "/": "slash",
-        "-": "dash",
-        "_": "underscore",
-        "?": "question mark",
-        "=": "equals",
-        "&": "and",
-        "#": "hash",
-        "~": "tilde",
-        ":": "colon",
-        "%": "percent",
-        "+": "plus",
-        "@": "at",
-    }
-    months = _MONTHS
-    units: ClassVar = _units()
-    currencies: ClassVar = {
-        **{name: Currency(_noun("dollar"), _CENT) for name in ("$",)},
-        **{name: Currency(_noun("US dollar"), _CENT) for name in ("US$", "USD")},
-        **{name: Currency(_noun("Australian dollar"), _CENT) for name in ("A$", "AU$", "AUD")},
-        **{name: Currency(_noun("Canadian dollar"), _CENT) for name in ("C$", "CA$", "CAD")},
-        **{name: Currency(_noun("euro"), _CENT) for name in ("€", "EUR")},
-        **{name: Currency(_noun("pound"), Noun("one penny", "pence")) for name in ("£", "GBP")},
-        **{name: Currency(_noun("yen", "yen")) for name in ("¥", "JPY")},
-        **{name: Currency(_noun("rupee"), Noun("one paisa", "paise")) for name in ("₹", "INR")},
-        "CHF": Currency(_noun("Swiss franc"), Noun("one centime", "centimes")),
-        "₩": Currency(_noun("won", "won")),
-        "₽": Currency(_noun("ruble"), Noun("one kopeck", "kopecks")),
-        "₿": Currency(_noun("bitcoin")),
-        "¢": Currency(_CENT),
-        "CNY": Currency(_noun("yuan", "yuan")),
-    }
-    scales: ClassVar = {
-        **dict.fromkeys(("k", "K", "thousand"), ("one thousand", "thousand")),
-        **dict.fromkeys(("m", "M", "mn", "million"), ("one million", "million")),
-        **dict.fromkeys(("b", "B", "bn", "billion"), ("one billion", "billion")),
-        **dict.fromkeys(("T", "tn", "trillion"), ("one trillion", "trillion")),
-    }
-    titles: ClassVar = {
-        "Mr": "Mister",
-        "Mrs": "Missus",
-        "Ms": "Ms",
-        "Dr": "Doctor",
-        "Prof": "Professor",
-        "Sgt": "Sergeant",
-        "Capt": "Captain",
-        "Lt": "Lieutenant",
-        "Gen": "General",
-        "Col": "Colonel",
-        "Rev": "Reverend",
-        "Sen": "Senator",
-        "Gov": "Governor",
-        "Mt": "Mount",
-        "Ft": "Fort",
-        "Jr": "Junior",
-        "Sr": "Senior",
-        "vs": "versus",
-        "approx": "approximately",
-        "Dept": "Department",
-        "dept": "department",
-        "e.g": "for example",
-        "i.e": "that is",
-        "E.g": "For example",
-        "I.e": "That is",
-        "Messrs": "Messieurs",
-        "Pres": "President",
-    }
-    numbered: ClassVar = {
-        "No": "number",
-        "Nos": "numbers",
-        "p": "page",
-        "pp": "pages",
-        "Fig": "figure",
-        "fig": "figure",
-        "Vol": "volume",
-        "vol": "volume",
-        "Ch": "chapter",
-        "ch": "chapter",
-        "Sec": "section",
-        "sec": "section",
-        "Art": "article",
-        "Figs": "figures",
-        "figs": "figures",
-        "ca": "circa",
-        "Eq": "equation",
-        "eq": "equation",
-    }
-    closing: ClassVar = {
-        "etc": "et cetera",
-        "Inc": "Incorporated",
-        "Ltd": "Limited",
-        "Corp": "Corporation",
-        "Co": "Company",
-        "Blvd": "Boulevard",
-        "Ave": "Avenue",
-        "Rd": "Road",
-        "St": "Street",
-        "a.m": "a m",
-        "p.m": "p m",
-        "lbs": "lbs",
-        "oz": "oz",
-        "ft": "ft",
-        **_SHORT_MONTHS,
-    }
-
-    def __init__(self, day_first: bool = False) -> None:
-        self.day_first = day_first
+    @classmethod
+    def from_words(cls, words: dict[str, Any], day_first: bool) -> "English":
+        """With units by time, area and volume besides those of the table."""
+        plain: dict[str, Noun] = words["units"]
+        units = dict(plain)
+        for unit in ("km", "m", "ft", "mi", "MB", "GB", "kB", "l", "L", "kg", "g"):
+            for short, time in (("h", "hour"), ("s", "second"), ("min", "minute")):
+                units[f"{unit}/{short}"] = Noun(f"{plain[unit].one} per {time}", f"{plain[unit].many} per {time}")
+        for unit in ("km", "m", "cm", "mm", "ft", "mi"):
+            for power, name in (("^2", "square"), ("^3", "cubic")):
+                one = plain[unit].one.replace("one ", f"one {name} ")
+                units[unit + power] = Noun(one, f"{name} {plain[unit].many}")
+        return cls(**words | {"units": units}, day_first=day_first)
 
     @property
     def word_rules(self) -> tuple[Rule, ...]:
+        """Saints."""
         return (Rule("saint", re.compile(r"\bSt\.(?= [A-Z])"), lambda match: "Saint", digits=False),)
 
     @property
     def rules(self) -> tuple[Rule, ...]:
-        month = alternatives(_MONTHS)
+        """Prices before a noun, times of day, dates, ranks, Roman numerals."""
+        month = alternatives(self.months)
         signs, number = alternatives(self.currencies), self.number_pattern
         scale = rf" (?:{alternatives(name for name in self.scales if len(name) > 2)})"
         meridiem = re.compile(
@@ -263,99 +71,98 @@ class English(Language):
             Rule("regnal number", re.compile(rf"\b({_REGNAL}) ([IVX]{{2,}})\b"), self._regnal, digits=False),
             Rule("numbered part", re.compile(rf"\b({_PARTS}) ([IVXLC]+)\b"), self._roman_cardinal, digits=False),
             Rule("roman numeral", re.compile(r"\b([A-Z][a-z]+) ([IVX]{2,})\b"), self._roman_cardinal, digits=False),
-            Rule("ordinal", rank, self._rank),
+            Rule("ordinal", rank, lambda match: ordinal(int(match[1].replace(",", "")))),
             Rule("C#", re.compile(r"\b([CF])#(?!\w)"), lambda match: f"{match[1]} sharp", digits=False),
             Rule("number sign", re.compile(r"#(?=\d)"), lambda match: "number "),
             Rule("about", re.compile(r"~(?=\d)"), lambda match: "about "),
         )
 
     def awaits_number(self, word: str) -> bool:
-        return word in _MONTH_NAMES or super().awaits_number(word)
+        """Whether a number behind a word is said otherwise for it; short names of months too."""
+        return self.closing.get(word) in self.months or super().awaits_number(word)
 
-    def cardinal(self, number: int) -> str:
+    def below_million(self, number: int) -> str:
+        """All numbers: inflect knows the large ones."""
         return cardinal(number)
 
     def ordinal(self, number: int) -> str:
+        """As in "twenty-first"."""
         return ordinal(number)
 
     def year(self, number: int) -> str:
+        """As in "nineteen oh five"."""
         century, rest = divmod(number, 100)
         if not 10 < century < 21 or (century == 20 and rest < 10):
-            return self.cardinal(number)
+            return cardinal(number)
         if rest == 0:
-            return f"{self.cardinal(century)} hundred"
-        return f"{self.cardinal(century)} {'oh ' if rest < 10 else ''}{self.cardinal(rest)}"
+            return f"{cardinal(century)} hundred"
+        return f"{cardinal(century)} {'oh ' if rest < 10 else ''}{cardinal(rest)}"
 
-    def fraction(self, numerator: int, denominator: int) -> str:
-        if numerator >= denominator or denominator > 100:
-            return f"{self.cardinal(numerator)} over {self.cardinal(denominator)}"
-        name = {2: "half", 4: "quarter"}.get(denominator) or self.ordinal(denominator)
-        return f"{self.cardinal(numerator)} {name if numerator == 1 else f'{name}s'}"
+    def part(self, numerator: int, denominator: int) -> str:
+        """As in "three quarters"."""
+        name = self.parts.get(str(denominator)) or ordinal(denominator)
+        return f"{cardinal(numerator)} {name if numerator == 1 else f'{name}s'}"
 
     def mixed(self, whole: str, numerator: int, denominator: int) -> str:
+        """As in "three and a half"."""
         part = self.fraction(numerator, denominator)
         if numerator == 1 < denominator:
             name = part.removeprefix("one ")
             part = f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
         return f"{whole} and {part}"
 
-    def clock(self, hours: int, minutes: int, seconds: int | None) -> str:
-        if hours == minutes == 0 and not seconds:
+    def hours(self, hours: int, minutes: int) -> str:
+        """As in "seven oh five"."""
+        if hours == minutes == 0:
             return "midnight"
-        said = self.cardinal(hours)
-        if minutes or seconds is not None:
-            said += f" {'oh ' if minutes < 10 else ''}{self.cardinal(minutes)}"
-        else:
-            said += " o'clock"
-        return said if seconds is None else f"{said} and {self.count(str(seconds), self.units['s'])}"
+        if not minutes:
+            return f"{cardinal(hours)} o'clock"
+        return f"{cardinal(hours)} {'oh ' if minutes < 10 else ''}{cardinal(minutes)}"
 
     def date(self, day: int, month: int, year: int | None) -> str:
-        name = _MONTHS[month - 1]
+        """As in "May third, twenty twenty"."""
+        name = self.months[month - 1]
         if self.day_first:
-            return f"the {self.ordinal(day)} of {name}" + (f" {self.year(year)}" if year is not None else "")
-        return f"{name} {self.ordinal(day)}" + (f", {self.year(year)}" if year is not None else "")
+            return f"the {ordinal(day)} of {name}" + (f" {self.year(year)}" if year is not None else "")
+        return f"{name} {ordinal(day)}" + (f", {self.year(year)}" if year is not None else "")
 
     def _price(self, match: re.Match[str]) -> str:
         words = self.scaled(match[3], match[4].strip()) if match[4] else self.number(match[3])
         return f"{match[1]} {words} {self.currencies[match[2]].whole.one.removeprefix('one ')} "
 
     def _meridiem(self, match: re.Match[str]) -> str:
-        hours, minutes = int(match[1]), int(match[2] or 0)
-        seconds = int(match[3]) if match[3] else None
-        said = self.clock(hours, minutes, seconds) if minutes or seconds else self.cardinal(hours)
+        hours, minutes, seconds = (int(part or 0) for part in match.group(1, 2, 3))
+        said = self.clock(hours, minutes, seconds) if minutes or seconds else cardinal(hours)
         return f"{said} {match[4].lower()} m"
 
     def _month_day(self, match: re.Match[str]) -> str:
         days = [int(day) for day in (match[2], match[3]) if day]
         if not all(1 <= day <= 31 for day in days):
             return match[0]
-        said = f"{match[1]} {' to '.join(map(self.ordinal, days))}"
+        said = f"{match[1]} {' to '.join(map(ordinal, days))}"
         return f"{said}, {self.year(int(match[4]))}" if match[4] else said
 
     def _day_month(self, match: re.Match[str]) -> str:
         day = int(match[1])
         if not 1 <= day <= 31:
             return match[0]
-        return f"the {self.ordinal(day)} of {match[2]}" + (f" {self.year(int(match[3]))}" if match[3] else "")
+        return f"the {ordinal(day)} of {match[2]}" + (f" {self.year(int(match[3]))}" if match[3] else "")
 
     def _height(self, match: re.Match[str]) -> str:
-        return f"{self.count(match[1], self.units['ft'])} {self.count(match[2], _noun('inch', 'inches'))}"
+        return f"{self.count(match[1], self.units['ft'])} {self.count(match[2], Noun('one inch', 'inches'))}"
 
     def _decade(self, match: re.Match[str]) -> str:
         number = int(match[1])
-        words = self.year(number) if number > 99 else self.cardinal(number)
+        words = self.year(number) if number > 99 else cardinal(number)
         return f"{words[:-1]}ies" if words.endswith("y") else f"{words}s"
 
     def _regnal(self, match: re.Match[str]) -> str:
         number = roman(match[2])
-        return match[0] if number is None else f"{match[1]} the {self.ordinal(number)}"
+        return match[0] if number is None else f"{match[1]} the {ordinal(number)}"
 
     def _roman_cardinal(self, match: re.Match[str]) -> str:
         number = roman(match[2])
-        return match[0] if number is None else f"{match[1]} {self.cardinal(number)}"
-
-    def _rank(self, match: re.Match[str]) -> str:
-        return self.ordinal(int(match[1].replace(",", "")))
+        return match[0] if number is None else f"{match[1]} {cardinal(number)}"
 
 
 def roman(numeral: str) -> int | None:
@@ -364,3 +171,24 @@ def roman(numeral: str) -> int | None:
         return None
     values = [_VALUES[letter] for letter in numeral]
     return sum(-v if v < after else v for v, after in zip(values, [*values[1:], 0], strict=True))
+
+
+@lru_cache(maxsize=4096)
+def cardinal(number: int) -> str:
+    """A whole number in English words: 342 is "three hundred and forty-two". From 10^15 on digit by digit."""
+    if number < 0:
+        return f"minus {cardinal(-number)}"
+    return str(_inflect().number_to_words(str(number), comma="", group=int(number >= 10**15)))
+
+
+@lru_cache(maxsize=4096)
+def ordinal(number: int) -> str:
+    """A rank in English words: 21 is "twenty-first"."""
+    return str(_inflect().ordinal(cardinal(number)))
+
+
+@cache
+def _inflect() -> "inflect.engine":
+    import inflect  # takes a tenth of a second, which only texts with numbers need
+
+    return inflect.engine()

@@ -1,34 +1,31 @@
 """Which languages there are, by their tags: "en", "en-GB", "de"."""
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar
 
 from muomni.data.speech.normalizer.english import English
 from muomni.data.speech.normalizer.french import French
 from muomni.data.speech.normalizer.german import German
-from muomni.data.speech.normalizer.language import Language
+from muomni.data.speech.normalizer.language import FullLanguage, Language, read_words
 from muomni.data.speech.normalizer.spanish import Spanish
 
-_KNOWN: Mapping[str, Callable[[], Language]] = {"en": English, "de": German, "fr": French, "es": Spanish}
 
-
+@dataclass(frozen=True, eq=False, kw_only=True)
 class OtherLanguage(Language):
     """A language of which num2words knows the numbers; signs, units and money are not put into words."""
 
-    point = dot = ""
-    symbols: ClassVar[Mapping[str, str]] = {}
-    months = ()
-
-    def __init__(self, tag: str) -> None:
-        self._tag = tag
-        self.digits = tuple(self.cardinal(digit) for digit in range(10))  # type: ignore[misc]
+    tag: str
 
     def cardinal(self, number: int) -> str:
-        from num2words import num2words
+        """The words of a number."""
+        return _other_cardinal(number, self.tag)
 
-        return str(num2words(number, lang=self._tag))
+
+def _other_cardinal(number: int, tag: str) -> str:
+    from num2words import num2words
+
+    return str(num2words(number, lang=tag))
 
 
 @cache
@@ -36,10 +33,13 @@ def language_of(tag: str) -> Language | None:
     """The language of a tag; None where nothing knows its numbers."""
     name = tag.replace("_", "-").split("-")[0].lower()
     if name == "en":
-        return English(day_first="-" in tag and not tag.upper().endswith("-US"))
-    if name in _KNOWN:
-        return _KNOWN[name]()
-    return OtherLanguage(name) if name in _extra() else None
+        return English.from_words(read_words("en"), day_first="-" in tag and not tag.upper().endswith("-US"))
+    known: dict[str, type[FullLanguage]] = {"de": German, "fr": French, "es": Spanish}
+    if name in known:
+        return known[name](**read_words(name))
+    if name in _extra():
+        return OtherLanguage(tag=name, ones=[_other_cardinal(digit, name) for digit in range(10)])
+    return None
 
 
 @cache

@@ -3,8 +3,8 @@
 import re
 from functools import cache
 
-from muomni.data.speech.normalizer.language import Language, Rule, alternatives
-from muomni.data.speech.normalizer.languages import OtherLanguage, language_of
+from muomni.data.speech.normalizer.language import FullLanguage, Language, Rule, alternatives
+from muomni.data.speech.normalizer.languages import language_of
 
 _ADDRESS = re.compile(
     r"(?<![\w.@-])(?:https?://|ftp://|www\.)[^\s<>\"'()\[\]{}]*[^\s<>\"'()\[\]{}.,;:!?*_`]"
@@ -31,7 +31,7 @@ def rules_of(tag: str) -> tuple[Rule, ...]:
     language = language_of(tag)
     if language is None:
         return ()
-    if isinstance(language, OtherLanguage):
+    if not isinstance(language, FullLanguage):
         return (*_number_rules(language), *_sign_rules(language))
     return (
         *language.word_rules,
@@ -47,7 +47,7 @@ def rules_of(tag: str) -> tuple[Rule, ...]:
     )
 
 
-def _word_rules(language: Language) -> tuple[Rule, ...]:
+def _word_rules(language: FullLanguage) -> tuple[Rule, ...]:
     titles, numbered, closing = language.titles, language.numbered, language.closing
     names = [rf"(?<![\w.])({alternatives(words)})\." for words in (titles, numbered, closing)]
 
@@ -80,11 +80,12 @@ def _word_rules(language: Language) -> tuple[Rule, ...]:
     )
 
 
-def _machine_rules(language: Language) -> tuple[Rule, ...]:
-    between = f" {language.point if language.decimal == '.' else language.dot} "
+def _machine_rules(language: FullLanguage) -> tuple[Rule, ...]:
+    dot = language.address["."]
+    between = f" {language.point if language.decimal == '.' else dot} "
 
     def host(match: re.Match[str]) -> str:
-        said = f" {language.dot} ".join(map(language.whole, match[1].split(".")))
+        said = f" {dot} ".join(map(language.whole, match[1].split(".")))
         return f"{said} {language.address.get(':', '')} {language.whole(match[2])}" if match[2] else said
 
     def version(match: re.Match[str]) -> str:
@@ -95,7 +96,7 @@ def _machine_rules(language: Language) -> tuple[Rule, ...]:
 
     def phone(match: re.Match[str]) -> str:
         said = ", ".join(map(language.spell, re.findall(r"\d+", match[0])))
-        return f"{language.plus} {said}" if match[0][0] == "+" else said
+        return f"{language.symbols['+']} {said}" if match[0][0] == "+" else said
 
     return (
         Rule("telephone number", _PHONE, phone),
@@ -104,7 +105,7 @@ def _machine_rules(language: Language) -> tuple[Rule, ...]:
     )
 
 
-def _date_rules(language: Language) -> tuple[Rule, ...]:
+def _date_rules(language: FullLanguage) -> tuple[Rule, ...]:
     def date(year: str, month: str, day: str, match: re.Match[str]) -> str:
         if not (1 <= int(month) <= 12 and 1 <= int(day) <= 31):
             return match[0]
@@ -121,7 +122,7 @@ def _date_rules(language: Language) -> tuple[Rule, ...]:
     )
 
 
-def _range_rules(language: Language) -> tuple[Rule, ...]:
+def _range_rules(language: FullLanguage) -> tuple[Rule, ...]:
     sign = f"(?:{alternatives(language.currencies)})"
     number = language.number_pattern
 
@@ -154,7 +155,7 @@ def _range_rules(language: Language) -> tuple[Rule, ...]:
     )
 
 
-def _money_rules(language: Language) -> tuple[Rule, ...]:
+def _money_rules(language: FullLanguage) -> tuple[Rule, ...]:
     sign = alternatives(language.currencies)
     number = language.number_pattern
     short = alternatives(name for name in language.scales if len(name) < 3)
@@ -188,7 +189,7 @@ def _money_rules(language: Language) -> tuple[Rule, ...]:
     )
 
 
-def _measure_rules(language: Language) -> tuple[Rule, ...]:
+def _measure_rules(language: FullLanguage) -> tuple[Rule, ...]:
     number = language.number_pattern
 
     def clock(match: re.Match[str]) -> str:
@@ -214,10 +215,12 @@ def _measure_rules(language: Language) -> tuple[Rule, ...]:
         Rule("unit", re.compile(unit), measure),
         Rule("power", _POWER, power),
         Rule(
-            "multiplier", re.compile(rf"({number})x\b"), lambda match: f"{language.number(match[1])} {language.times}"
+            "multiplier",
+            re.compile(rf"({number})x\b"),
+            lambda match: f"{language.number(match[1])} {language.symbols['×']}",
         ),
         Rule("size", re.compile(r"(?<=\d) ?x ?(?=\d)"), lambda match: f" {language.by} "),
-        Rule("product", re.compile(r"(?<=\d) ?[*×] ?(?=\d)"), lambda match: f" {language.times} "),
+        Rule("product", re.compile(r"(?<=\d) ?[*×] ?(?=\d)"), lambda match: f" {language.symbols['×']} "),
         Rule(
             "scale",
             re.compile(rf"({number}) ?({_scale_words(language)})(?!\w)"),
@@ -226,7 +229,7 @@ def _measure_rules(language: Language) -> tuple[Rule, ...]:
     )
 
 
-def _scale_words(language: Language) -> str:
+def _scale_words(language: FullLanguage) -> str:
     return alternatives(name for name in language.scales if len(name) > 2)
 
 
@@ -241,11 +244,12 @@ def _number_rules(language: Language) -> tuple[Rule, ...]:
 
 
 def _sign_rules(language: Language) -> tuple[Rule, ...]:
+    dot = language.address.get(".", "")
     dotted = re.compile(r"(?<=[^\W_])\.(?=[^\W\d_A-Z]{2})")
     comma = re.compile(r"(?<=[^\W\d_]),(?=[^\W\d_])")
     signs = re.compile(alternatives(language.symbols))
     return (
-        Rule("dotted name", dotted, lambda match: f" {language.dot} ", digits=False),
+        Rule("dotted name", dotted, lambda match: f" {dot} ", digits=False),
         Rule("comma without space", comma, lambda match: ", ", digits=False),
         Rule("sign", signs, lambda match: f" {language.symbols[match[0]]} ", digits=False),
     )

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muomni.data.speech.number_words import cardinal, ordinal
+from muomni.data.speech.normalizer.english import cardinal, ordinal
 
 
 @pytest.mark.parametrize(
