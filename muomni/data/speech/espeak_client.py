@@ -105,6 +105,7 @@ class Synthesiser:
         """Speaks a text.
 
         Args:
+            text: in the voice's language.
             voice: None for the one given at the start.
             max_seconds: a text that takes longer is an error.
 

@@ -93,7 +93,7 @@ class Library:
             raise ValueError(f"it would last more than {request['max_seconds']:g} s")
         return b"".join(self._parts)
 
-    def _receive(self, samples: int | None, count: int, events: int | None) -> int:
+    def _receive(self, samples: int | None, count: int, _: int | None) -> int:
         """Takes a piece of speech; 1 stops."""
         if samples and count:
             self._left -= count

@@ -171,13 +171,15 @@ class Spoken:
 
 
 def align(
-    recordings: Recordings, spec: AlignerSpec | None = None, report: Callable[[float], None] = lambda share: None
+    recordings: Recordings, spec: AlignerSpec | None = None, report: Callable[[float], None] = lambda _: None
 ) -> list[Spoken]:
     """Learns the letters of the recordings, and finds them.
 
     The same recordings and spec give the same result on the same machine. Random numbers of others are not touched.
 
     Args:
+        recordings: with their texts.
+        spec: how the network learns.
         report: called with the share of the work that is done.
 
     Raises:
@@ -343,8 +345,8 @@ def pointers_of(starts: Floats, frames: int, frame_samples: float, delay: float,
     Args:
         starts: (U,) see `unit_starts`.
         frames: F.
-        frame_samples, delay: of the codec, in samples at 16 kHz: frame t gives back the samples from
-            t · frame_samples − delay on.
+        frame_samples: of the codec, in samples at 16 kHz.
+        delay: of the codec, likewise: frame t gives back the samples from t · frame_samples − delay on.
         max_advance: how many units a frame may be ahead of the one before.
 
     Returns:

@@ -30,6 +30,7 @@ def read_manifest(path: Path, *columns: str) -> Iterator[tuple[MediaRef, dict[st
     """The sound that each line names, in `audio` and perhaps `archive`, and the whole row.
 
     Args:
+        path: of the manifest.
         columns: what a row must hold besides, as texts.
 
     Raises:

@@ -75,7 +75,7 @@ def prepare_pairs(
     language: str = "en",
     aligner: AlignerSpec | None = None,
     progress: bool = True,
-    say: Callable[[str], None] = lambda text: None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> SpeechPairs:
     """The pairs of some sources, computed when an earlier call has not left them.
 
@@ -84,6 +84,7 @@ def prepare_pairs(
     reads it.
 
     Args:
+        sources: see above.
         codec: in evaluation mode, of sound at 16 kHz.
         max_advance: how many units a pointer moves at most from a frame to the next.
         seed: of the alignment.
@@ -123,8 +124,11 @@ def prepare_split(
     """Pairs to learn from and to validate on; both are aligned by the same network.
 
     Args:
+        train: sources to learn from.
         val: when empty, `val_fraction` of the pairs is held out, see `SpeechPairs.split`.
-        options: those of `prepare_pairs`.
+        val_fraction: see `val`.
+        codec: see `prepare_pairs`.
+        options: others of `prepare_pairs`.
 
     Raises:
         DataError: as `prepare_pairs`, or nothing is left on one side.

@@ -47,8 +47,11 @@ def write_recordings(
     sound.
 
     Args:
+        folder: of the recordings.
+        manifest: where the manifest is written.
         speaker: who speaks; by default a sound's own folder below `folder` names its speaker, else `folder` does.
         language: numbers are put into words in English.
+        max_seconds: of a recording.
         report: called after each recording.
 
     Raises:

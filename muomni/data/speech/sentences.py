@@ -53,6 +53,7 @@ def spoken_form(sentence: str, language: str = "en") -> str | None:
     answers have them too.
 
     Args:
+        sentence: as written.
         language: where its numbers have no words (`normalizer.reads_numbers`), a sentence with digits gives None.
 
     Returns:
@@ -132,11 +133,15 @@ def draw_sentences(
     seed: int = 0,
     limits: SentenceLimits | None = None,
     excluded: Container[str] = frozenset(),
-    report: Callable[[int], None] = lambda seen: None,
+    report: Callable[[int], None] = lambda _: None,
 ) -> list[str]:
     """Draws `count` sentences (None: all) of different wording, in random order.
 
     Args:
+        sentences: to draw from.
+        count: None for all.
+        seed: of the draw.
+        limits: of the words of a sentence.
         excluded: wordings (see `wording`) that may not be drawn.
         report: called with the number of sentences seen, now and then.
 

@@ -101,13 +101,16 @@ def make_speech(
     settings: SpeechSettings,
     *,
     workers: int = 1,
-    report: Callable[[int], None] = lambda clips: None,
+    report: Callable[[int], None] = lambda _: None,
 ) -> SpeechMade:
     """Speaks sentences into a folder; one that was begun with the same sentences and settings is completed.
 
     Each row of the manifest has `audio`, `archive`, `text`, `speaker`, `sample_rate` and `duration` in seconds.
 
     Args:
+        sentences: without repeats.
+        out: the folder.
+        settings: how they are spoken.
         workers: synthesiser processes at a time.
         report: called with the number of clips done since the last call.
 

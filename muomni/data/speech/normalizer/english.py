@@ -44,7 +44,7 @@ class English(FullLanguage):
     @property
     def word_rules(self) -> tuple[Rule, ...]:
         """Saints."""
-        return (Rule("saint", re.compile(r"\bSt\.(?= [A-Z])"), lambda match: "Saint", digits=False),)
+        return (Rule("saint", re.compile(r"\bSt\.(?= [A-Z])"), "Saint", digits=False),)
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -65,16 +65,16 @@ class English(FullLanguage):
             Rule("month and day", month_day, self._month_day),
             Rule("day and month", re.compile(rf"(?<![\d.,:/-])(\d\d?) ({month})\b{year}"), self._day_month),
             Rule("height", re.compile(r"(?<![\w'.,])(\d)' ?(1[01]|\d)\"(?!\w)"), self._height),
-            Rule("all the time", re.compile(r"(?<![\d/])24/7(?![\d/])"), lambda match: "twenty-four seven"),
-            Rule("the attacks", re.compile(r"(?<![\d/])9/11(?![\d/])"), lambda match: "nine eleven"),
+            Rule("all the time", re.compile(r"(?<![\d/])24/7(?![\d/])"), "twenty-four seven"),
+            Rule("the attacks", re.compile(r"(?<![\d/])9/11(?![\d/])"), "nine eleven"),
             Rule("decade", re.compile(r"(?<![\w.,])'?([2-9]0|(?:1[0-9]|20)\d0)'?s\b"), self._decade),
             Rule("regnal number", re.compile(rf"\b({_REGNAL}) ([IVX]{{2,}})\b"), self._regnal, digits=False),
             Rule("numbered part", re.compile(rf"\b({_PARTS}) ([IVXLC]+)\b"), self._roman_cardinal, digits=False),
             Rule("roman numeral", re.compile(r"\b([A-Z][a-z]+) ([IVX]{2,})\b"), self._roman_cardinal, digits=False),
             Rule("ordinal", rank, lambda match: ordinal(int(match[1].replace(",", "")))),
-            Rule("C#", re.compile(r"\b([CF])#(?!\w)"), lambda match: f"{match[1]} sharp", digits=False),
-            Rule("number sign", re.compile(r"#(?=\d)"), lambda match: "number "),
-            Rule("about", re.compile(r"~(?=\d)"), lambda match: "about "),
+            Rule("C#", re.compile(r"\b([CF])#(?!\w)"), r"\1 sharp", digits=False),
+            Rule("number sign", re.compile(r"#(?=\d)"), "number "),
+            Rule("about", re.compile(r"~(?=\d)"), "about "),
         )
 
     def awaits_number(self, word: str) -> bool:

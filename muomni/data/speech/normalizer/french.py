@@ -17,8 +17,8 @@ class French(FullLanguage):
         rank = re.compile(r"(?<![\w.,])(\d{1,15})(?:e|ème|eme)\b")
         hours = re.compile(r"(?<![\w:.,])([01]?\d|2[0-3]) ?h ?([0-5]\d)?\b")
         return (
-            Rule("lady", re.compile(r"\bMme\b"), lambda match: "Madame", digits=False),
-            Rule("young lady", re.compile(r"\bMlle\b"), lambda match: "Mademoiselle", digits=False),
+            Rule("lady", re.compile(r"\bMme\b"), "Madame", digits=False),
+            Rule("young lady", re.compile(r"\bMlle\b"), "Mademoiselle", digits=False),
             Rule("first", first, lambda match: "premier" if match[1] == "er" else "première"),
             Rule("ordinal", rank, lambda match: self.ordinal(int(match[1]))),
             Rule("hours", hours, lambda match: self.hours(int(match[1]), int(match[2] or 0))),

@@ -19,13 +19,13 @@ class Rule:
     Attributes:
         name: of the kind.
         pattern: where it stands.
-        say: what replaces a match; `match[0]` where it is no such thing after all.
+        say: what replaces a match, or gives it; `match[0]` where it is no such thing after all.
         digits: whether there is none without digits.
     """
 
     name: str
     pattern: re.Pattern[str]
-    say: Callable[[re.Match[str]], str]
+    say: str | Callable[[re.Match[str]], str]
     digits: bool = True
 
 

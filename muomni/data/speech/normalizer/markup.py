@@ -83,6 +83,7 @@ def plain_lines(text: str, months: tuple[str, ...] = ()) -> Iterator[tuple[str, 
     Code in fences is left out; empty lines stay.
 
     Args:
+        text: of any number of lines.
         months: a number with a full stop before one of these begins a date, not an item.
     """
     lines = text.split("\n")

@@ -58,6 +58,8 @@ def normalize_piece(piece: str, language: str, before: str = "") -> str:
     """A piece of a line as `normalize` says it there; its first character begins no heading and no item.
 
     Args:
+        piece: of one or more words.
+        language: see `normalize`.
         before: the word before it, which may decide how numbers are said: "Chapter IV", "am 3. Mai".
     """
     piece = plain_characters(piece)
@@ -92,8 +94,9 @@ def belong_together(piece: str, word: str, language: str) -> bool:
 
 
 def reads_numbers(language: str) -> bool:
-    """Whether `normalize` puts numbers of this language into words: English, German, French, Spanish; with the
-    optional package num2words, which is under the LGPL, those that it knows.
+    """Whether `normalize` puts numbers of this language into words.
+
+    English, German, French and Spanish; with the extra "languages" (num2words, under the LGPL) those that it knows.
     """
     return language_of(language) is not None
 
@@ -105,6 +108,7 @@ def is_sentence_end(before: str, mark: str, rest: str, language: str = "en") -> 
         before: the text up to the mark.
         mark: one or more of `.!?` and their like, with closing quotes or not.
         rest: the text behind it.
+        language: see `normalize`.
     """
     rest = rest.lstrip()
     if not rest or rest[0].islower():

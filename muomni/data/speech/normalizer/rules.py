@@ -143,14 +143,14 @@ def _range_rules(language: FullLanguage) -> tuple[Rule, ...]:
         Rule(
             "range with a hyphen",
             re.compile(r"(?<![\w.,:/$€£¥-])(\d[\d.,:]*+(?:[ap]m)?)-(?=\d[\d.,:]*+(?!-))"),
-            lambda match: f"{match[1]} {language.to} ",
+            rf"\1 {language.to} ",
         ),
-        Rule("minus before money", re.compile(rf"({sign})[-−](?=\d)"), lambda match: f"−{match[1]}"),
-        Rule("minus sign", re.compile(rf"− ?(?={sign}?[.,]?\d)"), lambda match: f" {language.minus} "),
+        Rule("minus before money", re.compile(rf"({sign})[-−](?=\d)"), r"−\1"),
+        Rule("minus sign", re.compile(rf"− ?(?={sign}?[.,]?\d)"), f" {language.minus} "),
         Rule(
             "negative number",
             re.compile(rf"(?<![\w)\]\"'.,-])-(?={sign}?[.,]?\d)"),
-            lambda match: f"{language.minus} ",
+            f"{language.minus} ",
         ),
     )
 
@@ -210,7 +210,7 @@ def _measure_rules(language: FullLanguage) -> tuple[Rule, ...]:
     unit = rf"(?<![\w.,])({number}) ?({alternatives(language.units)})(?![\w^])"
     return (
         Rule("time of day", _CLOCK, clock),
-        Rule("ratio", re.compile(r"(?<=\d):(?=\d)"), lambda match: f" {language.to} "),
+        Rule("ratio", re.compile(r"(?<=\d):(?=\d)"), f" {language.to} "),
         Rule("fraction", _FRACTION, fraction),
         Rule("unit", re.compile(unit), measure),
         Rule("power", _POWER, power),
@@ -219,8 +219,8 @@ def _measure_rules(language: FullLanguage) -> tuple[Rule, ...]:
             re.compile(rf"({number})x\b"),
             lambda match: f"{language.number(match[1])} {language.symbols['×']}",
         ),
-        Rule("size", re.compile(r"(?<=\d) ?x ?(?=\d)"), lambda match: f" {language.by} "),
-        Rule("product", re.compile(r"(?<=\d) ?[*×] ?(?=\d)"), lambda match: f" {language.symbols['×']} "),
+        Rule("size", re.compile(r"(?<=\d) ?x ?(?=\d)"), f" {language.by} "),
+        Rule("product", re.compile(r"(?<=\d) ?[*×] ?(?=\d)"), f" {language.symbols['×']} "),
         Rule(
             "scale",
             re.compile(rf"({number}) ?({_scale_words(language)})(?!\w)"),
@@ -235,8 +235,8 @@ def _scale_words(language: FullLanguage) -> str:
 
 def _number_rules(language: Language) -> tuple[Rule, ...]:
     return (
-        Rule("letters before digits", re.compile(r"(?<=[^\W\d_])(?=\d)"), lambda match: " "),
-        Rule("letters behind digits", re.compile(r"(?<=\d)(?=[^\W\d_])"), lambda match: " "),
+        Rule("letters before digits", re.compile(r"(?<=[^\W\d_])(?=\d)"), " "),
+        Rule("letters behind digits", re.compile(r"(?<=\d)(?=[^\W\d_])"), " "),
         Rule("year", _YEAR, lambda match: language.year(int(match[1]))),
         Rule("number", re.compile(language.number_pattern), lambda match: language.number(match[0])),
         Rule("digits that are left", re.compile(r"\d+"), lambda match: f" {language.spell(match[0])} "),
@@ -249,7 +249,7 @@ def _sign_rules(language: Language) -> tuple[Rule, ...]:
     comma = re.compile(r"(?<=[^\W\d_]),(?=[^\W\d_])")
     signs = re.compile(alternatives(language.symbols))
     return (
-        Rule("dotted name", dotted, lambda match: f" {dot} ", digits=False),
-        Rule("comma without space", comma, lambda match: ", ", digits=False),
+        Rule("dotted name", dotted, f" {dot} ", digits=False),
+        Rule("comma without space", comma, ", ", digits=False),
         Rule("sign", signs, lambda match: f" {language.symbols[match[0]]} ", digits=False),
     )
