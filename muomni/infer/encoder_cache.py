@@ -6,11 +6,13 @@ Legend: N tokens of a medium, D hidden_size of the Thinker, T tokens of a prompt
 """
 
 import hashlib
+import operator
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -87,7 +89,12 @@ class EncoderCache:
         return self._bytes
 
     def encode(
-        self, model: OmniModel, parts: Sequence[MediaPart], *, alone: bool = False
+        self,
+        model: OmniModel,
+        parts: Sequence[MediaPart],
+        *,
+        alone: bool = False,
+        run: Callable[[Callable[[], Any]], Any] = operator.call,
     ) -> list[Encoded | MediaError]:
         """The embeddings of each part, or what is wrong with it.
 
@@ -95,6 +102,8 @@ class EncoderCache:
             model: has the encoders that the parts need.
             parts: of any prompts; what occurs twice is encoded once.
             alone: encode each by itself, so that not one bit depends on the others.
+            run: calls what computes with the model; an engine's `run` does so on its model thread. Media are decoded
+                on the caller's thread.
         """
         with self._lock:
             results: list[Encoded | MediaError | None] = [None] * len(parts)
@@ -116,7 +125,9 @@ class EncoderCache:
             kinds: tuple[Kind, ...] = ("image", "audio")
             for kind in kinds:
                 wanted = {key: places for key, places in new.items() if key[0] == kind}
-                for key, encoded in self._encode_new(model, kind, {key: parts[at[0]] for key, at in wanted.items()}):
+                for key, encoded in self._encode_new(
+                    model, kind, {key: parts[at[0]] for key, at in wanted.items()}, run
+                ):
                     for place in wanted[key]:
                         results[place] = encoded
             return [result for result in results if result is not None]
@@ -140,7 +151,11 @@ class EncoderCache:
         return counts
 
     def _encode_new(
-        self, model: OmniModel, kind: Kind, parts: dict[_Key, MediaPart]
+        self,
+        model: OmniModel,
+        kind: Kind,
+        parts: dict[_Key, MediaPart],
+        run: Callable[[Callable[[], Any]], Any],
     ) -> Iterable[tuple[_Key, Encoded | MediaError]]:
         """Decodes and encodes media of one kind, as many in one pass as memory should hold."""
         most = _MOST_PATCHES if kind == "image" else _MOST_FRAMES
@@ -153,11 +168,11 @@ class EncoderCache:
                 yield key, error
                 continue
             if waiting and (key[2] or sum(len(one.values) for _, one in waiting) + len(decoded.values) > most):
-                yield from self._pass(model, kind, waiting)
+                yield from run(partial(self._pass, model, kind, waiting))
                 waiting = []
             waiting.append((key, decoded))
         if waiting:
-            yield from self._pass(model, kind, waiting)
+            yield from run(partial(self._pass, model, kind, waiting))
 
     @torch.inference_mode()
     def _pass(

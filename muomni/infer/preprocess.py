@@ -1,6 +1,7 @@
 """From a user's prompt to the engine's input: messages as token ids, media as embeddings, and the token budget."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,7 +77,13 @@ def settings_of(
 
 
 def read_prompt(
-    model: OmniModel, tokenizer: "Tokenizer", prompt: Any, *, raw: bool = False, root: Path | None = None
+    model: OmniModel,
+    tokenizer: "Tokenizer",
+    prompt: Any,
+    *,
+    raw: bool = False,
+    root: Path | None = None,
+    files: bool = True,
 ) -> EncodedChat:
     """The ids of a prompt, with one placeholder for each picture and sound; of all media only video files are opened.
 
@@ -86,6 +93,7 @@ def read_prompt(
         prompt: as `MuOmni.chat` takes it, or a text with `raw`.
         raw: the text itself, without the turns of a chat.
         root: what relative paths are relative to; None for the working directory.
+        files: False refuses paths, for prompts of people who must not read this machine's files.
 
     Raises:
         PromptError: the prompt is empty, not in the form of messages, or holds what the model does not take.
@@ -102,8 +110,8 @@ def read_prompt(
     inputs = [kind for kind, encoder in encoders.items() if encoder is not None]
     messages = as_messages(prompt)
     if root is not None:
-        messages = check_messages(messages, inputs=inputs, root=root, videos=True)
-    return encode_chat(tokenizer, messages, add_generation_prompt=True, inputs=inputs)
+        messages = check_messages(messages, inputs=inputs, root=root, files=files, videos=True)
+    return encode_chat(tokenizer, messages, add_generation_prompt=True, inputs=inputs, files=files)
 
 
 def prepare(
@@ -116,7 +124,9 @@ def prepare(
     raw: bool = False,
     alone: bool = False,
     root: Path | None = None,
+    files: bool = True,
     keep_going: bool = False,
+    run: Callable[[Callable[[], Any]], Any] = operator.call,
 ) -> list[EngineInput]:
     """Makes the engine's inputs; new media of all prompts are encoded together.
 
@@ -125,9 +135,10 @@ def prepare(
         encoders: encode media, and keep the embeddings of earlier ones.
         prompts: with their settings.
         names: of the prompts, for errors; empty for a single one.
-        raw, root: see `read_prompt`.
+        raw, root, files: see `read_prompt`.
         alone: encode each medium by itself.
         keep_going: put an error into the input of its prompt instead of raising it.
+        run: see `EncoderCache.encode`.
 
     Raises:
         PromptError: a prompt that is wrong, or too long.
@@ -137,7 +148,7 @@ def prepare(
     inputs: list[EngineInput | tuple[EncodedChat, SamplingParams, str]] = []
     for (prompt, params), name in zip(prompts, names, strict=True):
         try:
-            chat = read_prompt(model, tokenizer, prompt, raw=raw, root=root)
+            chat = read_prompt(model, tokenizer, prompt, raw=raw, root=root, files=files)
             if chat.media:
                 chat, held = _read_media(chat, held)
                 _check_length(model, chat, params)
@@ -147,7 +158,7 @@ def prepare(
         except (PromptError, MediaError) as error:
             inputs.append(EngineInput([], params, error=_named(error, name, keep_going)))
     parts = [part for each in inputs if not isinstance(each, EngineInput) for part in each[0].media]
-    encoded = iter(encoders.encode(model, parts, alone=alone) if parts else [])
+    encoded = iter(encoders.encode(model, parts, alone=alone, run=run) if parts else [])
     prepared = []
     for each in inputs:
         if isinstance(each, EngineInput):

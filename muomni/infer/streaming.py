@@ -115,7 +115,7 @@ class TextStream(ReplyStream):
         speculate: bool | DraftProposer = False,
     ) -> None:
         self._engine = engine
-        self._text = _Text(tokenizer, prompt.params.stops)
+        self._text = ReplyText(tokenizer, prompt.params.stops)
         self._said: list[str] = []
         self._whole = False
         super().__init__()
@@ -201,15 +201,25 @@ class TextStream(ReplyStream):
             return
 
     def _made(self, rest: str) -> Reply:
-        request = self._request
-        reason: FinishReason = "stop" if request.reason == "stop" or self._text.stopped else "length"
-        timing = Timing(
-            len(request.prompt), len(request.tokens), request.first - request.began, request.last - request.first
-        )
-        return Reply(self.text + rest, tuple(request.tokens), reason, timing)
+        return reply_of(self._request, self.text + rest, stopped=self._text.stopped)
 
 
-class _Text:
+def reply_of(request: Request, text: str, *, stopped: bool) -> Reply:
+    """The reply of a request that has ended.
+
+    Args:
+        request: has ended without an error.
+        text: all of it.
+        stopped: a stop text ended it.
+    """
+    reason: FinishReason = "stop" if request.reason == "stop" or stopped else "length"
+    timing = Timing(
+        len(request.prompt), len(request.tokens), request.first - request.began, request.last - request.first
+    )
+    return Reply(text, tuple(request.tokens), reason, timing)
+
+
+class ReplyText:
     """The text that each token makes known, up to a stop text."""
 
     def __init__(self, tokenizer: "Tokenizer", stops: Sequence[str]) -> None:

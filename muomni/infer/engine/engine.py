@@ -11,8 +11,9 @@ all requests, until it is served (`wait`); a server starts the one model thread 
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
-from typing import Self
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
+from typing import Any, Self, TypeVar
 
 import torch
 
@@ -23,6 +24,8 @@ from muomni.infer.request import Request
 from muomni.infer.runners.base import Runner, make_slot_cache
 from muomni.infer.runners.select import RunnerName, Runners, make_runner
 from muomni.model import OmniModel, SlotCache
+
+T = TypeVar("T")
 
 
 class Engine:
@@ -59,6 +62,7 @@ class Engine:
         self._most_waiting = most_waiting
         self._inbox: deque[Request] = deque()
         self._cancelled: deque[Request] = deque()
+        self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._lock = threading.RLock()
         self._stepping = False
         self._wake = threading.Event()
@@ -92,6 +96,28 @@ class Engine:
     def active(self) -> bool:
         """Whether any request is unfinished."""
         return bool(self._inbox) or self._scheduler.active
+
+    @property
+    def alive(self) -> bool:
+        """Whether the model thread runs."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def run(self, job: Callable[[], T]) -> T:
+        """Runs what else the model computes on the model thread, between two steps, and returns its result.
+
+        Raises:
+            EngineError: the engine is closed.
+            what `job` raises.
+        """
+        if self._thread is None:
+            with self._lock:
+                return job()
+        result: Future[T] = Future()
+        self._jobs.append((job, result))
+        self._wake.set()
+        if self._closed:
+            self._run_jobs()
+        return result.result()
 
     def submit(self, request: Request) -> Request:
         """Lets a request in.
@@ -234,6 +260,7 @@ class Engine:
         thread, self._thread = self._thread, None
         if thread is not None and thread is not threading.current_thread():
             thread.join()
+        self._run_jobs()
         with self._lock:
             self._take_messages()
             self._core.fail_all(EngineError("the engine was closed before this request had ended"))
@@ -248,8 +275,20 @@ class Engine:
     def _serve(self) -> None:
         while not self._closed:
             self._wake.clear()
+            self._run_jobs()
             if not self.step():
                 self._wake.wait()
+
+    def _run_jobs(self) -> None:
+        while self._jobs:
+            job, result = self._jobs.popleft()
+            if self._closed:
+                result.set_exception(EngineError("the engine was closed before this was computed"))
+                continue
+            try:
+                result.set_result(job())
+            except Exception as error:  # noqa: BLE001 - raised where it is waited for
+                result.set_exception(error)
 
     def step(self) -> bool:
         """Computes one step for all; False when there was nothing to do."""

@@ -1,0 +1,73 @@
+"""Work that ends when the client leaves."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, TypeVar
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from muomni.serve import sse
+
+T = TypeVar("T")
+
+
+class DisconnectedError(Exception):
+    """Nobody waits for the answer any more."""
+
+
+async def unless_left(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled when the client disconnects; its body has been read.
+
+    Raises:
+        DisconnectedError: it did.
+    """
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_left(receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise DisconnectedError
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class EventStream(Response):
+    """A response of server-sent events.
+
+    Starlette's own response does not close its iterator when the client leaves before the first event.
+
+    Args:
+        events: encoded events.
+        close: called once, however the response ends.
+        headers: of the response.
+    """
+
+    def __init__(self, events: AsyncIterator[bytes], close: Callable[[], None], headers: dict[str, str]) -> None:
+        self._events = events
+        self._close = close
+        super().__init__(headers={**sse.HEADERS, **headers}, media_type=sse.MEDIA_TYPE)
+        del self.headers["content-length"]
+
+    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
+        """Sends the events until they end or the client leaves."""
+        try:
+            await unless_left(receive, self._send(send))
+        except DisconnectedError:
+            pass
+        finally:
+            self._close()
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async for data in self._events:
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,0 +1,164 @@
+"""The endpoints: each reads a request, takes a place, and answers in OpenAI's form."""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from muomni.infer.sampling import SamplingParams
+from muomni.serve import messages, schema, sse
+from muomni.serve.disconnect import DisconnectedError, EventStream, unless_left
+from muomni.serve.engine import ServingEngine
+from muomni.serve.errors import ApiError, api_error
+from muomni.serve.replies import Answer, Head
+from muomni.serve.settings import ServerSettings
+
+log = logging.getLogger("muomni.serve")
+# Bodies from this size on are parsed in the pool: parsing holds up the event loop.
+_LARGE_BODY = 256 << 10
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop")
+
+
+class Endpoints:
+    """The handlers of one server.
+
+    Args:
+        engine: answers.
+        settings: of the server.
+        created: when the model was made, in seconds of Unix time.
+    """
+
+    def __init__(self, engine: ServingEngine, settings: ServerSettings, created: int) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._created = created
+
+    async def health(self, _: Request) -> Response:
+        """`GET /health`: 200 while requests are taken and answered, else 503; needs no key."""
+        state = self._engine.state
+        if state in ("idle", "ok"):
+            return JSONResponse({"status": state})
+        return ApiError(503, f"the server is {state}", kind="unavailable_error", code=state).response()
+
+    async def models(self, _: Request) -> Response:
+        """`GET /v1/models`."""
+        return JSONResponse({"object": "list", "data": [self._model()]})
+
+    async def one_model(self, request: Request) -> Response:
+        """`GET /v1/models/{id}`."""
+        self._check_model(request.path_params["model"])
+        return JSONResponse(self._model())
+
+    async def chat(self, request: Request) -> Response:
+        """`POST /v1/chat/completions`."""
+        with ExitStack() as stack:
+            stack.enter_context(self._engine.place())
+            asked = await self._read(request, schema.ChatRequest)
+            prompt = messages.normalize(asked.messages, self._settings.max_media)
+            limit = asked.max_completion_tokens or asked.max_tokens
+            return await self._answer(request, stack, asked, prompt, limit, "chat")
+
+    async def completions(self, request: Request) -> Response:
+        """`POST /v1/completions`: continues a text as it stands."""
+        with ExitStack() as stack:
+            stack.enter_context(self._engine.place())
+            asked = await self._read(request, schema.CompletionRequest)
+            return await self._answer(request, stack, asked, asked.prompt, asked.max_tokens, "text")
+
+    async def tokenize(self, request: Request) -> Response:
+        """`POST /tokenize`: ids of a text."""
+        asked = await self._read(request, schema.TokenizeRequest)
+        ids = await self._engine.in_pool(partial(self._engine.tokenizer.encode, asked.prompt))
+        return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": self._engine.context})
+
+    async def _answer(
+        self,
+        request: Request,
+        stack: ExitStack,
+        asked: "schema.ChatRequest | schema.CompletionRequest",
+        prompt: Any,
+        limit: int | None,
+        kind: str,
+    ) -> Response:
+        """Submits a request and answers it, whole or as a stream; what `stack` holds is given back at the end."""
+        ignored = self._ignored(asked)
+        self._check_model(asked.model)
+        if asked.n > self._settings.max_choices:
+            raise ApiError(400, f"n: at most {self._settings.max_choices}", param="n", code="invalid_value")
+        params = self._params(asked, limit)
+        prepared = await unless_left(
+            request.receive, self._engine.prepare(prompt, params, raw=kind == "text", alone=asked.deterministic)
+        )
+        options = {"batch_invariant": asked.deterministic, "speculate": asked.speculate}
+        streams = []
+        for row in range(asked.n):
+            stream = self._engine.stream(prepared, row=row, **options)
+            stack.callback(stream.close)
+            streams.append(stream)
+        head = Head(kind, self._settings.model_name)
+        answer = Answer(head, streams, self._engine.media_tokens(prepared))
+        headers = {"x-request-id": head.id} | ({"x-ignored-parameters": ", ".join(ignored)} if ignored else {})
+        if not asked.stream:
+            return JSONResponse(await unless_left(request.receive, answer.whole()), headers=headers)
+        include_usage = asked.stream_options is not None and asked.stream_options.include_usage
+        # From here on the response holds the place and the streams.
+        held = stack.pop_all()
+        return EventStream(_events(answer, include_usage), held.close, headers)
+
+    async def _read(self, request: Request, kind: type[schema.T]) -> schema.T:
+        body = await request.body()
+        if len(body) < _LARGE_BODY:
+            return schema.parse(kind, body)
+        return await self._engine.in_pool(partial(schema.parse, kind, body))
+
+    def _params(self, asked: "schema.ChatRequest | schema.CompletionRequest", limit: int | None) -> SamplingParams:
+        """The settings of a request; what it leaves out is as everywhere else."""
+        given = {key: value for key in _SAMPLING if (value := getattr(asked, key)) is not None}
+        most = self._settings.max_tokens
+        return SamplingParams.of(max_new_tokens=min(limit or most, most), **given)
+
+    def _ignored(self, asked: "schema.ChatRequest | schema.CompletionRequest") -> list[str]:
+        ignored = [key for key in asked.ignored() if key.isascii() and key.isprintable()]
+        if ignored and self._settings.strict:
+            raise ApiError(400, f"unknown key: {ignored[0]}", param=ignored[0], code="unknown_parameter")
+        return ignored
+
+    def _check_model(self, name: str | None) -> None:
+        if name is not None and name != self._settings.model_name:
+            message = f"there is no model {name[:80]!r}; this server has {self._settings.model_name!r}"
+            raise ApiError(404, message, param="model", code="model_not_found")
+
+    def _model(self) -> dict[str, Any]:
+        config = self._engine.model.config
+        inputs = ["text", *(["image"] if config.vision else []), *(["audio"] if config.audio else [])]
+        architecture = {"input_modalities": inputs, "output_modalities": ["text"]}
+        entry = {"id": self._settings.model_name, "object": "model", "created": self._created, "owned_by": "muomni"}
+        return {**entry, "max_model_len": self._engine.context, "architecture": architecture}
+
+
+async def _events(answer: Answer, include_usage: bool) -> AsyncIterator[bytes]:
+    """The events of an answer; an error after the first byte is one event, then the end."""
+    try:
+        async for chunk in answer.chunks(include_usage=include_usage):
+            yield sse.event(chunk)
+    except Exception as error:
+        told = api_error(error)
+        if told.status == 500:
+            log.exception("a reply failed")
+        yield sse.event(told.body)
+        return
+    yield sse.DONE
+
+
+async def on_error(_: Request, error: Exception) -> Response:
+    """What became of a request that failed before its answer began."""
+    if isinstance(error, DisconnectedError):
+        return Response(status_code=499)
+    told = api_error(error)
+    if told.status == 500:
+        log.error("a request failed", exc_info=error)
+    return told.response()

@@ -1,0 +1,162 @@
+"""What answers: one engine with one model thread, places that are counted, and media that are decoded beside it."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any, Literal, TypeVar
+
+import torch
+
+from muomni.api.model import MuOmni
+from muomni.infer.async_streaming import AsyncTextStream
+from muomni.infer.engine.engine import make_engine
+from muomni.infer.preprocess import checked_tokenizer, prepare
+from muomni.infer.request import EngineInput
+from muomni.infer.sampling import SamplingParams
+from muomni.infer.speculative.drafts import check_guessable
+from muomni.serve.errors import overloaded
+from muomni.serve.settings import ServerSettings
+
+T = TypeVar("T")
+State = Literal["idle", "ok", "stalled", "stopping", "dead"]
+# How often it is looked whether the model thread has taken a step.
+_WATCH_S = 0.5
+
+
+class ServingEngine:
+    """Answers the requests of a server.
+
+    Args:
+        model: in evaluation mode from now on; nothing else may use it.
+        settings: of the server.
+
+    Attributes:
+        tokenizer: of the model.
+        context: tokens of the longest request, prompt and reply.
+        running: requests that have a place.
+
+    Raises:
+        UserError: the model has no tokenizer.
+        EngineError: its cache does not fit the memory.
+    """
+
+    def __init__(self, model: MuOmni, settings: ServerSettings) -> None:
+        self.model = model.eval()
+        self.tokenizer = checked_tokenizer(model, model.tokenizer)
+        self.running = 0
+        self.context = model.config.thinker.max_position_embeddings
+        self._settings = settings
+        self._places = settings.slots + settings.max_waiting
+        self.engine = make_engine(
+            model,
+            slots=settings.slots,
+            capacity=self.context,
+            dtype=torch.int8 if model.cache_dtype == "int8" else None,
+            most_waiting=self._places * settings.max_choices,
+            runner=model.runner,
+        ).start()
+        self._pool = ThreadPoolExecutor(settings.media_workers, thread_name_prefix="muomni-media")
+        self._stopping = False
+        self._idle = asyncio.Event()
+        self._steps = 0
+        self._moved = time.monotonic()
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Holds one of the places, taken before anything of a request is read.
+
+        Raises:
+            ApiError: all are taken, or the server stops.
+        """
+        if self._stopping:
+            raise overloaded("the server is stopping")
+        if self.running >= self._places:
+            raise overloaded(f"{self.running} requests are open already: try again later")
+        self.running += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self.running -= 1
+            if not self.running:
+                self._idle.set()
+
+    async def in_pool(self, function: "partial[T]") -> T:
+        """Runs what would hold up the event loop: parsing of large bodies, decoding."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function)
+
+    async def prepare(self, prompt: Any, params: SamplingParams, *, raw: bool, alone: bool) -> EngineInput:
+        """The engine's input: the prompt read and its media decoded in the pool, and encoded by the model thread.
+
+        Raises:
+            PromptError, MediaError: the prompt is wrong.
+        """
+        return await self.in_pool(partial(self._prepare, prompt, params, raw=raw, alone=alone))
+
+    def _prepare(self, prompt: Any, params: SamplingParams, *, raw: bool, alone: bool) -> EngineInput:
+        encoders = self.model.runtime.media
+        options: dict[str, Any] = {"raw": raw, "alone": alone, "files": False, "run": self.engine.run}
+        return prepare(self.model, self.tokenizer, encoders, [(prompt, params)], [""], **options)[0]
+
+    def media_tokens(self, prompt: EngineInput) -> dict[str, int]:
+        """How many tokens of a prompt are places of pictures and of sounds, in OpenAI's names."""
+        config = self.model.config
+        ids = {"image_tokens": config.image_token_id, "audio_tokens": config.audio_token_id}
+        return {name: prompt.ids.count(token) for name, token in ids.items() if token is not None}
+
+    def stream(
+        self, prompt: EngineInput, *, batch_invariant: bool = False, speculate: bool = False, row: int = 0
+    ) -> AsyncTextStream:
+        """A reply that is being computed; see `AsyncTextStream`.
+
+        Raises:
+            PromptError: speculation would have no effect.
+        """
+        if speculate:
+            check_guessable(prompt.params)
+        options: dict[str, Any] = {"batch_invariant": batch_invariant, "speculate": speculate, "row": row}
+        return AsyncTextStream(self.engine, self.tokenizer, prompt, **options)
+
+    async def watch(self) -> None:
+        """Notes when the model thread took its last step, until it is cancelled."""
+        while True:
+            if self.engine.steps != self._steps or not self.engine.active:
+                self._steps, self._moved = self.engine.steps, time.monotonic()
+            await asyncio.sleep(_WATCH_S)
+
+    @property
+    def state(self) -> State:
+        """What `/health` says."""
+        if self._stopping:
+            return "stopping"
+        if not self.engine.alive:
+            return "dead"
+        if time.monotonic() - self._moved > self._settings.stall_s:
+            return "stalled"
+        return "ok" if self.engine.active else "idle"
+
+    async def warm_up(self) -> None:
+        """Answers one prompt, so that the first client does not wait for what is made once."""
+        prompt = EngineInput(self.tokenizer.encode("Hello") or [0], SamplingParams(max_new_tokens=4, temperature=0), 4)
+        stream = self.stream(prompt)
+        try:
+            async for _ in stream:
+                pass
+        finally:
+            stream.close()
+
+    def stop_admitting(self) -> None:
+        """From now on requests are refused with 503; those that run go on."""
+        self._stopping = True
+
+    async def drain(self, seconds: float) -> None:
+        """Waits until all open requests have ended, at most so long; then ends them with an error."""
+        self.stop_admitting()
+        if self.running:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), seconds)
+        await asyncio.to_thread(self.engine.close)
+        self._pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,162 @@
+"""What every request passes before an endpoint sees it: host, origin, key, content type and size.
+
+Pure ASGI: Starlette's `BaseHTTPMiddleware` breaks streams and disconnects.
+"""
+
+import hmac
+import ipaddress
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from muomni.serve.errors import ApiError
+from muomni.serve.settings import ServerSettings
+
+_OPEN_PATHS = frozenset({"/health", "/v1/health"})
+# Multipart forms need no preflight request in a browser, so their origin is checked; everything else is JSON.
+_UPLOADS = frozenset({"/v1/audio/transcriptions"})
+_METHODS_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
+
+
+def host_name(host: str) -> str:
+    """The name in a `Host` header or an origin's place, without the port; IPv6 without its brackets."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def is_loopback(name: str) -> bool:
+    """Whether a name or address is this machine's own."""
+    if name == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+class Guard:
+    """Refuses what may not come in, and counts the bytes of what may.
+
+    A server that listens on the loopback answers only to the loopback's names: a page elsewhere could otherwise
+    reach it by a name that it points there (DNS rebinding).
+    """
+
+    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+        self._app = app
+        self._settings = settings
+        self._keys = tuple(key.encode() for key in settings.keys)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on, or answers it with what is wrong."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        origin = headers.get("origin")
+        allowed = origin is not None and origin in self._settings.origins
+        try:
+            self._check_host(headers)
+            self._check_origin(origin, headers, allowed)
+            if scope["method"] == "OPTIONS" and allowed:
+                await self._with_cors(Response(status_code=204, headers=_PREFLIGHT), scope, receive, send, origin)
+                return
+            if scope["path"] not in _OPEN_PATHS:
+                self._check_key(headers)
+            self._check_content_type(scope, headers)
+            limited = self._limited(scope, headers, receive)
+        except ApiError as error:
+            await self._with_cors(error.response(), scope, receive, send, origin if allowed else None)
+            return
+        await self._with_cors(self._app, scope, limited, send, origin if allowed else None)
+
+    def _check_host(self, headers: Headers) -> None:
+        settings = self._settings
+        name = host_name(headers.get("host", ""))
+        if "*" in settings.hosts or name in settings.hosts:
+            return
+        if is_loopback(settings.host):
+            if not is_loopback(name):
+                raise ApiError(421, f"this server does not answer to the name {name[:80]!r}", code="wrong_host")
+        elif settings.hosts and name != settings.host:
+            raise ApiError(421, f"this server does not answer to the name {name[:80]!r}", code="wrong_host")
+
+    def _check_origin(self, origin: str | None, headers: Headers, allowed: bool) -> None:
+        """Pages of other origins are refused; programs send no origin."""
+        if origin is None or allowed:
+            return
+        given = urlsplit(origin)
+        if given.netloc.lower() != headers.get("host", "").lower():
+            raise ApiError(403, "pages of this origin may not use this server (--allow-origin)", code="wrong_origin")
+
+    def _check_key(self, headers: Headers) -> None:
+        if not self._keys:
+            return
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        given = key.strip().encode()
+        # All are compared, so that the time says nothing of which one was nearly right.
+        matches = [hmac.compare_digest(given, known) for known in self._keys]
+        if scheme.lower() != "bearer" or not any(matches):
+            message = "this server needs a key: Authorization: Bearer KEY"
+            headers_ = {"WWW-Authenticate": "Bearer"}
+            raise ApiError(401, message, code="invalid_api_key", headers=headers_)
+
+    def _check_content_type(self, scope: Scope, headers: Headers) -> None:
+        if scope["method"] not in _METHODS_WITH_BODY:
+            return
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        wanted = "multipart/form-data" if scope["path"] in _UPLOADS else "application/json"
+        if kind != wanted:
+            raise ApiError(
+                415, f"Content-Type must be {wanted}, not {kind or 'missing'}", code="unsupported_media_type"
+            )
+
+    def _limited(self, scope: Scope, headers: Headers, receive: Receive) -> Receive:
+        """`receive` that counts: a length that is announced may be false, or missing."""
+        limit = self._settings.max_upload + (1 << 20) if scope["path"] in _UPLOADS else self._settings.max_body
+        too_large = ApiError(413, f"the request is larger than {limit >> 20} MiB", code="request_too_large")
+        announced = headers.get("content-length", "0")
+        if not announced.isdecimal() or int(announced) > limit:
+            raise too_large
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            if message["type"] == "http.request":
+                seen += len(message.get("body", b""))
+                if seen > limit:
+                    raise too_large
+            return message
+
+        return counted
+
+    async def _with_cors(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send, origin: str | None) -> None:
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["X-Content-Type-Options"] = "nosniff"
+                if self._settings.origins:
+                    headers.append("Vary", "Origin")
+                if origin is not None:
+                    headers["Access-Control-Allow-Origin"] = origin
+            await send(message)
+
+        await app(scope, receive, with_headers)
+
+
+_PREFLIGHT = {
+    "Access-Control-Allow-Methods": "GET, POST",
+    "Access-Control-Allow-Headers": "Authorization, Content-Type",
+    "Access-Control-Max-Age": "600",
+}
+
+
+def read_keys(lines: Iterable[str]) -> tuple[str, ...]:
+    """Keys of a file, one a line; blank lines and those that begin with # are left out."""
+    stripped = (line.strip() for line in lines)
+    return tuple(line for line in stripped if line and not line.startswith("#"))

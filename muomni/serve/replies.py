@@ -1,0 +1,139 @@
+"""Replies in OpenAI's form, whole and as chunks, for chats and for plain continuations."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from muomni.infer.async_streaming import AsyncTextStream
+from muomni.infer.request import Reply
+
+
+@dataclass(frozen=True)
+class Head:
+    """What all chunks of a reply share.
+
+    Attributes:
+        kind: "chat" or "text".
+        model: the name that is served.
+    """
+
+    kind: str
+    model: str
+    created: int = field(default_factory=lambda: int(time.time()))
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def of(self, choices: list[dict[str, Any]], *, chunk: bool, **more: Any) -> dict[str, Any]:
+        """The object around choices."""
+        chat = self.kind == "chat"
+        name = ("chat.completion.chunk" if chunk else "chat.completion") if chat else "text_completion"
+        head = {"id": f"{'chatcmpl' if chat else 'cmpl'}-{self.id}", "object": name, "created": self.created}
+        return {**head, "model": self.model, "choices": choices, **more}
+
+
+class Answer:
+    """The replies to one request.
+
+    Args:
+        head: of its chunks.
+        streams: one for each choice.
+        media_tokens: tokens of the prompt's pictures and sounds, for its usage.
+    """
+
+    def __init__(self, head: Head, streams: Sequence[AsyncTextStream], media_tokens: dict[str, int]) -> None:
+        self._head = head
+        self._streams = streams
+        self._media_tokens = media_tokens
+
+    def close(self) -> None:
+        """Ends what still runs."""
+        for stream in self._streams:
+            stream.close()
+
+    async def whole(self) -> dict[str, Any]:
+        """The object that a client gets that does not stream.
+
+        Raises:
+            what a stream raises.
+        """
+        for stream in self._streams:
+            async for _ in stream:
+                pass
+        choices = [self._choice(number, stream.reply) for number, stream in enumerate(self._streams)]
+        return self._head.of(choices, chunk=False, usage=self.usage())
+
+    async def chunks(self, *, include_usage: bool) -> AsyncIterator[dict[str, Any]]:
+        """The chunks of a stream, the choices as they come.
+
+        Raises:
+            what a stream raises.
+        """
+        # With `include_usage` every chunk has the key, and only the last one a value.
+        more: dict[str, Any] = {"usage": None} if include_usage else {}
+        if self._head.kind == "chat":
+            for number in range(len(self._streams)):
+                yield self._chunk(number, {"role": "assistant", "content": ""}, None, more)
+        async for number, text in _merged(self._streams):
+            if text is not None:
+                yield self._chunk(number, {"content": text}, None, more)
+            else:
+                yield self._chunk(number, {}, self._streams[number].reply.finish_reason, more)
+        if include_usage:
+            yield self._head.of([], chunk=True, usage=self.usage())
+
+    def usage(self) -> dict[str, Any]:
+        """Tokens of the prompt, counted once, and of all replies."""
+        requests = [stream.request for stream in self._streams]
+        prompt, new = len(requests[0].prompt), sum(len(request.tokens) for request in requests)
+        details = {"cached_tokens": max(requests[0].reused, 0), **self._media_tokens}
+        counts = {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
+        return {**counts, "prompt_tokens_details": details}
+
+    def _choice(self, number: int, reply: Reply) -> dict[str, Any]:
+        end = {"index": number, "finish_reason": reply.finish_reason, "logprobs": None}
+        if self._head.kind == "chat":
+            return {**end, "message": {"role": "assistant", "content": reply.text, "refusal": None}}
+        return {**end, "text": reply.text}
+
+    def _chunk(self, number: int, delta: dict[str, Any], reason: str | None, more: dict[str, Any]) -> dict[str, Any]:
+        choice: dict[str, Any] = {"index": number, "finish_reason": reason, "logprobs": None}
+        if self._head.kind == "chat":
+            choice["delta"] = delta
+        else:
+            choice["text"] = delta.get("content", "")
+        return self._head.of([choice], chunk=True, **more)
+
+
+async def _merged(streams: Sequence[AsyncTextStream]) -> AsyncIterator[tuple[int, str | None]]:
+    """Texts of several streams with their number, as they come; None once a stream has ended."""
+    if len(streams) == 1:
+        async for chunk in streams[0]:
+            if chunk.text:
+                yield 0, chunk.text
+        yield 0, None
+        return
+    texts: asyncio.Queue[tuple[int, str | BaseException | None]] = asyncio.Queue()
+
+    async def read(number: int) -> None:
+        try:
+            async for chunk in streams[number]:
+                if chunk.text:
+                    texts.put_nowait((number, chunk.text))
+            texts.put_nowait((number, None))
+        except Exception as error:  # noqa: BLE001 - raised below, in the reader
+            texts.put_nowait((number, error))
+
+    readers = [asyncio.ensure_future(read(number)) for number in range(len(streams))]
+    try:
+        left = len(streams)
+        while left:
+            number, text = await texts.get()
+            if isinstance(text, BaseException):
+                raise text
+            left -= text is None
+            yield number, text
+    finally:
+        for reader in readers:
+            reader.cancel()

@@ -1,0 +1,158 @@
+"""Requests as OpenAI's clients send them; what would change a reply and is not supported is refused."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from muomni.serve.errors import ApiError
+
+# Accepted without an effect: they say who asks, or how a provider may store and route.
+_WITHOUT_EFFECT = frozenset(
+    {
+        "metadata",
+        "parallel_tool_calls",
+        "prediction",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "user",
+        "verbosity",
+    }
+)
+# Would change the reply. Their neutral values, which clients send by default, are let through.
+_NOT_SUPPORTED: Mapping[str, tuple[Any, ...]] = {
+    "audio": (None,),
+    "echo": (None, False),
+    "best_of": (None, 1),
+    "frequency_penalty": (None, 0),
+    "function_call": (None, "none"),
+    "functions": (None, []),
+    "logit_bias": (None, {}),
+    "logprobs": (None, False),
+    "presence_penalty": (None, 0),
+    "reasoning_effort": (None, "none"),
+    "response_format": (None, {"type": "text"}),
+    "suffix": (None, ""),
+    "tool_choice": (None, "none", "auto"),
+    "tools": (None, []),
+    "top_logprobs": (None, 0),
+    "web_search_options": (None,),
+}
+
+
+class StreamOptions(BaseModel):
+    """Of a streamed reply.
+
+    Attributes:
+        include_usage: a last chunk counts the tokens.
+    """
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class _Request(BaseModel):
+    """What requests for text have in common.
+
+    Attributes:
+        model: one of `/v1/models`; None takes the server's.
+        temperature, top_p, top_k, min_p, repetition_penalty, seed: see `SamplingParams`, whose defaults None takes.
+        stop: a text, or up to 16 of them.
+        n: replies to this prompt, each with its own draws.
+        deterministic: compute alone, so that not one bit depends on other requests.
+        speculate: draft tokens from the text so far; needs temperature 0.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    n: Annotated[int, Field(ge=1)] = 1
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    deterministic: bool = False
+    speculate: bool = False
+
+    # Keys besides the fields whose neutral values are accepted.
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = _NOT_SUPPORTED
+
+    def ignored(self) -> list[str]:
+        """Keys that had no effect and are not known to be harmless.
+
+        Raises:
+            ApiError: a key would change the reply and is not supported.
+        """
+        unknown = []
+        for key, value in (self.model_extra or {}).items():
+            if key in self.unsupported:
+                if value not in self.unsupported[key]:
+                    raise ApiError(
+                        400, f"{key} is not supported by this server", param=key, code="unsupported_parameter"
+                    )
+            elif key not in _WITHOUT_EFFECT:
+                unknown.append(key)
+        return unknown
+
+
+class ChatRequest(_Request):
+    """`POST /v1/chat/completions`.
+
+    Attributes:
+        messages: see `messages.normalize`.
+        modalities: what the reply is made of.
+        max_completion_tokens: of the reply; comes before the older `max_tokens`.
+    """
+
+    messages: list[dict[str, Any]]
+    modalities: list[Literal["text"]] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+
+
+class CompletionRequest(_Request):
+    """`POST /v1/completions`: a text is continued, without the turns of a chat.
+
+    Attributes:
+        prompt: the text.
+        max_tokens: of the reply.
+    """
+
+    prompt: str
+    max_tokens: Annotated[int, Field(ge=1)] | None = 16
+
+
+class TokenizeRequest(BaseModel):
+    """`POST /tokenize`.
+
+    Attributes:
+        prompt: a text.
+    """
+
+    prompt: str
+
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def parse(kind: type[T], body: bytes) -> T:
+    """A request from its JSON.
+
+    Raises:
+        ApiError: it is no JSON, or a key has a wrong value; names the first.
+    """
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        param = ".".join(str(part) for part in first["loc"]) or None
+        where = f"{param}: " if param else ""
+        raise ApiError(400, f"{where}{first['msg']}", param=param, code="invalid_value") from None

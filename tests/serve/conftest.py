@@ -1,0 +1,109 @@
+"""A server with a nano model that sees and hears, in a thread, on a free port."""
+
+import asyncio
+import io
+import threading
+import wave
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+import numpy as np
+import pytest
+import uvicorn
+
+from muomni import MuOmni
+from muomni.config import encoder_configs, preset
+from muomni.serve.app import make_app
+from muomni.serve.engine import ServingEngine
+from muomni.serve.server import bind
+from muomni.serve.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from muomni.data.text.tokenizer import Tokenizer
+
+
+@dataclass
+class Running:
+    """A server that runs; `http` is a client of it."""
+
+    url: str
+    engine: ServingEngine
+    http: httpx2.Client
+
+    def chat(self, content: Any = "Hello there!", **more: Any) -> httpx2.Response:
+        """One chat of one message."""
+        body = {"messages": [{"role": "user", "content": content}], "max_tokens": 8, "temperature": 0, **more}
+        return self.http.post("/v1/chat/completions", json=body)
+
+
+@pytest.fixture(scope="session")
+def omni(small_tokenizer: "Tokenizer") -> MuOmni:
+    """Random weights, large enough that replies depend on what is shown."""
+    config = preset("nano")
+    thinker = config.thinker.replace(vocab_size=small_tokenizer.vocab_size, initializer_range=0.3)
+    vision, audio = encoder_configs("nano")
+    tokens = {
+        "image_token_id": small_tokenizer.id_of("<|image|>"),
+        "audio_token_id": small_tokenizer.id_of("<|audio|>"),
+    }
+    config = config.replace(thinker=thinker).with_encoders(
+        vision.replace(initializer_range=0.2, max_tokens=20), audio.replace(initializer_range=0.2), **tokens
+    )
+    return MuOmni.from_config(config, tokenizer=small_tokenizer, device="cpu", seed=0).eval()
+
+
+@contextmanager
+def running(model: MuOmni, **settings: Any) -> Iterator[Running]:
+    """Serves until the block ends."""
+    chosen = ServerSettings(port=0, model_name="nano", drain_s=1.0, **settings)
+    listening = bind(chosen)
+    engine = ServingEngine(model, chosen)
+    config = uvicorn.Config(make_app(engine, chosen), log_level="warning", lifespan="on", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    ready = threading.Event()
+    startup = server.startup
+
+    async def started(sockets: Any = None) -> None:
+        await startup(sockets)
+        ready.set()
+
+    server.startup = started  # type: ignore[method-assign]
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])))
+    thread.start()
+    try:
+        assert ready.wait(30)
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        with httpx2.Client(base_url=url, timeout=30) as http:
+            yield Running(url, engine, http)
+    finally:
+        server.should_exit = True
+        thread.join(30)
+
+
+@pytest.fixture(scope="session")
+def server(omni: MuOmni) -> Iterator[Running]:
+    """The server that most tests share."""
+    with running(omni, slots=4, max_waiting=8) as server:
+        yield server
+
+
+@pytest.fixture
+def serving(omni: MuOmni) -> Callable[..., Any]:
+    """A server with settings of its own: `with serving(keys=("k",)) as server`."""
+    return lambda **settings: running(omni, **{"slots": 2, **settings})
+
+
+@pytest.fixture(scope="session")
+def wav() -> bytes:
+    """Half a second of a tone, 16 kHz."""
+    samples = (np.sin(np.arange(8000) * 0.2) * 20000).astype("<i2")
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes(samples.tobytes())
+    return buffer.getvalue()

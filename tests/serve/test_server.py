@@ -1,0 +1,79 @@
+"""The command, as a process."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from muomni.cli import main
+from tests.serve.conftest import Running
+
+
+@pytest.fixture
+def process(nano_folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`muomni serve` and its URL."""
+    command = [sys.executable, "-m", "muomni", "serve", str(nano_folder), "--port", "0", "--runner", "eager"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, text=True, env={**os.environ, "MUOMNI_API_KEY": "secret"}, **pipes)
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        assert line.startswith(f"{nano_folder.name} at http://127.0.0.1:"), process.communicate()
+        yield process, line.split()[-1]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_it_serves_and_lets_open_replies_end(process: tuple[subprocess.Popen[str], str]) -> None:
+    server, url = process
+    body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 200, "stream": True, "temperature": 1.0}
+    headers = {"authorization": "Bearer secret"}
+    with (
+        httpx2.Client(timeout=30) as http,
+        http.stream("POST", f"{url}/chat/completions", json=body, headers=headers) as reply,
+    ):
+        assert reply.status_code == 200
+        lines = reply.iter_lines()
+        next(lines)
+        server.send_signal(signal.SIGTERM)
+        seen = [line for line in lines if line]
+    assert seen[-1] == "data: [DONE]"
+    assert json.loads(seen[-2].removeprefix("data: "))["choices"][0]["finish_reason"] in ("stop", "length")
+    assert server.wait(20) == 0
+
+
+def test_mistakes_are_one_line(
+    nano_folder: Path,
+    server: Running,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("MUOMNI_API_KEY", raising=False)
+    empty, binary = tmp_path / "empty", tmp_path / "binary"
+    empty.write_text("# no key\n")
+    binary.write_bytes(b"\xff\xfe")
+    port = server.url.rpartition(":")[2]
+    for options, words in {
+        ("--host", "0.0.0.0"): "--no-key",
+        ("--port", port): "cannot listen",
+        ("--host", "203.0.113.7", "--no-key"): "cannot listen",
+        ("--host", "no.such.host.invalid", "--no-key"): "cannot listen",
+        ("--api-key-file", str(tmp_path / "missing")): "cannot be read",
+        ("--api-key-file", str(empty)): "holds no key",
+        ("--api-key-file", str(binary)): "not UTF-8",
+    }.items():
+        with pytest.raises(SystemExit) as stop:
+            main(["serve", str(nano_folder), *options])
+        error = capsys.readouterr().err
+        assert (stop.value.code, error.count("\n")) == (2, 1), error
+        assert words in error
+    assert threading.active_count() < 50
