@@ -57,7 +57,7 @@ def command(
             f"--host {host} can be reached from elsewhere: give --api-key-file or ${_KEY_VARIABLE}, or say --no-key"
         )
     try:
-        from muomni.serve.server import serve
+        from muomni.serve.server import bind, serve
     except ModuleNotFoundError as error:
         raise UserError(f"serve needs {error.name}: pip install 'muomni[serve]'") from None
     from muomni.api.model import MuOmni
@@ -76,8 +76,9 @@ def command(
         drain_s=shutdown_timeout,
         strict=strict,
     )
+    listening = bind(settings)  # an address that is taken is told before the model is loaded
     model = MuOmni.from_pretrained(run, device=device, runner=runner)
-    serve(model, settings, lambda url: print(f"{settings.model_name} at {url}/v1", flush=True))
+    serve(model, settings, listening, lambda url: print(f"{settings.model_name} at {url}/v1", flush=True))
 
 
 def _keys(file: Path | None) -> tuple[str, ...]:

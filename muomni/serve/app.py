@@ -3,19 +3,16 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncIterator
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Route
 
 from muomni.errors import MuOmniError
 from muomni.serve.disconnect import DisconnectedError
-from muomni.serve.endpoints import Endpoints, on_error
+from muomni.serve.endpoints import Endpoints
 from muomni.serve.engine import ServingEngine
 from muomni.serve.errors import ApiError
 from muomni.serve.guard import Guard
@@ -33,6 +30,7 @@ def make_app(engine: ServingEngine, settings: ServerSettings) -> Starlette:
     routes = [
         Route("/health", endpoints.health),
         Route("/v1/health", endpoints.health),
+        Route("/metrics", endpoints.metrics),
         Route("/v1/models", endpoints.models),
         Route("/v1/models/{model:path}", endpoints.one_model),
         Route("/v1/chat/completions", endpoints.chat, methods=["POST"]),
@@ -50,25 +48,10 @@ def make_app(engine: ServingEngine, settings: ServerSettings) -> Starlette:
             watching.cancel()
             await engine.drain(0)
 
-    handlers: dict[Any, Callable[[Request, Exception], Awaitable[Response]]] = {
-        HTTPException: _http_error,
-        ApiError: on_error,
-        MuOmniError: on_error,
-        DisconnectedError: on_error,
-        Exception: on_error,
-    }
+    errors = (HTTPException, ApiError, MuOmniError, DisconnectedError, Exception)
     return Starlette(
         routes=routes,
         middleware=[Middleware(Guard, settings=settings)],
-        exception_handlers=handlers,
+        exception_handlers=dict.fromkeys(errors, endpoints.on_error),
         lifespan=lifespan,
     )
-
-
-async def _http_error(_: Request, error: Exception) -> Response:
-    """404 and 405 in the form of all other errors."""
-    if not isinstance(error, HTTPException):
-        raise error
-    kinds = {404: ("there is no such endpoint", "not_found"), 405: ("this endpoint has no such method", "wrong_method")}
-    message, code = kinds.get(error.status_code, (error.detail, "invalid_request"))
-    return ApiError(error.status_code, message, code=code, headers=dict(error.headers or {})).response()

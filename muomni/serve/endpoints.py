@@ -6,6 +6,8 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -14,12 +16,17 @@ from muomni.serve import messages, schema, sse
 from muomni.serve.disconnect import DisconnectedError, EventStream, unless_left
 from muomni.serve.engine import ServingEngine
 from muomni.serve.errors import ApiError, api_error
+from muomni.serve.metrics import Metrics
 from muomni.serve.replies import Answer, Head
 from muomni.serve.settings import ServerSettings
 
 log = logging.getLogger("muomni.serve")
 # Bodies from this size on are parsed in the pool: parsing holds up the event loop.
 _LARGE_BODY = 256 << 10
+_HTTP_ERRORS = {
+    404: ("there is no such endpoint", "not_found"),
+    405: ("this endpoint has no such method", "wrong_method"),
+}
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop")
 
 
@@ -36,6 +43,7 @@ class Endpoints:
         self._engine = engine
         self._settings = settings
         self._created = created
+        self._metrics = Metrics(engine)
 
     async def health(self, _: Request) -> Response:
         """`GET /health`: 200 while requests are taken and answered, else 503; needs no key."""
@@ -43,6 +51,24 @@ class Endpoints:
         if state in ("idle", "ok"):
             return JSONResponse({"status": state})
         return ApiError(503, f"the server is {state}", kind="unavailable_error", code=state).response()
+
+    async def metrics(self, _: Request) -> Response:
+        """`GET /metrics`, for Prometheus."""
+        return Response(self._metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    async def on_error(self, _: Request, error: Exception) -> Response:
+        """What becomes of a request that failed before its answer began."""
+        if isinstance(error, DisconnectedError):
+            return Response(status_code=499)
+        if isinstance(error, HTTPException):
+            message, code = _HTTP_ERRORS.get(error.status_code, (error.detail, "invalid_request"))
+            headers = dict(error.headers or {})
+            return ApiError(error.status_code, message, code=code, headers=headers).response()
+        told = api_error(error)
+        if told.status == 500:
+            log.error("a request failed", exc_info=error)
+        self._metrics.refused(told.code or told.kind)
+        return told.response()
 
     async def models(self, _: Request) -> Response:
         """`GET /v1/models`."""
@@ -85,6 +111,7 @@ class Endpoints:
         kind: str,
     ) -> Response:
         """Submits a request and answers it, whole or as a stream; what `stack` holds is given back at the end."""
+        head = Head(kind, self._settings.model_name)
         ignored = self._ignored(asked)
         self._check_model(asked.model)
         if asked.n > self._settings.max_choices:
@@ -99,8 +126,7 @@ class Endpoints:
             stream = self._engine.stream(prepared, row=row, **options)
             stack.callback(stream.close)
             streams.append(stream)
-        head = Head(kind, self._settings.model_name)
-        answer = Answer(head, streams, self._engine.media_tokens(prepared))
+        answer = Answer(head, streams, self._engine.media_tokens(prepared), self._metrics)
         headers = {"x-request-id": head.id} | ({"x-ignored-parameters": ", ".join(ignored)} if ignored else {})
         if not asked.stream:
             return JSONResponse(await unless_left(request.receive, answer.whole()), headers=headers)
@@ -152,13 +178,3 @@ async def _events(answer: Answer, include_usage: bool) -> AsyncIterator[bytes]:
         yield sse.event(told.body)
         return
     yield sse.DONE
-
-
-async def on_error(_: Request, error: Exception) -> Response:
-    """What became of a request that failed before its answer began."""
-    if isinstance(error, DisconnectedError):
-        return Response(status_code=499)
-    told = api_error(error)
-    if told.status == 500:
-        log.error("a request failed", exc_info=error)
-    return told.response()

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from muomni.infer.async_streaming import AsyncTextStream
-from muomni.infer.request import Reply
+from muomni.infer.request import Chunk, Reply
+from muomni.serve.metrics import Metrics
 
 
 @dataclass(frozen=True)
@@ -18,11 +19,15 @@ class Head:
     Attributes:
         kind: "chat" or "text".
         model: the name that is served.
+        created: when, in seconds of Unix time.
+        arrived: when, by the monotonic clock.
+        id: without the prefix of its kind.
     """
 
     kind: str
     model: str
     created: int = field(default_factory=lambda: int(time.time()))
+    arrived: float = field(default_factory=time.monotonic)
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def of(self, choices: list[dict[str, Any]], *, chunk: bool, **more: Any) -> dict[str, Any]:
@@ -40,17 +45,16 @@ class Answer:
         head: of its chunks.
         streams: one for each choice.
         media_tokens: tokens of the prompt's pictures and sounds, for its usage.
+        metrics: measure the streams.
     """
 
-    def __init__(self, head: Head, streams: Sequence[AsyncTextStream], media_tokens: dict[str, int]) -> None:
+    def __init__(
+        self, head: Head, streams: Sequence[AsyncTextStream], media_tokens: dict[str, int], metrics: Metrics
+    ) -> None:
         self._head = head
         self._streams = streams
         self._media_tokens = media_tokens
-
-    def close(self) -> None:
-        """Ends what still runs."""
-        for stream in self._streams:
-            stream.close()
+        self._chunks = [metrics.measured(stream, head.arrived) for stream in streams]
 
     async def whole(self) -> dict[str, Any]:
         """The object that a client gets that does not stream.
@@ -58,8 +62,8 @@ class Answer:
         Raises:
             what a stream raises.
         """
-        for stream in self._streams:
-            async for _ in stream:
+        for chunks in self._chunks:
+            async for _ in chunks:
                 pass
         choices = [self._choice(number, stream.reply) for number, stream in enumerate(self._streams)]
         return self._head.of(choices, chunk=False, usage=self.usage())
@@ -75,7 +79,7 @@ class Answer:
         if self._head.kind == "chat":
             for number in range(len(self._streams)):
                 yield self._chunk(number, {"role": "assistant", "content": ""}, None, more)
-        async for number, text in _merged(self._streams):
+        async for number, text in _merged(self._chunks):
             if text is not None:
                 yield self._chunk(number, {"content": text}, None, more)
             else:
@@ -106,7 +110,7 @@ class Answer:
         return self._head.of([choice], chunk=True, **more)
 
 
-async def _merged(streams: Sequence[AsyncTextStream]) -> AsyncIterator[tuple[int, str | None]]:
+async def _merged(streams: Sequence[AsyncIterator[Chunk]]) -> AsyncIterator[tuple[int, str | None]]:
     """Texts of several streams with their number, as they come; None once a stream has ended."""
     if len(streams) == 1:
         async for chunk in streams[0]:

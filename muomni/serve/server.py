@@ -81,18 +81,15 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def serve(model: MuOmni, settings: ServerSettings, on_ready: Callable[[str], None]) -> None:
+def serve(model: MuOmni, settings: ServerSettings, listening: socket.socket, on_ready: Callable[[str], None]) -> None:
     """Serves a model until a signal ends it; open replies get `drain_s` seconds.
 
     Args:
         model: nothing else uses it meanwhile.
         settings: of the server.
+        listening: see `bind`.
         on_ready: called with the server's URL once it answers.
-
-    Raises:
-        UserError: the address is taken.
     """
-    listening = bind(settings)
     host, port = listening.getsockname()[:2]
     engine = ServingEngine(model, settings)
     app = make_app(engine, settings)

@@ -35,11 +35,8 @@ def process(nano_folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
 def test_it_serves_and_lets_open_replies_end(process: tuple[subprocess.Popen[str], str]) -> None:
     server, url = process
     body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 200, "stream": True, "temperature": 1.0}
-    headers = {"authorization": "Bearer secret"}
-    with (
-        httpx2.Client(timeout=30) as http,
-        http.stream("POST", f"{url}/chat/completions", json=body, headers=headers) as reply,
-    ):
+    http = httpx2.Client(timeout=30, headers={"authorization": "Bearer secret"})
+    with http, http.stream("POST", f"{url}/chat/completions", json=body) as reply:
         assert reply.status_code == 200
         lines = reply.iter_lines()
         next(lines)

@@ -93,6 +93,11 @@ class Engine:
         return len(self._inbox) + len(self._scheduler.waiting)
 
     @property
+    def running(self) -> int:
+        """Requests with a slot."""
+        return len(self._scheduler.running) + len(self._scheduler.filling)
+
+    @property
     def active(self) -> bool:
         """Whether any request is unfinished."""
         return bool(self._inbox) or self._scheduler.active
