@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
 from muomni.errors import MuOmniError
 from muomni.serve.disconnect import DisconnectedError
@@ -16,6 +16,7 @@ from muomni.serve.endpoints import Endpoints
 from muomni.serve.engine import ServingEngine
 from muomni.serve.errors import ApiError
 from muomni.serve.guard import Guard
+from muomni.serve.page_files import Page
 from muomni.serve.settings import ServerSettings
 
 
@@ -27,6 +28,7 @@ def make_app(engine: ServingEngine, settings: ServerSettings) -> Starlette:
         settings: of the server.
     """
     endpoints = Endpoints(engine, settings, int(time.time()))
+    page = Page()
     routes = [
         Route("/health", endpoints.health),
         Route("/v1/health", endpoints.health),
@@ -36,6 +38,7 @@ def make_app(engine: ServingEngine, settings: ServerSettings) -> Starlette:
         Route("/v1/chat/completions", endpoints.chat, methods=["POST"]),
         Route("/v1/completions", endpoints.completions, methods=["POST"]),
         Route("/tokenize", endpoints.tokenize, methods=["POST"]),
+        Mount("/", page),
     ]
 
     @contextlib.asynccontextmanager
@@ -51,7 +54,7 @@ def make_app(engine: ServingEngine, settings: ServerSettings) -> Starlette:
     errors = (HTTPException, ApiError, MuOmniError, DisconnectedError, Exception)
     return Starlette(
         routes=routes,
-        middleware=[Middleware(Guard, settings=settings)],
+        middleware=[Middleware(Guard, settings=settings, open_paths={"/health", "/v1/health", *page.paths})],
         exception_handlers=dict.fromkeys(errors, endpoints.on_error),
         lifespan=lifespan,
     )

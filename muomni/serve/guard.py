@@ -5,7 +5,7 @@ Pure ASGI: Starlette's `BaseHTTPMiddleware` breaks streams and disconnects.
 
 import hmac
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -15,7 +15,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from muomni.serve.errors import ApiError
 from muomni.serve.settings import ServerSettings
 
-_OPEN_PATHS = frozenset({"/health", "/v1/health"})
 # Multipart forms need no preflight request in a browser, so their origin is checked; everything else is JSON.
 _UPLOADS = frozenset({"/v1/audio/transcriptions"})
 _METHODS_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
@@ -44,11 +43,17 @@ class Guard:
 
     A server that listens on the loopback answers only to the loopback's names: a page elsewhere could otherwise
     reach it by a name that it points there (DNS rebinding).
+
+    Args:
+        app: what is guarded.
+        settings: of the server.
+        open_paths: need no key.
     """
 
-    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+    def __init__(self, app: ASGIApp, settings: ServerSettings, open_paths: Collection[str]) -> None:
         self._app = app
         self._settings = settings
+        self._open_paths = open_paths
         self._keys = tuple(key.encode() for key in settings.keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,7 +70,7 @@ class Guard:
             if scope["method"] == "OPTIONS" and allowed:
                 await self._with_cors(Response(status_code=204, headers=_PREFLIGHT), scope, receive, send, origin)
                 return
-            if scope["path"] not in _OPEN_PATHS:
+            if scope["path"] not in self._open_paths:
                 self._check_key(headers)
             self._check_content_type(scope, headers)
             limited = self._limited(scope, headers, receive)
