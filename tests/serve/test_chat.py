@@ -13,7 +13,7 @@ from PIL import Image
 from muomni import MuOmni
 from tests.serve.conftest import Running
 
-GREEDY = {"temperature": 0, "max_tokens": 12}
+GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 12}
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,8 @@ def test_a_plain_text_is_continued(client: OpenAI, alone: MuOmni) -> None:
 
 
 def test_an_assistant_without_content_is_history(server: Running) -> None:
-    for content in ({"content": None}, {}, {"content": ""}, {"content": []}):
+    histories: list[dict[str, Any]] = [{"content": None}, {}, {"content": ""}, {"content": []}]
+    for content in histories:
         turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", **content}, {"role": "user", "content": "Go"}]
         reply = server.http.post("/v1/chat/completions", json={"messages": turns, "max_tokens": 2})
         assert reply.status_code == 200, reply.text

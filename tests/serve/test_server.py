@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -20,7 +21,7 @@ from tests.serve.conftest import Running
 def process(nano_folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`muomni serve` and its URL."""
     command = [sys.executable, "-m", "muomni", "serve", str(nano_folder), "--port", "0", "--runner", "eager"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen(command, text=True, env={**os.environ, "MUOMNI_API_KEY": "secret"}, **pipes)
     assert process.stdout is not None
     try:
