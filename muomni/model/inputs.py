@@ -3,8 +3,9 @@
 Legend: N patches of all pictures, P patch size, F frames of all clips, M mel bins.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Self
 
 import torch
@@ -58,12 +59,23 @@ class Transcripts:
     Attributes:
         targets: (S,) int64, UTF-8 bytes plus 1 (0 is CTC's blank), one transcript behind the other.
         lengths: bytes of each.
+        steps: CTC steps that each needs at least: one for each byte, and one between two equal bytes.
         clips: which clip each belongs to.
     """
 
     targets: Tensor
     lengths: tuple[int, ...]
+    steps: tuple[int, ...]
     clips: tuple[int, ...]
+
+    @classmethod
+    def of(cls, texts: Iterable[tuple[int, bytes]], device: torch.device | str = "cpu") -> Self:
+        """Transcripts in UTF-8, each with the number of its clip."""
+        clips, said = zip(*texts, strict=True)
+        targets = torch.frombuffer(bytearray(b"".join(said)) or bytearray(1), dtype=torch.uint8).long() + 1
+        steps = tuple(len(text) + sum(a == b for a, b in pairwise(text)) for text in said)
+        lengths = tuple(map(len, said))
+        return cls(targets[: sum(lengths)].to(device), lengths, steps, clips)
 
     def to(self, device: torch.device | str) -> Self:
         """The same on a device."""

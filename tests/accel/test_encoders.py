@@ -35,7 +35,7 @@ POSITIONS = torch.from_numpy(mrope_positions(IDS.shape[1], [(1, 2, 3), (8, 1, 2)
 MEDIA = MediaBatch(
     make_images((4, 6), (2, 4)),
     make_clips(13, 8),
-    Transcripts(torch.tensor([98, 99, 101]), (2, 1), (0, 1)),
+    Transcripts.of([(0, b"ab"), (1, b"d")]),
     Captions(torch.tensor([5, 6, 7]), (1, 2), (0, 1), torch.tensor([0, 1])),
 )
 WEIGHTS = {"ctc": 1.0, "contrastive": 1.0}

@@ -91,7 +91,7 @@ def test_heads():
     config = make_config(vision_={"projection_dim": 6}, audio_={"ctc": True})
     model = make_model(config)
     captions = Captions(torch.tensor([9, 8, 7]), (1, 2), (0, 2), torch.arange(2))
-    transcripts = Transcripts(torch.tensor([5, 6, 7]), (2, 1), (1, 0))
+    transcripts = Transcripts.of([(1, b"ab"), (0, b"c")])
     media = MediaBatch(make_images((2, 2), (4, 2), (2, 4)), make_clips(30, 90, 200), transcripts, captions)
     lengths = [5, 41, 6]
     losses = ("ctc", "contrastive")
@@ -124,7 +124,7 @@ def test_parts_that_are_missing():
         model_flops(blind, [4], MediaBatch(make_images((2, 2))))
     with pytest.raises(ValueError, match="no audio encoder"):
         model_flops(make_config(audio=False), [1], MediaBatch(clips=make_clips(8)))
-    transcripts = Transcripts(torch.tensor([5]), (1,), (0,))
+    transcripts = Transcripts.of([(0, b"a")])
     with pytest.raises(ValueError, match="no head"):
         model_flops(blind, [1], MediaBatch(clips=make_clips(8), transcripts=transcripts), ("ctc",))
 

@@ -55,7 +55,7 @@ def make_batch(rows: range) -> Batch:
         labels[n, :6] = IGNORE
         patches.append(torch.randn(2 * 4, 3 * PATCH**2, generator=draw[row]))
         mel.append(torch.randn(24, BINS, generator=draw[row]))
-        spelled.append(torch.arange(BYTES[row]) % 250 + 1 + row)
+        spelled.append(bytes(i % 250 + row for i in range(BYTES[row])))
         named.append(torch.randint(48, (2,), generator=draw[row]))
     media = None
     if patches:
@@ -63,7 +63,7 @@ def make_batch(rows: range) -> Batch:
         media = MediaBatch(
             ImageBatch(torch.cat(patches), ((2, 4),) * count),
             AudioBatch(torch.cat(mel), (24,) * count),
-            Transcripts(torch.cat(spelled), tuple(len(x) for x in spelled), tuple(range(count))),
+            Transcripts.of(enumerate(spelled)),
             Captions(torch.cat(named), (2,) * count, tuple(range(count)), torch.arange(count)),
         )
     axes = torch.stack([torch.from_numpy(mrope_positions(T, images)) for images in places], 1)

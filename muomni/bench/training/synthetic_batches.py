@@ -170,7 +170,5 @@ def _clips(
     mel = draw.standard_normal((sum(frames), audio.num_mel_bins), np.float32)
     transcripts = None
     if audio.ctc:
-        lengths = tuple(_BYTES * document.medium for document in documents)
-        targets = torch.from_numpy(draw.integers(1, 257, sum(lengths)))
-        transcripts = Transcripts(targets, lengths, tuple(range(len(frames))))
+        transcripts = Transcripts.of((n, draw.bytes(_BYTES * each.medium)) for n, each in enumerate(documents))
     return AudioBatch(torch.from_numpy(mel), frames), transcripts

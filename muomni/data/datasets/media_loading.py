@@ -91,8 +91,7 @@ def media_of(loaded: Sequence[Loaded]) -> "MediaBatch | None":
         clips = AudioBatch(mel, tuple(len(sound.features.values) for sound in sounds))
     spoken = [(n, sound.note.encode()) for n, sound in enumerate(sounds) if sound.note is not None]
     if spoken:
-        targets = torch.frombuffer(bytearray(b"".join(text for _, text in spoken)), dtype=torch.uint8).long() + 1
-        transcripts = Transcripts(targets, tuple(len(text) for _, text in spoken), tuple(n for n, _ in spoken))
+        transcripts = Transcripts.of(spoken)
     named = [(n, picture) for n, picture in enumerate(pictures) if picture.note is not None and picture.note_ids]
     if named:
         groups: dict[str, int] = {}

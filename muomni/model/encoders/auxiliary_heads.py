@@ -5,13 +5,12 @@ Legend: N tokens of an encoder, D its width, C clips with a transcript or pictur
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from muomni.model.inputs import Captions, Transcripts, moved, row_length
+from muomni.model.inputs import Captions, moved, row_length
 
 # Steps of CTC in a token of 80 ms: speech has up to some 25 letters a second, and CTC needs a step for each.
 STEPS = 4
@@ -19,19 +18,6 @@ STEPS = 4
 CLASSES = 257
 # Similarities are multiplied by at most 100, as in CLIP (Radford et al., arXiv:2103.00020).
 _START_SCALE, _LARGEST_SCALE = 1 / 0.07, 100.0
-
-
-@dataclass(frozen=True)
-class CtcLoss:
-    """What CTC finds.
-
-    Attributes:
-        total: scalar fp32 (fp64 for fp64), −ln of the transcripts' probabilities, summed.
-        impossible: scalar int64, transcripts that have more bytes than fit their clip; they add nothing to `total`.
-    """
-
-    total: Tensor
-    impossible: Tensor
 
 
 class CtcHead(nn.Module):
@@ -47,30 +33,23 @@ class CtcHead(nn.Module):
             self.spell.weight.normal_(0.0, 0.02, generator=generator)
             self.spell.bias.zero_()
 
-    def forward(self, tokens: Tensor, counts: Sequence[int], transcripts: Transcripts) -> CtcLoss:
-        """The loss of the clips that have a transcript.
+    def forward(self, tokens: Tensor, counts: Sequence[int], clips: Sequence[int]) -> Tensor:
+        """What some of the clips may say at each step.
 
         Args:
             tokens: (N, D) of the audio encoder, clip behind clip.
             counts: tokens of each clip; they add up to N.
-            transcripts: of some of the clips, at least one.
+            clips: the chosen ones, C, at least one; others are not computed.
+
+        Returns:
+            (C, S, CLASSES) logits, fp32 (fp64 for fp64), S steps of the longest; of others those behind the end mean
+            nothing.
         """
         _check_counts(tokens, counts)
-        lengths = [counts[clip] for clip in transcripts.clips]
-        rows = _padded_places(counts, transcripts.clips, tokens.device)
-        # The loss wants (steps, C, classes), padded to the longest; other clips are not computed.
+        rows = _padded_places(counts, clips, tokens.device)
         flat = rows.flatten()
         spelt = self.spell(_filled(tokens[flat]))[: len(flat)]
-        logits = _wide(spelt).view(len(lengths), -1, CLASSES)
-        losses = F.ctc_loss(
-            logits.log_softmax(-1).transpose(0, 1),
-            transcripts.targets,
-            torch.tensor(lengths) * STEPS,
-            torch.tensor(transcripts.lengths),
-            reduction="none",
-            zero_infinity=True,
-        )
-        return CtcLoss(losses.sum(), _impossible(transcripts, lengths))
+        return _wide(spelt).view(len(clips), -1, CLASSES)
 
     @torch.no_grad()
     def decode(self, tokens: Tensor, counts: Sequence[int]) -> list[str]:
@@ -112,11 +91,7 @@ class ContrastiveHead(nn.Module):
             self.log_scale.fill_(math.log(_START_SCALE))
 
     def forward(self, tokens: Tensor, counts: Sequence[int], embeddings: Tensor, captions: Captions) -> Tensor:
-        """The summed loss of the captions, half of it for each direction.
-
-        A picture is to be found among the pictures with other captions, and its caption among the other captions
-        (softmax over the captions of this call). Equal captions are no negatives of each other. A single caption has
-        none and costs nothing.
+        """How well each caption goes with each captioned picture.
 
         Args:
             tokens: (N, image_size) of the vision encoder, picture behind picture.
@@ -125,19 +100,12 @@ class ContrastiveHead(nn.Module):
             captions: of some of the pictures, at least one.
 
         Returns:
-            Scalar, fp32 (fp64 for fp64).
+            (C, C) scaled cosines of the pictures of the captions with the captions, fp32 (fp64 for fp64).
         """
-        chosen = torch.tensor(captions.images)
-        images = self.images(tokens, counts)[moved(chosen, tokens.device)]
+        count = len(captions.lengths)
+        images = self.images(tokens, counts)[moved(torch.tensor(captions.images), tokens.device)]
         texts = self.texts(embeddings, captions.lengths)
-        count = len(chosen)
-        scores = (_filled(images) @ _filled(texts).T)[:count, :count] * self.scale
-        own = torch.eye(count, dtype=torch.bool, device=scores.device)
-        equal = captions.groups[:, None] == captions.groups
-        scores = scores.masked_fill(equal & ~own, float("-inf"))
-        places = torch.arange(len(chosen), device=scores.device)
-        both = [F.cross_entropy(x, places, reduction="sum") for x in (scores, scores.T)]
-        return (both[0] + both[1]) / 2
+        return (_filled(images) @ _filled(texts).T)[:count, :count] * self.scale
 
     @property
     def scale(self) -> Tensor:
@@ -191,16 +159,6 @@ def _padded_places(counts: Sequence[int], chosen: Sequence[int], device: torch.d
     longest = max(counts[clip] for clip in chosen)
     places = starts[:, None] + torch.arange(longest)
     return moved(places.clamp(max=int(sizes.sum()) - 1), device)
-
-
-def _impossible(transcripts: Transcripts, tokens: Sequence[int]) -> Tensor:
-    """How many transcripts need more steps than there are: one for each byte, and one between two equal bytes."""
-    targets, device = transcripts.targets, transcripts.targets.device
-    sizes = torch.tensor(transcripts.lengths)
-    owner = moved(torch.repeat_interleave(torch.arange(len(sizes)), sizes), device)
-    repeated = (targets[1:] == targets[:-1]) & (owner[1:] == owner[:-1])
-    needed = moved(sizes, device).index_add(0, owner[1:], repeated.long())
-    return (needed > moved(torch.tensor(tokens) * STEPS, device)).sum()
 
 
 def _check_counts(tokens: Tensor, counts: Sequence[int]) -> None:

@@ -2,6 +2,6 @@
 
 from muomni.model.talker.batch import SpeechBatch, blank_speech
 from muomni.model.talker.packing import NONE, delay, undelay
-from muomni.model.talker.talker import Talker, TalkerLosses
+from muomni.model.talker.talker import Talker, TalkerTargets
 
-__all__ = ["NONE", "SpeechBatch", "Talker", "TalkerLosses", "blank_speech", "delay", "undelay"]
+__all__ = ["NONE", "SpeechBatch", "Talker", "TalkerTargets", "blank_speech", "delay", "undelay"]

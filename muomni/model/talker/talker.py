@@ -103,8 +103,8 @@ def _masked(x: Tensor, outside: Tensor | None) -> Tensor:
     return x if outside is None else x.masked_fill(outside, 0)
 
 
-# The codes of a frame come from `DepthPredictor` or `ParallelHeads`: `teach` gives the logits of known codes, `draw`
-# picks codes. M is frames there.
+# The codes of a frame come from `DepthPredictor` or `ParallelHeads`: `teacher_forced_logits` are those of
+# known codes, `sample` picks codes. M is frames there.
 # (M, V) logits and the number of the codebook to (M,) int64 codes.
 Pick = Callable[[Tensor, int], Tensor]
 
@@ -141,22 +141,22 @@ class DepthPredictor(nn.Module):
         self.embed_codes = nn.ModuleList(nn.Embedding(V, P, _weight=torch.empty(V, P)) for _ in range(K - 1))
         self.steps = nn.ModuleList(DepthStep(config) for _ in range(K))
 
-    def teach(self, hidden: Tensor, codes: Tensor) -> Iterator[Tensor]:
+    def teacher_forced_logits(self, hidden: Tensor, codes: Tensor) -> Iterator[Tensor]:
         """For each codebook (M, V) logits, given (M, D) states and (M, K) the true codes."""
         known = iter(codes.unbind(1))
         yield from self._run(hidden, lambda _logits, _k: next(known))
 
-    def draw(self, hidden: Tensor, pick: Pick) -> Tensor:
+    def sample(self, hidden: Tensor, pick: Pick) -> Tensor:
         """(M, K) codes for (M, D) states."""
-        drawn: list[Tensor] = []
+        chosen: list[Tensor] = []
 
         def keep(logits: Tensor, k: int) -> Tensor:
-            drawn.append(pick(logits, k))
-            return drawn[-1]
+            chosen.append(pick(logits, k))
+            return chosen[-1]
 
         for _ in self._run(hidden, keep):
             pass
-        return torch.stack(drawn, dim=1)
+        return torch.stack(chosen, dim=1)
 
     def _run(self, hidden: Tensor, choose: Pick) -> Iterator[Tensor]:
         z = self.proj(hidden)
@@ -176,13 +176,13 @@ class ParallelHeads(nn.Module):
         D, V = config.hidden_size, config.codebook_size
         self.heads = nn.ModuleList(nn.Linear(D, V, bias=False) for _ in range(config.num_codebooks))
 
-    def teach(self, hidden: Tensor, codes: Tensor) -> Iterator[Tensor]:
+    def teacher_forced_logits(self, hidden: Tensor, codes: Tensor) -> Iterator[Tensor]:
         """For each codebook (M, V) logits, given (M, D) states; the codes do not matter."""
         del codes
         for head in self.heads:
             yield head(hidden)
 
-    def draw(self, hidden: Tensor, pick: Pick) -> Tensor:
+    def sample(self, hidden: Tensor, pick: Pick) -> Tensor:
         """(M, K) codes for (M, D) states."""
         return torch.stack([pick(head(hidden), k) for k, head in enumerate(self.heads)], dim=1)
 
@@ -193,12 +193,12 @@ _CODE_SCALE = 5.0
 
 
 @dataclass(frozen=True)
-class TalkerLosses:
-    """What the Talker's mistakes cost, summed over frames; scalars in fp32 (fp64 for fp64).
+class TalkerTargets:
+    """What the Talker should say at each of M steps; `IGNORE` where there is nothing to be said.
 
     Attributes:
-        codes: cross-entropy of the codes of a frame, the mean over its codebooks.
-        moves: cross-entropy of the moves, that of the last frame of a sentence times `stop_weight`.
+        codes: (M, K) int64.
+        moves: (M,) int64.
     """
 
     codes: Tensor
@@ -338,20 +338,19 @@ class Talker(nn.Module):
         Returns:
             (M, K) int64. With the delay pattern they are of different frames: see `delay`.
         """
-        return self.codes.draw(hidden, pick)
+        return self.codes.sample(hidden, pick)
 
-    def forward(self, batch: SpeechBatch, states: Tensor) -> TalkerLosses:
-        """See `losses`."""
-        return self.losses(batch, states)
-
-    def losses(self, batch: SpeechBatch, states: Tensor) -> TalkerLosses:
-        """The losses of all frames, each with the true frames before it in sight.
+    def forward(self, batch: SpeechBatch, states: Tensor) -> tuple[Tensor, TalkerTargets]:
+        """The backbone's states at all frames, each with the true frames before it in sight, and what follows there.
 
         In training some of those are replaced by `code_corruption`, and some sentences are without states.
 
         Args:
             batch: on the Talker's device.
             states: (N, Dt) the Thinker's, of `batch.ids`.
+
+        Returns:
+            (M, D) states for `codes.teacher_forced_logits` and `move_logits`, and their targets.
         """
         config, device = self.config, states.device
         steps = lay_out_steps(batch.frames, config.flush, device)
@@ -363,9 +362,9 @@ class Talker(nn.Module):
         fed = F.pad(self._with_noise(batch.codes), (0, 0, 0, 1), value=-1).gather(0, before)
         x = self.inputs(fed, steps.inside == 0, text, batch.voices[steps.sentence])
         hidden = self.backbone(x[None], steps.inside[None], steps.segments)[0]
-        targets = F.pad(batch.codes, (0, 0, 0, 1), value=IGNORE).gather(0, steps.frames(behind, none))
+        codes = F.pad(batch.codes, (0, 0, 0, 1), value=IGNORE).gather(0, steps.frames(behind, none))
         moves = F.pad(batch.moves, (0, 1), value=IGNORE)[steps.frames(0, none)]
-        return TalkerLosses(self._codes_loss(hidden, targets), self._moves_loss(hidden, moves))
+        return hidden, TalkerTargets(codes, moves)
 
     def _read_text(self, batch: SpeechBatch, states: Tensor, steps: Steps) -> Tensor:
         """(M, D) the text at the pointers."""
@@ -389,21 +388,3 @@ class Talker(nn.Module):
             return codes
         replaced = torch.rand(codes.shape[0], 1, device=codes.device) < self.config.code_corruption
         return torch.where(replaced, torch.randint_like(codes, self.config.codebook_size), codes)
-
-    def _codes_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        logits = self.codes.teach(hidden, targets.clamp(min=0))
-        losses = [
-            F.cross_entropy(_wide(given), wanted, ignore_index=IGNORE, reduction="sum")
-            for given, wanted in zip(logits, targets.unbind(1), strict=True)
-        ]
-        return torch.stack(losses).sum() / len(losses)
-
-    def _moves_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        logits = _wide(self.move_logits(hidden))
-        weight = logits.new_ones(self.config.num_moves)
-        weight[self.config.stop] = self.config.stop_weight
-        return F.cross_entropy(logits, targets, weight=weight, ignore_index=IGNORE, reduction="sum")
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()

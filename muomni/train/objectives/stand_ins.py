@@ -38,7 +38,7 @@ def with_stand_ins(batch: Batch, model: OmniModel, losses: Collection[str]) -> B
     if "contrastive" in losses and media.captions is None:
         media = replace(media, captions=Captions(one, (1,), (0,), one))
     if "ctc" in losses and media.transcripts is None:
-        media = replace(media, transcripts=Transcripts(one, (1,), (0,)))
+        media = replace(media, transcripts=Transcripts.of([(0, b"\0")], device))
     speech = batch.speech
     if "speech" in losses and speech is None and model.talker is not None:
         speech = blank_speech(model.talker.config, device)

@@ -20,6 +20,7 @@ from muomni.model.int8_layers import Int8Embedding, Int8Linear
 from muomni.model.talker import SpeechBatch
 from muomni.train.freezing import freeze, parts_of
 from muomni.train.objectives.module import LossModule
+from muomni.train.objectives.speech import talker_losses
 from tests.model.talker.speech import PATTERNS, make_config, make_model, make_speech
 from tests.train.objectives.batches import losses_of, make_batch
 
@@ -56,7 +57,7 @@ def test_states_are_those_of_each_sentence_read_alone():
 def test_the_loss_is_the_talkers_and_adds_to_the_texts():
     model = make_model()
     speech = speech_of(model)
-    spoken = model.talker.losses(speech, model.talker_states(speech.ids, speech.id_lengths))
+    spoken = talker_losses(model.talker, speech, model.talker_states(speech.ids, speech.id_lengths))
     wanted = (spoken.codes + spoken.moves) / speech.num_frames
     alone = losses_of(model, make_batch(IDS, NO_LABELS, speech=speech), SPEECH)
     assert list(alone.losses) == ["speech"]

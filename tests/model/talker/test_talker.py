@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from muomni.config.talker import TalkerConfig
 from muomni.model import KVCache, SlotBatch, SlotCache
 from muomni.model.talker import NONE, SpeechBatch, Talker, delay, undelay
+from muomni.train.objectives.speech import talker_losses
 from tests.model.talker.speech import PATTERNS, make_model, make_speech
 
 SIZES = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 12), st.integers(1, 5)), min_size=1, max_size=4)
@@ -101,7 +102,7 @@ def test_losses_are_those_of_a_slow_reference(pattern, sizes, seed):
     talker = make_talker(pattern=pattern)
     batch = make_speech(talker.config, sizes, seed)
     states = make_states(batch)
-    found = talker.losses(batch, states)
+    found = talker_losses(talker, batch, states)
     codes, moves = slow_losses(talker, batch, states)
     torch.testing.assert_close(found.codes, codes, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(found.moves, moves, rtol=1e-10, atol=1e-10)
@@ -113,7 +114,7 @@ def test_gradients_are_those_of_a_slow_reference(pattern):
     batch = make_speech(talker.config)
     states = make_states(batch).requires_grad_()
     wanted = torch.autograd.grad(sum(slow_losses(talker, batch, states)), [states, *talker.parameters()])
-    losses = talker.losses(batch, states)
+    losses = talker_losses(talker, batch, states)
     found = torch.autograd.grad(losses.codes + losses.moves, [states, *talker.parameters()])
     torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-9)
 
@@ -129,7 +130,9 @@ def forced(talker: Talker, batch: SpeechBatch, text: torch.Tensor, n: int) -> tu
     begins = torch.arange(len(steps)) == 0
     x = talker.inputs(before, begins, text[n, pointers], batch.voices[n].expand(len(steps)))
     hidden = talker.backbone(x[None])[0]
-    return torch.stack(list(talker.codes.teach(hidden, steps.clamp(min=0))), 1), talker.move_logits(hidden)
+    return torch.stack(list(talker.codes.teacher_forced_logits(hidden, steps.clamp(min=0))), 1), talker.move_logits(
+        hidden
+    )
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -213,7 +216,7 @@ def test_padding_of_the_text_does_not_matter(sizes, more):
         torch.testing.assert_close(encoded[n, :length], alone[0], rtol=1e-9, atol=1e-11)
         assert not encoded[n, length:].any()
     padded = dataclasses.replace(batch, units=units, words=words)
-    one, other = talker.losses(batch, states), talker.losses(padded, states)
+    one, other = talker_losses(talker, batch, states), talker_losses(talker, padded, states)
     assert torch.equal(one.codes, other.codes) and torch.equal(one.moves, other.moves)
 
 
@@ -247,10 +250,10 @@ def test_some_sentences_are_without_states_in_training():
     talker = make_talker(code_corruption=0.0, conditioning_dropout=0.5)
     batch = make_speech(talker.config, [(3, 4, 2)])
     states = make_states(batch)
-    heard, deaf = (float(talker.losses(batch, s).codes.detach()) for s in (states, torch.zeros_like(states)))
+    heard, deaf = (float(talker_losses(talker, batch, s).codes.detach()) for s in (states, torch.zeros_like(states)))
     talker.train()
     torch.manual_seed(0)
-    found = [float(talker.losses(batch, states).codes.detach()) for _ in range(40)]
+    found = [float(talker_losses(talker, batch, states).codes.detach()) for _ in range(40)]
     assert {round(x, 9) for x in found} == {round(heard, 9), round(deaf, 9)}
     assert 8 < sum(abs(x - deaf) < 1e-9 for x in found) < 32
 

@@ -25,7 +25,7 @@ BOTH = {"ctc": 1.0, "contrastive": 1.0}
 
 
 def head_media() -> MediaBatch:
-    transcripts = Transcripts(torch.tensor([105, 106]), (2,), (0,))
+    transcripts = Transcripts.of([(0, b"hi")])
     captions = Captions(torch.tensor([5, 6, 7]), (1, 2), (0, 1), torch.tensor([0, 1]))
     return MediaBatch(make_images((4, 6), (2, 2)), make_clips(13), transcripts, captions)
 
