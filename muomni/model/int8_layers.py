@@ -1,7 +1,7 @@
 """Layers with int8 weights, in the place and under the name of the float ones.
 
-`weight` is int8 (N, K), row-major, and `scale` fp32 (N,): w ≈ weight · scale[:, None]. They are buffers:
-nothing here is trained. A tied head shares both tensors with the embedding.
+`weight` is int8 (N, K), row-major, and `scale` fp32 (N,): w ≈ weight · scale[:, None]. They are parameters without
+gradients, so that what is shared stays shared wherever the model is moved: a tied head has those of the embedding.
 
 The weights keep their types whatever the model is converted to: `.to(torch.bfloat16)` changes what the
 layers compute and give, `dtype`, and neither `weight` nor `scale`.
@@ -30,27 +30,31 @@ class Int8Weight(nn.Module):
         dtype: of what the layer gives.
     """
 
-    weight: Tensor
-    scale: Tensor
+    weight: nn.Parameter
+    scale: nn.Parameter
 
     def __init__(self, rows: int, columns: int, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.dtype = dtype
-        self.register_buffer("weight", torch.zeros(rows, columns, dtype=torch.int8))
-        self.register_buffer("scale", torch.ones(rows, dtype=torch.float32))
+        self.set_weights(torch.zeros(rows, columns, dtype=torch.int8), torch.ones(rows))
+
+    def set_weights(self, weight: Tensor, scale: Tensor) -> None:
+        """Takes (N, K) int8 weights and their (N,) fp32 scales."""
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.scale = nn.Parameter(scale, requires_grad=False)
 
     def dequantized(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """(N, K) the weights in floating point, a new tensor."""
         return dequantize(self.weight, self.scale, dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        before = self.weight, self.scale
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=before[0].device)).dtype
-        self.weight, self.scale = (
-            new if new.dtype == old.dtype else old.to(new.device)
-            for old, new in zip(before, (self.weight, self.scale), strict=True)
-        )
+        # torch has no public way to leave a tensor out of a cast; its own recurrent layers do this, too.
+        def moved(tensor: Tensor) -> Tensor:
+            new = fn(tensor)
+            return new if new.dtype == tensor.dtype else tensor.to(new.device)
+
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.weight.device)).dtype
+        super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -94,7 +98,7 @@ class Int8Linear(Int8Weight):
         """
         with torch.device("meta"):
             out = cls(linear.in_features, linear.out_features, linear.bias is not None, linear.weight.dtype)
-        out.weight, out.scale = quantize_rows(linear.weight)
+        out.set_weights(*quantize_rows(linear.weight))
         if linear.bias is not None:
             out.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
         return out.train(linear.training)
@@ -135,7 +139,7 @@ class Int8Embedding(Int8Weight):
         """
         with torch.device("meta"):
             out = cls(embedding.num_embeddings, embedding.embedding_dim, embedding.weight.dtype)
-        out.weight, out.scale = quantize_rows(embedding.weight)
+        out.set_weights(*quantize_rows(embedding.weight))
         return out.train(embedding.training)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -243,9 +247,9 @@ def int8_layers(model: nn.Module) -> dict[str, Int8Weight]:
     return {name: module for name, module in model.named_modules() if isinstance(module, Int8Weight)}
 
 
-def num_int8_weights(model: nn.Module) -> int:
-    """Elements of the int8 weights, shared ones once; scales do not count."""
-    return sum({id(layer.weight): layer.weight.numel() for layer in int8_layers(model).values()}.values())
+def num_scales(model: nn.Module) -> int:
+    """Elements of the scales of int8 weights, shared ones once."""
+    return sum({id(layer.scale): layer.scale.numel() for layer in int8_layers(model).values()}.values())
 
 
 def weight_of(layer: nn.Module) -> Tensor:

@@ -20,7 +20,7 @@ from muomni.model.encoders.siglip import SiglipEncoder
 from muomni.model.encoders.vision import VisionEncoder
 from muomni.model.encoders.whisper import WhisperEncoder
 from muomni.model.inputs import AudioBatch, ImageBatch, MediaBatch
-from muomni.model.int8_layers import dtype_of, is_quantized, num_int8_weights
+from muomni.model.int8_layers import dtype_of, is_quantized, num_scales
 from muomni.model.kv_cache import Cache
 from muomni.model.outputs import Features, OmniOutput
 from muomni.model.placeholders import fill_placeholders
@@ -279,4 +279,4 @@ class OmniModel(nn.Module):
         """
         counted = self if module is None else module
         embeddings = self.thinker.embed_tokens.weight.numel() if exclude_embeddings else 0
-        return sum(parameter.numel() for parameter in counted.parameters()) + num_int8_weights(counted) - embeddings
+        return sum(parameter.numel() for parameter in counted.parameters()) - num_scales(counted) - embeddings

@@ -4,14 +4,12 @@ Legend: B batch, T tokens, D hidden_size, V vocabulary.
 """
 
 import math
-from collections.abc import Callable
-from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from muomni.config import ThinkerConfig
-from muomni.model.int8_layers import is_quantized, tie
+from muomni.model.int8_layers import tie
 from muomni.model.kv_cache import Cache
 from muomni.model.layers import Block, RMSNorm
 from muomni.ops.attention import Segments
@@ -39,13 +37,6 @@ class Thinker(nn.Module):
         """Makes the head the embedding, where the configuration says so; again after loading or `to_empty`."""
         if self.config.tie_word_embeddings:
             tie(self.lm_head, self.embed_tokens)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        # Moving a module moves parameters in place, so that a tie holds, but replaces buffers.
-        if is_quantized(self.embed_tokens):
-            self.tie_weights()
-        return self
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:

@@ -177,11 +177,15 @@ def test_a_change_of_type_leaves_the_weights(tied: bool, convert: Any) -> None:
 
 
 @both
-def test_a_change_of_device_keeps_the_tie(tied: bool) -> None:
-    model = quantized(tied).to("meta")
-    assert model.device.type == "meta" and is_tied(model) == tied
+def test_a_model_is_tied_anew_where_torch_makes_new_parameters(tied: bool) -> None:
+    """From and to `meta` it does, of float models too; between devices and types it moves them in place."""
+    model = quantized(tied).to(torch.bfloat16)
+    assert is_tied(model) == tied
+    model = model.to("meta")
+    assert model.device.type == "meta"
     assert all(tensor.is_meta for tensor in model.state_dict().values())
     assert model.to_empty(device="cpu").thinker.embed_tokens.weight.dtype == torch.int8
+    model.thinker.tie_weights()
     assert is_tied(model) == tied
 
 
