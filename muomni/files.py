@@ -94,7 +94,12 @@ def remove_partial(folder: Path) -> None:
 
 def write_json(target: Path, value: Any) -> None:
     """Writes a value as indented JSON; not atomic, for use inside `atomic_folder`."""
-    target.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    target.write_bytes(json_line(value, indent=2))
+
+
+def json_line(value: Any, indent: int | None = None) -> bytes:
+    """A value as a line of JSON in UTF-8; names of files that are not UTF-8 are escaped, and read back as they were."""
+    return (json.dumps(value, indent=indent, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 
 def flush(path: Path) -> None:

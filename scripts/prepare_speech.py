@@ -3,8 +3,9 @@
 python scripts/prepare_speech.py DATA OUT
 
 writes OUT/train and OUT/heldout, each with the archives and manifest that `muomni data speech` makes, in one voice of
-the synthesiser: 4,000 sentences of at most 15 words from the stories' training part, and 100 from their val part that
-stand in no sentence of the training part, not as a piece of one either. Prints hours and sizes. A run that was stopped
+the synthesiser: 4,000 sentences of at most 15 words from the stories' training part, a tenth of them of one or two
+words, and 100 of at least three from their val part that stand in no sentence of the training part, not as a piece of
+one either. Prints hours and sizes. A run that was stopped
 goes on with the same command.
 """
 
@@ -13,7 +14,7 @@ import os
 from pathlib import Path
 
 from muomni.data.speech.espeak_client import Voice
-from muomni.data.speech.sentences import SentenceLimits, draw_sentences, sentences_of, wording
+from muomni.data.speech.sentences import SentenceLimits, draw_sentences, sentences_of, with_short, wording
 from muomni.data.speech.synthesis import SpeechMade, SpeechSettings, make_speech
 
 
@@ -29,7 +30,7 @@ def main() -> None:
     asked = parser.parse_args()
     stories = asked.data / "text" / "tinystories"
     training = list(sentences_of([stories / "train.jsonl.gz"]))
-    limits = SentenceLimits(max_words=15)
+    limits = SentenceLimits(min_words=3)
     settings = SpeechSettings((asked.voice,), sample_rate=asked.rate)
 
     wordings = {wording(sentence) for sentence in training}
@@ -40,7 +41,7 @@ def main() -> None:
     heldout = [sentence for sentence in candidates if f" {wording(sentence)} " not in everything][: asked.heldout]
     if len(heldout) < asked.heldout:
         raise SystemExit(f"the val part holds only {len(heldout)} such sentences")
-    parts = {"train": draw_sentences(training, asked.train, limits=limits), "heldout": heldout}
+    parts = {"train": with_short(draw_sentences(training, asked.train), 0.1), "heldout": heldout}
     for name, sentences in parts.items():
         made = make_speech(sentences, asked.out / name, settings, workers=asked.workers)
         print(summary(name, made), flush=True)

@@ -1,8 +1,11 @@
 """Files and folders appear whole or not at all."""
 
+import json
+import os
+
 import pytest
 
-from muomni.files import atomic_folder, link_atomic, remove_partial, write_atomic
+from muomni.files import atomic_folder, json_line, link_atomic, remove_partial, write_atomic
 
 
 def test_a_folder_appears_when_its_block_ends(tmp_path):
@@ -52,3 +55,9 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
     (tmp_path / "kept").mkdir()
     remove_partial(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["kept"]
+
+
+def test_names_that_are_not_utf_8_are_written_and_read_back():
+    name = os.fsdecode(b"vo\xefx \xe2\x82\xac")
+    assert json_line({"name": name}) == '{"name": "vo\\udcefx €"}\n'.encode()
+    assert json.loads(json_line({"name": name})) == {"name": name}

@@ -9,13 +9,16 @@ import os
 import sys
 import traceback
 from importlib import import_module
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 from typer.core import TyperGroup
 from typer.main import get_group
 
 from muomni.errors import MuOmniError
+
+if TYPE_CHECKING:
+    from io import TextIOWrapper
 
 # name: one line of help. The code is in `muomni.cli.NAME`; nothing of it is loaded to print `muomni --help`.
 COMMANDS: dict[str, str] = {
@@ -42,6 +45,9 @@ def main(args: list[str] | None = None) -> NoReturn:
     the user gave; 130 Ctrl-C. With `MUOMNI_DEBUG=1` every error shows its traceback.
     """
     code: int | str | None
+    # Names of files need not be UTF-8, nor need the terminal know all characters.
+    for stream in (sys.stdout, sys.stderr):
+        cast("TextIOWrapper", stream).reconfigure(errors="backslashreplace")
     try:
         _root().main(args=args, prog_name="muomni")
         code = 0

@@ -75,8 +75,17 @@ def speech(
     ] = None,
     speed_spread: Annotated[float, typer.Option(min=0, max=0.5, help="Speeds vary by this share.")] = 0.0,
     pitch_spread: Annotated[int, typer.Option(min=0, max=50, help="Pitches (0 to 99) vary by this.")] = 0,
-    min_words: Annotated[int, typer.Option(min=1, help="Shortest sentence.")] = 3,
+    min_words: Annotated[int, typer.Option(min=1, help="Shortest sentence.")] = 1,
     max_words: Annotated[int, typer.Option(min=1, help="Longest sentence.")] = 15,
+    short_share: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=0.5,
+            help="Sentences of one or two words, at least; if the texts have fewer: words of them, digits, "
+            "interjections. Default 0.1, or 0 with --min-words above 2.",
+        ),
+    ] = None,
     exclude: Annotated[
         list[Path] | None, typer.Option(help="Texts or manifests whose sentences must not occur, a held-out set.")
     ] = None,
@@ -95,11 +104,14 @@ def speech(
     Example: muomni data speech stories.jsonl --out speech --count 4000
     """
     from muomni.data.speech.espeak_client import Voice, installed_library
-    from muomni.data.speech.sentences import SentenceLimits, draw_sentences, sentences_of, wording
+    from muomni.data.speech.sentences import SentenceLimits, draw_sentences, sentences_of, with_short, wording
     from muomni.data.speech.synthesis import SpeechSettings, make_speech
 
     if form not in ("flac", "wav"):
         raise UserError(f"--format {form}: must be flac or wav")
+    if short_share and min_words > 2:
+        raise UserError(f"--short-share {short_share:g}: needs --min-words of at most 2, not {min_words}")
+    share = (0.1 if min_words <= 2 else 0.0) if short_share is None else short_share
     voices = tuple(Voice.parse(text) for text in voice or ()) or SpeechSettings().voices
     languages = {chosen.language for chosen in voices}
     if len(languages) > 1:
@@ -115,6 +127,7 @@ def speech(
             f"--count {count}: the texts hold only {len(sentences)} different sentences of {min_words} to {max_words} "
             "words; give more text, other limits or a smaller count"
         )
+    sentences = with_short(sentences, share, language, grow=count is None, seed=seed, limits=limits, excluded=excluded)
     with progress_bar("speaking", len(sentences)) as bar:
         made = make_speech(sentences, out, settings, workers=workers or os.cpu_count() or 1, report=bar.advance)
     summary = {"manifest": str(made.manifest), "clips": made.clips, "hours": made.seconds / 3600, "bytes": made.size}
@@ -130,7 +143,7 @@ def recordings(
     folder: Annotated[Path, typer.Argument(help="Sounds with metadata.csv (NAME|TEXT) or with .txt files beside.")],
     out: Annotated[Path, typer.Option(help="The manifest to write, a .jsonl file.")],
     speaker: Annotated[str | None, typer.Option(help="Who speaks; default: the folder's name.")] = None,
-    language: Annotated[str, typer.Option(help="Numbers are put into words in English (en).")] = "en",
+    language: Annotated[str, typer.Option(help="Of the texts: en, de, fr, es; others as num2words knows them.")] = "en",
     max_seconds: Annotated[float, typer.Option(min=0.1, help="Longer recordings are left out.")] = 30.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

@@ -168,6 +168,11 @@ def _print(report: "SpeechReport", limits: "Limits", failures: list[str]) -> Non
     console = Console()
     console.print(f"{len(report.sentences):,} sentences, {report.errors.words:,} words")
     console.print(table)
+    by_length = Table("words", "sentences", "failed", "misheard", box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in report.by_length():
+        shares = (f"{count / row.sentences:.1%} ({count})" for count in (row.failed, row.misheard))
+        by_length.add_row(row.words, f"{row.sentences:,}", *shares)
+    console.print(by_length)
     for result in [result for result in report.sentences if result.faulty][:10]:
         fault = "truncated" if result.truncated else "run-on"
         console.print(f"{fault}: {result.text} (transcript: {result.transcript})", markup=False, highlight=False)

@@ -47,8 +47,9 @@ def command(
     """Say a text in one of the model's voices.
 
     With --out or --play all of the text is one speech. With --batch each argument, or each line of the file, is one of
-    its own: 0000.wav, 0001.wav, ... and manifest.jsonl, which names them as training data does. Where a line has
-    nothing to say, "error" in the manifest says it, the others are spoken and the command fails.
+    its own: 0000.wav, 0001.wav, ... and manifest.jsonl, which names them as training data does, with the "line" of the
+    file that each is from. Where a line has nothing to say, "error" in the manifest says it, the others are spoken and
+    the command fails.
 
     Example: muomni say runs/speak "Once upon a time there was a cat." --out cat.wav
 
@@ -59,7 +60,7 @@ def command(
     _check_options(text, file, out, batch, play, form)
     if out is not None:
         audio_output.check_target(out)
-    texts = _read_texts(text, file, whole=batch is None)
+    texts, lines = _read_texts(text, file, whole=batch is None)
     settings = options.given(voice=voice, temperature=temperature, top_k=top_k, seed=seed)
     with ExitStack() as stack:
         player = stack.enter_context(audio_output.Player()) if play else None
@@ -74,7 +75,7 @@ def command(
 
         model = MuOmni.from_pretrained(run, device=device, runner=runner)
         if batch is not None:
-            _say_all(model, texts, batch, form, settings, as_json)
+            _say_all(model, texts, lines, batch, form, settings, as_json)
             return
         speech = model.say(texts[0], **settings)
         samples, rate = speech_of(speech)
@@ -113,8 +114,11 @@ def _check_options(
         raise UserError("--format is for --batch; the ending of --out says its own")
 
 
-def _read_texts(text: list[str] | None, file: Path | None, *, whole: bool) -> list[str]:
+def _read_texts(text: list[str] | None, file: Path | None, *, whole: bool) -> tuple[list[str], list[int] | None]:
     """What is to be said: one text, or with `whole` False one for each argument or line.
+
+    Returns:
+        The texts, and the number of the line of each where they are lines.
 
     Raises:
         UserError: it cannot be read, or holds nothing.
@@ -128,17 +132,24 @@ def _read_texts(text: list[str] | None, file: Path | None, *, whole: bool) -> li
             raise UserError(f"{file}: cannot be read: {error.strerror or error}") from None
         except UnicodeDecodeError as error:
             raise UserError(f"{name}: is not UTF-8 text (byte {error.start})") from None
-        texts = [content] if whole else content.splitlines()
+        texts = [content] if whole else content.split("\n")
     else:
         texts = ["\n".join(text or ())] if whole else list(text or ())
-    texts = [each.strip() for each in texts if each.strip()]
-    if not texts:
+    numbered = [(number, each.strip()) for number, each in enumerate(texts, 1) if each.strip()]
+    if not numbered:
         raise UserError(f"{name} holds nothing to say")
-    return texts
+    of_lines = not whole and (file is not None or text == ["-"])
+    return [each for _, each in numbered], [number for number, _ in numbered] if of_lines else None
 
 
 def _say_all(
-    model: "MuOmni", texts: list[str], folder: Path, form: str, settings: dict[str, Any], as_json: bool
+    model: "MuOmni",
+    texts: list[str],
+    lines: list[int] | None,
+    folder: Path,
+    form: str,
+    settings: dict[str, Any],
+    as_json: bool,
 ) -> None:
     """Speaks texts into a folder.
 
@@ -146,7 +157,7 @@ def _say_all(
         UserError: the folder is there already or cannot be written, or some texts could not be said; the others are.
     """
     from muomni.cli.common.audio_output import write_sound
-    from muomni.files import atomic_folder
+    from muomni.files import atomic_folder, json_line
     from muomni.infer.speech import speech_of
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -156,16 +167,17 @@ def _say_all(
     try:
         with atomic_folder(folder) as partial:
             for number, (text, speech) in enumerate(zip(texts, speeches, strict=True)):
+                row: dict[str, Any] = {} if lines is None else {"line": lines[number]}
+                rows.append(row)
                 if speech.error is not None:
-                    rows.append({"text": text, "error": speech.error})
+                    row |= {"text": text, "error": speech.error}
                     continue
                 samples, rate = speech_of(speech)
                 name = f"{number:04d}.{form}"
                 write_sound(partial / name, samples, rate)
                 seconds = round(len(samples) / rate, 3)
-                rows.append({"audio": name, "text": text, "sample_rate": rate, "duration": seconds})
-            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            (partial / MANIFEST).write_text(lines, encoding="utf-8")
+                row |= {"audio": name, "text": text, "sample_rate": rate, "duration": seconds}
+            (partial / MANIFEST).write_bytes(b"".join(map(json_line, rows)))
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from None
     said = [row for row in rows if "error" not in row]

@@ -14,6 +14,9 @@ PositiveInt = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+# A tag such as "en" or "en-gb".
+LANGUAGE_PATTERN = r"^[a-z]{2,3}(-[a-z0-9]{1,8})*$"
+Language = Annotated[str, Field(pattern=LANGUAGE_PATTERN)]
 
 
 class Frozen(BaseModel):

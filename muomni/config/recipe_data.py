@@ -1,11 +1,12 @@
 """Data of a recipe: tokenizer, sources of documents, pairs of text and speech, augmentation."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
-from muomni.config.base import Fraction, Frozen, PositiveInt, conflict
+from muomni.config.base import Fraction, Frozen, Language, PositiveInt, conflict, parse
 from muomni.config.validation_errors import Hint
 
 
@@ -55,6 +56,15 @@ class SourceSpec(Frozen):
         if "split" in self.model_fields_set and self.format not in ("auto", "datasets"):
             raise conflict("split", self.split, f'needs "format": "datasets", not "{self.format}"')
         return self
+
+
+def source_of(path: Path | str) -> SourceSpec:
+    """The source at a path, as the defaults read it.
+
+    Raises:
+        ConfigError: its name is not UTF-8.
+    """
+    return parse(SourceSpec, {"path": str(path)}, "data")
 
 
 def _as_source(value: object) -> object:
@@ -131,12 +141,14 @@ class SpeechDataSpec(Frozen):
         min_length=1
     )
     """Manifests (`muomni data speech` and `muomni data recordings` write them) whose lines hold `audio`, `text` and,
-    where there are several voices, `speaker`; or folders with such manifests.
+    where there are several voices, `speaker` and `language`; or folders with such manifests.
     """
     val: Sources = ()
     """Pairs for validation; when empty, `val_fraction` of them is held out."""
     val_fraction: float = Field(default=0.02, gt=0, lt=0.5)
     """Share of pairs held out, chosen by a hash of their text."""
+    language: Language = "en"
+    """Language of the pairs whose manifest names none, for example `de`."""
     pairs_per_sequence: PositiveInt = 2
     """Pairs that go with each row of `data.train`; not used without `data.train`."""
 

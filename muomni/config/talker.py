@@ -1,10 +1,11 @@
 """Sizes of the Talker, which turns text and the Thinker's states into codes of speech."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from muomni.config.base import Overrides, Positive, PositiveInt, Probability, conflict
+from muomni.config.base import Language, Overrides, Positive, PositiveInt, Probability, conflict
 from muomni.config.codec import CodecConfig
 from muomni.config.thinker import DecoderConfig, ThinkerConfig
 
@@ -45,6 +46,8 @@ class TalkerConfig(DecoderConfig):
     """Units that the pointer moves at most from one frame to the next."""
     voices: Voices = ("default",)
     """Names of the voices."""
+    voice_languages: Annotated[tuple[Language, ...], Field(strict=False, min_length=1)] = ("en",)
+    """Language of each voice, which decides how numbers, signs and abbreviations are said; one is for all voices."""
     code_corruption: Probability = 0.1
     """Share of input frames that training replaces by random codes, so that the Talker recovers from a wrong frame.
     """
@@ -53,7 +56,7 @@ class TalkerConfig(DecoderConfig):
     stop_weight: Positive = 5.0
     """Weight of a sentence's last frame in the loss of the moves."""
 
-    fixed = frozenset({"num_codebooks", "codebook_size", "voices"})
+    fixed = frozenset({"num_codebooks", "codebook_size", "voices", "voice_languages"})
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
@@ -61,7 +64,14 @@ class TalkerConfig(DecoderConfig):
             raise conflict("text_kernel", self.text_kernel, "must be odd: the convolution is centred")
         if len(set(self.voices)) < len(self.voices):
             raise conflict("voices", ", ".join(self.voices), "must differ from each other")
+        if len(self.voice_languages) not in (1, len(self.voices)):
+            languages = ", ".join(self.voice_languages)
+            raise conflict("voice_languages", languages, f"must be one for all voices, or {len(self.voices)}")
         return self
+
+    def language(self, voice: int) -> str:
+        """The language of a voice, given its number."""
+        return self.voice_languages[voice if len(self.voice_languages) > 1 else 0]
 
     @property
     def lookahead(self) -> int:
@@ -102,12 +112,13 @@ class TalkerSpec(Overrides[TalkerConfig]):
     from_thinker: bool = True
     """Start the Talker's blocks from the Thinker's last ones, where their sizes agree."""
 
-    def build(self, thinker: ThinkerConfig, codec: CodecConfig, voices: tuple[str, ...]) -> TalkerConfig:
-        """The configuration for a Thinker, a codec and voices."""
+    def build(self, thinker: ThinkerConfig, codec: CodecConfig, voices: Mapping[str, str]) -> TalkerConfig:
+        """The configuration for a Thinker, a codec, and the names of voices with their languages."""
         values = {
             "thinker_layer": max(1, thinker.num_hidden_layers // 2),
             "num_codebooks": codec.num_codebooks,
             "codebook_size": codec.codebook_size,
-            "voices": voices,
+            "voices": tuple(voices),
+            "voice_languages": tuple(voices.values()),
         }
         return TalkerConfig.model_validate(values | self.changes)

@@ -30,6 +30,7 @@ _ALLOWED = {
     "float_type": "must be a number",
     "bool_type": "must be true or false",
     "string_type": "must be text in quotes",
+    "string_unicode": "must be UTF-8: rename the file or folder",
     "tuple_type": "must be a list [...]",
     "list_type": "must be a list [...]",
     "dict_type": "must be an object {{...}}",

@@ -10,18 +10,18 @@ drops words of good speech too. *Run-on*: longer than 1.5 times the reference. L
 the speech for truncated, and with it for run-on.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
 from muomni.data.media.audio import Samples, load_audio
-from muomni.data.media.media_ref import MediaRef
 from muomni.data.speech.espeak_client import Synthesiser
+from muomni.data.speech.manifest import read_manifest
 from muomni.data.speech.synthesis import trim_silence
 from muomni.errors import DataError, MuOmniError
 from muomni.eval.recogniser import transcribe_all
@@ -29,6 +29,8 @@ from muomni.eval.wer import WordErrors, spoken_words, word_errors
 from muomni.ops.audio_frames import SAMPLE_RATE
 
 TRUNCATED, RUN_ON = 0.9, 1.5
+# Sentences are counted by their words: the most of each group; longer ones are a group too.
+_LENGTHS = (1, 2, 5, 10)
 
 
 class Speaker(Protocol):
@@ -114,9 +116,37 @@ class SentenceResult:
     run_on: bool
 
     @property
+    def words(self) -> int:
+        """Of the text."""
+        return len(spoken_words(self.text))
+
+    @property
+    def misheard(self) -> bool:
+        """Whether a word of the model was transcribed wrongly, and none of the reference."""
+        text = spoken_words(self.text)
+        return spoken_words(self.transcript) != text == spoken_words(self.reference_transcript)
+
+    @property
     def faulty(self) -> bool:
         """Whether anything but single words is wrong."""
         return self.truncated or self.run_on
+
+
+@dataclass(frozen=True)
+class LengthResult:
+    """Sentences of about one length.
+
+    Attributes:
+        words: "3-5" for example.
+        sentences: how many.
+        failed: those that are truncated or run on.
+        misheard: those of which the recogniser got a word wrong, but not of the reference.
+    """
+
+    words: str
+    sentences: int
+    failed: int
+    misheard: int
 
 
 @dataclass(frozen=True)
@@ -146,6 +176,16 @@ class SpeechReport:
     def share(self, fault: Literal["truncated", "run_on"]) -> float:
         """Share of the sentences that have the fault."""
         return sum(bool(getattr(result, fault)) for result in self.sentences) / len(self.sentences)
+
+    def by_length(self) -> list[LengthResult]:
+        """The sentences by number of words; groups without a sentence are left out."""
+        results = []
+        for low, high in zip((1, *(most + 1 for most in _LENGTHS)), (*_LENGTHS, None), strict=True):
+            rows = [row for row in self.sentences if low <= row.words and (high is None or row.words <= high)]
+            name = f"{low}+" if high is None else f"{low}" if low == high else f"{low}-{high}"
+            failed, misheard = sum(row.faulty for row in rows), sum(row.misheard for row in rows)
+            results.append(LengthResult(name, len(rows), failed, misheard))
+        return [result for result in results if result.sentences]
 
     def _fewer(self, transcript: str) -> float:
         """Share of the sentences of which fewer than 90% of the words were transcribed, whoever lost them."""
@@ -182,6 +222,7 @@ class SpeechReport:
             "run_on": self.share("run_on"),
             "real_time_factor": self.real_time,
             "first_sound_ms": None if first is None else {"median": first[0], "p95": first[1]},
+            "by_length": [asdict(result) for result in self.by_length()],
             "each": [asdict(result) for result in self.sentences],
         }
 
@@ -286,34 +327,13 @@ def read_sentences(manifest: Path, count: int | None = None) -> list[Sentence]:
         MediaError: a recording does not load.
     """
     sentences: list[Sentence] = []
-    for where, row in _rows(manifest):
-        if count is not None and len(sentences) >= count:
-            break
-        text, audio, archive = (row.get(key) for key in ("text", "audio", "archive"))
-        if not isinstance(text, str) or not isinstance(audio, str) or not spoken_words(text):
-            raise DataError(f"{where}: needs text and audio, as `muomni data speech` and `recordings` write them")
-        path = manifest.parent / (archive or audio)
-        sentences.append(Sentence(text, load_audio(MediaRef("audio", str(path), audio if archive else None))))
+    for ref, row in islice(read_manifest(manifest, "text"), count):
+        if not spoken_words(row["text"]):
+            raise DataError(f"{manifest}: {ref}: its text {row['text'][:60]!r} has no word")
+        sentences.append(Sentence(row["text"], load_audio(ref)))
     if not sentences:
         raise DataError(f"{manifest}: holds no recordings")
     return sentences
-
-
-def _rows(manifest: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        lines = manifest.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{manifest}: cannot be read: {error}") from None
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            where = f"{manifest}: line {number}"
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{where}: not valid JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise DataError(f"{where}: must be a JSON object")
-            yield where, row
 
 
 def plot_spectrograms(pairs: Sequence[tuple[Sentence, Spoken]], target: Path) -> None:

@@ -1,7 +1,7 @@
 """The sizes of the model that a recipe trains: from a preset or an earlier run; encoders and Talker may be new."""
 
 import math
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,16 +43,16 @@ class ResolvedModel:
     base: OmniConfig | None
     config: OmniConfig
 
-    def fit(self, tokenizer: Tokenizer, voices: tuple[str, ...] = ()) -> OmniConfig:
+    def fit(self, tokenizer: Tokenizer, voices: Mapping[str, str] | None = None) -> OmniConfig:
         """The final configuration.
 
         Args:
             tokenizer: of the model.
-            voices: names of those who speak in the data.
+            voices: names of those who speak in the data, with their languages.
 
         Raises:
             ConfigError: the tokenizer is larger than the vocabulary, or lacks the token that stands for a medium; or
-                the Talker of `folder` has no voice for one of those who speak.
+                the Talker of `folder` has no voice for one of those who speak, or in another language.
         """
         config, base = self.config, self.base
         changes: dict[str, Any] = {}
@@ -162,10 +162,12 @@ def _with_talker(spec: ModelSpec, config: OmniConfig) -> OmniConfig:
         return config.with_speech(talker, config.codec)
     if wanted.codec is None:
         raise ConfigError("model.talker.codec is missing: name the run or folder of a trained codec")
-    return _new_talker(spec, config, _codec_config(wanted.codec), ("default",))
+    return _new_talker(spec, config, _codec_config(wanted.codec), {"default": "en"})
 
 
-def _new_talker(spec: ModelSpec, config: OmniConfig, codec: CodecConfig | None, voices: tuple[str, ...]) -> OmniConfig:
+def _new_talker(
+    spec: ModelSpec, config: OmniConfig, codec: CodecConfig | None, voices: Mapping[str, str]
+) -> OmniConfig:
     assert spec.talker is not None and codec is not None
     try:
         return config.with_speech(spec.talker.build(config.thinker, codec, voices), codec)
@@ -180,13 +182,21 @@ def _codec_config(path: str) -> CodecConfig:
         raise UserError(f"model.talker.codec: {error}") from None
 
 
-def _check_voices(spec: ModelSpec, talker: TalkerConfig, voices: tuple[str, ...]) -> None:
+def _check_voices(spec: ModelSpec, talker: TalkerConfig, voices: Mapping[str, str]) -> None:
     unknown = [name for name in voices if name not in talker.voices]
     if unknown:
         raise ConfigError(
             f"data.speech: the Talker of {spec.init_from} has no voice for {', '.join(unknown[:5])}: it speaks as "
             f"{', '.join(talker.voices)}; leave those recordings out, or train a Talker anew"
         )
+    for name, language in voices.items():
+        known = talker.language(talker.voices.index(name))
+        if language != known:
+            raise ConfigError(
+                f'data.speech: the recordings of {name} are in "{language}", and its voice in {spec.init_from} speaks '
+                f'"{known}": give the language of the recordings ("language" in the manifest, or data.speech.language) '
+                "or another speaker"
+            )
 
 
 def _changes(

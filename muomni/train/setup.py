@@ -64,7 +64,7 @@ def open_rows(run: ResolvedRun, tokenizer: Tokenizer, group: Group) -> Iterator[
     data, speech = run.recipe.data, None
     if data.speech is not None:
         speech = _on_each_machine(group, partial(prepare_speech, data, run.model, run.plan.device))
-    config = run.model.fit(tokenizer, () if speech is None else speech.voices)
+    config = run.model.fit(tokenizer, {} if speech is None else speech.voices)
     read = Read(_rows(data, run.recipe.seed, tokenizer, config, group, speech), config)
     with closing(read.rows.train):
         yield read

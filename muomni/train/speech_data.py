@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,9 +30,9 @@ class Speech:
     val: SpeechPairs
 
     @property
-    def voices(self) -> tuple[str, ...]:
-        """The speakers, sorted; both parts have the same list."""
-        return self.train.speakers
+    def voices(self) -> dict[str, str]:
+        """The speakers, sorted, with their languages; both parts have the same."""
+        return dict(zip(self.train.speakers, self.train.languages, strict=True))
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -75,9 +76,9 @@ def prepare_speech(data: DataSpec, model: ResolvedModel, device: torch.device, p
         max_advance=TalkerConfig.model_fields["max_advance"].default if talker is None else talker.max_advance,
         cache_dir=None if data.cache_dir is None else Path(data.cache_dir).expanduser(),
         max_unreadable_fraction=data.max_unreadable_fraction,
-        progress=progress,
+        language=speech.language,
         # The run has no progress line yet.
-        say=(lambda text: print(text, file=sys.stderr, flush=True)) if progress else (lambda _: None),
+        report=partial(print, file=sys.stderr, flush=True) if progress else None,
     )
     return Speech(train, val)
 

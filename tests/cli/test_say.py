@@ -1,6 +1,7 @@
 """`muomni say` and `muomni chat --speak` as they are typed, with a model that hums."""
 
 import json
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -128,6 +129,7 @@ def test_each_line_becomes_a_file(model: Humming, tmp_path: Path, capsys: pytest
     assert json.loads(capsys.readouterr().out) == {"out": str(folder), "texts": 2, "errors": 0, "seconds": 1.9}
     rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
     assert [(row["audio"], row["text"]) for row in rows] == [("0000.flac", "One."), ("0001.flac", "Two and a half.")]
+    assert [row["line"] for row in rows] == [1, 3]
     assert soundfile.info(folder / "0001.flac").duration == rows[1]["duration"] == 1.5
     # What was made is training data: text and sound by the names that manifests have.
     from muomni.eval.speech_quality import read_sentences
@@ -140,7 +142,7 @@ def test_each_line_becomes_a_file(model: Humming, tmp_path: Path, capsys: pytest
 def test_lines_that_cannot_be_said_fail_the_command_and_not_the_others(
     model: Humming, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "spoken"
+    folder = tmp_path / os.fsdecode(b"sp\xefken")
     assert run("say", "any", "One.", "!!!", "Two.", "--batch", folder) == 2
     captured = capsys.readouterr()
     assert "2 sounds, 0.8 s" in captured.out and "1 of the texts could not be said" in captured.err

@@ -39,7 +39,7 @@ def test_alone_beside_text_and_stored() -> None:
 
 def test_every_size_of_a_talker_can_be_changed() -> None:
     own = {"codec", "from_thinker"}
-    of_codec = {"num_codebooks", "codebook_size", "voices"}
+    of_codec = {"num_codebooks", "codebook_size", "voices", "voice_languages"}
     assert set(TalkerSpec.model_fields) - own == set(TalkerConfig.model_fields) - of_codec
 
 
@@ -118,3 +118,14 @@ def test_the_bundled_recipe_wants_only_pairs() -> None:
         "speak-tiny.json: data.speech.train is missing: say `--set data.speech.train=FILE`, or write it into the recipe"
     )
     assert load_recipe("speak-tiny", ["data.speech.train=a.jsonl"]).losses.speech == 1
+
+
+def test_voices_have_a_language_each_or_one_for_all() -> None:
+    sizes = {"thinker_layer": 1, "num_codebooks": 4, "codebook_size": 64, "voices": ["anna", "ben"]}
+    config = parse(TalkerConfig, sizes | {"voice_languages": ["de", "en-gb"]}, "test")
+    assert [config.language(voice) for voice in (0, 1)] == ["de", "en-gb"]
+    assert parse(TalkerConfig, json.loads(config.model_dump_json()), "stored") == config
+    assert parse(TalkerConfig, sizes, "test").language(1) == "en"
+    for languages, words in ((["de"] * 3, "must be one for all voices, or 2"), (["German"], "voice_languages")):
+        with pytest.raises(ConfigError, match=words):
+            parse(TalkerConfig, sizes | {"voice_languages": languages}, "test")

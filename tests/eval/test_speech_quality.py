@@ -18,12 +18,14 @@ from muomni.eval.recogniser import Recogniser, check_installed
 from muomni.eval.speech_quality import (
     Limits,
     Sentence,
+    SentenceResult,
     SpeechReport,
     Spoken,
     evaluate_speech,
     plot_spectrograms,
     read_sentences,
 )
+from muomni.eval.wer import word_errors
 
 RATE = 16_000
 WORDS = ["once", "upon", "a", "time", "there", "was", "little", "cat", "that", "sat", "on", "the", "big", "red", "mat"]
@@ -132,6 +134,29 @@ def test_speech_that_is_whole_but_not_understood_is_not_truncated(
     assert report.to_dict()["fewer_words"] == {"model": 1.0, "reference": 1.0}
 
 
+def test_failures_are_counted_by_the_number_of_words() -> None:
+    def result(text: str, heard: str, reference: str, **faults: bool) -> SentenceResult:
+        return SentenceResult(text, heard, reference, 1, 1, **{"truncated": False, "run_on": False, **faults})
+
+    rows = [
+        result("Seven.", "seven", "seven"),
+        result("No!", "know", "no"),
+        result("Oh no!", "", "oh no", truncated=True),
+        result("The cat sat down.", "the bat sat", "the bat"),
+        result("one " * 10, "one", "one " * 10, run_on=True),
+        result("one " * 11, "one " * 11, "one " * 11),
+    ]
+    nothing = word_errors([])
+    report = SpeechReport(rows, nothing, nothing, 0.1, None)
+    assert [tuple(row.values()) for row in report.to_dict()["by_length"]] == [
+        ("1", 2, 0, 1),
+        ("2", 1, 1, 1),
+        ("3-5", 1, 0, 0),
+        ("6-10", 1, 1, 1),
+        ("11+", 1, 0, 0),
+    ]
+
+
 def test_limits_are_limits(sentences: list[Sentence]) -> None:
     report = report_on(Streaming(lambda words: ["cat", *words[1:]]), sentences)
     assert len(report.failures(Limits(real_time=0, first_sound=0))) == 3
@@ -158,7 +183,7 @@ def test_spectrograms_are_drawn(tmp_path: Path) -> None:
 
 def test_wrong_manifests(tmp_path: Path) -> None:
     manifest = tmp_path / "rows.jsonl"
-    for content, complaint in (("", "no recordings"), ("{}\n", "needs text and audio"), ("[]\n", "JSON object"),
+    for content, complaint in (("", "no recordings"), ("{}\n", '"audio".*"text"'), ("[]\n", "JSON object"),
                                ("{\n", "line 1: not valid JSON")):  # fmt: skip
         manifest.write_text(content)
         with pytest.raises(DataError, match=complaint):

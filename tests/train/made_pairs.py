@@ -15,7 +15,7 @@ WORDS = ["the", "a", "small", "big", "red", "old", "cat", "dog", "tree", "sees",
 CODEBOOKS, CODES = 4, 64
 
 
-def make_pairs(sources: Sequence[Any], *_: object, **__: object) -> SpeechPairs:
+def make_pairs(sources: Sequence[Any], *_: object, language: str = "en", **__: object) -> SpeechPairs:
     """In the place of `prepare_pairs`: each source's path is `COUNT` or `COUNT-VOICE-VOICE`."""
     draw = random.Random(0)
     texts, voices, origins, codes, pointers = [], [], [], [], []
@@ -36,6 +36,7 @@ def make_pairs(sources: Sequence[Any], *_: object, **__: object) -> SpeechPairs:
         texts=texts,
         voices=np.array(voices, np.int64),
         speakers=tuple(names),
+        languages=(language,) * len(names),
         starts=np.cumsum(frames) - frames,
         frames=frames,
         codes=np.concatenate(codes).astype(np.uint16),

@@ -206,6 +206,13 @@ def test_a_talker_goes_on_with_the_voices_it_has(start: Path, speaking: Path, tm
         "out, or train a Talker anew"
     )
     assert not (tmp_path / "stranger").exists()
+    german = recipe_of(start, model=model, data={"speech": {"train": "12-ben", "language": "de"}})
+    with pytest.raises(ConfigError) as caught:
+        train(german, tmp_path / "stranger")
+    assert str(caught.value) == (
+        f'data.speech: the recordings of ben are in "de", and its voice in {speaking} speaks "en": give the language '
+        'of the recordings ("language" in the manifest, or data.speech.language) or another speaker'
+    )
 
 
 def test_a_model_that_speaks_can_go_on_reading(start: Path, speaking: Path, corpus: Path, tmp_path: Path) -> None:
@@ -265,7 +272,8 @@ def test_pairs_to_validate_on_are_prepared_with_the_others(start: Path) -> None:
     recipe = recipe_of(start, data={"speech": {"train": ["5-ben", "6"], "val": ["3-anna"]}})
     found = prepare_speech(recipe.data, resolve_model(recipe), torch.device("cpu"), progress=False)
     assert (len(found.train), len(found.val)) == (11, 3)
-    assert found.voices == found.val.speakers == ("anna", "ben", "default")
+    assert tuple(found.voices) == found.val.speakers == ("anna", "ben", "default")
+    assert set(found.voices.values()) == {"en"}
     assert set(found.train.texts).isdisjoint(found.val.texts)
     assert made_pairs.make_pairs([SourceSpec(path="3")]).speakers == ("default",)
 

@@ -189,6 +189,10 @@ def _check(pairs: SpeechPairs, config: TalkerConfig) -> None:
             f"the pairs have speakers that the Talker has no voice for: {', '.join(unknown[:5])}; "
             f"its voices: {', '.join(config.voices[:5])}"
         )
+    for name, language in zip(pairs.speakers, pairs.languages, strict=True):
+        known = config.language(config.voices.index(name))
+        if language != known:
+            raise DataError(f'the pairs of {name} are in "{language}", and the Talker speaks as {name} in "{known}"')
     # From one pair to the next it falls.
     largest = int(np.diff(pairs.pointers.astype(np.int64)).max(initial=0))
     if largest > config.max_advance:

@@ -18,6 +18,7 @@ SPEEDS = (80, 450)
 PITCHES = (0, 99)
 # One sentence takes some milliseconds; a process that says nothing for so long has died or hangs.
 _ANSWER_SECONDS = 60.0
+_REINSTALL = "install it anew: pip install --force-reinstall espeakng-loader"
 
 
 class SynthesisError(MuOmniError):
@@ -65,7 +66,7 @@ class Voice:
     @property
     def language(self) -> str:
         """The language's short name, `en` for example."""
-        return self.name.split("-")[0]
+        return self.name.split("-")[0].lower()
 
     def __str__(self) -> str:
         """As `parse` reads it."""
@@ -143,13 +144,13 @@ class Synthesiser:
     def _ask(self, request: dict[str, Any], what: str) -> tuple[dict[str, Any], bytes]:
         """Sends a request; a process that does not answer in time is ended."""
         try:
-            return self._child.ask_for_data(request, _ANSWER_SECONDS)
+            answer, content = self._child.ask_for_data(request, _ANSWER_SECONDS)
         except ChildEndedError as error:
             why = f"gave no answer within {_ANSWER_SECONDS:g} s" if error.timed_out else f"ended (code {error.code})"
-            raise SynthesisError(
-                f"the synthesiser was asked {what} and its process {why}; is espeakng-loader's library for this "
-                "system? Install it anew: pip install --force-reinstall espeakng-loader"
-            ) from None
+            raise SynthesisError(f"the synthesiser was asked {what} and its process {why}; {_REINSTALL}") from None
+        if "broken" in answer:
+            raise UserError(f"the synthesiser cannot be used: {answer['broken']}; {_REINSTALL}")
+        return answer, content
 
 
 def installed_library() -> tuple[str, str]:

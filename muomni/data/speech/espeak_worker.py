@@ -10,10 +10,12 @@ with the library and voices that the package `espeakng-loader` installs. It uses
 
 A request is `{"text", "voice", "variant", "speed", "pitch", "max_seconds"}`; the answer is a JSON line with `data`
 and `rate`, then so many bytes of 16-bit samples, or a JSON line with `error`. The request
-`{"list": true}` is answered by one line with `voices` and `variants`.
+`{"list": true}` is answered by one line with `voices` and `variants`. Where the library or its voices cannot be used,
+the first answer is a line with `broken`, and the process ends.
 
-The library's noise generator cannot be set back, but a new process always gives the same samples for the same
-requests in the same order.
+The library seeds its noise with the second in which it starts; here each sentence begins with the same seed instead.
+What a sentence sounds like may still depend on those before it, but a new process always gives the same samples for
+the same requests in the same order.
 """
 
 import ctypes
@@ -25,6 +27,7 @@ from typing import Any, BinaryIO
 # Numbers of eSpeak's API (speak_lib.h): answer synchronously, the text is UTF-8, which parameter is which.
 _SYNCHRONOUS, _DONT_EXIT, _UTF8 = 2, 0x8000, 1
 _RATE, _PITCH = 1, 3
+_SEED = 1
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
 
 
@@ -38,12 +41,16 @@ class Library:
     """The loaded library.
 
     Raises:
-        OSError: it does not load.
-        RuntimeError: its voices are not there.
+        RuntimeError: it does not load, or its voices are not there.
     """
 
     def __init__(self, path: str, data: str) -> None:
-        self._library: Any = ctypes.CDLL(path)
+        if not Path(path).is_file():
+            raise RuntimeError(f"the library {path} is missing")
+        try:
+            self._library: Any = ctypes.CDLL(path)
+        except OSError as error:
+            raise RuntimeError(f"the library {path} does not load: {error}") from None
         self._library.espeak_ListVoices.restype = ctypes.POINTER(ctypes.POINTER(_Voice))
         self._library.espeak_Synth.argtypes = (
             *(ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint, ctypes.c_int, ctypes.c_uint, ctypes.c_uint),
@@ -54,11 +61,12 @@ class Library:
         # Kept for as long as the library may call it.
         self._callback = _CALLBACK(self._receive)
         self.rate = int(self._library.espeak_Initialize(_SYNCHRONOUS, 0, data.encode(), _DONT_EXIT))
-        if self.rate <= 0:
-            raise RuntimeError(f"eSpeak finds no voices in {data}")
+        variants = Path(data, "voices", "!v")
+        if self.rate <= 0 or not variants.is_dir() or not (voices := self._list_voices()):
+            raise RuntimeError(f"its voices in {data} are missing or broken")
         self._library.espeak_SetSynthCallback(self._callback)
-        self.variants = sorted(file.name for file in Path(data, "voices", "!v").iterdir())
-        self.voices = self._list_voices()
+        self.variants = sorted(file.name for file in variants.iterdir())
+        self.voices = voices
 
     def _list_voices(self) -> list[str]:
         names: list[str] = []
@@ -82,6 +90,7 @@ class Library:
         name = f"{voice}+{variant}" if variant else voice
         if self._library.espeak_SetVoiceByName(name.encode()):
             raise ValueError(f"the voice {name!r} does not load")
+        self._library.espeak_ng_SetRandSeed(ctypes.c_long(_SEED))
         self._library.espeak_SetParameter(_RATE, request["speed"], 0)
         self._library.espeak_SetParameter(_PITCH, request["pitch"], 0)
         self._parts.clear()
@@ -126,4 +135,10 @@ def serve(library: Library, requests: BinaryIO, answers: BinaryIO) -> None:
 
 
 if __name__ == "__main__":
-    serve(Library(sys.argv[1], sys.argv[2]), sys.stdin.buffer, sys.stdout.buffer)
+    try:
+        loaded = Library(sys.argv[1], sys.argv[2])
+    except RuntimeError as problem:
+        sys.stdin.buffer.readline()
+        print(json.dumps({"broken": str(problem)}), flush=True)
+    else:
+        serve(loaded, sys.stdin.buffer, sys.stdout.buffer)

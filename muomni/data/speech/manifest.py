@@ -1,15 +1,26 @@
 """Manifests of recordings: JSON lines that name sounds, and what is said in them."""
 
 import json
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from muomni.config import SourceSpec
+from muomni.config.base import LANGUAGE_PATTERN
+from muomni.data.index.cache_folder import file_stamp
 from muomni.data.media.media_ref import MediaRef
 from muomni.errors import DataError
 
-SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+MANIFEST = "manifest.jsonl"
+# What a folder of sounds may hold; the last ones are not read, so that whoever has them is told.
+SOUND_SUFFIXES = (
+    *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".w64"),
+    *(".m4a", ".aac", ".wma", ".amr"),
+)
+# In a recording whose loudest sample is below this nobody speaks.
+SILENT = 1e-4
 
 
 def recordings_path(source: SourceSpec) -> Path:
@@ -26,6 +37,15 @@ def recordings_path(source: SourceSpec) -> Path:
     return path
 
 
+def find_manifests(path: Path) -> list[Path]:
+    """The path itself if it is a file; of a folder its `manifest.jsonl`, else all manifests below it."""
+    if path.is_file():
+        return [path]
+    if (path / MANIFEST).is_file():
+        return [path / MANIFEST]
+    return sorted(file for file in path.rglob("*.jsonl") if not file.name.startswith("."))
+
+
 def read_manifest(path: Path, *columns: str) -> Iterator[tuple[MediaRef, dict[str, Any]]]:
     """The sound that each line names, in `audio` and perhaps `archive`, and the whole row.
 
@@ -37,23 +57,50 @@ def read_manifest(path: Path, *columns: str) -> Iterator[tuple[MediaRef, dict[st
         DataError: the file cannot be read, or a line is not of this form.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from None
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
+        problem = ""
         try:
             row = json.loads(line)
-            audio, archive = row["audio"], row.get("archive")
-            texts = [audio, archive or "", *(row[name] for name in columns)]
-        except (ValueError, KeyError, TypeError, AttributeError):
+            audio, archive, language = row["audio"], row.get("archive"), row.get("language", "en")
+            texts = [audio, archive or "", language, *(row[name] for name in columns)]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             texts = [None]
+            problem = f"not valid JSON: {error}; it " if isinstance(error, ValueError) else ""
         if not all(isinstance(text, str) for text in texts):
             more = "".join(f', the text "{name}"' for name in columns)
             raise DataError(
-                f'{path}: line {number}: must be a JSON object with the names of a sound, "audio", and of what holds '
-                f'it, "archive", where one does{more}'
+                f'{path}: line {number}: {problem}must be a JSON object with the names of a sound, "audio", and of '
+                f'what holds it, "archive", where one does{more}'
             )
+        if not re.match(LANGUAGE_PATTERN, language):
+            raise DataError(f'{path}: line {number}: "language" = {language!r}: must be a tag such as "en" or "de"')
         place = str(path.parent / (archive or audio))
         yield MediaRef("audio", place, audio if archive else None), row
+
+
+def describe_files(refs: Iterable[MediaRef]) -> list[Any]:
+    """Path, size and time of change of the files that hold some sounds: what a cache of them depends on."""
+    return [[os.path.abspath(path), file_stamp(path)] for path in dict.fromkeys(ref.path for ref in refs)]
+
+
+def check_unreadable(reasons: Sequence[str], total: int, max_fraction: float) -> None:
+    """Refuses data of which too many recordings cannot be read.
+
+    Args:
+        reasons: why each of them cannot.
+        total: of all recordings.
+        max_fraction: the share that is allowed.
+
+    Raises:
+        DataError: there are more, or nothing is left.
+    """
+    if len(reasons) > max_fraction * total or len(reasons) == total:
+        raise DataError(
+            f"{len(reasons)} of {total} recordings cannot be read, more than data.max_unreadable_fraction "
+            f"({max_fraction:g}) allows; for example {'; '.join(reasons[:3])}"
+        )

@@ -22,6 +22,7 @@ class SpeechPairs:
         texts: (P) what is said: `Word.spoken` of the words, with a space between.
         voices: (P,) int64, numbers of `speakers`.
         speakers: names, sorted.
+        languages: of the speakers.
         starts: (P,) int64, where the frames of each pair begin in `codes`.
         frames: (P,) int64, how many there are; at least 2.
         codes: (F, K) uint16, often mapped into memory.
@@ -35,6 +36,7 @@ class SpeechPairs:
     texts: Sequence[str]
     voices: Ints
     speakers: tuple[str, ...]
+    languages: tuple[str, ...]
     starts: Ints
     frames: Ints
     codes: NDArray[np.uint16]

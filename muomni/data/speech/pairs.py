@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from muomni.config import SourceSpec
-from muomni.data.index.cache_folder import default_cache_dir, file_stamp, fingerprint, open_or_build, read_meta
+from muomni.data.index.cache_folder import default_cache_dir, fingerprint, open_or_build, read_meta
 from muomni.data.media.audio import load_audio
 from muomni.data.media.media_ref import MediaRef
 from muomni.data.speech.forced_alignment import (
@@ -33,7 +33,14 @@ from muomni.data.speech.forced_alignment import (
     pointers_of,
     unit_starts,
 )
-from muomni.data.speech.manifest import read_manifest, recordings_path
+from muomni.data.speech.manifest import (
+    SILENT,
+    check_unreadable,
+    describe_files,
+    find_manifests,
+    read_manifest,
+    recordings_path,
+)
 from muomni.data.speech.paired_data import SpeechPairs
 from muomni.data.speech.recordings import write_recordings
 from muomni.data.speech.spoken_text import clip_words, said_words, units_of
@@ -45,10 +52,9 @@ from muomni.progress import progress_bar
 
 _TEXTS = "texts.json"
 _ARRAYS = ("codes", "pointers", "frames", "voices", "sources")
-MANIFEST = "manifest.jsonl"
 DEFAULT_SPEAKER = "default"
 # The loudest sample of a recording: what the codec was validated at.
-_PEAK, _SILENT = 0.45, 1e-4
+_PEAK = 0.45
 # What is decoded at a time, and what the codec encodes at once.
 _CHUNK_SECONDS, _BATCH_SECONDS = 300.0, 48.0
 _LONGEST_SECONDS = 60.0
@@ -58,9 +64,13 @@ _SPREADS, _LEAST_GAP = 12.0, 0.5
 
 @dataclass(frozen=True)
 class _Pair:
+    """A line of a manifest; `spoken` is its text as the Talker reads it."""
+
     ref: MediaRef
     text: str
+    spoken: str
     speaker: str
+    language: str
     source: int
 
 
@@ -69,52 +79,43 @@ def prepare_pairs(
     codec: SpeechCodec,
     *,
     max_advance: int = 8,
-    seed: int = 0,
     cache_dir: Path | None = None,
     max_unreadable_fraction: float = 0.0,
     language: str = "en",
     aligner: AlignerSpec | None = None,
-    progress: bool = True,
-    say: Callable[[str], None] = lambda _: None,
+    report: Callable[[str], None] | None = None,
 ) -> SpeechPairs:
     """The pairs of some sources, computed when an earlier call has not left them.
 
-    A source is a manifest whose lines have `audio`, `archive` where one holds it, `text` and perhaps `speaker`; a
-    folder with a `manifest.jsonl`, or with other manifests; or a folder of recordings as `muomni data recordings`
-    reads it.
+    A source is a manifest whose lines have `audio`, `archive` where one holds it, `text` and perhaps `speaker` and
+    `language`; a folder with a `manifest.jsonl`, or with other manifests; or a folder of recordings as `muomni data
+    recordings` reads it. Pairs whose texts are said otherwise than before are computed anew.
 
     Args:
         sources: see above.
         codec: in evaluation mode, of sound at 16 kHz.
         max_advance: how many units a pointer moves at most from a frame to the next.
-        seed: of the alignment.
         cache_dir: where the folder comes to lie; None takes `speech` beside `default_cache_dir()`.
         max_unreadable_fraction: share of recordings that may be unreadable.
-        language: of the texts; numbers are put into words in English.
-        aligner: how the alignment is learnt; its seed is `seed`.
-        progress: show a bar when standard error is a terminal.
-        say: told what is done, in a sentence.
+        language: of the texts whose manifest names none.
+        aligner: how the alignment is learnt.
+        report: told what is done, in a sentence; with it a bar is shown where standard error is a terminal.
 
     Raises:
-        DataError: a source is missing or names no pair, more than `max_unreadable_fraction` of the recordings are
-            unreadable, no pair is left, or the cache cannot be written.
+        DataError: a source is missing or names no pair, a speaker has two languages, more than
+            `max_unreadable_fraction` of the recordings are unreadable, no pair is left, or the cache cannot be written.
     """
     if codec.sample_rate != SAMPLE_RATE:
         raise DataError(f"the codec is for sound at {codec.sample_rate:,} Hz, and pairs are read at {SAMPLE_RATE:,}")
-    spec = replace(aligner or AlignerSpec(), seed=seed)
+    spec = aligner or AlignerSpec()
     root = default_cache_dir().parent / "speech" if cache_dir is None else Path(cache_dir).expanduser()
     with tempfile.TemporaryDirectory(prefix="muomni-pairs-") as scratch:
         pairs = [pair for n, source in enumerate(sources) for pair in _pairs(source, n, Path(scratch), language)]
         if not pairs:
             raise DataError("no source of speech was given")
-        name = f"pairs-{_fingerprint(pairs, codec, spec, max_advance, language)}"
-        open_or_build(
-            root,
-            name,
-            lambda partial: _Preparation(
-                pairs, codec, spec, max_advance, max_unreadable_fraction, language, partial
-            ).run(progress, say),
-        )
+        name = f"pairs-{_fingerprint(pairs, codec, spec, max_advance)}"
+        work = _Preparation(pairs, codec, spec, max_advance, max_unreadable_fraction)
+        open_or_build(root, name, lambda folder: work.run(folder, report))
     return open_pairs(root / name)
 
 
@@ -153,6 +154,7 @@ def open_pairs(folder: Path) -> SpeechPairs:
         texts=json.loads((folder / _TEXTS).read_text(encoding="utf-8")),
         voices=np.array(arrays["voices"]),
         speakers=tuple(meta["speakers"]),
+        languages=tuple(meta["languages"]),
         starts=np.cumsum(frames) - frames,
         frames=frames,
         codes=arrays["codes"],
@@ -174,23 +176,22 @@ class _Preparation:
         spec: AlignerSpec,
         max_advance: int,
         max_unreadable_fraction: float,
-        language: str,
-        folder: Path,
     ) -> None:
-        self.pairs, self.codec, self.spec, self.folder = pairs, codec, spec, folder
-        self.max_advance, self.max_unreadable_fraction, self.language = max_advance, max_unreadable_fraction, language
+        self.pairs, self.codec, self.spec = pairs, codec, spec
+        self.max_advance, self.max_unreadable_fraction = max_advance, max_unreadable_fraction
+        self.languages = _languages(pairs)
         self.left_out: list[str] = []
         self.kept: list[_Pair] = []
-        self.texts: list[str] = []
         self.units: list[NDArray[np.int64]] = []
         self.lengths: list[int] = []  # frames of features
         self.frames: list[int] = []  # of codes
 
-    def run(self, progress: bool, say: Callable[[str], None]) -> dict[str, Any]:
+    def run(self, folder: Path, report: Callable[[str], None] | None) -> dict[str, Any]:
         """Writes all files; returns the meta data."""
-        features, codes = self.folder / "features.raw", self.folder / "codes.raw"
+        features, codes = folder / "features.raw", folder / "codes.raw"
+        say = report or (lambda _: None)
         say(f"encoding {len(self.pairs):,} recordings, then aligning them with their texts; kept for later runs")
-        bars = partial(progress_bar, total=1.0, unit="percent", shown=progress)
+        bars = partial(progress_bar, total=1.0, unit="percent", shown=report is not None)
         with features.open("wb") as mels, codes.open("wb") as frames, bars("encoding speech") as bar:
             for done in self._encode(mels, frames):
                 bar.update(done / len(self.pairs))
@@ -202,69 +203,69 @@ class _Preparation:
         with bars("aligning speech with text") as bar:
             spoken = align(recordings, self.spec, bar.update)
         coded = np.memmap(codes, np.uint16, "r").reshape(-1, self.codec.num_codebooks)
-        meta = self._write(recordings, spoken, coded, say)
+        meta, kept = self._write(folder, recordings, spoken, coded)
         features.unlink()
         codes.unlink()
+        hours = int(kept.sum()) / self.codec.frame_rate / 3600
+        say(f"{len(kept):,} pairs of text and speech, {hours:.2f} h; {len(self.left_out):,} left out")
         return meta
 
     def _encode(self, features: BinaryIO, codes: BinaryIO) -> Iterator[int]:
         """Reads, encodes and writes some minutes at a time; yields how many recordings are done."""
-        chunk: list[tuple[_Pair, str, Tensor]] = []
-        seconds, unreadable = 0.0, 0
+        chunk: list[tuple[_Pair, Tensor]] = []
+        seconds = 0.0
+        unreadable: list[str] = []
         for number, pair in enumerate(self.pairs, 1):
-            spoken = " ".join(word.spoken for word in clip_words(pair.text, self.language))
-            if not spoken:
+            if not pair.spoken:
                 self.left_out.append(f"{pair.ref}: its text has nothing to speak: {pair.text[:60]!r}")
                 continue
             try:
                 samples = load_audio(pair.ref, _LONGEST_SECONDS)
             except MediaError as error:
-                unreadable += 1
-                self.left_out.append(str(error))
+                unreadable.append(str(error))
                 continue
             peak = float(np.abs(samples).max())
-            chunk.append((pair, spoken, torch.from_numpy(samples * (_PEAK / peak if peak > _SILENT else 1.0))))
+            if peak < SILENT:
+                self.left_out.append(f"{pair.ref}: is silent")
+                continue
+            chunk.append((pair, torch.from_numpy(samples * (_PEAK / peak))))
             seconds += len(samples) / SAMPLE_RATE
             if seconds >= _CHUNK_SECONDS:
                 self._encode_chunk(chunk, features, codes)
                 chunk, seconds = [], 0.0
                 yield number
-        if unreadable > self.max_unreadable_fraction * len(self.pairs):
-            raise DataError(
-                f"{unreadable} of {len(self.pairs)} recordings cannot be read, more than data.max_unreadable_fraction "
-                f"({self.max_unreadable_fraction:g}) allows; for example {'; '.join(self.left_out[:3])}"
-            )
+        check_unreadable(unreadable, len(self.pairs), self.max_unreadable_fraction)
+        self.left_out += unreadable
         if chunk:
             self._encode_chunk(chunk, features, codes)
         yield len(self.pairs)
 
-    def _encode_chunk(self, chunk: list[tuple[_Pair, str, Tensor]], features: BinaryIO, codes: BinaryIO) -> None:
+    def _encode_chunk(self, chunk: list[tuple[_Pair, Tensor]], features: BinaryIO, codes: BinaryIO) -> None:
         """Encodes recordings of about one length together; all come out in their order."""
-        order = sorted(range(len(chunk)), key=lambda n: len(chunk[n][2]))
+        order = sorted(range(len(chunk)), key=lambda n: len(chunk[n][1]))
         encoded: dict[int, Tensor] = {}
         begin = 0
         for end in range(1, len(order) + 1):
-            padded = (end + 1 - begin) * len(chunk[order[end]][2]) if end < len(order) else 0
+            padded = (end + 1 - begin) * len(chunk[order[end]][1]) if end < len(order) else 0
             if end == len(order) or padded > _BATCH_SECONDS * SAMPLE_RATE:
                 with torch.inference_mode():
-                    batch = self.codec.encode([chunk[n][2] for n in order[begin:end]])
+                    batch = self.codec.encode([chunk[n][1] for n in order[begin:end]])
                 encoded.update(zip(order[begin:end], batch, strict=True))
                 begin = end
-        for n, (pair, spoken, samples) in enumerate(chunk):
+        for n, (pair, samples) in enumerate(chunk):
             frames = encoded[n].T.cpu().numpy().astype(np.uint16)
             mel = features_of(samples)
             codes.write(np.ascontiguousarray(frames).tobytes())
             features.write(mel.tobytes())
             self.kept.append(pair)
-            self.texts.append(spoken)
-            self.units.append(np.array(units_of(said_words(spoken))[0]))
+            self.units.append(np.array(units_of(said_words(pair.spoken))[0]))
             self.lengths.append(len(mel))
             self.frames.append(len(frames))
 
     def _write(
-        self, recordings: Recordings, spoken: Sequence[Spoken], codes: NDArray[np.uint16], say: Callable[[str], None]
-    ) -> dict[str, Any]:
-        """Keeps the pairs that could be aligned; returns the meta data."""
+        self, folder: Path, recordings: Recordings, spoken: Sequence[Spoken], codes: NDArray[np.uint16]
+    ) -> tuple[dict[str, Any], NDArray[np.int64]]:
+        """Keeps the pairs that could be aligned; returns the meta data and the number of frames of each."""
         config = self.codec.config
         ends = np.cumsum(self.frames)
         limit = _least_score([alignment.score for alignment in spoken])
@@ -277,7 +278,7 @@ class _Preparation:
                 starts = unit_starts(self.units[n], alignment, features)
                 pointer = pointers_of(starts, self.frames[n], config.frame_samples, config.delay, self.max_advance)
             if pointer is None:
-                self.left_out.append(f"{self.kept[n].ref}: is not aligned with its text {self.texts[n][:60]!r}")
+                self.left_out.append(f"{self.kept[n].ref}: is not aligned with its text {self.kept[n].spoken[:60]!r}")
                 continue
             places.append(n)
             pointers.append(pointer.astype(np.uint16))
@@ -296,11 +297,11 @@ class _Preparation:
             "sources": np.array([self.kept[n].source for n in places], np.int64),
         }
         for name in _ARRAYS:
-            np.save(self.folder / f"{name}.npy", values[name])
-        write_json(self.folder / _TEXTS, [self.texts[n] for n in places])
-        seconds = int(values["frames"].sum()) / self.codec.frame_rate
-        say(f"{len(places):,} pairs of text and speech, {seconds / 3600:.2f} h; {len(self.left_out):,} left out")
-        return {"speakers": speakers, "frame_rate": self.codec.frame_rate, "left_out": self.left_out}
+            np.save(folder / f"{name}.npy", values[name])
+        write_json(folder / _TEXTS, [self.kept[n].spoken for n in places])
+        languages = [self.languages[name] for name in speakers]
+        meta = {"speakers": speakers, "languages": languages, "frame_rate": self.codec.frame_rate}
+        return meta | {"left_out": self.left_out}, values["frames"]
 
 
 def _least_score(scores: Sequence[float]) -> float:
@@ -313,12 +314,7 @@ def _least_score(scores: Sequence[float]) -> float:
 
 def _pairs(source: SourceSpec, number: int, scratch: Path, language: str) -> Iterator[_Pair]:
     path = recordings_path(source)
-    if path.is_file():
-        manifests = [path]
-    elif (path / MANIFEST).is_file():
-        manifests = [path / MANIFEST]
-    else:
-        manifests = sorted(file for file in path.rglob("*.jsonl") if not file.name.startswith("."))
+    manifests = find_manifests(path)
     if not manifests:
         manifests = [scratch / f"{number}.jsonl"]
         write_recordings(path, manifests[0], language=language)
@@ -326,17 +322,38 @@ def _pairs(source: SourceSpec, number: int, scratch: Path, language: str) -> Ite
     for manifest in manifests:
         for ref, row in read_manifest(manifest, source.text_column):
             any_pair = True
-            yield _Pair(ref, row[source.text_column], str(row.get("speaker") or DEFAULT_SPEAKER), number)
+            text, spoken_in = row[source.text_column], row.get("language", language)
+            spoken = " ".join(word.spoken for word in clip_words(text, spoken_in))
+            yield _Pair(ref, text, spoken, str(row.get("speaker") or DEFAULT_SPEAKER), spoken_in, number)
     if not any_pair:
         raise DataError(f"{source.path}: names no pair of text and speech")
 
 
-def _fingerprint(pairs: Sequence[_Pair], codec: SpeechCodec, spec: AlignerSpec, max_advance: int, language: str) -> str:
+def _languages(pairs: Sequence[_Pair]) -> dict[str, str]:
+    """The language of each speaker.
+
+    Raises:
+        DataError: one has two.
+    """
+    languages: dict[str, str] = {}
+    for pair in pairs:
+        known = languages.setdefault(pair.speaker, pair.language)
+        if known != pair.language:
+            raise DataError(
+                f'{pair.ref}: is in "{pair.language}", and other recordings of {pair.speaker} are in "{known}": '
+                "a voice has one language; name another speaker"
+            )
+    return languages
+
+
+def _fingerprint(pairs: Sequence[_Pair], codec: SpeechCodec, spec: AlignerSpec, max_advance: int) -> str:
     """Of all that decides what comes out."""
-    files = [[os.path.abspath(path), file_stamp(path)] for path in dict.fromkeys(pair.ref.path for pair in pairs)]
-    rows = [[os.path.abspath(p.ref.path), p.ref.member, p.text, p.speaker, p.source] for p in pairs]
+    files = describe_files(pair.ref for pair in pairs)
+    rows = [
+        [os.path.abspath(p.ref.path), p.ref.member, p.text, p.spoken, p.speaker, p.language, p.source] for p in pairs
+    ]
     weights = hashlib.blake2b(codec.config.model_dump_json().encode(), digest_size=16)
     for part in (codec.encoder, codec.quantizer):
         for name, tensor in sorted(part.state_dict().items()):
             weights.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return fingerprint(asdict(spec), max_advance, language, files, rows, weights.hexdigest())
+    return fingerprint(asdict(spec), max_advance, files, rows, weights.hexdigest())

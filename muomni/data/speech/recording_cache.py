@@ -16,18 +16,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muomni.config import DataSpec, SourceSpec
-from muomni.data.index.cache_folder import default_cache_dir, file_stamp, fingerprint, open_or_build
+from muomni.data.index.cache_folder import default_cache_dir, fingerprint, open_or_build
 from muomni.data.media.audio import load_audio
 from muomni.data.media.media_ref import MediaRef
-from muomni.data.speech.manifest import SOUND_SUFFIXES, read_manifest, recordings_path
+from muomni.data.speech.manifest import (
+    SILENT,
+    SOUND_SUFFIXES,
+    check_unreadable,
+    describe_files,
+    find_manifests,
+    read_manifest,
+    recordings_path,
+)
 from muomni.errors import DataError, MediaError
 from muomni.ops.audio_frames import SAMPLE_RATE
 
 _SAMPLES = "samples.npy"
 # Seconds of silence between two recordings.
 _PAUSE = 0.25
-# What recordings are brought to; below the smallest one there is nothing to bring up.
-_PEAK, _SILENT = 0.9, 1e-4
+# The loudest sample that recordings are brought to.
+_PEAK = 0.9
 
 
 @dataclass(frozen=True)
@@ -88,11 +96,7 @@ def build_sounds(sources: Sequence[Sequence[MediaRef]], folder: Path, max_unread
     Raises:
         DataError: more are unreadable, or none is left.
     """
-    described = [
-        [[[os.path.abspath(path), file_stamp(path)] for path in dict.fromkeys(ref.path for ref in refs)]]
-        + [[ref.path, ref.member] for ref in refs]
-        for refs in sources
-    ]
+    described = [[describe_files(refs), *([ref.path, ref.member] for ref in refs)] for refs in sources]
     name = f"sounds-{fingerprint(described)}"
     meta = open_or_build(folder, name, lambda partial: _write(sources, partial, max_unreadable_fraction))
     samples = np.load(folder / name / _SAMPLES, mmap_mode="r")
@@ -119,12 +123,7 @@ def _write(sources: Sequence[Sequence[MediaRef]], partial: Path, max_unreadable_
                     done += len(part)
                 clips += 1
             bounds.append(done)
-    total = clips + len(bad)
-    if not clips or len(bad) > max_unreadable_fraction * total:
-        raise DataError(
-            f"{len(bad)} of {total} recordings cannot be read, more than data.max_unreadable_fraction "
-            f"({max_unreadable_fraction:g}) allows; for example {'; '.join(bad[:3])}"
-        )
+    check_unreadable(bad, clips + len(bad), max_unreadable_fraction)
     stored = np.lib.format.open_memmap(partial / _SAMPLES, "w+", np.int16, (done,))
     stored[:] = np.memmap(raw, np.int16, "r")
     stored.flush()
@@ -135,7 +134,7 @@ def _write(sources: Sequence[Sequence[MediaRef]], partial: Path, max_unreadable_
 def _levelled(samples: NDArray[np.float32]) -> NDArray[np.int16]:
     """With the usual peak; silence as it is."""
     peak = float(np.abs(samples).max())
-    factor = _PEAK / peak if peak > _SILENT else 1.0
+    factor = _PEAK / peak if peak >= SILENT else 1.0
     levelled: NDArray[np.int16] = np.rint(np.clip(samples * factor, -1, 1) * 32767).astype(np.int16)
     return levelled
 
@@ -147,9 +146,8 @@ def references(source: SourceSpec) -> Iterator[MediaRef]:
         DataError: it is missing, names no sound, or a line of a manifest does not name one.
     """
     path = recordings_path(source)
-    files = _below(path) if path.is_dir() else [path]
     any_sound = False
-    for file in files:
+    for file in find_manifests(path) or _sounds_below(path):
         sounds = (ref for ref, _ in read_manifest(file)) if file.suffix == ".jsonl" else [MediaRef("audio", str(file))]
         for ref in sounds:
             any_sound = True
@@ -159,14 +157,12 @@ def references(source: SourceSpec) -> Iterator[MediaRef]:
         raise DataError(f"{source.path}: names no sounds; it must be or hold {kinds}")
 
 
-def _below(folder: Path) -> list[Path]:
-    """Manifests below a folder; where there are none, the sounds."""
+def _sounds_below(folder: Path) -> list[Path]:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    manifests = [path for path in files if path.suffix == ".jsonl"]
-    return manifests or [path for path in files if path.suffix.lower() in SOUND_SUFFIXES]
+    return [path for path in files if path.suffix.lower() in SOUND_SUFFIXES]
 
 
 def _held_out(ref: MediaRef, fraction: float) -> bool:
     name = ref.member or Path(ref.path).name
-    number = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
+    number = int.from_bytes(hashlib.blake2b(os.fsencode(name), digest_size=8).digest(), "big")
     return number < fraction * 2**64

@@ -6,16 +6,18 @@ repeats in one pass, in the memory of what is drawn, and the same whatever the o
 """
 
 import heapq
+import math
 import re
 import unicodedata
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 
-from muomni.config import SourceSpec
+from muomni.config.recipe_data import source_of
 from muomni.data.sources.sources import iter_documents
-from muomni.data.speech.normalizer import SENTENCE_MARKS, TYPOGRAPHY, is_sentence_end, normalize
+from muomni.data.speech.normalizer import SENTENCE_MARKS, TYPOGRAPHY, interjections, is_sentence_end, normalize
 from muomni.data.text.chat import text_of
 from muomni.errors import DataError
 
@@ -67,13 +69,7 @@ def spoken_form(sentence: str, language: str = "en") -> str | None:
         text = text.replace('"', "")
     text = re.sub(r"\.{2,}", "...", re.sub(r"([!?])[!?]+", r"\1", text))
     text = " ".join(text.replace("...", ", ").replace(" ,", ",").split()).strip(" -,;:")
-    if not _WORD.search(text) or any(not c.isalpha() and c not in _SPOKEN and not _is_accent(c) for c in text):
-        return None
-    if language.split("-", maxsplit=1)[0] == "en" and any(
-        c.isalpha() and not c.isascii() for c in unicodedata.normalize("NFKD", text)
-    ):
-        return None
-    if re.search(r"\w\.\w|[^\W\d_]{24,}", text):  # an address, or what no dictionary has
+    if not _is_sayable(text, language):
         return None
     text = text[0].upper() + text[1:]
     if re.search(r'[.!?]"\.$', text):
@@ -82,6 +78,16 @@ def spoken_form(sentence: str, language: str = "en") -> str | None:
         return text
     closed = f"{text}."  # which may be an abbreviation: "Prof."
     return closed if normalize(closed, language) == closed else spoken_form(closed, language)
+
+
+def _is_sayable(text: str, language: str) -> bool:
+    """Whether a normalised text is words and marks alone, in English of Latin letters."""
+    if not _WORD.search(text) or any(not c.isalpha() and c not in _SPOKEN and not _is_accent(c) for c in text):
+        return False
+    if re.search(r"\w\.\w|[^\W\d_]{24,}", text):  # an address, or what no dictionary has
+        return False
+    plain = unicodedata.normalize("NFKD", text) if language.split("-", maxsplit=1)[0] == "en" else ""
+    return not any(c.isalpha() and not c.isascii() for c in plain)
 
 
 def _is_accent(character: str) -> bool:
@@ -98,7 +104,7 @@ def wording(sentence: str) -> str:
 class SentenceLimits:
     """Which sentences are taken, by the number of their words."""
 
-    min_words: int = 3
+    min_words: int = 1
     max_words: int = 15
 
     def __post_init__(self) -> None:
@@ -117,7 +123,7 @@ def sentences_of(paths: Sequence[Path], language: str = "en") -> Iterator[str]:
     Raises:
         DataError: a file is missing, empty or unreadable.
     """
-    for document in iter_documents([SourceSpec(path=str(path)) for path in paths]):
+    for document in iter_documents([source_of(path) for path in paths]):
         texts = [document.text] if document.text is not None else []
         texts += [text_of(message) for message in document.messages or () if message["role"] == "assistant"]
         for text in texts:
@@ -157,7 +163,7 @@ def draw_sentences(
         words = wording(sentence)
         if not limits.min_words <= len(words.split()) <= limits.max_words or words in excluded:
             continue
-        rank = int.from_bytes(blake2b(f"{seed}\n{words}".encode(), digest_size=8).digest())
+        rank = _rank(words, seed)
         if rank in taken or (count is not None and len(kept) >= count and (not kept or rank > -kept[0][0])):
             continue
         taken.add(rank)
@@ -165,3 +171,66 @@ def draw_sentences(
         if count is not None and len(kept) > count:
             taken.remove(-heapq.heappop(kept)[0])
     return [sentence for _, sentence in sorted(kept, reverse=True)]
+
+
+def _rank(words: str, seed: int) -> int:
+    return int.from_bytes(blake2b(f"{seed}\n{words}".encode(), digest_size=8).digest())
+
+
+def with_short(
+    drawn: Sequence[str],
+    share: float,
+    language: str = "en",
+    *,
+    grow: bool = False,
+    seed: int = 0,
+    limits: SentenceLimits | None = None,
+    excluded: Container[str] = frozenset(),
+) -> list[str]:
+    """Sentences of which at least a share has one or two words.
+
+    Texts hold few of these, and a voice that never heard them stumbles there. What is missing are digits and
+    interjections, half of it at most, and words and pairs of words out of the sentences.
+
+    Args:
+        drawn: as `draw_sentences` gives them.
+        share: below 1.
+        language: of the sentences.
+        grow: whether short ones are added; else they take the place of long ones.
+        seed: of the choice.
+        limits: of the words of a sentence.
+        excluded: wordings that may not be taken.
+
+    Returns:
+        In random order; fewer short ones where there are not so many.
+    """
+    limits = limits or SentenceLimits()
+    long = [sentence for sentence in drawn if len(wording(sentence).split()) > 2]
+    total = max(len(drawn), math.ceil(len(long) / (1 - share))) if grow else len(drawn)
+    missing = math.ceil(share * total) - (len(drawn) - len(long))
+    common = [spoken_form(str(digit), language) or "" for digit in range(10)] + list(interjections(language))
+    pieces: list[str] = []
+    for sentence in long:
+        words = [word for part in sentence.split() if (word := part.strip(" ',.!?;:\"()-"))]
+        for size in (1, 2):
+            place = _rank(wording(sentence), seed + size) % (len(words) - size + 1)
+            pieces.append(" ".join(words[place : place + size]))
+    taken = {wording(sentence) for sentence in drawn}
+
+    def fresh(candidates: Iterable[str]) -> Iterator[str]:
+        for candidate in sorted(candidates, key=lambda text: _rank(wording(text), seed)):
+            words = wording(candidate)
+            fits = limits.min_words <= len(words.split()) <= min(limits.max_words, 2)
+            spoken = spoken_form(candidate, language) if fits and words not in taken and words not in excluded else None
+            if spoken is not None:
+                taken.add(words)
+                yield spoken
+
+    added = list(islice(fresh(common), max(0, missing + 1) // 2))
+    added += islice(fresh(pieces), max(0, missing - len(added)))
+    added += islice(fresh(common), max(0, missing - len(added)))
+    dropped = set(long[len(long) - max(0, len(drawn) + len(added) - total) :])
+    return sorted(
+        [*(sentence for sentence in drawn if sentence not in dropped), *added],
+        key=lambda sentence: _rank(wording(sentence), seed),
+    )

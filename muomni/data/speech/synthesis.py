@@ -26,12 +26,12 @@ import numpy as np
 
 from muomni.data.media.audio import Samples
 from muomni.data.speech.espeak_client import PITCHES, SPEEDS, Synthesiser, Voice
+from muomni.data.speech.manifest import MANIFEST
 from muomni.data.speech.sentences import wording
 from muomni.errors import DataError
-from muomni.files import atomic_file, remove_partial, write_atomic
+from muomni.files import atomic_file, json_line, remove_partial, write_atomic
 from muomni.ops.audio_frames import SAMPLE_RATE
 
-MANIFEST = "manifest.jsonl"
 SHARD_CLIPS = 250
 # Speech of one sentence beyond this is a fault of the synthesiser or of the sentence.
 MAX_SECONDS = 60.0
@@ -105,7 +105,8 @@ def make_speech(
 ) -> SpeechMade:
     """Speaks sentences into a folder; one that was begun with the same sentences and settings is completed.
 
-    Each row of the manifest has `audio`, `archive`, `text`, `speaker`, `sample_rate` and `duration` in seconds.
+    Each row of the manifest has `audio`, `archive`, `text`, `speaker`, `language`, `sample_rate` and `duration` in
+    seconds.
 
     Args:
         sentences: without repeats.
@@ -172,21 +173,22 @@ def _make_shard(
                     "archive": target.name,
                     "text": sentence,
                     "speaker": voice.speaker,
+                    "language": voice.language,
                     "sample_rate": settings.sample_rate,
                     "duration": round(len(samples) / settings.sample_rate, 3),
                 }
             )
             report(1)
-    write_atomic(_rows_path(out, number), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_atomic(_rows_path(out, number), b"".join(map(json_line, rows)).decode())
 
 
 def _finish(out: Path, shards: int, found: int) -> SpeechMade:
     """Joins the rows of all shards; their order is that of the sentences."""
     clips, seconds = 0, 0.0
-    with atomic_file(out / MANIFEST) as partial, partial.open("w", encoding="utf-8") as file:
+    with atomic_file(out / MANIFEST) as partial, partial.open("wb") as file:
         for number in range(shards):
-            for line in _rows_path(out, number).read_text(encoding="utf-8").splitlines():
-                file.write(line + "\n")
+            for line in _rows_path(out, number).read_bytes().splitlines(keepends=True):
+                file.write(line)
                 clips += 1
                 seconds += json.loads(line)["duration"]
     size = sum(_archive_path(out, number).stat().st_size for number in range(shards))

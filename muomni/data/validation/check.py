@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from muomni.config import SourceSpec
 from muomni.config.model import PresetName, encoder_configs
+from muomni.config.recipe_data import source_of
 from muomni.data.media.archives import open_archive
 from muomni.data.media.audio import audio_seconds
 from muomni.data.media.media_ref import MediaRef, read_media
@@ -292,7 +292,7 @@ def _is_missing(source: object) -> bool:
 
 def _parts(row: Mapping[str, Any], where: str, root: Path) -> tuple[list[MediaPart], list[str], bool]:
     """A row's media, its texts, and whether there is text to learn."""
-    spec = SourceSpec(path=where)
+    spec = source_of(where)
     both: tuple[Literal["image"], Literal["audio"]] = ("image", "audio")
     kinds = [kind for kind in both if row.get(kind) is not None]
     if row.get(spec.messages_field) is None and kinds:
@@ -325,7 +325,7 @@ def _parts(row: Mapping[str, Any], where: str, root: Path) -> tuple[list[MediaPa
 
 def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | DataError]]:
     """Each row's name, and the row or what is wrong with it."""
-    files = source_files(SourceSpec(path=str(path))) if path.is_file() or not path.exists() else None
+    files = source_files(source_of(path)) if path.is_file() or not path.exists() else None
     if files is None or files[0].format == "text":
         raise DataError(f"{path}: is no manifest; a manifest is JSON lines (.jsonl, .jsonl.gz) or Parquet (.parquet)")
     yield from _parquet_rows(path) if files[0].format == "parquet" else jsonl_rows(path)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from muomni.data.media.audio import Samples
-from muomni.data.speech.spoken_text import spoken_words
+from muomni.data.speech.normalizer import missing_numbers
+from muomni.data.speech.spoken_text import Word, spoken_words
 from muomni.errors import SpeechError
 from muomni.infer.request import Reply, SpeechTiming
 from muomni.infer.sampling import make_random
@@ -70,6 +71,12 @@ def nothing_to_say(text: str) -> SpeechError:
     return SpeechError(f"there is nothing to say in {shown!r}: it has no letter and no number")
 
 
+def unspeakable(words: Sequence[Word], language: str) -> SpeechError | None:
+    """The error for words that hold digits, which no voice has learnt; None where they can be spoken."""
+    digits = next((word for word in words if any(c.isdigit() for c in word.spoken)), None)
+    return None if digits is None else SpeechError(f"{digits.text[:60]!r}: {missing_numbers(language)}")
+
+
 def speak_all(
     model: OmniModel,
     tokenizer: "Tokenizer",
@@ -95,17 +102,22 @@ def speak_all(
         PromptError: it has no such voice.
     """
     began = time.perf_counter()
-    voices, codec = talker_of(model).config.voices, codec_of(model)
+    config, codec = talker_of(model).config, codec_of(model)
     spoken: list[list[Sentence]] = []
     for text, settings in texts:
-        voice, seed = settings.voice_number(voices), text_seed(settings)
-        sentences = [SentenceText(words) for words in spoken_words(text)]
-        spoken.append([Sentence(one, settings, voice, sentence_seed(seed, n)) for n, one in enumerate(sentences)])
-    every = [sentence for parts in spoken for sentence in parts]
+        voice, seed = settings.voice_number(config.voices), text_seed(settings)
+        language = config.language(voice)
+        sentences: list[Sentence] = []
+        for n, words in enumerate(spoken_words(text, language)):
+            sentence = Sentence(SentenceText(words), settings, voice, sentence_seed(seed, n))
+            sentence.error = unspeakable(words, language)
+            sentences.append(sentence)
+        spoken.append(sentences)
+    every = [sentence for parts in spoken for sentence in parts if sentence.error is None]
     if every:
         with pool.lend(model, min(batch_size, len(every))) as speaker:
             _speak(model, tokenizer, speaker, every)
-    sounds = _decode(codec, [s for s in every if s.error is None], talker_of(model).config.flush)
+    sounds = _decode(codec, [s for s in every if s.error is None], config.flush)
     work = time.perf_counter() - began
     total = sum(len(sound) for sound in sounds.values())
     speeches = []

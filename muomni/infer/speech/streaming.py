@@ -16,7 +16,7 @@ from torch import Tensor
 from muomni.data.speech.spoken_text import SpokenText, Word
 from muomni.errors import SpeechError
 from muomni.infer.request import Chunk, SpeechTiming
-from muomni.infer.speech.offline import nothing_to_say, text_seed
+from muomni.infer.speech.offline import nothing_to_say, text_seed, unspeakable
 from muomni.infer.speech.settings import SpeechSettings
 from muomni.infer.speech.speaker import Sentence, Speaker, SpeakerPool, codec_of, sentence_seed, talker_of
 from muomni.infer.speech.text import SentenceText, encode_sentences
@@ -57,7 +57,8 @@ class TextSpeech:
         self._lookahead, self._flush = talker.config.lookahead, talker.config.flush
         self._voice = settings.voice_number(talker.config.voices)
         self._seed = text_seed(settings)
-        self._text = SpokenText()
+        self._language = talker.config.language(self._voice)
+        self._text = SpokenText(self._language)
         self._source: list[str] = []
         self._sentences: deque[Sentence] = deque()
         self._count = 0
@@ -146,6 +147,8 @@ class TextSpeech:
         if not self._sentences:
             return False
         sentence = self._sentences[0]
+        if sentence.error is not None:
+            return True
         return self._reads_on(sentence) or self._goes_on(sentence) or sentence.ready(self._flush) > self._out
 
     def _goes_on(self, sentence: Sentence) -> bool:
@@ -166,10 +169,14 @@ class TextSpeech:
                 self._sentences.append(Sentence(text, self._settings, self._voice, seed))
                 self._count += 1
             self._sentences[-1].text.words.append(word)
+            if (error := unspeakable([word], self._language)) is not None:
+                self._sentences[-1].error = error
 
     def _turn(self, sentence: Sentence) -> Tensor | None:
         speaker = self._speaker
         assert speaker is not None
+        if sentence.error is not None:
+            raise sentence.error
         wanted = _PIECES[min(self._piece, len(_PIECES) - 1)]
         missing = max(1, wanted - (sentence.ready(self._flush) - self._out))
         if sentence.text.encoded is None or speaker.safe(sentence) < min(_TURN, missing):

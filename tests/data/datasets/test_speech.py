@@ -43,6 +43,7 @@ def make_pairs(texts: list[str] = TEXTS, max_advance: int = 8) -> SpeechPairs:
         texts=texts,
         voices=np.arange(len(texts)) % 2,
         speakers=("ann", "bob"),
+        languages=("en", "en"),
         starts=np.cumsum(frames) - frames,
         frames=frames,
         codes=np.stack([np.arange(total), np.full(total, 5), np.arange(total) % 7], 1).astype(np.uint16),

@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def test_codes_are_those_of_each_recording_alone(
     monkeypatch.setattr(speech_pairs, "_CHUNK_SECONDS", 4.0)
     monkeypatch.setattr(speech_pairs, "_BATCH_SECONDS", 3.0)
     told: list[str] = []
-    pairs = prepare_pairs(specs(manifest), codec, cache_dir=tmp_path / "cache", aligner=QUICK, say=told.append)
+    pairs = prepare_pairs(specs(manifest), codec, cache_dir=tmp_path / "cache", aligner=QUICK, report=told.append)
     assert len(pairs) == 6 and pairs.speakers == ("ann", "bob") and pairs.frame_rate == codec.frame_rate
     assert told[0].startswith("encoding 6 recordings")
     assert told[1:] == [f"6 pairs of text and speech, {pairs.seconds / 3600:.2f} h; 0 left out"]
@@ -92,17 +93,17 @@ def test_codes_are_those_of_each_recording_alone(
 
 def test_it_is_computed_once_for_one_input(manifest: Path, codec: SpeechCodec, tmp_path: Path) -> None:
     def prepare(**more: Any) -> str:
-        return prepare_pairs(specs(manifest), codec, cache_dir=tmp_path / "cache", aligner=QUICK, **more).key
+        return prepare_pairs(specs(manifest), codec, **{"cache_dir": tmp_path / "cache", "aligner": QUICK, **more}).key
 
     told: list[str] = []
-    key = prepare(say=told.append)
-    assert prepare(say=told.append) == key and len(told) == 2
+    key = prepare(report=told.append)
+    assert prepare(report=told.append) == key and len(told) == 2
     assert sorted(path.name for path in (tmp_path / "cache" / key).iterdir()) == sorted(
         [*(f"{name}.npy" for name in ("codes", "pointers", "frames", "voices", "sources")), "meta.json", "texts.json"]
     )
     (tmp_path / "cache" / key / "codes.npy").write_bytes(b"damaged")
-    assert prepare(say=told.append) == key and len(told) == 4  # computed anew
-    keys = {key, prepare(max_advance=12), prepare(seed=1)}
+    assert prepare(report=told.append) == key and len(told) == 4  # computed anew
+    keys = {key, prepare(max_advance=12), prepare(aligner=replace(QUICK, seed=1))}
     manifest.write_text(manifest.read_text().replace("Oh no!", "Oh yes!"))
     keys.add(prepare())
     sound(tmp_path / "0.wav", 1.5, 99)
@@ -171,3 +172,43 @@ def test_sources_that_name_nothing_are_refused(codec: SpeechCodec, tmp_path: Pat
         prepare_pairs([], codec)
     with pytest.raises(DataError, match='format "text"'):
         prepare_pairs([SourceSpec(path=str(tmp_path), format="text")], codec)
+
+
+def test_a_pair_is_said_in_its_language_and_computed_anew_where_that_changes(
+    manifest: Path, codec: SpeechCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    rows[3]["text"] = "Ich habe 3 Katzen"
+    languages = {"ann": "de", "bob": "en"}
+    lines = [json.dumps(row | {"language": languages[row["speaker"]]}) + "\n" for row in rows]
+    manifest.write_text("".join(lines))
+    options: dict[str, Any] = {"cache_dir": tmp_path / "cache", "aligner": QUICK}
+    pairs = prepare_pairs(specs(manifest), codec, **options)
+    assert (pairs.speakers, pairs.languages) == (("ann", "bob"), ("de", "en"))
+    assert pairs.texts[3] == "Ich habe drei Katzen." and pairs.texts[1] == "Lily ate zwei bones."
+    assert prepare_pairs(specs(manifest), codec, **options).key == pairs.key
+    with monkeypatch.context() as patch:  # as if another version of the normaliser had made them
+        patch.setattr(speech_pairs, "clip_words", lambda text, language: said_words("Otherwise."))
+        assert prepare_pairs(specs(manifest), codec, **options).key != pairs.key
+    plain = [json.dumps({**row, "speaker": "eva"}) + "\n" for row in rows]
+    manifest.write_text("".join(plain))
+    assert prepare_pairs(specs(manifest), codec, language="de", **options).languages == ("de",)
+    manifest.write_text("".join([*plain[:-1], json.dumps(rows[-1] | {"speaker": "eva", "language": "fr"})]))
+    with pytest.raises(DataError, match='is in "fr", and other recordings of eva are in "de"'):
+        prepare_pairs(specs(manifest), codec, language="de", **options)
+    manifest.write_text(json.dumps(rows[0] | {"language": "German"}))
+    with pytest.raises(DataError, match="line 1: \"language\" = 'German'"):
+        prepare_pairs(specs(manifest), codec, **options)
+
+
+def test_what_a_line_holds_takes_no_other_with_it(manifest: Path, codec: SpeechCodec, tmp_path: Path) -> None:
+    sound(tmp_path / "silent.wav", 1.0, 1, level=0.0)
+    more = [
+        {"audio": "silent.wav", "text": "Hello."},
+        {"audio": "0.wav", "text": "1" * 5000},
+        {"audio": "0.wav", "text": "A line \u2028 separator."},
+    ]
+    manifest.write_text(manifest.read_text() + "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in more))
+    pairs = prepare_pairs(specs(manifest), codec, cache_dir=tmp_path / "cache", aligner=QUICK)
+    assert len(pairs) == 7 and "A line separator." in pairs.texts
+    assert [sum(word in reason for reason in pairs.left_out) for word in ("is silent", "not aligned")] == [1, 1]

@@ -15,6 +15,7 @@ from muomni.data.speech.sentences import (
     draw_sentences,
     sentences_of,
     spoken_form,
+    with_short,
     wording,
 )
 from muomni.errors import DataError
@@ -108,3 +109,24 @@ def test_texts_and_conversations_are_read(tmp_path: Path) -> None:
     assert list(sentences_of([tmp_path])) == ["He has two dogs.", "They bark!", "It is me.", "Hello there."]
     with pytest.raises(DataError, match="no such file"):
         list(sentences_of([tmp_path / "none.txt"]))
+
+
+def words_of(sentence: str) -> int:
+    return len(wording(sentence).split())
+
+
+def test_a_share_of_short_sentences_is_added_or_takes_the_place_of_long_ones() -> None:
+    letters = "abcdefghij"
+    names = ["ka" + letters[n // 10] + letters[n % 10] for n in range(100)]
+    long = [f"Now {name} and {name}a ran, {name}o slept." for name in names[:90]]
+    mixed = with_short(long, 0.1)
+    assert len(mixed) == 90 and sum(words_of(text) <= 2 for text in mixed) == 9
+    assert len({wording(text) for text in mixed}) == 90
+    assert [text for text in mixed if text in long] == [text for text in with_short(long, 0) if text in mixed]
+    more = with_short(long, 0.5, "de", grow=True, limits=SentenceLimits(2, 15), excluded={"guten morgen"})
+    short = set(more) - set(long)
+    assert set(long) < set(more) and len(more) == 180 and {words_of(text) for text in short} == {2}
+    assert {"Gute Nacht.", "Vielen Dank."} < short and "Guten Morgen." not in short
+    everything = with_short(long, 0.5, grow=True)
+    assert {"Zero.", "Nine.", "Yes.", "Oh no!"} < set(everything)
+    assert with_short(["Oh no!", "It is me."], 0.5) == with_short(["It is me.", "Oh no!"], 0.5)

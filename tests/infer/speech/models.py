@@ -1,6 +1,6 @@
 """A nano model that speaks, with random weights: moves of all sizes are about as likely, so that speech gets on."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from muomni import MuOmni
 from muomni.config import preset
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from muomni.data.text.tokenizer import Tokenizer
 
 
-def make_speaking(tokenizer: "Tokenizer", pattern: Pattern = "depth", **sizes: int) -> MuOmni:
+def make_speaking(tokenizer: "Tokenizer", pattern: Pattern = "depth", **sizes: Any) -> MuOmni:
     """A new one in evaluation mode; the same for the same arguments."""
     base, codec = preset("nano"), codec_preset("nano")
     talker = TalkerConfig(

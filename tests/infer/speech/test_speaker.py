@@ -1,6 +1,7 @@
 """Speech side by side, in pieces and by the native decoder is what the slow loop makes, frame by frame."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -246,6 +247,25 @@ def test_a_text_without_words_is_an_error_and_the_others_are_spoken(model: MuOmn
     assert second.error is None
     with pytest.raises(SpeechError, match="nothing to say"):
         list(speak_pieces(TextSpeech(model, model.tokenizer, SpeakerPool(), HOW[0]), ["*", "**"]))
+
+
+def test_a_voice_speaks_its_language(small_tokenizer: "Tokenizer") -> None:
+    model = make_speaking(small_tokenizer, voice_languages=("de", "xx"))
+    text, plain = "Ich habe 3 Katzen.", "Ich habe drei Katzen."
+    german, said, other, lost = speak_all(
+        model,
+        small_tokenizer,
+        SpeakerPool(),
+        [(text, HOW[0]), (plain, HOW[0]), (plain, replace(HOW[0], voice="ben")), (text, replace(HOW[0], voice="ben"))],
+    )
+    torch.testing.assert_close(german.audio, said.audio, atol=1e-5, rtol=1e-4)
+    assert other.error is None and lost.error is not None
+    assert lost.error.startswith("'3': numbers in \"xx\" cannot be put into words: write them in words")
+    pieces = list(speak_pieces(TextSpeech(model, small_tokenizer, SpeakerPool(), HOW[0]), [text]))
+    sound = torch.cat([piece.audio for piece in pieces if piece.audio is not None])
+    torch.testing.assert_close(sound, said.audio, atol=1e-5, rtol=1e-4)
+    with pytest.raises(SpeechError, match="cannot be put into words"):
+        list(speak_pieces(TextSpeech(model, small_tokenizer, SpeakerPool(), replace(HOW[0], voice="ben")), [text]))
 
 
 def test_a_pool_lends_what_was_given_back_until_the_weights_change(small_tokenizer: "Tokenizer") -> None:

@@ -35,7 +35,7 @@ def make_config(**changes: object) -> OmniConfig:
         "max_advance": 4,
     }
     spec = TalkerSpec.model_validate(sizes | changes)
-    return base.with_speech(spec.build(base.thinker, codec, VOICES), codec)
+    return base.with_speech(spec.build(base.thinker, codec, dict.fromkeys(VOICES, "en")), codec)
 
 
 def make_model(seed: int = 0, dtype: torch.dtype = torch.float64, **changes: object) -> OmniModel:

@@ -7,8 +7,10 @@ the words of a language (a module each), `rules` are the patterns that all share
 from muomni.data.speech.normalizer.markup import SENTENCE_MARKS, TYPOGRAPHY, plain_inline
 from muomni.data.speech.normalizer.normalize import (
     belong_together,
+    interjections,
     is_open,
     is_sentence_end,
+    missing_numbers,
     normalize,
     normalize_piece,
     reads_numbers,
@@ -18,8 +20,10 @@ __all__ = [
     "SENTENCE_MARKS",
     "TYPOGRAPHY",
     "belong_together",
+    "interjections",
     "is_open",
     "is_sentence_end",
+    "missing_numbers",
     "normalize",
     "normalize_piece",
     "plain_inline",

@@ -69,6 +69,7 @@ class Language(ABC):
         titles: abbreviations before a name, without the full stop; they end no sentence.
         numbered: abbreviations before a number.
         closing: abbreviations that may end a sentence.
+        interjections: short sentences that people say.
     """
 
     decimal: str = ","
@@ -85,6 +86,7 @@ class Language(ABC):
     titles: Mapping[str, str] = field(default_factory=dict)
     numbered: Mapping[str, str] = field(default_factory=dict)
     closing: Mapping[str, str] = field(default_factory=dict)
+    interjections: Sequence[str] = ()
 
     @abstractmethod
     def cardinal(self, number: int) -> str:

@@ -42,10 +42,14 @@ def language_of(tag: str) -> Language | None:
     return None
 
 
+def has_num2words() -> bool:
+    """Whether the extra "languages" is installed; num2words is under the LGPL and never required."""
+    return importlib.util.find_spec("num2words") is not None
+
+
 @cache
 def _extra() -> frozenset[str]:
-    """The languages of num2words, where it is installed: it is under the LGPL and never required."""
-    if importlib.util.find_spec("num2words") is None:
+    if not has_num2words():
         return frozenset()
     from num2words import CONVERTER_CLASSES
 

@@ -1,8 +1,9 @@
 """The one way from what is written to what is said, and where a sentence ends."""
 
 import re
+from collections.abc import Sequence
 
-from muomni.data.speech.normalizer.languages import language_of
+from muomni.data.speech.normalizer.languages import has_num2words, language_of
 from muomni.data.speech.normalizer.markup import clean, plain_characters, plain_inline, plain_lines
 from muomni.data.speech.normalizer.rules import rules_of
 
@@ -99,6 +100,20 @@ def reads_numbers(language: str) -> bool:
     English, German, French and Spanish; with the extra "languages" (num2words, under the LGPL) those that it knows.
     """
     return language_of(language) is not None
+
+
+def missing_numbers(language: str) -> str | None:
+    """What to do about a text with digits in a language whose numbers have no words; None where they have."""
+    if reads_numbers(language):
+        return None
+    more = "" if has_num2words() else ', or install num2words, which is under the LGPL: pip install "muomni[languages]"'
+    return f'numbers in "{language}" cannot be put into words: write them in words{more}'
+
+
+def interjections(language: str) -> Sequence[str]:
+    """Short sentences that people say: "Yes.", "Oh no!"; none where the language has no table of words."""
+    known = language_of(language)
+    return () if known is None else known.interjections
 
 
 def is_sentence_end(before: str, mark: str, rest: str, language: str = "en") -> bool:
