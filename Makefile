@@ -6,8 +6,9 @@ SHELL := /bin/bash
 
 VENV := .venv
 PY := $(VENV)/bin/python
-# Two workers with one thread each: the tests are many and small.
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
+# Two workers with one thread each: the tests are many and small. A file's tests share a worker, so that what they
+# share is made once; the order of the files stays, in which no long one is the last.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test lint style types contract format wheel clean help
 

@@ -5,20 +5,18 @@ annotations, or a `typer.Typer` for a group) and add its line to `COMMANDS`. A s
 errors of `muomni.errors`; `main` turns them into a message and an exit code.
 """
 
+import io
 import os
 import sys
 import traceback
 from importlib import import_module
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 from typer.main import get_group
 
-from muomni.errors import MuOmniError
-
-if TYPE_CHECKING:
-    from io import TextIOWrapper
+from muomni.errors import MuOmniError, UserError
 
 # name: one line of help. The code is in `muomni.cli.NAME`; nothing of it is loaded to print `muomni --help`.
 COMMANDS: dict[str, str] = {
@@ -47,7 +45,8 @@ def main(args: list[str] | None = None) -> NoReturn:
     code: int | str | None
     # Names of files need not be UTF-8, nor need the terminal know all characters.
     for stream in (sys.stdout, sys.stderr):
-        cast("TextIOWrapper", stream).reconfigure(errors="backslashreplace")
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         _root().main(args=args, prog_name="muomni")
         code = 0
@@ -56,16 +55,24 @@ def main(args: list[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         code = 130
     except MuOmniError as error:
-        if os.environ.get("MUOMNI_DEBUG", "0") not in ("", "0"):
-            traceback.print_exc()
-        else:
-            print(f"muomni: {error}", file=sys.stderr)
-        code = error.exit_code
+        code = _tell(error, error.exit_code)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        code = _tell(UserError(f"{error.filename}: {error.strerror}"), UserError.exit_code)
     try:
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, `head` for example, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
+
+
+def _tell(error: Exception, code: int) -> int:
+    if os.environ.get("MUOMNI_DEBUG", "0") not in ("", "0"):
+        traceback.print_exc()
+    else:
+        print(f"muomni: {error}", file=sys.stderr)
+    return code
 
 
 class _LazyGroup(TyperGroup):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from muomni.cli.common import options
+from muomni.errors import PromptError, SpeechError, UserError
 
 if TYPE_CHECKING:
     from muomni.api.model import MuOmni
-    from muomni.cli.common.reply_audio import Voiced
+    from muomni.cli.common.sound import SpokenReplies
 
 _HELP = """\
 /help               this list
@@ -29,16 +31,15 @@ Ctrl-C stops a reply. Everything else you type goes to the model."""
 
 @options.group("sampling", options.SAMPLING)
 @options.group("decoding", options.DECODING)
+@options.group("media", options.MEDIA)
 def command(
     run: options.Run,
     sampling: dict[str, Any],
     decoding: dict[str, Any],
+    media: dict[str, list[str]],
     message: Annotated[
         str | None, typer.Option("--message", "-m", metavar="TEXT", help="Say this, print the reply and end.")
     ] = None,
-    image: options.Image = None,
-    audio: options.Audio = None,
-    video: options.Video = None,
     system: options.System = None,
     speak: Annotated[
         Path | None,
@@ -60,36 +61,24 @@ def command(
 
     Example: muomni chat runs/speak -m "Tell me a story." --speak story.wav
     """
-    from muomni.cli.common.decoding import Decoding
     from muomni.infer import SamplingParams
 
-    how = Decoding(**decoding)
+    how = options.Decoding(**decoding)
     how.check(SamplingParams.of(**sampling))  # a wrong setting is told before the model is loaded
-    terminal = message is None and sys.stdin.isatty() and sys.stdout.isatty()
-    voiced = _voiced(speak, voice, one=message is not None, played=sys.stdout.isatty())
-    model = how.load(run)
-    with voiced or contextlib.nullcontext():
-        chat = Chat(model, sampling, system, terminal=terminal, speculate=how.draft_model(model), voiced=voiced)
-        for part in options.media(image, audio, video):
+    if voice is not None and speak is None:
+        raise UserError("--voice is the one of --speak OUT.wav")
+    with contextlib.ExitStack() as stack:
+        spoken = None
+        if speak is not None:
+            from muomni.cli.common.sound import SpokenReplies
+
+            spoken = stack.enter_context(SpokenReplies(speak, one=message is not None, played=sys.stdout.isatty()))
+        model = how.load(run)
+        chat = Chat(model, sampling, system, speculate=how.drafts(model), spoken=spoken, voice=voice)
+        chat.terminal = message is None and sys.stdin.isatty() and sys.stdout.isatty()
+        for part in options.parts(media):
             chat.attach(part)
         _run(chat, run, message)
-
-
-def _voiced(speak: Path | None, voice: str | None, *, one: bool, played: bool) -> "Voiced | None":
-    """Where the replies' speech goes; None where they are not spoken.
-
-    Raises:
-        UserError: the file cannot be written, or a voice is named and nothing is to be spoken.
-    """
-    if speak is None:
-        if voice is not None:
-            from muomni.errors import UserError
-
-            raise UserError("--voice is the one of --speak OUT.wav")
-        return None
-    from muomni.cli.common.reply_audio import Voiced
-
-    return Voiced(speak, voice, one=one, played=played)
 
 
 def _run(chat: "Chat", run: str, message: str | None) -> None:
@@ -103,16 +92,16 @@ def _run(chat: "Chat", run: str, message: str | None) -> None:
         chat.note(f"{run}: {size}, context {context} tokens, on {model.device}. /help lists commands, Ctrl-D ends.")
         _talk(chat)
     else:
-        for line in sys.stdin:
-            if not chat.take(line.rstrip("\n")):
-                return
-        chat.take("")
+        try:
+            going = all(chat.take(line.rstrip("\n")) for line in sys.stdin)
+        except UnicodeDecodeError as error:
+            raise PromptError(f"standard input is not UTF-8 text (byte {error.start} of what was read last)") from None
+        if going:
+            chat.take("")
 
 
 def _talk(chat: "Chat") -> None:
     """Reads lines from the keyboard until the user ends."""
-    from muomni.errors import UserError
-
     with contextlib.suppress(ImportError):  # line editing and history, where the system has them
         import readline  # noqa: F401
     going = True
@@ -125,6 +114,8 @@ def _talk(chat: "Chat") -> None:
         except KeyboardInterrupt:
             print()
             chat.note("Ctrl-D or /quit ends.")
+        except UnicodeDecodeError:
+            chat.note("This is not UTF-8 text.")
         except UserError as error:
             chat.note(str(error))
 
@@ -138,7 +129,8 @@ class Chat:
         system: what the system message says, or None.
         terminal: somebody is looking: show speed and notes.
         speculate: see `MuOmni.chat`.
-        voiced: where the replies' speech goes; None where they are not spoken.
+        spoken: where the replies' speech goes; None where they are not spoken.
+        voice: of the speech; None for the model's first.
     """
 
     def __init__(
@@ -147,16 +139,18 @@ class Chat:
         sampling: dict[str, Any],
         system: str | None,
         *,
-        terminal: bool,
+        terminal: bool = False,
         speculate: "bool | MuOmni" = False,
-        voiced: "Voiced | None" = None,
+        spoken: "SpokenReplies | None" = None,
+        voice: str | None = None,
     ) -> None:
         self.model = model
         self.sampling = sampling
         self.system = system
         self.terminal = terminal
         self.speculate = speculate
-        self.voiced = voiced
+        self.spoken = spoken
+        self.speak: Any = False if spoken is None else options.given(voice=voice)
         self.turns: list[dict[str, Any]] = []
         self.attached: list[dict[str, Any]] = []
         self._told_of_trimming = False
@@ -197,7 +191,7 @@ class Chat:
         elif name in ("/image", "/audio", "/video"):
             kind = name[1:]
             if rest.strip():
-                self.attach({"type": kind, kind: rest.strip()})
+                self.attach({"type": kind, kind: _typed_path(rest.strip())})
             else:
                 self.note(f"Write it as {name} FILE.")
         else:
@@ -234,8 +228,7 @@ class Chat:
         Raises:
             UserError: the message cannot be answered; the conversation is as before.
         """
-        from muomni.cli.common.terminal import say, speed
-        from muomni.errors import SpeechError
+        from muomni.cli.common.output import print_reply, speed
         from muomni.infer import SamplingParams
 
         content: Any = message
@@ -244,24 +237,28 @@ class Chat:
             content = [*attached, *([{"type": "text", "text": message}] if message.strip() else [])]
         speculate = self.speculate if SamplingParams.of(**self.sampling).is_greedy else False
         prompt = self._prompt(content)
-        speak: Any = False if self.voiced is None else self.voiced.begin()
-        stream = self.model.stream(prompt, speak=speak, speculate=speculate, **self.sampling)
+        stream = self.model.stream(prompt, speak=self.speak, speculate=speculate, **self.sampling)
         try:
-            say(stream, hear=None if self.voiced is None else self.voiced.hear)
+            print_reply(stream, hear=None if self.spoken is None else self.spoken.hear)
             ending = speed(stream.reply.timing)
             if stream.reply.finish_reason == "length":
                 ending += ", cut at the longest reply"
-            if self.voiced is not None:
-                ending += f"; {self.voiced.finish()}"
+            if self.spoken is not None:
+                ending += f"; {self.spoken.finish()}"
         except (KeyboardInterrupt, SpeechError) as stop:
             if not self.terminal:
                 raise
             stream.close()
-            if self.voiced is not None:
-                self.voiced.stop()
+            if self.spoken is not None:
+                self.spoken.stop()
             print()
             ending = str(stop) or "stopped"
-        self.turns += [{"role": "user", "content": content}, {"role": "assistant", "content": stream.text}]
+        sent = [turn for turn in prompt if turn["role"] != "system"]
+        if len(sent) <= len(self.turns) and not self._told_of_trimming:
+            self._told_of_trimming = True
+            context = self.model.config.thinker.max_position_embeddings
+            self.note(f"The conversation has outgrown the context of {context} tokens: the oldest turns are left out.")
+        self.turns = [*sent, {"role": "assistant", "content": stream.text}]
         if self.terminal:
             self.note(f"[{ending}]")
 
@@ -270,18 +267,13 @@ class Chat:
         first = [{"role": "system", "content": self.system}] if self.system is not None else []
         new = [{"role": "user", "content": content}]
         context = self.model.config.thinker.max_position_embeddings
-        longest = self.sampling.get("max_new_tokens", context)
-        dropped = 0
-        while self.turns and len(self.model.encode([*first, *self.turns, *new])) + min(longest, context // 4) > context:
-            del self.turns[:2]
-            dropped += 1
-        if dropped and not self._told_of_trimming:
-            self._told_of_trimming = True
-            self.note(f"The conversation has outgrown the context of {context} tokens: the oldest turns are left out.")
-        return [*first, *self.turns, *new]
+        room = context - min(self.sampling.get("max_new_tokens", context), context // 4)
+        turns = self.turns
+        while turns and len(self.model.encode([*first, *turns, *new])) > room:
+            turns = turns[2:]
+        return [*first, *turns, *new]
 
     def _set(self, text: str) -> None:
-        from muomni.errors import PromptError
         from muomni.infer import SamplingParams
 
         key, equals, value = (part.strip() for part in text.partition("="))
@@ -306,5 +298,14 @@ class Chat:
 def _value(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
+
+
+def _typed_path(text: str) -> str:
+    """A path as it is typed, or dropped into a terminal, which quotes it or escapes its spaces."""
+    if not Path(text).exists():
+        with contextlib.suppress(ValueError):  # a quotation mark of its own
+            words = shlex.split(text)
+            text = words[0] if len(words) == 1 else text
+    return options.local_path(text)

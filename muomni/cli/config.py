@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from muomni.errors import UserError
+from muomni.cli.common import options
+from muomni.cli.common.output import print_json, print_table, writing
 
 command = typer.Typer(
     help="Recipes and presets: JSON Schema, a recipe with every default filled in, sizes.\n\n"
@@ -30,19 +31,14 @@ def schema(
     if out is None:
         print(text, end="")
         return
-    try:
+    with writing(out):
         out.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror}") from None
 
 
 @command.command()
 def show(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a bundled recipe.")],
-    changes: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a value; may be repeated."),
-    ] = None,
+    changes: options.Set = None,
 ) -> None:
     """Print a recipe as JSON, with what it extends and every default filled in; what is off is left out.
 
@@ -55,7 +51,7 @@ def show(
 
 @command.command()
 def presets(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Print the model presets and their sizes."""
     from muomni.config import PRESET_NAMES, preset
@@ -75,17 +71,7 @@ def presets(
         for thinker in (preset(name).thinker,)
     ]
     if as_json:
-        print(json.dumps(rows, indent=2))
-        return
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(
-        *(heading.replace("_", " ") for heading in rows[0]), box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
-    )
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for row in rows:
-        table.add_row(*(f"{value:,}" if isinstance(value, int) else value for value in row.values()))
-    Console().print(table)
+        print_json(rows, indent=2)
+    else:
+        cells = [[f"{value:,}" if isinstance(value, int) else value for value in row.values()] for row in rows]
+        print_table([heading.replace("_", " ") for heading in rows[0]], cells, left=("preset",))

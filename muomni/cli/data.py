@@ -1,12 +1,13 @@
 """`muomni data`: looking at data before a run does, and making speech."""
 
-import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
+from muomni.cli.common import options
+from muomni.cli.common.output import print_json, print_table, writing
 from muomni.errors import UserError
 from muomni.progress import progress_bar
 
@@ -32,7 +33,7 @@ def check(
     out: Annotated[
         Path | None, typer.Option(help="Write problems.json, histogram.png and contact_sheet.png to this folder.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: options.Json = False,
     max_seconds: Annotated[float, typer.Option(min=0.1, help="Sounds beyond this are too long.")] = 300.0,
     workers: Annotated[int, typer.Option(min=1, help="Threads.")] = 2,
     preset: Annotated[str, typer.Option(help="Count the tokens of this preset's encoders.")] = "tiny",
@@ -57,7 +58,7 @@ def check(
     if out is not None:
         _write(findings, out)
     if as_json:
-        print(json.dumps(findings.to_dict(), indent=2, ensure_ascii=False))
+        print_json(findings.to_dict(), indent=2)
     else:
         _print(findings)
     if findings.failed:
@@ -90,10 +91,10 @@ def speech(
         list[Path] | None, typer.Option(help="Texts or manifests whose sentences must not occur, a held-out set.")
     ] = None,
     rate: Annotated[int, typer.Option(min=8000, max=48000, help="Sample rate in Hz.")] = 16_000,
-    form: Annotated[str, typer.Option("--format", help="flac or wav, 16 bit.")] = "flac",
+    form: Annotated[Literal["flac", "wav"], typer.Option("--format", help="Of 16 bit.")] = "flac",
     seed: Annotated[int, typer.Option(help="Of the draw of sentences, voices, speeds and pitches.")] = 0,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one a core.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Make pairs of text and speech with a synthesiser, in any number.
 
@@ -107,8 +108,6 @@ def speech(
     from muomni.data.speech.sentences import SentenceLimits, draw_sentences, sentences_of, with_short, wording
     from muomni.data.speech.synthesis import SpeechSettings, make_speech
 
-    if form not in ("flac", "wav"):
-        raise UserError(f"--format {form}: must be flac or wav")
     if short_share and min_words > 2:
         raise UserError(f"--short-share {short_share:g}: needs --min-words of at most 2, not {min_words}")
     share = (0.1 if min_words <= 2 else 0.0) if short_share is None else short_share
@@ -116,7 +115,7 @@ def speech(
     languages = {chosen.language for chosen in voices}
     if len(languages) > 1:
         raise UserError(f"--voice: all voices must be of one language, not {', '.join(sorted(languages))}")
-    settings = SpeechSettings(voices, speed_spread, pitch_spread, rate, "wav" if form == "wav" else "flac", seed)
+    settings = SpeechSettings(voices, speed_spread, pitch_spread, rate, form, seed)
     installed_library()
     language = languages.pop()
     excluded = frozenset(wording(sentence) for sentence in sentences_of(exclude or (), language))
@@ -132,10 +131,10 @@ def speech(
         made = make_speech(sentences, out, settings, workers=workers or os.cpu_count() or 1, report=bar.advance)
     summary = {"manifest": str(made.manifest), "clips": made.clips, "hours": made.seconds / 3600, "bytes": made.size}
     if as_json:
-        print(json.dumps(summary))
+        print_json(summary)
     else:
-        found = f"; {made.found} of {made.shards} shards were there" if made.found else ""
-        print(f"{made.clips:,} clips, {made.seconds / 3600:.2f} h, {made.size / 1e6:,.1f} MB{found}: {made.manifest}")
+        kept = f"; {made.found} of {made.shards} shards were there" if made.found else ""
+        print(f"{made.clips:,} clips, {made.seconds / 3600:.2f} h, {made.size / 1e6:,.1f} MB{kept}: {made.manifest}")
 
 
 @command.command()
@@ -145,7 +144,7 @@ def recordings(
     speaker: Annotated[str | None, typer.Option(help="Who speaks; default: the folder's name.")] = None,
     language: Annotated[str, typer.Option(help="Of the texts: en, de, fr, es; others as num2words knows them.")] = "en",
     max_seconds: Annotated[float, typer.Option(min=0.1, help="Longer recordings are left out.")] = 30.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Make a manifest of your own recordings: a folder of sounds with their texts.
 
@@ -166,7 +165,7 @@ def recordings(
         )
     if as_json:
         left_out = [{"name": name, "reason": reason} for name, reason in result.left_out]
-        print(json.dumps({"clips": result.clips, "seconds": result.seconds, "left_out": left_out}, ensure_ascii=False))
+        print_json({"clips": result.clips, "seconds": result.seconds, "left_out": left_out})
         return
     for name, reason in result.left_out:
         print(f"left out: {name}: {reason}")
@@ -177,32 +176,28 @@ def _write(findings: "Findings", out: Path) -> None:
     from muomni.data.validation.plots import plot_contact_sheet, plot_histograms
     from muomni.files import write_json
 
-    try:
+    with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "problems.json", findings.to_dict())
         plot_histograms(findings, out / "histogram.png")
         plot_contact_sheet(findings, out / "contact_sheet.png")
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
 
 
 def _print(findings: "Findings") -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
     from muomni.data.validation.check import KINDS
 
-    console = Console()
     minutes = sum(findings.seconds) / 60
-    console.print(
+    print(
         f"{findings.rows:,} rows, {findings.pictures:,} pictures, {findings.sounds:,} sounds ({minutes:,.1f} min), "
         f"{sum(findings.tokens):,} media tokens"
     )
-    table = Table("problem", "count", "first", box=box.SIMPLE_HEAD, pad_edge=False)
-    for kind in KINDS:
-        problems = [problem for problem in findings.problems if problem.kind == kind]
-        if problems:
-            table.add_row(kind, f"{len(problems):,}", escape(f"{problems[0].where}: {problems[0].reason}"))
-    console.print(table if findings.problems else "nothing is wrong")
+    if not findings.problems:
+        print("nothing is wrong")
+        return
+    by_kind = {kind: [problem for problem in findings.problems if problem.kind == kind] for kind in KINDS}
+    cells = [
+        (kind, f"{len(problems):,}", f"{problems[0].where}: {problems[0].reason}")
+        for kind, problems in by_kind.items()
+        if problems
+    ]
+    print_table(("problem", "count", "first"), cells, left=("problem", "first"))

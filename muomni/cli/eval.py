@@ -1,9 +1,7 @@
 """`muomni eval`: evaluates a trained model."""
 
-import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from muomni.cli.common import options
+from muomni.cli.common.output import print_json, print_table, writing
 from muomni.errors import UserError
+from muomni.progress import progress_bar
 
 if TYPE_CHECKING:
     from muomni.eval.speech_quality import Limits, Sentence, Speaker, SpeechReport, Spoken
@@ -49,7 +49,7 @@ def speech(
         typer.Option("--lm-text", metavar="TEXT", help="Similar texts, for the recogniser's language model."),
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Recogniser processes; default: one a core.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Let a model say held-out sentences and evaluate the transcripts of an independent recogniser.
 
@@ -68,16 +68,27 @@ def speech(
     check_installed()
     limits = Limits(max_ratio, max_truncated, max_run_on, max_real_time, max_first_sound)
     sentences = read_sentences(reference, count)
-    speaker = _speaker(str(run), options.given(temperature=temperature, seed=seed))
     workers = workers or os.cpu_count() or 1
-    with TemporaryDirectory(prefix="muomni-") as folder, _progress(len(sentences)) as advance:
-        model = _language_model(lm, sentences, Path(folder)) if lm else None
-        report, spoken = evaluate_speech(speaker, sentences, voice=voice, workers=workers, lm=model, on_update=advance)
+    with ExitStack() as stack:
+        speaker = _speaker(str(run), options.given(temperature=temperature, seed=seed), stack)
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="muomni-")))
+        language_model = _language_model(lm, sentences, folder) if lm else None
+        speaking = stack.enter_context(progress_bar("speaking", len(sentences)))
+        # The recogniser listens to the model's speech and to the references.
+        bars = {"speaking": speaking, "listening": speaking.add("listening", 2 * len(sentences))}
+        report, spoken = evaluate_speech(
+            speaker,
+            sentences,
+            voice=voice,
+            workers=workers,
+            lm=language_model,
+            on_update=lambda name: bars[name].advance(),
+        )
     values = report.to_dict() | {"failures": report.failures(limits)}
     if out is not None:
         _write(report, values, sentences, spoken, out)
     if as_json:
-        print(json.dumps(values, indent=2, ensure_ascii=False))
+        print_json(values, indent=2)
     else:
         _print(report, limits, values["failures"])
     if values["failures"]:
@@ -100,32 +111,19 @@ def _language_model(texts: list[Path], sentences: "list[Sentence]", folder: Path
     return path
 
 
-def _speaker(run: str, settings: dict[str, Any]) -> "Speaker":
-    """The model of a folder, or the synthesiser, which checks the evaluation itself."""
+def _speaker(run: str, settings: dict[str, Any], stack: ExitStack) -> "Speaker":
+    """The model of a folder, or the synthesiser, which checks the evaluation itself and ends with the stack."""
     if run.startswith("espeak:"):
         if settings:
             raise UserError("--temperature and --seed are a model's; the synthesiser has none")
         from muomni.data.speech.espeak_client import Synthesiser, Voice
         from muomni.eval.speech_quality import SynthesiserSpeaker
 
-        return SynthesiserSpeaker(Synthesiser(Voice.parse(run.removeprefix("espeak:"))))
+        return SynthesiserSpeaker(stack.enter_context(Synthesiser(Voice.parse(run.removeprefix("espeak:")))))
     from muomni.api.model import MuOmni
     from muomni.eval.model_speaker import ModelSpeaker
 
     return ModelSpeaker(MuOmni.from_pretrained(run), **{"seed": 0, **settings})
-
-
-@contextmanager
-def _progress(count: int) -> Iterator[Callable[[str], None]]:
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        # The recogniser listens to the model's speech and to the references.
-        totals = {"speaking": count, "listening": 2 * count}
-        tasks = {name: progress.add_task(name, total=total) for name, total in totals.items()}
-        yield lambda name: progress.advance(tasks[name])
 
 
 def _write(
@@ -136,7 +134,7 @@ def _write(
     from muomni.files import write_json
     from muomni.ops.audio_frames import SAMPLE_RATE
 
-    try:
+    with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "report.json", values)
         for number, speech in enumerate(spoken):
@@ -146,35 +144,29 @@ def _write(
         for page in range(0, min(len(order), MAX_SPECTROGRAMS), SPECTROGRAMS):
             pairs = [(sentences[n], spoken[n]) for n in order[page : page + SPECTROGRAMS]]
             plot_spectrograms(pairs, out / f"spectrograms-{page // SPECTROGRAMS + 1}.png")
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
 
 
 def _print(report: "SpeechReport", limits: "Limits", failures: list[str]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("", "measured", "at most", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_row("word error of the model", f"{report.errors.rate:.1%}", "")
-    table.add_row("word error of the reference", f"{report.reference_errors.rate:.1%}", "")
-    table.add_row("the first over the second", f"{report.ratio:.2f}", f"{limits.ratio:.2f}")
-    table.add_row("truncated", f"{report.share('truncated'):.1%}", f"{limits.truncated:.1%}")
-    table.add_row("run-on", f"{report.share('run_on'):.1%}", f"{limits.run_on:.1%}")
-    table.add_row("real-time factor", f"{report.real_time:.3f}", f"{limits.real_time:.3f}")
+    rows = [
+        ("word error of the model", f"{report.errors.rate:.1%}", ""),
+        ("word error of the reference", f"{report.reference_errors.rate:.1%}", ""),
+        ("the first over the second", f"{report.ratio:.2f}", f"{limits.ratio:.2f}"),
+        ("truncated", f"{report.share('truncated'):.1%}", f"{limits.truncated:.1%}"),
+        ("run-on", f"{report.share('run_on'):.1%}", f"{limits.run_on:.1%}"),
+        ("real-time factor", f"{report.real_time:.3f}", f"{limits.real_time:.3f}"),
+    ]
     if report.first_sound is not None:
         median, slowest = report.first_sound
-        table.add_row("first sound, ms (95th percentile)", f"{median:.0f} ({slowest:.0f})", f"{limits.first_sound:.0f}")
-    console = Console()
-    console.print(f"{len(report.sentences):,} sentences, {report.errors.words:,} words")
-    console.print(table)
-    by_length = Table("words", "sentences", "failed", "misheard", box=box.SIMPLE_HEAD, pad_edge=False)
+        rows.append(("first sound, ms (95th percentile)", f"{median:.0f} ({slowest:.0f})", f"{limits.first_sound:.0f}"))
+    print(f"{len(report.sentences):,} sentences, {report.errors.words:,} words")
+    print_table(("", "measured", "at most"), rows, left=("",))
+    lengths = []
     for row in report.by_length():
         shares = (f"{count / row.sentences:.1%} ({count})" for count in (row.failed, row.misheard))
-        by_length.add_row(row.words, f"{row.sentences:,}", *shares)
-    console.print(by_length)
+        lengths.append((row.words, f"{row.sentences:,}", *shares))
+    print_table(("words", "sentences", "failed", "misheard"), lengths, left=("words",))
     for result in [result for result in report.sentences if result.faulty][:10]:
         fault = "truncated" if result.truncated else "run-on"
-        console.print(f"{fault}: {result.text} (transcript: {result.transcript})", markup=False, highlight=False)
+        print(f"{fault}: {result.text} (transcript: {result.transcript})")
     for failure in failures:
-        console.print(f"failed: {failure}", markup=False, highlight=False)
+        print(f"failed: {failure}")

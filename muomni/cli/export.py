@@ -1,64 +1,43 @@
 """`muomni export`: a run as a folder or file that other programs load."""
 
-import json
-import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import typer
 
 from muomni.cli.common import options
-
-if TYPE_CHECKING:
-    from muomni.api.model import MuOmni
-
-
-class Format(StrEnum):
-    """What can be written."""
-
-    hf = "hf"
-    gguf = "gguf"
-
-
-class Dtype(StrEnum):
-    """Of the weights in the file."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-    q8_0 = "q8_0"
-
+from muomni.cli.common.output import print_json
+from muomni.errors import UserError
+from muomni.progress import progress_bar
 
 # What a GGUF file calls them; llama.cpp's own int8 comes only there.
-_GGUF = {Dtype.float32: "f32", Dtype.bfloat16: "bf16", Dtype.float16: "f16", Dtype.q8_0: "q8_0"}
+_GGUF = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "q8_0": "q8_0"}
 
 
 def command(
     run: options.Run,
     out: Annotated[Path, typer.Option(metavar="PATH", help="The folder (hf) or file (gguf) to write.")],
     format: Annotated[  # noqa: A002  # the option's name
-        Format, typer.Option(help="hf: a Qwen3 folder for transformers, vLLM and others; gguf: a file for llama.cpp.")
-    ] = Format.hf,
+        Literal["hf", "gguf"],
+        typer.Option(help="hf: a Qwen3 folder for transformers, vLLM and others; gguf: a file for llama.cpp."),
+    ] = "hf",
     dtype: Annotated[
-        Dtype | None,
+        Literal["float32", "bfloat16", "float16", "q8_0"] | None,
         typer.Option(help="Of the weights; the run's own when not given. q8_0, int8 in blocks of 32, is for gguf."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a model that is already there.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object about what was written.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Write a model in the form of another program; int8 weights become floating point again.
 
     Example: muomni export runs/demo --format gguf --dtype q8_0 --out demo.gguf
     """
-    from muomni.errors import UserError
-
-    if format is Format.gguf:
+    if format == "gguf":
         if out.is_dir():
             raise UserError(f"{out} is a folder: --format gguf writes a file, for example {out / 'model.gguf'}")
         if out.exists() and not force:
             raise UserError(f"{out} is already there: give a new name, or --force to replace it")
-    elif dtype is Dtype.q8_0:
+    elif dtype == "q8_0":
         raise UserError("--dtype q8_0 is for --format gguf: a Qwen3 folder takes float32, bfloat16 or float16")
     elif out.is_dir() and any(out.iterdir()) and not force:
         raise UserError(f"{out} is not empty: give a new folder, or --force to replace the model in it")
@@ -68,31 +47,23 @@ def command(
     from muomni.api.model import MuOmni
     from muomni.formats.pretrained import check_replaceable
 
-    if format is Format.hf:
+    if format == "hf":
         check_replaceable(out.resolve())
         model = MuOmni.from_pretrained(run, device="cpu", dtype=getattr(torch, dtype) if dtype else None)
         model.export_hf(out)
         size, stored = sum(path.stat().st_size for path in out.iterdir()), str(model.dtype)[6:]
     else:
         model = MuOmni.from_pretrained(run, device="cpu")
-        taken = dtype or Dtype(str(model.dtype)[6:])
-        _write_gguf(model, out, _GGUF[taken])
-        size, stored = out.stat().st_size, taken.value
+        stored = dtype or str(model.dtype)[6:]
+        with progress_bar("writing", len(model.state_dict())) as bar:
+            model.export_gguf(out, cast("Any", _GGUF[stored]), lambda _: bar.advance())
+        size = out.stat().st_size
     if as_json:
-        print(json.dumps({"out": str(out), "format": format.value, "dtype": stored, "bytes": size}))
+        print_json({"out": str(out), "format": format, "dtype": stored, "bytes": size})
     else:
-        what = "Qwen3 folder" if format is Format.hf else "GGUF file"
+        what = "Qwen3 folder" if format == "hf" else "GGUF file"
         print(f"{out}: {what}, {model.num_parameters(model.thinker):,} parameters in {stored}, {size:,} bytes")
         if model.vision is not None or model.audio is not None:
             print("It is the Thinker alone: the encoders stay behind, so it neither sees nor hears.")
         if model.tokenizer is None:
             print("It has no tokenizer: the run has none.")
-
-
-def _write_gguf(model: "MuOmni", out: Path, dtype: str) -> None:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
-        task = bar.add_task("writing", total=sum(1 for _ in model.state_dict()))
-        model.export_gguf(out, cast("Any", dtype), lambda _: bar.advance(task))

@@ -1,6 +1,5 @@
 """`muomni generate`: one reply, or replies to a file of prompts, for scripts."""
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -8,28 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from muomni.cli.common import options
+from muomni.cli.common.output import print_json
+from muomni.errors import PromptError, UserError
 
 if TYPE_CHECKING:
     from muomni.api.model import Prompt
-    from muomni.cli.common.batch_file import BatchTotals, Job
-    from muomni.cli.common.decoding import Decoding
-
-
-Deterministic = Annotated[
-    bool, typer.Option("--batch-invariant", help="Let no bit of a reply depend on the prompts beside it; slower.")
-]
-AsJson = Annotated[
-    bool,
-    typer.Option("--json", help="Print one JSON object: text, tokens, finish_reason, timing; with --batch the totals."),
-]
+    from muomni.cli.common.batch_file import Job
 
 
 @options.group("sampling", options.SAMPLING)
 @options.group("decoding", options.DECODING)
+@options.group("media", options.MEDIA)
 def command(
     run: options.Run,
     sampling: dict[str, Any],
     decoding: dict[str, Any],
+    media: dict[str, list[str]],
     prompt: Annotated[
         str | None, typer.Argument(metavar="PROMPT", help="What to answer; - reads it from standard input.")
     ] = None,
@@ -43,13 +36,17 @@ def command(
     batch_size: Annotated[
         int, typer.Option(min=1, help="Prompts of a file that are answered side by side; fewer if memory is short.")
     ] = 32,
-    batch_invariant: Deterministic = False,
-    image: options.Image = None,
-    audio: options.Audio = None,
-    video: options.Video = None,
+    batch_invariant: Annotated[
+        bool, typer.Option("--batch-invariant", help="Let no bit of a reply depend on the prompts beside it; slower.")
+    ] = False,
     raw: options.Raw = False,
     system: options.System = None,
-    as_json: AsJson = False,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Print one JSON object: text, tokens, finish_reason, timing; with --batch the totals."
+        ),
+    ] = False,
 ) -> None:
     """Answer one prompt, or continue it with --raw. With --batch and --out, answer a file of prompts.
 
@@ -65,29 +62,28 @@ def command(
 
     Example: muomni generate runs/demo --batch prompts.jsonl --out replies.jsonl --seed 1
     """
-    from muomni.cli.common.decoding import Decoding
-
-    how = Decoding(**decoding)
-    media = options.media(image, audio, video)
-    _check_options(prompt, batch, out, raw and system is not None, media, raw)
-    if batch_invariant:
-        how.refuse_drafts("--batch-invariant, which lets nothing change the size of a step")
+    how = options.Decoding(**decoding)
+    if media and (raw or batch is not None):
+        other = "--raw continues a plain text" if raw else "prompts of a --batch file hold theirs themselves"
+        raise UserError(f"--image, --audio and --video go with the message of a chat; {other}")
+    if (prompt is None and not media) == (batch is None):
+        raise UserError("give one PROMPT, or a file of prompts with --batch and --out")
+    if (batch is None) != (out is None):
+        raise UserError("--batch and --out go together: the file of prompts, and the one of replies")
+    if raw and system is not None:
+        raise UserError("--system says something in a chat; --raw continues a plain text: give one of them")
+    if batch_invariant and how.drafting_option:
+        raise UserError(
+            f"{how.drafting_option} does not go together with --batch-invariant, which lets nothing change the size of "
+            "a step: give one of them"
+        )
+    form = {"raw": raw, "batch_invariant": batch_invariant}
     if batch is not None and out is not None:
         from muomni.cli.common.batch_file import Job
 
-        _answer_file(run, Job(batch, out, sampling, raw, system, batch_size, batch_invariant, how), as_json)
-        return
-    reply_options = {"raw": raw, "batch_invariant": batch_invariant}
-    _answer(run, how, _prompt(prompt, media, system), sampling, reply_options, as_json)
-
-
-def _prompt(prompt: str | None, media: list[dict[str, str]], system: str | None) -> "Prompt":
-    """The prompt of the command line: a text, or messages where there is more."""
-    text = _read_prompt() if prompt == "-" else prompt or ""
-    content: Any = [*media, *([{"type": "text", "text": text}] if text else [])] if media else text
-    if system is None:
-        return cast("Prompt", content)
-    return [{"role": "system", "content": system}, {"role": "user", "content": content}]
+        _answer_file(run, Job(batch, out, sampling, system, batch_size, how, **form), as_json)
+    else:
+        _answer(run, how, _prompt(prompt, options.parts(media), system), sampling | form, as_json)
 
 
 def _answer_file(run: str, job: "Job", as_json: bool) -> None:
@@ -97,69 +93,52 @@ def _answer_file(run: str, job: "Job", as_json: bool) -> None:
         UserError: some of the prompts could not be answered; the others have been.
     """
     from muomni.cli.common.batch_file import answer_file
-    from muomni.errors import UserError
 
     totals = answer_file(run, job)
-    print(json.dumps(totals) if as_json else _in_words(totals))
+    if as_json:
+        print_json(totals)
+    else:
+        kept = f", {totals['kept']} were there" if totals["kept"] else ""
+        errors = f", {totals['errors']} are errors" if totals["errors"] else ""
+        rate = f"{totals['new_tokens']} tokens in {totals['seconds']:.1f} s, {totals['tokens_per_s']:,.0f} tokens/s"
+        print(f"{totals['out']}: {totals['replies']} replies written{kept}{errors}; {rate}")
     if totals["errors"]:
         raise UserError(f'{totals["errors"]} of the prompts could not be answered: see "error" in {job.replies}')
 
 
-def _check_options(
-    prompt: str | None, batch: Path | None, out: Path | None, raw_system: bool, media: list[dict[str, str]], raw: bool
-) -> None:
-    """Refuses options that do not go together."""
-    from muomni.errors import UserError
-
-    if media and (raw or batch is not None):
-        other = "--raw continues a plain text" if raw else "prompts of a --batch file hold theirs themselves"
-        raise UserError(f"--image, --audio and --video go with the message of a chat; {other}")
-    if (prompt is None and not media) == (batch is None):
-        raise UserError("give one PROMPT, or a file of prompts with --batch and --out")
-    if (batch is None) != (out is None):
-        raise UserError("--batch and --out go together: the file of prompts, and the one of replies")
-    if raw_system:
-        raise UserError("--system says something in a chat; --raw continues a plain text: give one of them")
-
-
-def _answer(
-    run: str,
-    how: "Decoding",
-    prompt: "Prompt",
-    sampling: dict[str, Any],
-    reply_options: dict[str, Any],
-    as_json: bool,
-) -> None:
+def _answer(run: str, how: options.Decoding, prompt: "Prompt", settings: dict[str, Any], as_json: bool) -> None:
     """Prints one reply as it comes, or as JSON once it is whole."""
-    from muomni.cli.common.terminal import say, speed
+    from muomni.cli.common.output import print_reply, speed
     from muomni.infer import SamplingParams
 
+    sampling = {key: value for key, value in settings.items() if key in options.SAMPLING}
     how.check(SamplingParams.of(**sampling))  # a wrong setting is told before the model is loaded
     model = how.load(run)
-    stream = model.stream(prompt, speculate=how.draft_model(model), **reply_options, **sampling)
+    stream = model.stream(prompt, speculate=how.drafts(model), **settings)
     if as_json:
         reply = stream.finish()
         timing = vars(reply.timing) | {"tokens_per_s": reply.timing.tokens_per_s}
-        values = {"text": reply.text, "tokens": reply.tokens, "finish_reason": reply.finish_reason, "timing": timing}
-        print(json.dumps(values, ensure_ascii=False))
+        names = ("text", "tokens", "finish_reason")
+        print_json({name: getattr(reply, name) for name in names} | {"timing": timing})
         return
-    say(stream)
+    print_reply(stream)
     if sys.stderr.isatty():
         print(f"[{speed(stream.reply.timing)}]", file=sys.stderr)
 
 
-def _in_words(totals: "BatchTotals") -> str:
-    kept = f", {totals['kept']} were there" if totals["kept"] else ""
-    speed = f"{totals['new_tokens']} tokens in {totals['seconds']:.1f} s, {totals['tokens_per_s']:,.0f} tokens/s"
-    wrong = f", {totals['errors']} are errors" if totals["errors"] else ""
-    return f"{totals['out']}: {totals['replies']} replies written{kept}{wrong}; {speed}"
+def _prompt(prompt: str | None, media: list[dict[str, str]], system: str | None) -> "Prompt":
+    """The prompt of the command line: a text, or messages where there is more.
 
-
-def _read_prompt() -> str:
-    """Standard input as text, without its last line end."""
-    from muomni.errors import PromptError
-
-    try:
-        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise PromptError(f"the prompt on standard input is not UTF-8 text (byte {error.start})") from None
+    Raises:
+        PromptError: standard input is no text.
+    """
+    text = prompt or ""
+    if text == "-":
+        try:
+            text = sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+        except UnicodeDecodeError as error:
+            raise PromptError(f"the prompt on standard input is not UTF-8 text (byte {error.start})") from None
+    content: Any = [*media, *([{"type": "text", "text": text}] if text else [])] if media else text
+    if system is None:
+        return cast("Prompt", content)
+    return [{"role": "system", "content": system}, {"role": "user", "content": content}]

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from muomni.cli.common.terminal import wide_console
+from muomni.cli.common import options
+from muomni.cli.common.output import print_json, print_table
 from muomni.config import load_recipe
 from muomni.errors import ConfigError, UserError
 
@@ -25,17 +26,6 @@ _CATEGORIES = {
     "gaps": "gaps between blocks",
     "baseline": "the process without a model",
 }
-# Headings of the table, and whether a column is right-aligned.
-_COLUMNS = {
-    "micro-batch": True,
-    "× times": True,
-    "checkpointing": False,
-    "compile": False,
-    "MiB": True,
-    "fits": False,
-    "s/step, modelled": True,
-    "measured": True,
-}
 
 
 def command(
@@ -44,16 +34,14 @@ def command(
         str | None, typer.Option(help="Available memory, for example 12GB; default: what is free on the device.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda, which need not be here; the recipe's.")] = None,
-    changes: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value; may be repeated.")
-    ] = None,
+    changes: options.Set = None,
     measure: Annotated[
         bool,
         typer.Option(
             "--measure/--no-measure", help="Time the best few where the device is here, up to about two minutes."
         ),
     ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print only one JSON line.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Forecast the memory of training and inference without allocating it, and say which settings fit.
 
@@ -80,7 +68,7 @@ def command(
     result = estimate(stage, device, available, measure, on_update)
     on_update("")
     if as_json:
-        print(json.dumps(result.values))
+        print_json(result.values)
     else:
         _print(result)
     if result.best is None:
@@ -99,30 +87,21 @@ def _with_data(changes: list[str]) -> list[str]:
 
 
 def _print(estimate: "Estimate") -> None:
-    from rich import box
-    from rich.table import Table
-
     from muomni.train.forecast.accuracy import in_words
     from muomni.train.forecast.search import words
 
-    console = wide_console()
     setup, step, values = estimate.setup, estimate.setup.step, estimate.values
-    lines = [
+    print(
+        f"Training on {setup.device} in {step.precision}, {step.micro_batch} × {setup.seq_len} tokens, "
+        f"{step.accumulation} micro-batches a step, checkpointing {step.checkpointing}, {setup.optimizer.name}: "
+        f"about {values['training']['peak_mib']:,.0f} MiB at the peak"
+    )
+    for name, text in _CATEGORIES.items():
+        if size := values["training"][f"{name}_mib"]:
+            print(f"  {text:<46}{size:>10,.0f}")
+    headings = ("micro-batch", "× times", "checkpointing", "compile", "MiB", "fits", "s/step, modelled", "measured")
+    rows = [
         (
-            f"Training on {setup.device} in {step.precision}, {step.micro_batch} × {setup.seq_len} tokens, "
-            f"{step.accumulation} micro-batches a step, checkpointing {step.checkpointing}, {setup.optimizer.name}: "
-            f"about {values['training']['peak_mib']:,.0f} MiB at the peak"
-        )
-    ]
-    sizes = {text: values["training"][f"{name}_mib"] for name, text in _CATEGORIES.items()}
-    lines += [f"  {text:<46}{size:>10,.0f}" for text, size in sizes.items() if size]
-    console.print("\n".join(lines), highlight=False)
-    title = f"in {words(estimate.memory)} ({estimate.source})"
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
-    for heading, right in _COLUMNS.items():
-        table.add_column(heading, justify="right" if right else "left")
-    for option, known in zip(estimate.options, values["options"], strict=True):
-        table.add_row(
             str(option.step.micro_batch),
             str(option.step.accumulation),
             option.step.checkpointing,
@@ -132,7 +111,10 @@ def _print(estimate: "Estimate") -> None:
             f"{option.seconds:.3g}",
             f"{known['seconds_measured']:.3g}" if "seconds_measured" in known else "",
         )
-    console.print(table)
+        for option, known in zip(estimate.options, values["options"], strict=True)
+    ]
+    title = f"in {words(estimate.memory)} ({estimate.source})"
+    print_table(headings, rows, title=title, left=("checkpointing", "compile", "fits"))
     lines = ["Inference, weights and KV cache (besides the process):"]
     for name, size in values["inference"].items():
         lines.append(f"  {name.removesuffix('_mib').replace('_', ' '):<46}{size:>10,.1f} MiB")
@@ -142,7 +124,7 @@ def _print(estimate: "Estimate") -> None:
     lines += [f"Not modelled: {text}" for text in values["not_modelled"]]
     if estimate.best is not None:
         lines += ["", *_fastest(estimate), json.dumps(estimate.best.step.fragment(), indent=2)]
-    console.print("\n".join(lines), highlight=False, markup=False)
+    print("\n".join(lines))
 
 
 def _fastest(estimate: "Estimate") -> list[str]:

@@ -1,23 +1,17 @@
 """`muomni quantize`: a run as a folder with int8 weights, and what that changed."""
 
-import json
-import sys
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from muomni.cli.common import options
+from muomni.cli.common.output import print_json
+from muomni.errors import UserError
+from muomni.progress import progress_bar
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from contextlib import AbstractContextManager
-
-    from rich.progress import Progress
-
-    from muomni.accel.int8 import KernelChoice
     from muomni.api.model import MuOmni
     from muomni.data import PackedDataset
     from muomni.eval.quantization_quality import Quality
@@ -25,25 +19,12 @@ if TYPE_CHECKING:
 _SEQ_LEN = 512
 
 
-class KeepFloat(StrEnum):
-    """What layers compute with whose shape is faster in float."""
-
-    never = "never"
-    auto = "auto"
-
-
-class Method(StrEnum):
-    """What the weights become."""
-
-    int8 = "int8"
-
-
 def command(
     run: options.Run,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.")],
-    to: Annotated[
-        Method, typer.Option("--method", help="int8: one byte a weight and a scale for each output channel.")
-    ] = (Method.int8),
+    method: Annotated[
+        Literal["int8"], typer.Option(help="int8: one byte a weight and a scale for each output channel.")
+    ] = "int8",
     data: Annotated[
         list[Path] | None,
         typer.Option("--data", help="Text to compare the two models on; the run's own validation data when not given."),
@@ -51,22 +32,20 @@ def command(
     max_rows: Annotated[int, typer.Option(min=1, help="Rows of text to compare them on.")] = 64,
     compare: Annotated[bool, typer.Option(help="Compare the two models; --no-compare only writes.")] = True,
     keep_float: Annotated[
-        KeepFloat,
+        Literal["never", "auto"],
         typer.Option(
             help="auto: compare a model whose layers compute with float copies where float is faster here. They are "
             "made in memory; what is written is the same."
         ),
-    ] = KeepFloat.never,
+    ] = "never",
     device: options.Device = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace a model that is already there.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Write a model with int8 weights, a quarter of the size, and say what that changes.
 
     Example: muomni quantize runs/demo --method int8 --out runs/demo-int8
     """
-    from muomni.errors import UserError
-
     if data and not compare:
         raise UserError("--data is text to compare on, and --no-compare says not to: give one of them")
     if out.is_dir() and any(out.iterdir()) and not force:
@@ -79,36 +58,39 @@ def command(
     check_replaceable(out.resolve())
     if missing := [path for path in data or [] if not path.exists()]:
         raise UserError(f"--data {missing[0]}: no such file or folder")
-    rows = None
-    with _bar() as bar:
+    quality = None
+    with progress_bar("quantise") as bar:
         if compare:
             reference = MuOmni.from_pretrained(run, device=device)
             if reference.is_quantized:
                 raise UserError(f"{run} is quantised already")
             rows = _rows(run, data or [], reference)
-        task = bar.add_task("quantise", total=None)
         model = MuOmni.from_pretrained(run, device=device, int8=True)
         model.save_pretrained(out)
-        choices = tune(model, "auto" if keep_float is KeepFloat.auto else "never")
-        bar.update(task, total=1, completed=1)
-        quality = None
-        if rows is not None:
-            quality = _compare(reference, model, rows, max_rows, bar)
-    report = _report(model, out, choices) | {"run": run, "out": str(out), "method": to.value, "keep_float": keep_float}
+        choices = tune(model, keep_float)
+        if compare:
+            from muomni.eval.quantization_quality import compare_models
+
+            compared = bar.add("compare", min(max_rows, rows.num_rows))
+            quality = compare_models(reference, model, rows, max_rows, compared.update)
+    after, before = sum(path.stat().st_size for path in out.glob("*.safetensors")), 4 * model.num_parameters()
+    report: dict[str, Any] = {
+        "bytes_float32": before,
+        "bytes": after,
+        "ratio": after / before,
+        "bytes_of_float_copies": sum(choice.float_bytes for choice in choices),
+        "kernels": [str(choice) for choice in choices],
+        "run": run,
+        "out": str(out),
+        "method": method,
+        "keep_float": keep_float,
+    }
     if quality is not None:
         report["quality"] = asdict(quality) | {"perplexity_change": quality.perplexity_change}
     if as_json:
-        print(json.dumps(report))
+        print_json(report)
     else:
         _print(report, quality)
-
-
-def _bar() -> "AbstractContextManager[Progress]":
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TaskProgressColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
 
 
 def _rows(run: str, data: list[Path], model: "MuOmni") -> "PackedDataset":
@@ -116,7 +98,6 @@ def _rows(run: str, data: list[Path], model: "MuOmni") -> "PackedDataset":
     from muomni.config import DataSpec, Recipe, parse, read_json
     from muomni.data import PackedDataset, prepare
     from muomni.data.index.build import build_index
-    from muomni.errors import UserError
 
     tokenizer = model.tokenizer
     if tokenizer is None:
@@ -133,23 +114,6 @@ def _rows(run: str, data: list[Path], model: "MuOmni") -> "PackedDataset":
     if not spec.train:
         raise UserError(f"{recipe} names no text to compare the models on: give --data FILE, or --no-compare")
     return PackedDataset(prepare(spec, tokenizer).val, min(spec.seq_len, context), shuffle=False)
-
-
-def _compare(reference: "MuOmni", model: "MuOmni", rows: "PackedDataset", max_rows: int, bar: "Progress") -> "Quality":
-    from muomni.eval.quantization_quality import compare_models
-
-    task = bar.add_task("compare", total=min(max_rows, rows.num_rows))
-    return compare_models(reference, model, rows, max_rows, lambda done: bar.update(task, completed=done))
-
-
-def _report(model: "MuOmni", out: Path, choices: "Sequence[KernelChoice]") -> dict[str, Any]:
-    """Sizes of the weights as float32 and as they are now, on disk, and what each shape computes with."""
-    after = sum(path.stat().st_size for path in out.glob("*.safetensors"))
-    before = 4 * model.num_parameters()
-    copies = sum(choice.float_bytes for choice in choices)
-    kernels = [str(choice) for choice in choices]
-    sizes = {"bytes_float32": before, "bytes": after, "ratio": after / before, "bytes_of_float_copies": copies}
-    return sizes | {"kernels": kernels}
 
 
 def _print(report: dict[str, Any], quality: "Quality | None") -> None:

@@ -1,6 +1,5 @@
 """`muomni say`: a model speaks a text."""
 
-import json
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from muomni.cli.common import options
+from muomni.cli.common.output import print_json, writing
 from muomni.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def command(
         int | None, typer.Option(help="Keep the k most likely values of a code; 0 keeps all (default 50).")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same speech.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: options.Json = False,
     runner: options.Runner = None,
     device: options.Device = "auto",
 ) -> None:
@@ -55,41 +55,41 @@ def command(
 
     Example: muomni say runs/speak --file lines.txt --batch spoken --voice en-us
     """
-    from muomni.cli.common import audio_output
+    from muomni.cli.common import sound
 
     _check_options(text, file, out, batch, play, form)
     if out is not None:
-        audio_output.check_target(out)
-    texts, lines = _read_texts(text, file, whole=batch is None)
+        sound.check_target(out)
+    texts = read_texts(text, file, whole=batch is None)
+    first = next(iter(texts.values()))
     settings = options.given(voice=voice, temperature=temperature, top_k=top_k, seed=seed)
     with ExitStack() as stack:
-        player = stack.enter_context(audio_output.Player()) if play else None
+        player = stack.enter_context(sound.Player()) if play else None
         from muomni.data.speech.spoken_text import spoken_words
         from muomni.infer.speech import SpeechSettings
 
         SpeechSettings.of(**settings)  # a wrong setting is told before the model is read
-        if batch is None and not spoken_words(texts[0]):
-            raise UserError(f"there is nothing to say in {texts[0][:80]!r}: no letters and no digits")
+        if batch is None and not spoken_words(first):
+            raise UserError(f"there is nothing to say in {first[:80]!r}: no letters and no digits")
         from muomni.api.model import MuOmni
         from muomni.infer.speech import speech_of
 
         model = MuOmni.from_pretrained(run, device=device, runner=runner)
         if batch is not None:
-            _say_all(model, texts, lines, batch, form, settings, as_json)
+            _tell(batch, _say_all(model, texts, batch, form, settings), as_json)
             return
-        speech = model.say(texts[0], **settings)
+        speech = model.say(first, **settings)
         samples, rate = speech_of(speech)
-        values: dict[str, Any] = {"text": texts[0]}
         if out is not None:
-            audio_output.write_sound(out, samples, rate)
-            values["audio"] = str(out)
-        timing = vars(speech.timing) | {"real_time": speech.timing.real_time}
-        values |= {"sample_rate": rate, "seconds": round(len(samples) / rate, 3), "timing": timing}
+            sound.write_sound(out, samples, rate)
+        seconds, timing = round(len(samples) / rate, 3), speech.timing
         if as_json:
-            print(json.dumps(values, ensure_ascii=False))
+            values = {"text": first, "sample_rate": rate, "seconds": seconds}
+            written = {} if out is None else {"audio": str(out)}
+            print_json(values | written | {"timing": vars(timing) | {"real_time": timing.real_time}})
         else:
-            speed = f"{speech.timing.work_s:.2f} s, {speech.timing.real_time:.3f} of its length"
-            print(f"{'' if out is None else f'{out}: '}{values['seconds']:.1f} s of speech in {speed}")
+            speed = f"{timing.work_s:.2f} s, {timing.real_time:.3f} of its length"
+            print(f"{'' if out is None else f'{out}: '}{seconds:.1f} s of speech in {speed}")
         if player is not None:
             player.play(samples, rate)
 
@@ -98,27 +98,22 @@ def _check_options(
     text: list[str] | None, file: Path | None, out: Path | None, batch: Path | None, play: bool, form: str
 ) -> None:
     """Refuses options that do not go together."""
-    if not text and file is None:
-        raise UserError("give TEXT, - for standard input, or a text file with --file")
-    if text and file is not None:
-        raise UserError("give TEXT or --file, not both")
-    if text and "-" in text and len(text) > 1:
-        raise UserError("- reads all of the text from standard input: give it alone")
-    if batch is not None and (out is not None or play):
-        raise UserError("--batch makes a folder of sounds: give it without --out and --play")
-    if batch is None and out is None and not play:
-        raise UserError("say where the speech goes: --out FILE, --batch FOLDER or --play")
-    if form not in ("wav", "flac"):
-        raise UserError(f"--format {form}: must be wav or flac")
-    if form != "wav" and batch is None:
-        raise UserError("--format is for --batch; the ending of --out says its own")
+    mistakes = {
+        "give TEXT, - for standard input, or a text file with --file": not text and file is None,
+        "give TEXT or --file, not both": text and file is not None,
+        "- reads all of the text from standard input: give it alone": text and "-" in text and len(text) > 1,
+        "--batch makes a folder of sounds: give it without --out and --play": batch is not None and (out or play),
+        "say where the speech goes: --out FILE, --batch FOLDER or --play": not (batch or out or play),
+        f"--format {form}: must be wav or flac": form not in ("wav", "flac"),
+        "--format is for --batch; the ending of --out says its own": form != "wav" and batch is None,
+    }
+    for message, made in mistakes.items():
+        if made:
+            raise UserError(message)
 
 
-def _read_texts(text: list[str] | None, file: Path | None, *, whole: bool) -> tuple[list[str], list[int] | None]:
-    """What is to be said: one text, or with `whole` False one for each argument or line.
-
-    Returns:
-        The texts, and the number of the line of each where they are lines.
+def read_texts(text: list[str] | None, file: Path | None, *, whole: bool) -> dict[int, str]:
+    """What is to be said, by its number: one text, or with `whole` False one for each argument or line.
 
     Raises:
         UserError: it cannot be read, or holds nothing.
@@ -135,61 +130,54 @@ def _read_texts(text: list[str] | None, file: Path | None, *, whole: bool) -> tu
         texts = [content] if whole else content.split("\n")
     else:
         texts = ["\n".join(text or ())] if whole else list(text or ())
-    numbered = [(number, each.strip()) for number, each in enumerate(texts, 1) if each.strip()]
+    numbered = {number: each.strip() for number, each in enumerate(texts, 1) if each.strip()}
     if not numbered:
         raise UserError(f"{name} holds nothing to say")
-    of_lines = not whole and (file is not None or text == ["-"])
-    return [each for _, each in numbered], [number for number, _ in numbered] if of_lines else None
+    return numbered
 
 
-def _say_all(
-    model: "MuOmni",
-    texts: list[str],
-    lines: list[int] | None,
-    folder: Path,
-    form: str,
-    settings: dict[str, Any],
-    as_json: bool,
-) -> None:
+def _say_all(model: "MuOmni", texts: dict[int, str], folder: Path, form: str, settings: dict[str, Any]) -> list[Any]:
     """Speaks texts into a folder.
 
+    Returns:
+        The rows of the manifest.
+
     Raises:
-        UserError: the folder is there already or cannot be written, or some texts could not be said; the others are.
+        UserError: the folder is there already or cannot be written.
     """
-    from muomni.cli.common.audio_output import write_sound
+    from muomni.cli.common.sound import write_sound
     from muomni.files import atomic_folder, json_line
     from muomni.infer.speech import speech_of
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: is there already; give a new folder")
-    speeches = model.say_batch(texts, on_error="reply", **settings)
+    speeches = model.say_batch(list(texts.values()), on_error="reply", **settings)
     rows: list[dict[str, Any]] = []
-    try:
-        with atomic_folder(folder) as partial:
-            for number, (text, speech) in enumerate(zip(texts, speeches, strict=True)):
-                row: dict[str, Any] = {} if lines is None else {"line": lines[number]}
-                rows.append(row)
-                if speech.error is not None:
-                    row |= {"text": text, "error": speech.error}
-                    continue
-                samples, rate = speech_of(speech)
-                name = f"{number:04d}.{form}"
-                write_sound(partial / name, samples, rate)
-                seconds = round(len(samples) / rate, 3)
-                row |= {"audio": name, "text": text, "sample_rate": rate, "duration": seconds}
-            (partial / MANIFEST).write_bytes(b"".join(map(json_line, rows)))
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from None
-    said = [row for row in rows if "error" not in row]
-    values = {
-        "out": str(folder),
-        "texts": len(rows),
-        "errors": len(rows) - len(said),
-        "seconds": round(sum(row["duration"] for row in said), 3),
-    }
+    with writing(folder), atomic_folder(folder) as partial:
+        for number, ((line, text), speech) in enumerate(zip(texts.items(), speeches, strict=True)):
+            row: dict[str, Any] = {"line": line, "text": text}
+            rows.append(row)
+            if speech.error is not None:
+                row["error"] = speech.error
+                continue
+            samples, rate = speech_of(speech)
+            row |= {"audio": f"{number:04d}.{form}", "sample_rate": rate, "duration": round(len(samples) / rate, 3)}
+            write_sound(partial / row["audio"], samples, rate)
+        (partial / MANIFEST).write_bytes(b"".join(map(json_line, rows)))
+    return rows
+
+
+def _tell(folder: Path, rows: list[Any], as_json: bool) -> None:
+    """Prints what was said.
+
+    Raises:
+        UserError: some texts could not be said.
+    """
+    seconds = round(sum(row.get("duration", 0) for row in rows), 3)
+    errors = sum("error" in row for row in rows)
     if as_json:
-        print(json.dumps(values, ensure_ascii=False))
+        print_json({"out": str(folder), "texts": len(rows), "errors": errors, "seconds": seconds})
     else:
-        print(f"{folder}: {len(said)} sounds, {values['seconds']:.1f} s of speech")
-    if values["errors"]:
-        raise UserError(f'{values["errors"]} of the texts could not be said: see "error" in {folder / MANIFEST}')
+        print(f"{folder}: {len(rows) - errors} sounds, {seconds:.1f} s of speech")
+    if errors:
+        raise UserError(f'{errors} of the texts could not be said: see "error" in {folder / MANIFEST}')

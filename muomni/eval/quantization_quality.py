@@ -51,12 +51,13 @@ def compare_models(
     changed: OmniModel,
     rows: PackedDataset,
     max_rows: int,
-    on_update: Callable[[int], None] = lambda row: None,
+    on_update: Callable[[int], None] = lambda _: None,
 ) -> Quality:
     """Runs both over the first rows, one row at a time.
 
     Args:
-        reference, changed: in evaluation mode, on one device, of one vocabulary.
+        reference: in evaluation mode.
+        changed: the same, on the same device, of the same vocabulary.
         rows: not shuffled, so that every call reads the same.
         max_rows: how many are read.
         on_update: called with the number of rows done.

@@ -234,7 +234,7 @@ def evaluate_speech(
     voice: str | None = None,
     workers: int = 1,
     lm: Path | None = None,
-    on_update: Callable[[str], None] = lambda step: None,
+    on_update: Callable[[str], None] = lambda _: None,
 ) -> tuple[SpeechReport, list[Spoken]]:
     """Lets a model say sentences, one after the other, and transcribes and judges its speech.
 

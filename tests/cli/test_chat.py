@@ -1,6 +1,5 @@
 """`muomni chat`, `generate` and `export` as their users meet them."""
 
-import io
 import json
 import os
 import select
@@ -15,32 +14,10 @@ import pytest
 import torch
 
 from muomni import MuOmni
-from muomni.cli import main
 from muomni.cli.chat import Chat
-from muomni.cli.common import options as _options
+from muomni.cli.common.options import SAMPLING
 from muomni.errors import PromptError
 from muomni.infer import SamplingParams
-
-
-class Result:
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def muomni(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs the command line in this process."""
-
-    def run(*args: object, stdin: bytes = b"") -> Result:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main([str(arg) for arg in args])
-        captured = capfd.readouterr()
-        return Result(int(stop.value.code or 0), captured.out, captured.err)
-
-    return run
-
 
 SHORT = ("--max-new-tokens", 8, "--seed", 1)
 
@@ -104,8 +81,7 @@ def test_the_help_states_the_defaults(muomni: Any) -> None:
         assert f"Example: muomni {name}" in text
     defaults = vars(SamplingParams())
     for key in ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"):
-        option = getattr(_options, "".join(part.title() for part in key.split("_")))
-        assert f"(default {defaults[key]})" in option.__metadata__[0].help, key
+        assert f"(default {defaults[key]})" in SAMPLING[key].__metadata__[0].help, key
 
 
 @pytest.mark.parametrize(

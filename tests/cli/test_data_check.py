@@ -41,7 +41,8 @@ def test_each_fault_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         "row": 1, "missing": 1, "broken": 1, "too long": 1, "silent": 1, "blank": 1, "unpaired": 1, "duplicate": 1,
     }  # fmt: skip
     for name in ("histogram.png", "contact_sheet.png"):
-        assert Image.open(tmp_path / "out" / name).width > 100
+        with Image.open(tmp_path / "out" / name) as picture:
+            assert picture.width > 100
 
 
 def test_good_data_and_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,5 @@
 """`muomni generate --batch`: files of prompts, interruptions, mistakes."""
 
-import io
 import json
 import os
 import signal
@@ -13,23 +12,6 @@ from typing import Any
 import pytest
 
 from muomni import MuOmni
-from muomni.cli import main
-
-
-@pytest.fixture
-def muomni(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs the command line in this process; gives its exit code, output and errors."""
-
-    def run(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b""), encoding="utf-8"))
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main([str(arg) for arg in args])
-        captured = capfd.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
-
-    return run
-
 
 LINES = [
     '"Hello there!"',

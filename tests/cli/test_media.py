@@ -1,8 +1,6 @@
 """`muomni chat` and `generate` with pictures and sounds."""
 
-import io
 import json
-import sys
 import wave
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +10,6 @@ import pytest
 from PIL import Image
 
 from muomni import MuOmni
-from muomni.cli import main
 from muomni.cli.chat import Chat, _talk
 from muomni.config import encoder_configs, preset
 from muomni.errors import MediaError
@@ -45,21 +42,6 @@ def folder(small_tokenizer: "Tokenizer", tmp_path_factory: pytest.TempPathFactor
         file.writeframes(source.integers(-9000, 9000, 8000).astype("<i2").tobytes())
     (place / "text.wav").write_text("no sound at all, but some text")
     return place
-
-
-@pytest.fixture
-def muomni(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs the command line in this process; gives its exit code, output and errors."""
-
-    def run(*args: object, stdin: bytes = b"") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main([str(arg) for arg in args])
-        captured = capfd.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture(scope="module")

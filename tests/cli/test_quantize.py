@@ -8,23 +8,8 @@ import pytest
 import torch
 
 from muomni import MuOmni
-from muomni.cli import main
 from muomni.files import write_json
 from muomni.formats.pretrained import read_quantization
-
-
-@pytest.fixture
-def muomni(capfd: pytest.CaptureFixture[str]) -> Any:
-    """Runs the command line in this process: exit code, standard output, standard error."""
-
-    def run(*args: object) -> tuple[int, str, str]:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main([str(arg) for arg in args])
-        captured = capfd.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ import torch
 
 from muomni import MuOmni
 from muomni.cli import main
-from muomni.cli.common import audio_output
-from muomni.cli.common.reply_audio import Voiced
+from muomni.cli.common import sound
+from muomni.cli.common.sound import SpokenReplies
 from muomni.errors import SpeechError, UserError
 from muomni.infer import Chunk, Reply, Timing
 from muomni.infer.speech import Speech, SpeechSettings, SpeechTiming
@@ -239,8 +239,7 @@ class _Lines(list[str]):
 
 
 def test_a_reply_without_sound_is_an_error(tmp_path: Path) -> None:
-    voiced = Voiced(tmp_path / "a.wav", None, one=True, played=False)
-    voiced.begin()
+    voiced = SpokenReplies(tmp_path / "a.wav", one=True, played=False)
     voiced.hear(Chunk("🐱", (1,)))
     with pytest.raises(SpeechError, match="nothing of the reply"):
         voiced.finish()
@@ -275,14 +274,14 @@ class Devices:
 
 def test_speech_is_played(model: Humming, monkeypatch: Any, tmp_path: Path) -> None:
     devices = Devices()
-    monkeypatch.setattr(audio_output, "_sounddevice", lambda: devices)
+    monkeypatch.setattr(sound, "_sounddevice", lambda: devices)
     assert run("say", "any", "Hi.", "--play") == 0
     assert devices.opened == [RATE, 0] and [len(each) for each in devices.heard] == [1600] * 3
     np.testing.assert_array_equal(np.concatenate(devices.heard)[:, 0], hum("Hi.").numpy())
     devices.heard.clear()
-    voiced = Voiced(tmp_path / "a.wav", None, one=True, played=True)
+    voiced = SpokenReplies(tmp_path / "a.wav", one=True, played=True)
     with voiced:
-        for piece in _Humming("Well.", voiced.begin()):
+        for piece in _Humming("Well.", {}):
             voiced.hear(piece)
         assert voiced.finish() == f"0.5 s of speech in {tmp_path / 'a.wav'}"
     np.testing.assert_array_equal(np.concatenate(devices.heard)[:, 0], hum("Well.").numpy())
@@ -290,10 +289,10 @@ def test_speech_is_played(model: Humming, monkeypatch: Any, tmp_path: Path) -> N
 
 def test_playing_stops_and_its_errors_are_told(monkeypatch: Any) -> None:
     devices = Devices()
-    monkeypatch.setattr(audio_output, "_sounddevice", lambda: devices)
+    monkeypatch.setattr(sound, "_sounddevice", lambda: devices)
     going = threading.Event()
     devices.write = lambda samples: going.wait(10) and devices.heard.append(samples)  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt), audio_output.Player() as player:
+    with pytest.raises(KeyboardInterrupt), sound.Player() as player:
         player.play(np.zeros(RATE, np.float32), RATE)
         threading.Timer(0.2, going.set).start()
         raise KeyboardInterrupt
@@ -303,7 +302,7 @@ def test_playing_stops_and_its_errors_are_told(monkeypatch: Any) -> None:
         raise devices.PortAudioError("unplugged")
 
     devices.write = broken  # type: ignore[method-assign]
-    with pytest.raises(UserError, match="unplugged"), audio_output.Player() as player:
+    with pytest.raises(UserError, match="unplugged"), sound.Player() as player:
         player.play(np.zeros(RATE, np.float32), RATE)
 
 
@@ -311,12 +310,12 @@ def test_where_nothing_plays_it_is_said(monkeypatch: Any, tmp_path: Path, capsys
     def missing() -> Any:
         raise UserError("what plays speech is not installed: pip install 'muomni[play]'")
 
-    monkeypatch.setattr(audio_output, "_sounddevice", missing)
+    monkeypatch.setattr(sound, "_sounddevice", missing)
     assert run("say", "any", "Hi.", "--play") == 2
     assert "muomni[play]" in capsys.readouterr().err
-    voiced = Voiced(tmp_path / "a.wav", None, one=True, played=True)
+    voiced = SpokenReplies(tmp_path / "a.wav", one=True, played=True)
     for _ in range(2):
-        for piece in _Humming("Well.", voiced.begin()):
+        for piece in _Humming("Well.", {}):
             voiced.hear(piece)
         said = voiced.finish()
     assert "not played" not in said and (tmp_path / "a.wav").exists()

@@ -1,34 +1,16 @@
 """`--speculate` and `--draft-model` of `generate` and `chat`: what they change, which is nothing in the replies."""
 
-import io
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from muomni import MuOmni
-from muomni.cli import main
 from muomni.cli.chat import Chat
 from muomni.infer import runtime
 
 GREEDY = ("--temperature", 0, "--max-new-tokens", 20, "--ignore-eos")
-
-
-@pytest.fixture
-def muomni(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs the command line in this process; gives its exit code, output and errors."""
-
-    def run(*args: object, stdin: bytes = b"") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main([str(arg) for arg in args])
-        captured = capfd.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """`muomni train` and `muomni demo` as a user types them."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,14 +8,10 @@ from pathlib import Path
 import pytest
 
 
-def muomni(*args: str | Path, cwd: Path, timeout: int = 150) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "MUOMNI_CACHE": str(cwd / "cache")}
-    command = [sys.executable, "-m", "muomni", *map(str, args)]
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout, check=False)
-
-
 @pytest.fixture
-def stories(tmp_path: Path) -> Path:
+def stories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MUOMNI_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "stories.txt"
     path.write_text("\n\n".join(f"The cat number {i} sat on mat {i * 7 % 13} and was happy." for i in range(600)))
     return path
@@ -34,18 +29,19 @@ SMALL = (
 )
 
 
-def test_from_text_to_a_reply(stories, tmp_path):
-    trained = muomni("train", "text-nano", "--data", stories, *SMALL, cwd=tmp_path)
+def test_from_text_to_a_reply(muomni, stories, tmp_path):
+    command = [sys.executable, "-m", "muomni", "train", "text-nano", "--data", str(stories), *SMALL]
+    trained = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
     assert trained.returncode == 0, trained.stderr
     assert "chat with it: muomni chat runs/text-nano" in trained.stdout
     assert "validation loss" in trained.stderr
-    answered = muomni("generate", "runs/text-nano", "The cat", "--raw", "--json", "--max-new-tokens", "5", cwd=tmp_path)
-    assert answered.returncode == 0, answered.stderr
-    assert 1 <= len(json.loads(answered.stdout)["tokens"]) <= 5
-    again = muomni("train", "text-nano", "--data", stories, *SMALL, cwd=tmp_path)
-    assert again.returncode == 2 and "--resume goes on" in again.stderr
-    resumed = muomni("train", "runs/text-nano", "--resume", cwd=tmp_path)
-    assert resumed.returncode == 2 and "is complete" in resumed.stderr
+    answered = muomni("generate", "runs/text-nano", "The cat", "--raw", "--json", "--max-new-tokens", "5")
+    assert answered.code == 0, answered.err
+    assert 1 <= len(json.loads(answered.out)["tokens"]) <= 5
+    again = muomni("train", "text-nano", "--data", stories, *SMALL)
+    assert again.code == 2 and "--resume goes on" in again.err
+    resumed = muomni("train", "runs/text-nano", "--resume")
+    assert resumed.code == 2 and "is complete" in resumed.err
 
 
 @pytest.mark.parametrize(
@@ -67,24 +63,26 @@ def test_from_text_to_a_reply(stories, tmp_path):
         (["text-nano", "--data", "stories.txt", "--resume"], "nothing to resume"),
     ],
 )
-def test_a_mistake_is_one_clear_line_and_exit_code_2(stories, tmp_path, arguments, message):
+@pytest.mark.usefixtures("stories")
+def test_a_mistake_is_one_clear_line_and_exit_code_2(muomni, tmp_path, arguments, message):
     (tmp_path / "binary.jsonl").write_bytes(bytes(range(256)) * 10)
     (tmp_path / "empty.txt").touch()
-    found = muomni("train", *arguments, "--set", "device=cpu", cwd=tmp_path)
-    assert found.returncode == 2, found.stderr
-    assert message in found.stderr
-    assert "Traceback" not in found.stderr
+    code, _, err = muomni("train", *arguments, "--set", "device=cpu")
+    assert code == 2, err
+    assert message in err
+    assert "Traceback" not in err
     assert not list((tmp_path / "runs").glob("*/step-*")) if (tmp_path / "runs").exists() else True
 
 
-def test_the_demo_runs_to_its_end_on_a_text_of_ones_own(stories, tmp_path):
-    found = muomni("demo", "--data", stories, "--steps", "90", "--out", "runs/mine", cwd=tmp_path)
-    assert found.returncode == 0, found.stderr + found.stdout
+def test_the_demo_runs_to_its_end_on_a_text_of_ones_own(muomni, stories, tmp_path):
+    """Both trainings are processes of their own, as a person would start and stop them."""
+    code, out, err = muomni("demo", "--data", stories, "--steps", "90", "--out", "runs/mine")
+    assert code == 0, err + out
     report = json.loads((tmp_path / "runs/mine/demo.json").read_text())
     assert report["gain_bits_per_byte"] == pytest.approx(report["bigram_bits_per_byte"] - report["model_bits_per_byte"])
-    assert "stopped and saved" in found.stdout and "going on from" in found.stderr
+    assert "stopped and saved" in out and "going on from" in err
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.txt").touch()
-    refused = muomni("demo", "--data", stories, "--out", "precious", cwd=tmp_path)
-    assert refused.returncode == 2 and "no demo made" in refused.stderr
+    refused = muomni("demo", "--data", stories, "--out", "precious")
+    assert refused.code == 2 and "no demo made" in refused.err
     assert (tmp_path / "precious" / "thesis.txt").exists()

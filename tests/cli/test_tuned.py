@@ -6,7 +6,7 @@ import pytest
 
 from muomni import MuOmni
 from muomni.cli import main
-from muomni.cli.common import options
+from muomni.cli.common.options import Decoding
 from muomni.errors import ConfigError
 
 
@@ -18,12 +18,12 @@ def write(path: Path, text: str) -> Path:
 def test_weights_become_int8_where_that_was_faster(nano_folder: Path, tmp_path: Path) -> None:
     faster = write(tmp_path / "faster.json", '// measured\n{"precision": "bf16", "chat": {"int8": true}}')
     slower = write(tmp_path / "slower.json", '{"chat": {"int8": false}}')
-    assert options.int8_by(faster, str(nano_folder))
-    assert not options.int8_by(slower, str(nano_folder)) and not options.int8_by(None, str(nano_folder))
+    assert Decoding(faster).int8(str(nano_folder))
+    assert not Decoding(slower).int8(str(nano_folder)) and not Decoding(None).int8(str(nano_folder))
     model = MuOmni.from_pretrained(nano_folder, device="cpu")
     model.quantize()
     model.save_pretrained(tmp_path / "int8")
-    assert not options.int8_by(faster, str(tmp_path / "int8"))  # they are int8 already
+    assert not Decoding(faster).int8(str(tmp_path / "int8"))  # they are int8 already
 
 
 def test_a_chat_and_generate_answer_with_it(
@@ -48,4 +48,4 @@ def test_a_chat_and_generate_answer_with_it(
 @pytest.mark.parametrize("text", ["{}", '{"chat": {"int8": "yes"}}', "[1]", "{"])
 def test_other_files_are_refused(nano_folder: Path, tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError, match=r"tuned\.json"):
-        options.int8_by(write(tmp_path / "tuned.json", text), str(nano_folder))
+        Decoding(write(tmp_path / "tuned.json", text)).int8(str(nano_folder))

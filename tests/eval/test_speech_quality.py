@@ -178,7 +178,8 @@ def test_what_is_no_speech_is_an_error(given: Samples, sentences: list[Sentence]
 def test_spectrograms_are_drawn(tmp_path: Path) -> None:
     pairs = [(Sentence(text, sound(words_of(text))), Spoken(sound(["cat"]), 0.1, None)) for text in TEXTS[:2]]
     plot_spectrograms(pairs, tmp_path / "a.png")
-    assert Image.open(tmp_path / "a.png").width > 500
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.width > 500
 
 
 def test_wrong_manifests(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def test_kill_9_of_a_real_process_resumes_bit_by_bit(recipe, tmp_path):
     process = _start(long, cut, tmp_path)
     _wait_for_step(cut, 20, process)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     assert process.returncode == -signal.SIGKILL
     train(long, cut, resume=True)
     assert_same_run(whole, cut)

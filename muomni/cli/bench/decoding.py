@@ -1,20 +1,22 @@
 """`muomni bench infer`: decoding, side by side on this machine."""
 
-import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from muomni.cli.bench import report as bench_report
+from muomni.cli.common.output import print_json
 
 if TYPE_CHECKING:
-    from muomni.bench.decoding.compare import Comparison, Decoding, Group
+    from collections.abc import Callable
+
+    from muomni.bench.decoding.compare import Comparison, Group
     from muomni.bench.decoding.comparisons import Plan
-    from muomni.bench.decoding.models import Weights
 
 
 def infer(
@@ -28,8 +30,8 @@ def infer(
     prompt: Annotated[int, typer.Option("--prompt-len", min=16, help="Tokens of each prompt.")] = 64,
     new: Annotated[int, typer.Option("--max-new-tokens", min=2, help="Tokens generated for each.")] = 128,
     batch: Annotated[str, typer.Option(help="Rows decoded together; one or several numbers.")] = "1,4,16",
-    rounds: Annotated[int, typer.Option(min=2, help="Turns each case takes.")] = 5,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of every case; default: torch's choice.")] = None,
+    rounds: bench_report.Rounds = 5,
+    threads: bench_report.Threads = None,
     variants: Annotated[
         bool,
         typer.Option(
@@ -48,7 +50,7 @@ def infer(
     work: Annotated[
         Path | None, typer.Option("--work-dir", help="Keep what is written here; default: nowhere.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON line.")] = False,
+    as_json: bench_report.OnlyJson = False,
 ) -> None:
     """Decoding. With MODEL, --quick or --full a report as `bench all` makes it.
 
@@ -58,24 +60,18 @@ def infer(
     """
     if bench_report.wants_report(ctx, target is not None or full is not None):
         return bench_report.report(("infer",), "infer", target, full, out, repeat)
-    from rich.console import Console
-
     from muomni import __version__
+    from muomni.bench.decoding import comparisons
     from muomni.bench.decoding.cold_start import first_text_s
     from muomni.bench.decoding.compare import compare_decoding
-    from muomni.bench.decoding.comparisons import batches_of, weights_of
 
-    batches, peer_weights = batches_of(batch), weights_of(weights)
-    console = Console(stderr=True)
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False)
-
+    batches, peer_weights = comparisons.batches_of(batch), comparisons.weights_of(weights)
+    on_update = bench_report.show_progress()
     with ExitStack() as stack:
         if work is None:
             work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="muomni-bench-")))
         work.mkdir(parents=True, exist_ok=True)
-        plan = _plan(shape, model, prompt, new, threads, work, say)
+        plan = _plan(shape, model, prompt, new, threads, work)
         result: dict[str, Any] = {
             "model": model or shape,
             "parameters": plan.thinker.num_parameters(),
@@ -85,34 +81,43 @@ def infer(
             "muomni": __version__,
             "comparisons": [],
         }
-        chosen = (batches if variants else (), kv_cache, attention, peer_weights if peers else ())
-        for group in _groups(plan, *chosen, batches, rounds, say):
-            comparison = compare_decoding(group, plan.thinker, plan.reference(), rounds, say)
+        groups: list[Callable[[], Group | None]] = [
+            partial(comparisons.variants, plan, rows) for rows in batches if variants
+        ]
+        if kv_cache is not False:
+            groups.append(partial(comparisons.kv_cache, plan, rounds, required=bool(kv_cache)))
+        if attention:
+            groups.append(partial(comparisons.attention_backends, plan))
+        for weight, rows in product(peer_weights if peers else (), batches):
+            groups.append(partial(comparisons.peers, plan, weight, rows, on_update))
+        for make in groups:
+            group = make()
+            if group is None:
+                on_update("KV cache: not measured, it takes minutes or more context; --kv-cache measures it")
+                continue
+            comparison = compare_decoding(group, plan.thinker, plan.reference(), rounds, on_update)
             result["comparisons"].append(comparison.as_dict())
             if not as_json:
                 print_comparison(f"{result['model']}, {comparison.name}", comparison)
         if cold:
-            say("cold start of muomni generate")
+            on_update("cold start of muomni generate")
             result["cold_start"] = first_text_s(plan.files.folder, plan.threads, rounds)
-    print(json.dumps(result))
+    print_json(result)
 
 
-def _plan(
-    shape: str, model: str | None, prompt: int, new: int, threads: int | None, work: Path, say: Callable[[str], None]
-) -> "Plan":
+def _plan(shape: str, model: str | None, prompt: int, new: int, threads: int | None, work: Path) -> "Plan":
     import torch
 
     from muomni.bench.decoding.comparisons import Plan
     from muomni.bench.decoding.models import Files, make_model_folder
-    from muomni.cli.bench.training import _shape
+    from muomni.cli.bench.training import shape_of
     from muomni.config import OmniConfig
     from muomni.formats.pretrained import read_config
     from muomni.formats.tensors import resolve_folder
 
     if model is None:
         folder = work / "model"
-        config = OmniConfig(thinker=_shape({"0.6b": "base"}.get(shape, shape)))
-        say(f"drawing the weights of {shape}")
+        config = OmniConfig(thinker=shape_of({"0.6b": "base"}.get(shape, shape)))
         make_model_folder(config, folder)
     else:
         folder = resolve_folder(Path(model))
@@ -120,60 +125,23 @@ def _plan(
     return Plan(config.thinker, Files(folder, work), work, prompt, new, threads or torch.get_num_threads())
 
 
-def _groups(
-    plan: "Plan",
-    variants: Sequence[int],
-    kv_cache: bool | None,
-    attention: bool,
-    peers: "Sequence[Weights]",
-    batches: Sequence[int],
-    rounds: int,
-    say: Callable[[str], None],
-) -> "Iterator[Group]":
-    """The comparisons, one after the other: `variants` of these batch sizes, and `peers` with these weights."""
-    from muomni.bench.decoding import comparisons
-
-    for batch in variants:
-        yield comparisons.variants(plan, batch)
-    if kv_cache is not False:
-        group = comparisons.kv_cache(plan, rounds, required=bool(kv_cache))
-        if group is None:
-            say("KV cache: not measured, it takes minutes or more context; --kv-cache measures it")
-        else:
-            yield group
-    if attention:
-        yield comparisons.attention_backends(plan)
-    for weights in peers:
-        for batch in batches:
-            yield comparisons.peers(plan, weights, batch, say)
-
-
 def print_comparison(title: str, comparison: "Comparison") -> None:
     """A table of one comparison, with what could not be measured and how far the machine can be trusted."""
-    first = comparison.cases[0].name
-    names = ("case", "decode tok/s", f"/ {first}", "verdict", "call tok/s", "call loss", "1st ms")
-    more = ("GB/s", "of memory", "MiB", "tokens right", "top-1", "KL")
-    bench_report.print_table(title, (*names, *more), [_cells(row) for row in comparison.cases])
+    columns = {
+        "case": "{0.name}",
+        "decode tok/s": "{0.decode_per_s:,.0f} ({0.low:,.0f}–{0.high:,.0f})",
+        f"/ {comparison.cases[0].name}": "{0.ratio:.2f}× ({0.ratio_low:.2f}–{0.ratio_high:.2f})",
+        "verdict": "{0.verdict}",
+        "call tok/s": "{0.call_per_s:,.0f}",
+        "call loss": "{0.public_loss:.1%}",
+        "1st ms": "{0.first_token_ms:,.1f}",
+        "GB/s": "{0.gb_per_s:.1f}",
+        "of memory": "{0.bandwidth_share:.0%}",
+        "MiB": "{0.peak_mib:,.0f}",
+        "tokens right": "{0.agreement:.1%}",
+        "top-1": "{0.top1:.1%}",
+        "KL": "{0.kl:.1e}",
+    }
+    bench_report.print_measured(title, comparison.cases, columns, left=("case", "verdict"))
     memory = f"{comparison.bandwidth:.1f} GB/s ({comparison.bandwidth_low:.1f}–{comparison.bandwidth_high:.1f})"
     bench_report.print_remarks(comparison.unmeasured, comparison.noise, [f"memory: {memory}"])
-
-
-def _cells(row: "Decoding") -> list[str]:
-    def shown(value: float | None, form: str) -> str:
-        return "–" if value is None else format(value, form)
-
-    return [
-        row.name,
-        f"{row.decode_per_s:,.0f} ({row.low:,.0f}–{row.high:,.0f})",
-        f"{row.ratio:.2f}× ({row.ratio_low:.2f}–{row.ratio_high:.2f})",
-        row.verdict,
-        f"{row.call_per_s:,.0f}",
-        shown(row.public_loss, ".1%"),
-        f"{row.first_token_ms:,.1f}",
-        f"{row.gb_per_s:.1f}",
-        f"{row.bandwidth_share:.0%}",
-        f"{row.peak_mib:,.0f}",
-        f"{row.agreement:.1%}",
-        shown(row.top1, ".1%"),
-        shown(row.kl, ".1e"),
-    ]

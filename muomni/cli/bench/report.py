@@ -1,14 +1,16 @@
 """`muomni bench [all|train|infer|speech] [MODEL] --quick|--full`: every technique on against off, as a report."""
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from string import Formatter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from muomni.cli.common.terminal import wide_console
+from muomni.cli.common.output import print_table, writing
 from muomni.errors import MuOmniError, UserError
 
 if TYPE_CHECKING:
@@ -33,6 +35,9 @@ Full = Annotated[
 Out = Annotated[
     Path | None, typer.Option(metavar="DIR", help="For report.json, report.html, tuned.json; runs/bench-MODEL if none.")
 ]
+Rounds = Annotated[int, typer.Option(min=2, help="Turns each case takes.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Of every case; default: torch's choice.")]
+OnlyJson = Annotated[bool, typer.Option("--json", help="Print only the JSON line.")]
 Repeat = Annotated[int, typer.Option(min=1, help="Measure this many times, and fail where verdicts contradict.")]
 
 
@@ -40,6 +45,7 @@ class BenchGroup(TyperGroup):
     """`muomni bench`, also with a model or an option next, is `muomni bench all`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Puts `all` in front of what names no subcommand."""
         first = args[0] if args else ""
         if first not in self.commands and first not in ("-h", "--help"):
             args = ["all", *args]
@@ -70,10 +76,8 @@ def claims(
     if out is None:
         print(text, end="")
         return
-    try:
+    with writing(out):
         out.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be written: {error.strerror}") from None
 
 
 def wants_report(ctx: typer.Context, wanted: bool, common: Sequence[str] = ()) -> bool:
@@ -108,8 +112,6 @@ def report(
         UserError: there is no such model, or it cannot be measured here.
         MuOmniError: repeated measurements contradict one another.
     """
-    from rich.console import Console
-
     from muomni.accel.measurements.statistics import contradictions
     from muomni.bench.report.recommendations import remember
     from muomni.bench.report.sections import FULL, QUICK
@@ -119,27 +121,30 @@ def report(
     folder = out or _RUNS / f"bench-{Path(model).name or _DEFAULT}"
     words = ["muomni", "bench", name, model, "--full" if full else "--quick"]
     asked = Asked(model, parts, FULL if full else QUICK, shlex.join(words))
-    progress = Console(stderr=True)
     target = find_target(model)  # mistakes are told before anything is measured
     make_folder(folder)
 
-    def say(text: str) -> None:
-        progress.print(text, highlight=False, markup=False, style="dim")
-
-    found = []
+    reports, on_update = [], show_progress()
     for number in range(repeat):
-        found.append(run(asked, say))
-        paths = write(found[-1], folder if repeat == 1 else folder / str(number + 1))
-        print_report(found[-1])
+        reports.append(run(asked, on_update))
+        paths = write(reports[-1], folder if repeat == 1 else folder / str(number + 1))
+        print_report(reports[-1])
         print("written: " + ", ".join(str(path) for path in paths))
-    against = contradictions([one.verdicts for one in found])
+    against = contradictions([each.verdicts for each in reports])
     if against:
         raise MuOmniError(f"{repeat} measurements contradict one another: {'; '.join(against)}")
-    lost = remember(found[-1], target)
+    lost = remember(reports[-1], target)
     if lost:
         print(f"auto settings leave off here, for this model, from now on: {', '.join(lost)}")
     if repeat > 1:
         print(f"{repeat} measurements agree: no technique is on in one and off in another")
+
+
+def show_progress() -> Callable[[str], None]:
+    """Prints what is going on to standard error."""
+    from rich.console import Console
+
+    return partial(Console(stderr=True).print, highlight=False, markup=False, style="dim")
 
 
 def print_report(report: "Report") -> None:
@@ -150,35 +155,39 @@ def print_report(report: "Report") -> None:
     names = ("technique", "tokens/s", "speed", "memory", "results", "usually claimed", "verdict here")
     rows = []
     for row in report.rows:
-        shown = cells(row)
-        verdict = f"{row.verdict}: {row.reason}"
+        shown, verdict = cells(row), f"{row.verdict}: {row.reason}"
         rows.append((row.technique, shown.speeds, shown.ratio, shown.memory, shown.results, row.claim, verdict))
     title = f"{report.model.name} on {report.machine.words}: on against off ({report.mode}, {report.seconds:.0f} s)"
-    print_table(title, names, rows, left=names)
+    print_table(names, rows, title=title, left=names)
     lines = [f"A difference counts beyond {report.margin:.0%}."]
     lines += [f"for a recipe: {key} = {value}" for key, value in report.tuned.items() if key != CHAT]
     print_remarks({}, "; ".join(report.noise), [*lines, *report.advice])
 
 
-def print_table(
-    title: str, names: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[str] = ("case", "verdict")
-) -> None:
-    """A table, its columns right-aligned but for those of `left`."""
-    from rich.table import Table
+def print_measured(title: str, rows: Iterable[object], columns: Mapping[str, str], left: Sequence[str]) -> None:
+    """A table of measurements.
 
-    table = Table(title=title)
-    for name in names:
-        table.add_column(name, justify="left" if name in left else "right")
-    for row in rows:
-        table.add_row(*row)
-    wide_console().print(table)
+    Args:
+        title: above it.
+        rows: with attributes.
+        columns: headings, and each cell as `str.format` writes it of a row.
+        left: headings of the columns that are not numbers.
+    """
+    cells = [[_cell(form, row) for form in columns.values()] for row in rows]
+    print_table(list(columns), cells, title=title, left=left)
+
+
+def _cell(form: str, row: object) -> str:
+    """What `str.format` writes of a row; a dash where a value is None."""
+    fields = Formatter()
+    values = [fields.get_field(name, (row,), {})[0] for _, name, _, _ in fields.parse(form) if name]
+    return "–" if None in values else form.format(row)
 
 
 def print_remarks(unmeasured: Mapping[str, str], noise: str, lines: Sequence[str] = ()) -> None:
     """Lines below a table: what could not be measured and why, and how far the measurements can be trusted."""
-    console = wide_console()
-    remarks = [f"{name}: not measured, {reason}" for name, reason in unmeasured.items()]
+    for name, reason in unmeasured.items():
+        print(f"{name}: not measured, {reason}")
     if noise:
-        remarks.append(f"A noisy machine: {noise}. Small differences mean nothing here.")
-    for text in (*remarks, *lines):
-        console.print(text, highlight=False, markup=False)
+        print(f"A noisy machine: {noise}. Small differences mean nothing here.")
+    print("\n".join(lines))

@@ -1,6 +1,5 @@
 """`muomni bench speech`: ways to speak, side by side on this machine."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,6 +7,7 @@ import typer
 
 from muomni.cli.bench import report as bench_report
 from muomni.cli.common import options
+from muomni.cli.common.output import print_json
 from muomni.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ def speech(
     file: Annotated[Path | None, typer.Option(help="Say the lines of this file instead of eight sentences.")] = None,
     voice: options.Voice = None,
     temperature: Annotated[float, typer.Option(min=0, help="Of the codes.")] = 0.7,
-    rounds: Annotated[int, typer.Option(min=2, help="Turns each case takes.")] = 5,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of every case; default: torch's choice.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON line.")] = False,
+    rounds: bench_report.Rounds = 5,
+    threads: bench_report.Threads = None,
+    as_json: bench_report.OnlyJson = False,
     full: Annotated[
         bool | None, typer.Option("--full/--quick", help="A report of the techniques instead, as `bench all` makes it.")
     ] = None,
@@ -39,15 +39,14 @@ def speech(
     """
     if bench_report.wants_report(ctx, full is not None, common=("run",)):
         return bench_report.report(("speech",), "speech", run, full, out, repeat)
-    from rich.console import Console
-
     from muomni.bench.decoding.comparisons import batches_of
     from muomni.bench.speech import TEXTS, compare_speaking, speech_cases
+    from muomni.cli.say import read_texts
     from muomni.formats.pretrained import read_config
     from muomni.formats.tensors import resolve_folder
 
     counts = batches_of(rows, "--rows")
-    texts = TEXTS if file is None else _lines(file)
+    texts = TEXTS if file is None else tuple(read_texts(None, file, whole=False).values())
     folder = resolve_folder(Path(run))
     config, _ = read_config(folder)
     if config.talker is None:
@@ -56,47 +55,23 @@ def speech(
         import torch
 
         threads = torch.get_num_threads()
-    common = {
-        "model": str(folder),
-        "texts": texts,
-        "voice": voice or "",
-        "temperature": temperature,
-        "threads": threads,
-    }
-    console = Console(stderr=True)
-    found = compare_speaking(speech_cases(counts, common), rounds, lambda text: console.print(text, highlight=False))
+    common = {"model": str(folder), "texts": texts, "voice": voice or "", "temperature": temperature}
+    cases = speech_cases(counts, common | {"threads": threads})
+    comparison = compare_speaking(cases, rounds, bench_report.show_progress())
     if not as_json:
-        print_speaking(f"{run}, {len(texts)} texts, {threads} threads", found)
-    print(json.dumps({"model": run, "threads": threads, "texts": len(texts), "rounds": rounds, **found.as_dict()}))
+        _print(f"{run}, {len(texts)} texts, {threads} threads", comparison)
+    print_json({"model": run, "threads": threads, "texts": len(texts), "rounds": rounds, **comparison.as_dict()})
 
 
-def _lines(file: Path) -> tuple[str, ...]:
-    """Raises:
-    UserError: the file cannot be read, or holds nothing.
-    """
-    try:
-        lines = tuple(line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read: {error}") from None
-    if not lines:
-        raise UserError(f"{file}: holds nothing to say")
-    return lines
-
-
-def print_speaking(title: str, comparison: "SpeakingComparison") -> None:
+def _print(title: str, comparison: "SpeakingComparison") -> None:
     """A table, with what could not be measured and how far the machine can be trusted."""
-    first = comparison.cases[0].name
-    names = ("case", "real-time factor", f"sound / {first}", "first sound ms", "load s", "MiB")
-    rows = [
-        (
-            row.name,
-            f"{row.real_time:.3f} ({row.low:.3f}–{row.high:.3f})",
-            f"{row.ratio:.2f}× ({row.ratio_low:.2f}–{row.ratio_high:.2f})",
-            "–" if row.first_ms is None else f"{row.first_ms:.0f} ({row.first_low:.0f}–{row.first_high:.0f})",
-            f"{row.load_s:.1f}",
-            f"{row.peak_mib:,.0f}",
-        )
-        for row in comparison.cases
-    ]
-    bench_report.print_table(title, names, rows)
+    columns = {
+        "case": "{0.name}",
+        "real-time factor": "{0.real_time:.3f} ({0.low:.3f}–{0.high:.3f})",
+        f"sound / {comparison.cases[0].name}": "{0.ratio:.2f}× ({0.ratio_low:.2f}–{0.ratio_high:.2f})",
+        "first sound ms": "{0.first_ms:.0f} ({0.first_low:.0f}–{0.first_high:.0f})",
+        "load s": "{0.load_s:.1f}",
+        "MiB": "{0.peak_mib:,.0f}",
+    }
+    bench_report.print_measured(title, comparison.cases, columns, left=("case",))
     bench_report.print_remarks(comparison.unmeasured, comparison.noise)

@@ -1,17 +1,20 @@
 """`muomni bench`: techniques and peers, side by side on this machine."""
 
-import json
-from collections.abc import Callable
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from muomni.cli.bench import report as bench_report
+from muomni.cli.common.output import print_json
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from muomni.bench.training.compare import Measured
     from muomni.bench.training.media_overhead import MediaCost
     from muomni.bench.training.techniques import OnOff
+    from muomni.config import ThinkerConfig
     from muomni.config.model import PresetName
 
 
@@ -24,12 +27,12 @@ def train(
     shape: Annotated[str, typer.Option(help="nano, tiny, small, base, 12m or 100m.")] = "tiny",
     batch_size: Annotated[int, typer.Option(min=4, help="Rows in a step.")] = 4,
     seq_len: Annotated[int, typer.Option(min=8, help="Tokens in a row.")] = 512,
-    rounds: Annotated[int, typer.Option(min=2, help="Turns each case takes.")] = 5,
+    rounds: bench_report.Rounds = 5,
     steps: Annotated[int, typer.Option(min=1, help="Steps in a turn.")] = 2,
     techniques: Annotated[bool, typer.Option(help="Measure each technique on against off.")] = True,
     media: Annotated[bool, typer.Option(help="Measure what pictures and sounds cost beside their FLOPs.")] = True,
     peers: Annotated[bool, typer.Option("--peers", help="Also measure transformers' own Qwen3.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON line.")] = False,
+    as_json: bench_report.OnlyJson = False,
 ) -> None:
     """Training steps, each technique on against off. With MODEL, --quick or --full a report as `bench all` makes it.
 
@@ -39,57 +42,59 @@ def train(
     """
     if bench_report.wants_report(ctx, target is not None or full is not None):
         return bench_report.report(("train",), "train", target, full, out, repeat)
-    from rich.console import Console
-
     from muomni.bench.training.compare import compare
+    from muomni.bench.training.media_overhead import measure_media
     from muomni.bench.training.techniques import measure_techniques
 
-    console = Console(stderr=True)
-    common = {"thinker": _shape(shape), "batch_size": batch_size, "seq_len": seq_len}
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False)
-
+    common = {"thinker": shape_of(shape), "batch_size": batch_size, "seq_len": seq_len}
+    on_update = bench_report.show_progress()
     result: dict[str, Any] = {"shape": shape, "batch_size": batch_size, "seq_len": seq_len}
-    title = f"{shape}, {batch_size} × {seq_len} tokens"
+    title = "" if as_json else f"{shape}, {batch_size} × {seq_len} tokens"
     if techniques:
-        found = list(measure_techniques(common, rounds, steps, say))
-        result["techniques"] = [item.as_dict() for item in found]
-        if not as_json:
-            _print_techniques(title, found)
+        pairs = list(measure_techniques(common, rounds, steps, on_update))
+        result["techniques"] = [pair.as_dict() for pair in pairs]
+        if title:
+            _print_techniques(title, pairs)
     if media:
-        result["media"] = _media(shape, common, rounds, steps, say, title="" if as_json else title)
-    if peers:
-        for precision in ("fp32", "bf16"):
-            cases = _peer_cases(common, precision)
-            measured = compare(cases, rounds, steps, say=say)
-            result[f"peers {precision}"] = [_without_gradients(item.as_dict()) for item in measured]
-            if not as_json:
-                _print_peers(title, measured)
-    print(json.dumps(result))
+        on_update("media")
+
+        def measure(encoders: tuple[Any, Any]) -> "list[MediaCost]":
+            return measure_media(common, *encoders, rounds, steps, on_update)
+
+        result["media"] = _media(shape, measure, title)
+    for precision in ("fp32", "bf16") if peers else ():
+        measured = compare(_peer_cases(common, precision), rounds, steps, say=on_update)
+        # Peers draw their weights in their own way, so gradients are not compared.
+        cases = [{key: value for key, value in case.as_dict().items() if "gradient" not in key} for case in measured]
+        result[f"peers {precision}"] = cases
+        if title:
+            _print_peers(title, measured)
+    print_json(result)
 
 
-def _media(shape: str, common: dict[str, Any], rounds: int, steps: int, say: Callable[[str], None], title: str) -> Any:
-    """The figures of rows with media, or why there are none; printed where there is a title."""
+def _media(shape: str, measure: "Callable[[tuple[Any, Any]], list[MediaCost]]", title: str) -> Any:
+    """The measurements of rows with media, or why there are none; printed where there is a title."""
     from muomni.bench.shapes import SHAPE_PRESETS
-    from muomni.bench.training.media_overhead import measure_media
     from muomni.config import encoder_configs
     from muomni.errors import ConfigError
 
-    say("media")
     try:
-        encoders = encoder_configs(cast("PresetName", SHAPE_PRESETS.get(shape, shape)))
-        found = measure_media(common, *encoders, rounds, steps, say)
+        costs = measure(encoder_configs(cast("PresetName", SHAPE_PRESETS.get(shape, shape))))
     except ConfigError as error:
         if title:
             bench_report.print_remarks({"media": str(error)}, noise="")
         return {"not_measured": str(error)}
     if title:
-        _print_media(title, found)
-    return [item.as_dict() for item in found]
+        _print_media(title, costs)
+    return [cost.as_dict() for cost in costs]
 
 
-def _shape(name: str) -> Any:
+def shape_of(name: str) -> "ThinkerConfig":
+    """The Thinker of a preset or another shape by name.
+
+    Raises:
+        UserError: there is none.
+    """
     from muomni.bench.shapes import SHAPES
     from muomni.config import PRESET_NAMES, preset
     from muomni.errors import UserError
@@ -98,11 +103,6 @@ def _shape(name: str) -> Any:
     if name not in shapes:
         raise UserError(f"--shape {name}: there are {', '.join(shapes)}")
     return shapes[name]
-
-
-def _without_gradients(figures: dict[str, Any]) -> dict[str, Any]:
-    """Peers draw their weights in their own way, so their gradients are not compared."""
-    return {key: value for key, value in figures.items() if not key.startswith("gradient")}
 
 
 def _peer_cases(common: dict[str, Any], precision: str) -> list[Any]:
@@ -128,76 +128,54 @@ def _peer_cases(common: dict[str, Any], precision: str) -> list[Any]:
     return [*compiled, *plain, *ours]
 
 
-def _ratio(row: "Measured") -> str:
-    return f"{row.ratio:.2f}× ({row.ratio_low:.2f}–{row.ratio_high:.2f})"
+_RATIO = "{0.ratio:.2f}× ({0.ratio_low:.2f}–{0.ratio_high:.2f})"
 
 
 def _print_peers(title: str, rows: "list[Measured]") -> None:
-    names = (
-        "case",
-        "tokens/s",
-        "quartiles",
-        "peak MiB",
-        "first step s",
-        f"speed / {rows[0].name}",
-        "memory",
-        "verdict",
-    )
-    cells = [
-        (
-            row.name,
-            f"{row.tokens_per_s:,.0f}",
-            f"{row.low:,.0f}–{row.high:,.0f}",
-            f"{row.peak_mib:,.0f}",
-            f"{row.first_step_s:.1f}",
-            _ratio(row),
-            f"{row.memory_ratio:.2f}×",
-            row.verdict,
-        )
-        for row in rows
-    ]
-    bench_report.print_table(title, names, cells)
+    columns = {
+        "case": "{0.name}",
+        "tokens/s": "{0.tokens_per_s:,.0f}",
+        "quartiles": "{0.low:,.0f}–{0.high:,.0f}",
+        "peak MiB": "{0.peak_mib:,.0f}",
+        "first step s": "{0.first_step_s:.1f}",
+        f"speed / {rows[0].name}": _RATIO,
+        "memory": "{0.memory_ratio:.2f}×",
+        "verdict": "{0.verdict}",
+    }
+    bench_report.print_measured(title, rows, columns, left=("case", "verdict"))
 
 
 def _print_techniques(title: str, rows: "list[OnOff]") -> None:
-    names = ("technique", "off tok/s", "on tok/s", "speed", "memory", "equivalence", "first step s", "verdict")
-    cells = [
-        (
-            row.technique.title,
-            f"{row.off.tokens_per_s:,.0f}",
-            f"{row.on.tokens_per_s:,.0f}",
-            _ratio(row.on),
-            f"{row.on.memory_ratio:.2f}×",
-            _equivalence(row.technique.equivalence, row.on),
-            f"{row.off.first_step_s:.1f} → {row.on.first_step_s:.1f}",
-            row.on.verdict,
-        )
+    columns = {
+        "technique": "{0.technique.title}",
+        "off tok/s": "{0.off.tokens_per_s:,.0f}",
+        "on tok/s": "{0.on.tokens_per_s:,.0f}",
+        "speed": _RATIO.replace("0.", "0.on."),
+        "memory": "{0.on.memory_ratio:.2f}×",
+        "equivalence": "{0.equivalence}",
+        "first step s": "{0.off.first_step_s:.1f} → {0.on.first_step_s:.1f}",
+        "verdict": "{0.on.verdict}",
+    }
+    measured = [
+        SimpleNamespace(**vars(row), equivalence=_equivalence(row.technique.equivalence, row.on))
         for row in rows
-        if row.off is not None and row.on is not None
+        if row.on is not None
     ]
-    bench_report.print_table(f"{title}: on against off", names, cells, left=("technique", "verdict"))
+    bench_report.print_measured(f"{title}: on against off", measured, columns, left=("technique", "verdict"))
     bench_report.print_remarks({row.technique.title: row.not_measured for row in rows if row.not_measured}, noise="")
 
 
 def _print_media(title: str, rows: "list[MediaCost]") -> None:
-    names = ("rows", "tokens/s", "quartiles", "GFLOP/s", "time / text", "FLOPs / text", "peak MiB", "verdict")
-    cells = []
-    for number, row in enumerate(rows):
-        m = row.measured
-        slowdown, least, most = row.slowdown
-        cells.append(
-            (
-                m.name,
-                f"{m.tokens_per_s:,.0f}",
-                f"{m.low:,.0f}–{m.high:,.0f}",
-                f"{m.tokens_per_s * m.flops_per_token / 1e9:,.0f}",
-                f"{slowdown:.2f}× ({least:.2f}–{most:.2f})",
-                f"{row.explained:.2f}×",
-                f"{m.peak_mib:,.0f}",
-                row.verdict if number else "",
-            )
-        )
-    bench_report.print_table(f"{title}: media in the place of text", names, cells, left=("rows", "verdict"))
+    columns = {
+        "rows": "{0.measured.name}",
+        "tokens/s": "{0.measured.tokens_per_s:,.0f}",
+        "quartiles": "{0.measured.low:,.0f}–{0.measured.high:,.0f}",
+        "peak MiB": "{0.measured.peak_mib:,.0f}",
+        "time / text": "{0.slowdown[0]:.2f}× ({0.slowdown[1]:.2f}–{0.slowdown[2]:.2f})",
+        "FLOPs / text": "{0.explained:.2f}×",
+        "verdict": "{0.verdict}",
+    }
+    bench_report.print_measured(f"{title}: media in the place of text", rows, columns, left=("rows", "verdict"))
 
 
 def _equivalence(claim: str, on: "Measured") -> str:

@@ -17,8 +17,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
-from muomni.cli.common.decoding import Decoding
+from muomni.cli.common.options import Decoding
 from muomni.errors import MediaError, PromptError, UserError
+from muomni.files import json_line
 
 if TYPE_CHECKING:
     from muomni.api.model import MuOmni
@@ -37,21 +38,21 @@ class Job:
     Attributes:
         prompts, replies: the files.
         sampling: settings for all prompts; those of a line go before them.
-        raw: continue texts as they stand.
         system: what the system message says, for prompts that are texts.
         batch_size: prompts side by side.
-        batch_invariant: see `MuOmni.chat_batch`.
         decoding: how the model is loaded and decodes.
+        raw: continue texts as they stand.
+        batch_invariant: see `MuOmni.chat_batch`.
     """
 
     prompts: Path
     replies: Path
     sampling: dict[str, Any]
-    raw: bool
     system: str | None
     batch_size: int
-    batch_invariant: bool
     decoding: Decoding
+    raw: bool = False
+    batch_invariant: bool = False
 
 
 class BatchTotals(TypedDict):
@@ -104,7 +105,7 @@ def answer_file(run: str, job: Job) -> BatchTotals:
     if not left:
         return totals
     pending: deque[_Line] = deque()
-    runtime, draft = model.runtime, job.decoding.draft_model(model)
+    runtime, draft = model.runtime, job.decoding.drafts(model)
 
     def inputs() -> Iterator["EngineInput"]:
         options: dict[str, Any] = {"raw": job.raw, "alone": job.batch_invariant, "root": job.prompts.parent}
@@ -143,14 +144,15 @@ def _check_settings(job: Job) -> None:
     for line in _lines(job):
         guessed += _params(job, line).is_greedy
         count += 1
-    if not job.decoding.drafts or guessed == count:
+    option = job.decoding.drafting_option
+    if option is None or guessed == count:
         return
     needs = "--temperature 0 without --repetition-penalty"
     if not guessed:
-        raise UserError(f"{job.decoding.option} guesses the most likely tokens; none of the prompts has {needs}")
+        raise UserError(f"{option} guesses the most likely tokens; none of the prompts has {needs}")
     print(
         f"{count - guessed} of {count} prompts do not have {needs}: "
-        f"while one of them is answered, {job.decoding.option} does nothing",
+        f"while one of them is answered, {option} does nothing",
         file=sys.stderr,
     )
 
@@ -166,7 +168,7 @@ def _written(line: _Line, reply: "Reply") -> bytes:
         "new_tokens": reply.timing.new_tokens,
         "prompt_sha256": line.digest,
     }
-    return (json.dumps(values, ensure_ascii=False) + "\n").encode()
+    return json_line(values)
 
 
 def _lines(job: Job, skip: int = 0) -> Iterator[_Line]:
@@ -190,7 +192,7 @@ def _parse(job: Job, number: int, content: bytes) -> _Line:
         value = json.loads(content)
     except UnicodeDecodeError as error:
         raise PromptError(f"{where}: is not UTF-8 text (byte {error.start})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PromptError(f"{where}: is not JSON: {error}") from None
     entry = {"prompt": value} if isinstance(value, str) else value
     if not isinstance(entry, dict):
@@ -275,7 +277,7 @@ def _is_error(job: Job, number: int, content: bytes, line: _Line | None) -> bool
     try:
         reply = json.loads(content)
         answers = reply["line"], reply["prompt_sha256"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         answers = None
     if line is None or answers != (line.number, line.digest):
         raise UserError(

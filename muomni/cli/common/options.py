@@ -1,11 +1,21 @@
-"""Options that several commands share. Each sampling option is one field of `SamplingParams`."""
+"""Options that several commands share, and what loading a model and decoding with it make of them."""
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
+
+from muomni.errors import UserError
+
+if TYPE_CHECKING:
+    from muomni.api.model import MuOmni
+    from muomni.infer import SamplingParams
+
+CacheDtype = Literal["auto", "int8"]
+RunnerName = Literal["auto", "eager", "native", "compiled"]
 
 Run = Annotated[
     str,
@@ -18,29 +28,7 @@ Run = Annotated[
 Device = Annotated[str, typer.Option(help="cuda, mps or cpu; auto picks the first available.")]
 Raw = Annotated[bool, typer.Option("--raw", help="Continue the text as it stands, without the turns of a chat.")]
 System = Annotated[str | None, typer.Option(metavar="TEXT", help="What the system message says.")]
-Image = Annotated[
-    list[str] | None,
-    typer.Option("--image", metavar="FILE", help="Show this picture with the message; may be repeated."),
-]
-Audio = Annotated[
-    list[str] | None,
-    typer.Option("--audio", metavar="FILE", help="Play this sound with the message; may be repeated."),
-]
-Video = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--video",
-        metavar="FILE",
-        help="Show this video with the message, one picture a second, 32 at most; may be repeated. Needs the extra "
-        '"video".',
-    ),
-]
-
 Voice = Annotated[str | None, typer.Option(metavar="NAME", help="One of the model's voices; default: its first.")]
-
-
-CacheDtype = Literal["auto", "int8"]
-RunnerName = Literal["auto", "eager", "native", "compiled"]
 Runner = Annotated[
     RunnerName | None,
     typer.Option(
@@ -48,95 +36,83 @@ Runner = Annotated[
         "(torch.compile); auto, the default, picks the fastest available."
     ),
 ]
-Tuned = Annotated[
-    Path | None,
-    typer.Option(
-        "--tuned-config",
-        metavar="FILE",
-        help="A tuned.json of muomni bench: float weights are made int8 while they are read if that was faster.",
-    ),
-]
-Cache = Annotated[
-    CacheDtype | None,
-    typer.Option(
-        "--kv-cache-dtype",
-        help="Dtype of keys and values: auto (default) is the model's; int8 holds much longer conversations, or more "
-        "prompts side by side, in the same memory, and is slower on a CPU.",
-    ),
-]
-Speculate = Annotated[
-    bool | None,
-    typer.Option(
-        "--speculate",
-        help="Guess tokens from the text so far and check several in one step, while that is faster: for replies that "
-        "repeat much of the prompt. The reply is the same. Needs --temperature 0.",
-    ),
-]
-Draft = Annotated[
-    str | None,
-    typer.Option(
-        "--draft-model",
-        metavar="RUN",
-        help="As --speculate, but a smaller run with the same tokenizer guesses: for replies that it would write "
-        "much alike.",
-    ),
-]
-
-_GROUP = "Sampling"
-MaxNewTokens = Annotated[
-    int | None, typer.Option(rich_help_panel=_GROUP, help="Longest reply, in tokens (default 512).")
-]
-Temperature = Annotated[
-    float | None, typer.Option(rich_help_panel=_GROUP, help="0 takes the most likely token (default 0.8).")
-]
-TopK = Annotated[
-    int | None, typer.Option(rich_help_panel=_GROUP, help="Keep the k most likely tokens; 0 keeps all (default 50).")
-]
-TopP = Annotated[
-    float | None,
-    typer.Option(rich_help_panel=_GROUP, help="Keep the most likely tokens up to this sum (default 0.95)."),
-]
-MinP = Annotated[
-    float | None,
-    typer.Option(rich_help_panel=_GROUP, help="Keep tokens this likely relative to the best one (default 0.0)."),
-]
-RepetitionPenalty = Annotated[
-    float | None,
-    typer.Option(rich_help_panel=_GROUP, help="Above 1 makes tokens already there less likely (default 1.0)."),
-]
-Stop = Annotated[
-    list[str] | None,
-    typer.Option(rich_help_panel=_GROUP, metavar="TEXT", help="End before this text; may be repeated."),
-]
-Seed = Annotated[int | None, typer.Option(rich_help_panel=_GROUP, help="The same seed gives the same reply.")]
-IgnoreEos = Annotated[
-    bool | None,
-    typer.Option("--ignore-eos", rich_help_panel=_GROUP, help="Go on to the longest reply whatever the model says."),
-]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value; may be repeated.")]
 
 
-SAMPLING: dict[str, Any] = {
-    "max_new_tokens": MaxNewTokens,
-    "temperature": Temperature,
-    "top_k": TopK,
-    "top_p": TopP,
-    "min_p": MinP,
-    "repetition_penalty": RepetitionPenalty,
-    "stop": Stop,
-    "seed": Seed,
-    "ignore_eos": IgnoreEos,
-}
-# The fields of `common.decoding.Decoding`.
-DECODING: dict[str, Any] = {
-    "tuned": Tuned,
-    "cache": Cache,
-    "runner": Runner,
-    "speculate": Speculate,
-    "draft": Draft,
-    "device": Annotated[
-        str | None, typer.Option(help="cuda, mps or cpu; auto, the default, picks the first available.")
-    ],
-}
+class _Option(NamedTuple):
+    kind: Any
+    help: str
+    metavar: str | None = None
+
+
+def _table(panel: str | None, rows: Mapping[str, _Option]) -> dict[str, Any]:
+    """Annotations of options that are None unless they are given, by name."""
+    return {
+        name: Annotated[
+            row.kind | None,
+            typer.Option("--" + name.replace("_", "-"), rich_help_panel=panel, metavar=row.metavar, help=row.help),
+        ]
+        for name, row in rows.items()
+    }
+
+
+# Each is a field of `SamplingParams`.
+SAMPLING = _table(
+    "Sampling",
+    {
+        "max_new_tokens": _Option(int, "Longest reply, in tokens (default 512)."),
+        "temperature": _Option(float, "0 takes the most likely token (default 0.8)."),
+        "top_k": _Option(int, "Keep the k most likely tokens; 0 keeps all (default 50)."),
+        "top_p": _Option(float, "Keep the most likely tokens up to this sum (default 0.95)."),
+        "min_p": _Option(float, "Keep tokens this likely relative to the best one (default 0.0)."),
+        "repetition_penalty": _Option(float, "Above 1 makes tokens already there less likely (default 1.0)."),
+        "stop": _Option(list[str], "End before this text; may be repeated.", "TEXT"),
+        "seed": _Option(int, "The same seed gives the same reply."),
+        "ignore_eos": _Option(bool, "Go on to the longest reply whatever the model says."),
+    },
+)
+# Each is a field of `Decoding`.
+DECODING = _table(
+    None,
+    {
+        "tuned_config": _Option(
+            Path,
+            "A tuned.json of muomni bench: float weights are made int8 while they are read if that was faster.",
+            "FILE",
+        ),
+        "kv_cache_dtype": _Option(
+            CacheDtype,
+            "Dtype of keys and values: auto (default) is the model's; int8 holds much longer conversations, or more "
+            "prompts side by side, in the same memory, and is slower on a CPU.",
+        ),
+        "speculate": _Option(
+            bool,
+            "Guess tokens from the text so far and check several in one step, while that is faster: for replies that "
+            "repeat much of the prompt. The reply is the same. Needs --temperature 0.",
+        ),
+        "draft_model": _Option(
+            str,
+            "As --speculate, but a smaller run with the same tokenizer guesses: for replies that it would write much "
+            "alike.",
+            "RUN",
+        ),
+        "device": _Option(str, "cuda, mps or cpu; auto, the default, picks the first available."),
+    },
+) | {"runner": Runner}
+MEDIA = _table(
+    None,
+    {
+        "image": _Option(list[str], "Show this picture with the message; may be repeated.", "FILE"),
+        "video": _Option(
+            list[str],
+            "Show this video with the message, one picture a second, 32 at most; may be repeated. Needs the extra "
+            '"video".',
+            "FILE",
+        ),
+        "audio": _Option(list[str], "Play this sound with the message; may be repeated.", "FILE"),
+    },
+)
 
 
 def group(name: str, members: Mapping[str, Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -166,28 +142,106 @@ def group(name: str, members: Mapping[str, Any]) -> Callable[[Callable[..., None
     return decorate
 
 
-def media(image: list[str] | None, audio: list[str] | None, video: list[str] | None) -> list[dict[str, str]]:
-    """The parts of a message that `--image`, `--audio` and `--video` give: pictures, videos, then sounds."""
-    kinds = {"image": image, "video": video, "audio": audio}
-    return [{"type": kind, kind: path} for kind, paths in kinds.items() for path in paths or []]
-
-
 def given(**options: Any) -> dict[str, Any]:
     """The options that were given on the command line; the others keep their defaults."""
     return {key: value for key, value in options.items() if value is not None and value != []}
 
 
-def int8_by(tuned: Path | None, run: str) -> bool:
-    """Whether a model's weights are to be made int8 while they are read; see `Tuned`.
+def parts(media: Mapping[str, list[str]]) -> list[dict[str, str]]:
+    """The parts of a message that the options of `MEDIA` give: pictures, videos, then sounds."""
+    return [{"type": kind, kind: local_path(path)} for kind, paths in media.items() for path in paths]
+
+
+def local_path(text: str) -> str:
+    """A path, which may be given as a `file://` address."""
+    if not text.startswith("file://"):
+        return text
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
+
+    return url2pathname(urlsplit(text).path)
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a command loads its model and decodes with it: the values of `DECODING`.
 
     Raises:
-        ConfigError: the file is no `tuned.json`, or says nothing of a chat.
+        UserError: both --speculate and --draft-model are given.
     """
-    if tuned is None:
-        return False
-    from muomni.config.loader import tuned_for_chat
-    from muomni.formats.pretrained import read_quantization
-    from muomni.formats.tensors import resolve_folder
 
-    faster, folder = tuned_for_chat(tuned), Path(run)
-    return faster and (not folder.is_dir() or read_quantization(resolve_folder(folder)) is None)
+    tuned_config: Path | None = None
+    kv_cache_dtype: CacheDtype | None = None
+    speculate: bool | None = None
+    draft_model: str | None = None
+    device: str = "auto"
+    runner: RunnerName | None = None
+
+    def __post_init__(self) -> None:
+        if self.speculate and self.draft_model is not None:
+            raise UserError(
+                "--speculate guesses from the text so far, --draft-model by a smaller run: give one of them"
+            )
+
+    def load(self, run: str) -> "MuOmni":
+        """The model.
+
+        Raises:
+            UserError: it cannot be loaded.
+            ConfigError: --tuned-config is no `tuned.json`.
+        """
+        model = self._load(run, int8=self.int8(run))
+        if self.kv_cache_dtype is not None:
+            model.cache_dtype = self.kv_cache_dtype
+        return model
+
+    def int8(self, run: str) -> bool:
+        """Whether the weights of a run are to be made int8 while they are read; see `--tuned-config`.
+
+        Raises:
+            ConfigError: the file is no `tuned.json`, or says nothing of a chat.
+        """
+        if self.tuned_config is None:
+            return False
+        from muomni.config.loader import tuned_for_chat
+        from muomni.formats.pretrained import read_quantization
+        from muomni.formats.tensors import resolve_folder
+
+        faster, folder = tuned_for_chat(self.tuned_config), Path(run)
+        return faster and (not folder.is_dir() or read_quantization(resolve_folder(folder)) is None)
+
+    def drafts(self, model: "MuOmni") -> "bool | MuOmni":
+        """The `speculate` of `MuOmni.stream`; loads the smaller run.
+
+        Raises:
+            UserError: there is no such run, or it has other tokens.
+        """
+        if self.draft_model is None:
+            return bool(self.speculate)
+        from muomni.infer.speculative.draft_model import check_same_tokens
+
+        draft = self._load(self.draft_model)
+        check_same_tokens((model, draft), (model.tokenizer, draft.tokenizer))
+        return draft
+
+    def _load(self, run: str, *, int8: bool = False) -> "MuOmni":
+        from muomni.api.model import MuOmni
+
+        return MuOmni.from_pretrained(run, device=self.device, int8=int8, runner=self.runner)
+
+    @property
+    def drafting_option(self) -> str | None:
+        """The option that asks for drafts, if one does."""
+        return "--speculate" if self.speculate else None if self.draft_model is None else "--draft-model"
+
+    def check(self, params: "SamplingParams") -> None:
+        """Refuses sampling settings with which nothing is drafted.
+
+        Raises:
+            UserError: naming the settings.
+        """
+        if self.drafting_option and not params.is_greedy:
+            raise UserError(
+                f"{self.drafting_option} guesses the most likely tokens and needs --temperature 0 without "
+                f"--repetition-penalty; these are {params.temperature} and {params.repetition_penalty}"
+            )
