@@ -26,7 +26,7 @@ def export_hf(model: OmniModel, tokenizer: Tokenizer | None, out: str | Path) ->
         save_model(model, folder, qwen3=True)
         if ends := end_ids(model, tokenizer):
             # Other programs read the end tokens in these files only, so those of the tokenizer are written too.
-            config = model.config.replace(eos_token_ids=ends)
+            config = model.current_config.replace(eos_token_ids=ends)
             write_json(folder / CONFIG, to_qwen3_config(config, str(model.dtype).removeprefix("torch.")))
             generation = {"eos_token_id": list(ends), "pad_token_id": ends[-1]}
             write_json(folder / "generation_config.json", generation)

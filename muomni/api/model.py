@@ -81,17 +81,13 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
             vision, audio: with a preset: make it see and hear. True takes the encoder that goes with the preset.
             tokenizer: may also be set later, as `model.tokenizer`.
             device: `auto`, `cuda`, `mps` or `cpu`.
-            seed: of the weights; None draws new ones each time.
+            seed: of the weights; None takes torch's own generator.
 
         Raises:
             ConfigError: no such preset or device.
         """
         config = new_config(config, vision, audio, tokenizer)
-        generator = torch.Generator()
-        if seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(seed)
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
         return cls(config, generator, tokenizer).to(pick_device(device))
 
     @classmethod

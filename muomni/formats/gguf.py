@@ -143,7 +143,7 @@ def _tensors(model: OmniModel) -> Iterator[tuple[str, torch.Size, Callable[[], T
     thinker = model.thinker
     for path, module in thinker.named_modules():
         weight = getattr(module, "weight", None)
-        if not isinstance(weight, Tensor) or (path == "lm_head" and model.config.thinker.tie_word_embeddings):
+        if not isinstance(weight, Tensor) or (path == "lm_head" and thinker.is_tied):
             continue
         yield gguf_name(f"{path}.weight"), weight.shape, partial(weight_of, module)
 

@@ -6,18 +6,32 @@ so memory never holds the weights twice. An int8 folder says so in its `config.j
 """
 
 import re
+import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from muomni.config import OmniConfig, parse, read_json
 from muomni.errors import CheckpointError, ConfigError, UserError
 from muomni.files import write_json
 from muomni.formats.qwen3 import from_qwen3_config, from_qwen3_name, to_qwen3_config, to_qwen3_name
-from muomni.formats.tensors import CONFIG, WEIGHTS, check_tensors, read_tensors, save_tensors, weight_files
+from muomni.formats.tensors import (
+    CONFIG,
+    WEIGHTS,
+    check_tensors,
+    misfits,
+    read_tensor,
+    read_tensors,
+    save_tensors,
+    tensor_names,
+    tensor_types,
+    weight_files,
+)
 from muomni.model.int8_layers import float_state, int8_layers, to_int8
 from muomni.model.omni import OmniModel
 from muomni.ops.int8 import quantize_rows
@@ -44,6 +58,9 @@ def read_config(folder: Path) -> tuple[OmniConfig, bool]:
     elif "quantization_config" in values:
         raise ConfigError(f"{path}: quantization_config: μOmni reads float Qwen3 folders and quantises them itself")
     if kind == "qwen3":
+        generation = folder / "generation_config.json"
+        if generation.is_file() and (ends := read_json(generation).get("eos_token_id")) is not None:
+            values["eos_token_id"] = ends  # as transformers has it
         return from_qwen3_config(values, str(path)), True
     if kind != "muomni":
         raise ConfigError(f"{path}: model_type = {kind!r}: μOmni loads 'muomni' and 'qwen3' (dense) folders")
@@ -87,7 +104,10 @@ def load_model(
         CheckpointError: a file is missing, cut short or corrupt, or its tensors do not fit the configuration.
     """
     config, is_qwen3 = read_config(folder)
+    config = _as_stored(folder, config)
     stored_int8 = read_quantization(folder) == "int8"
+    if dtype is None and not stored_int8:
+        dtype = _one_dtype(folder)
     if int8 and stored_int8:
         raise UserError(f"{folder} holds int8 weights already")
     with torch.device("meta"):
@@ -101,7 +121,7 @@ def load_model(
     for path in weight_files(folder):
         for stored, tensor in read_tensors(path, device):
             name = from_qwen3_name(stored) if is_qwen3 else stored
-            if name in _tied(config):
+            if name in _TIED and config.thinker.tie_word_embeddings:
                 continue
             _check_type(folder, name, tensor, types.get(name) if stored_int8 else None)
             if name in scales and tensor.is_floating_point() and tensor.ndim == 2:
@@ -125,9 +145,39 @@ def load_model(
     return model.eval().requires_grad_(not model.is_quantized)
 
 
-def _tied(config: OmniConfig) -> tuple[str, ...]:
-    """Tensors that are not in a file because the embedding's are the same."""
-    return _TIED if config.thinker.tie_word_embeddings else ()
+def _as_stored(folder: Path, config: OmniConfig) -> OmniConfig:
+    """The configuration with the head as the files have it: one that differs from the embedding is no tied one."""
+    if not config.thinker.tie_word_embeddings:
+        return config
+    tables: dict[str, dict[str, Tensor]] = {"lm_head": {}, "embed_tokens": {}}
+    for path in weight_files(folder):
+        for name in tensor_names(path):
+            table, _, kind = name.rpartition(".")
+            if (key := table.rpartition(".")[2]) in tables and "talker" not in name:
+                tables[key][kind] = read_tensor(path, name)
+    head, embedding = tables["lm_head"], tables["embed_tokens"]
+    same = all(kind in embedding and torch.equal(head[kind], embedding[kind]) for kind in head)
+    return config if same else config.replace(thinker=config.thinker.replace(tie_word_embeddings=False))
+
+
+def _one_dtype(folder: Path) -> torch.dtype | None:
+    """What all weights are read as where a file has several floating point types; None where it has one.
+
+    What its configuration names, else what most weights have.
+    """
+    counts: Counter[torch.dtype] = Counter()
+    for path in weight_files(folder):
+        for name, (dtype, elements) in tensor_types(path).items():
+            if dtype.is_floating_point and not name.startswith(_CODEC):
+                counts[dtype] += elements
+    if len(counts) < 2:
+        return None
+    values = read_json(folder / CONFIG)
+    named = getattr(torch, str(values.get("dtype") or values.get("torch_dtype")), None)
+    chosen = named if named in counts else counts.most_common(1)[0][0]
+    given = ", ".join(str(dtype).removeprefix("torch.") for dtype in counts)
+    warnings.warn(f"{folder}: weights are {given}: all are read as {str(chosen)[6:]} (dtype)", stacklevel=4)
+    return chosen
 
 
 def _check_type(folder: Path, name: str, tensor: Tensor, wanted: torch.dtype | None) -> None:
@@ -149,15 +199,40 @@ def save_model(model: OmniModel, folder: Path, *, qwen3: bool = False) -> None:
     Raises:
         CheckpointError: the disk is full or the folder cannot be written.
     """
+    config = model.current_config
+    _check_whole(model, config)
     state: dict[str, Tensor] = float_state(model, model.dtype) if qwen3 else model.state_dict()
-    values: dict[str, Any] = model.config.model_dump(mode="json")
+    values: dict[str, Any] = config.model_dump(mode="json")
     if qwen3:
         state = {to_qwen3_name(name): tensor for name, tensor in state.items() if name.startswith("thinker.")}
-        values = to_qwen3_config(model.config, str(model.dtype).removeprefix("torch."))
+        values = to_qwen3_config(config, str(model.dtype).removeprefix("torch."))
     elif model.is_quantized:
         values[_QUANTIZATION] = {"method": "int8"}
     write_json(folder / CONFIG, values)
     save_tensors(state, folder / WEIGHTS)
+
+
+def _check_whole(model: OmniModel, config: OmniConfig) -> None:
+    """Refuses a model that its configuration does not describe: it could be written, but never loaded.
+
+    Raises:
+        UserError: naming what is too many, missing or of another shape.
+    """
+    with torch.device("meta"):
+        described = OmniModel(config)
+    if model.is_quantized:
+        to_int8(described)
+    state = model.state_dict()
+    odd = [name for name, value in state.items() if type(value) not in (Tensor, nn.Parameter, DTensor)]
+    if odd:
+        kind = type(state[odd[0]]).__name__
+        raise UserError(f"this model cannot be saved: {odd[0]} is a {kind}, which another library has put there")
+    problems = misfits({n: t.shape for n, t in described.state_dict().items()}, {n: t.shape for n, t in state.items()})
+    if problems:
+        raise UserError(
+            f"this model cannot be saved, its configuration does not describe it: {problems}. Merge an adapter first "
+            "(PEFT: merge_and_unload), and take out modules that were added"
+        )
 
 
 def check_replaceable(target: Path) -> None:

@@ -1,5 +1,6 @@
 """Translation between μOmni's Thinker and Hugging Face's dense Qwen3."""
 
+import warnings
 from typing import Any
 
 from muomni.config import OmniConfig, ThinkerConfig, parse
@@ -24,7 +25,21 @@ _MUST_BE = {
     "attention_bias": (False,),
     "use_sliding_window": (False,),
     "attention_dropout": (0, 0.0),
+    "partial_rotary_factor": (1, 1.0),
+    "mlp_bias": (False,),
+    "is_decoder": (True, False),
 }
+# What changes nothing here: how a folder came to be, what only other programs need, and what transformers writes of any
+# configuration.
+_WITHOUT_EFFECT = """
+    _name_or_path _commit_hash architectures auto_map dtype torch_dtype transformers_version model_type name_or_path
+    bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id use_cache return_dict output_attentions
+    output_hidden_states max_window_layers sliding_window layer_types rope_theta rope_scaling rope_parameters
+    chunk_size_feed_forward is_encoder_decoder cross_attention_hidden_size add_cross_attention tie_encoder_decoder
+    id2label label2id problem_type finetuning_task tokenizer_class task_specific_params torchscript pruned_heads
+    attn_implementation _attn_implementation _attn_implementation_internal
+"""
+_KNOWN = {*_SAME, *_MUST_BE, *_WITHOUT_EFFECT.split()}
 
 
 def from_qwen3_config(values: dict[str, Any], origin: str) -> OmniConfig:
@@ -40,10 +55,21 @@ def from_qwen3_config(values: dict[str, Any], origin: str) -> OmniConfig:
     for key, allowed in _MUST_BE.items():
         if key in values and values[key] not in allowed:
             raise ConfigError(f"{origin}: {key} = {values[key]!r}: the Thinker only does {allowed[0]!r}")
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise ConfigError(f"{origin}: rope type {kind!r}: the Thinker only does plain rotary positions ('default')")
+    rope: dict[str, Any] = {}
+    for key in ("rope_scaling", "rope_parameters"):  # transformers 4 and 5; a folder may have both
+        given = values.get(key) or {}
+        kind = given.get("rope_type", given.get("type", "default"))
+        if kind != "default":
+            raise ConfigError(
+                f"{origin}: {key}: rope type {kind!r}: the Thinker only does plain rotary positions ('default')"
+            )
+        rope |= given
+    unknown = sorted(values.keys() - _KNOWN) + sorted(rope.keys() - {"rope_type", "type", "rope_theta"})
+    if unknown:
+        warnings.warn(f"{origin}: not known here, and without effect: {', '.join(unknown)}", stacklevel=2)
+    windows = [kind for kind in values.get("layer_types") or () if kind != "full_attention"]
+    if windows:
+        raise ConfigError(f"{origin}: layer_types: {windows[0]!r}: the Thinker only does 'full_attention'")
     missing = [key for key in _SAME[:7] if values.get(key) is None]
     if missing:
         raise ConfigError(f"{origin}: {', '.join(missing)} missing: not a Qwen3 configuration")

@@ -1,8 +1,11 @@
 """Tensors in safetensors files: read, checked and written."""
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +21,21 @@ WEIGHTS = "model.safetensors"
 
 
 _INDEX = "model.safetensors.index.json"
+# Names of types in a file's header; others are no weights.
+_TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 
 def resolve_folder(path: Path) -> Path:
@@ -51,12 +69,49 @@ def read_tensors(path: Path, device: torch.device | str) -> Iterator[tuple[str, 
         raise CheckpointError(f"{path}: cannot be read, it is cut short or corrupt ({error})") from None
 
 
-def check_tensors(folder: Path, expected: dict[str, torch.Size], found: dict[str, torch.Size]) -> None:
-    """Compares the tensors that a configuration asks for with those that the files hold.
+def read_tensor(path: Path, name: str) -> Tensor:
+    """One tensor of a file, mapped into memory.
 
     Raises:
-        CheckpointError: naming those that are missing, too many or of another shape.
+        CheckpointError: the file cannot be read.
     """
+    with _opened(path) as file:
+        tensor: Tensor = file.get_tensor(name)
+        return tensor
+
+
+def tensor_names(path: Path) -> list[str]:
+    """The names of a file's tensors.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    with _opened(path) as file:
+        return list(file.keys())
+
+
+def tensor_types(path: Path) -> dict[str, tuple[torch.dtype, int]]:
+    """Type and number of elements of each tensor of a file, by its name; no tensor is read.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    with _opened(path) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+        return {name: (_TYPES[part.get_dtype()], math.prod(part.get_shape())) for name, part in slices.items()}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be read, it is cut short or corrupt ({error})") from None
+
+
+def misfits(expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size]) -> str:
+    """What of the tensors that a configuration asks for is missing, too many or of another shape; "" if nothing."""
     problems = [f"{name} is missing" for name in expected.keys() - found.keys()]
     problems += [f"{name} is not part of the model" for name in found.keys() - expected.keys()]
     problems += [
@@ -64,10 +119,18 @@ def check_tensors(folder: Path, expected: dict[str, torch.Size], found: dict[str
         for name, shape in expected.items()
         if name in found and found[name] != shape
     ]
-    if problems:
-        shown = "; ".join(sorted(problems)[:5])
-        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise CheckpointError(f"{folder}: weights and {CONFIG} do not fit: {shown}{more}")
+    more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+    return "; ".join(sorted(problems)[:5]) + more
+
+
+def check_tensors(folder: Path, expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size]) -> None:
+    """Compares the tensors that a configuration asks for with those that the files hold.
+
+    Raises:
+        CheckpointError: naming those that are missing, too many or of another shape.
+    """
+    if problems := misfits(expected, found):
+        raise CheckpointError(f"{folder}: weights and {CONFIG} do not fit: {problems}")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -95,6 +158,9 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
         CheckpointError: naming the file and the system's reason.
     """
     try:
+        path.touch()
+        mode = path.stat().st_mode  # that of any new file: safetensors lets nobody else read
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+        path.chmod(mode)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be written: {error}") from None

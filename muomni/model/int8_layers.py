@@ -167,6 +167,7 @@ def to_int8(model: nn.Module, each: Callable[[str], None] | None = None) -> None
     # Of each float matrix, by identity, the first layer that was made from it: a tied one shares its tensors.
     # Nothing here may hold on to a float layer or its weight once it is replaced.
     made: dict[int, Int8Weight] = {}
+    _check_convertible(model)
     codecs = {id(part) for module in model.modules() if isinstance(module, FrozenCodec) for part in module.modules()}
     parents = [(path, m) for path, m in model.named_modules() if any(m.children()) and id(m) not in codecs]
     for path, parent in parents:
@@ -184,6 +185,29 @@ def to_int8(model: nn.Module, each: Callable[[str], None] | None = None) -> None
                 made[key] = _convert(full, kind, child)
                 setattr(parent, name, made[key])
     model.requires_grad_(False)
+
+
+def _check_convertible(model: nn.Module) -> None:
+    """Refuses before the first layer is changed.
+
+    Raises:
+        UserError: a module is neither torch's nor ours, such as an adapter's, or a weight is not finite.
+    """
+    for name, module in model.named_modules():
+        package = type(module).__module__.partition(".")[0]
+        if module is not model and package not in ("torch", "muomni"):
+            raise UserError(
+                f"{name} is a {type(module).__name__} of {package}, whose layers cannot be made int8: merge an adapter "
+                "first (PEFT: merge_and_unload)"
+            )
+        if ".quantized" in type(module).__module__:
+            raise UserError(f"{name} is quantised by torch already: load the float model, then quantise it")
+        if type(module) not in (nn.Linear, nn.Embedding) or module.weight.is_meta:
+            continue
+        if type(module.weight.data) is not Tensor:
+            raise UserError(f"{name} has weights of type {type(module.weight.data).__name__}: load the float model")
+        if not module.weight.isfinite().all():
+            raise UserError(f"{name} cannot be quantised: a weight is infinite or not a number")
 
 
 def _convert(name: str, kind: type[Int8Linear] | type[Int8Embedding], child: Any) -> Int8Weight:

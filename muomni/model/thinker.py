@@ -38,6 +38,11 @@ class Thinker(nn.Module):
         if self.config.tie_word_embeddings:
             tie(self.lm_head, self.embed_tokens)
 
+    @property
+    def is_tied(self) -> bool:
+        """Whether the head is the embedding now; a configuration says only how a model was made."""
+        return getattr(self.lm_head, "weight", None) is getattr(self.embed_tokens, "weight", self)
+
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Normal weights; the two projections that end a residual branch are divided by √(2L) (GPT-2)."""
@@ -96,14 +101,25 @@ class Thinker(nn.Module):
 
 def _leave_out_tied_head(thinker: Thinker, state: dict[str, Tensor], prefix: str, _metadata: object) -> None:
     """A tied head is stored once, as the embedding: safetensors takes no tensor twice."""
-    if thinker.config.tie_word_embeddings:
+    if thinker.is_tied:
         for name in ("weight", "scale"):
             state.pop(f"{prefix}lm_head.{name}", None)
 
 
 def _add_tied_head(thinker: Thinker, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    if thinker.config.tie_word_embeddings:
-        # Not into a head that an adapter wraps, which has no `weight` of its own.
-        for name in {"weight", "scale"} & thinker.lm_head.state_dict().keys():
-            if (given := state.get(f"{prefix}embed_tokens.{name}")) is not None:
-                state[f"{prefix}lm_head.{name}"] = given
+    """A state without a head has a tied one; a head of its own needs a place of its own."""
+    # An adapter around the head has no `weight` there.
+    names = {"weight", "scale"} & thinker.lm_head.state_dict().keys()
+    given = {name: state.get(f"{prefix}embed_tokens.{name}") for name in names}
+    heads = {name: state.get(f"{prefix}lm_head.{name}") for name in names}
+    if all(head is None for head in heads.values()):
+        if thinker.config.tie_word_embeddings:
+            state |= {f"{prefix}lm_head.{name}": tensor for name, tensor in given.items() if tensor is not None}
+    elif thinker.is_tied and not all(_equal(given[name], heads[name]) for name in names):
+        for name in names:
+            tensor = getattr(thinker.lm_head, name)
+            setattr(thinker.lm_head, name, nn.Parameter(tensor.detach().clone(), tensor.requires_grad))
+
+
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other or (one is not None and other is not None and torch.equal(one, other))

@@ -90,14 +90,17 @@ def make_native_runner(model: OmniModel, cache: SlotCache, threads: int | None =
     library = load()
     if isinstance(library, Unavailable):
         return library
-    return NativeRunner(library, model, cache, threads or torch.get_num_threads())
+    try:
+        return NativeRunner(library, model, cache, threads or torch.get_num_threads())
+    except ValueError as error:  # layers that were changed: their shapes are not the configuration's
+        return Unavailable(f"the native decoder cannot do this model: {error}")
 
 
 def why_not(model: OmniModel, cache: SlotCache) -> str | None:
     """What about the model or the cache the native decoder cannot do; None when it can do all of it."""
     if model.thinker.training and model.config.thinker.dropout > 0:
         return "the model is in training mode, with dropout"
-    return _fault(model.device, cache, model.thinker.named_modules(prefix="thinker"))
+    return _fault(model.device, cache, model.thinker.named_modules(prefix="thinker"), model.config.thinker.rms_norm_eps)
 
 
 def talker_why_not(talker: Talker, cache: SlotCache) -> str | None:
@@ -105,22 +108,22 @@ def talker_why_not(talker: Talker, cache: SlotCache) -> str | None:
     if type(talker) is not Talker or "backbone" in talker.__dict__:
         return f"the native decoder does not know a {type(talker).__name__}"
     modules = (*talker.layers.named_modules(prefix="talker.layers"), ("talker.norm", talker.norm))
-    return _fault(talker.norm.weight.device, cache, modules)
+    return _fault(talker.norm.weight.device, cache, modules, talker.config.backbone.rms_norm_eps)
 
 
-def _fault(device: torch.device, cache: SlotCache, modules: Iterable[tuple[str, nn.Module]]) -> str | None:
+def _fault(device: torch.device, cache: SlotCache, modules: Iterable[tuple[str, nn.Module]], eps: float) -> str | None:
     if device.type != "cpu" or cache.device.type != "cpu":
         return f"the model is on {device}, the cache on {cache.device}: the native decoder is for CPUs"
     if cache.dtype not in _FLOATS:
         return f"a cache of {cache.dtype}: the native decoder knows float32 and bfloat16"
     for name, module in modules:
-        fault = _unknown_layer(module)
+        fault = _unknown_layer(module, eps)
         if fault:
             return f"{name}: {fault}"
     return None
 
 
-def _unknown_layer(module: nn.Module) -> str | None:
+def _unknown_layer(module: nn.Module, eps: float) -> str | None:
     """What about a module the native decoder cannot do; None when it can do all of it."""
     # Exact types: a subclass or a wrapper, such as LoRA's, computes something else.
     if type(module) not in _KNOWN:
@@ -132,6 +135,10 @@ def _unknown_layer(module: nn.Module) -> str | None:
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):
         return None
+    if type(weight.data) is not Tensor or weight.layout != torch.strided:
+        return f"its weights are a {type(weight.data).__name__} of layout {weight.layout}"
+    if isinstance(module, RMSNorm) and module.eps != eps:
+        return f"its eps is {module.eps}, and the configuration says {eps}"
     if getattr(module, "bias", None) is not None:
         return "it has a bias"
     if weight.dtype not in (*_FLOATS, torch.int8):

@@ -1,0 +1,251 @@
+"""What is saved can be loaded and computes the same; what could not be loaded is not saved."""
+
+import json
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from muomni import MuOmni
+from muomni.config import OmniConfig, ThinkerConfig
+from muomni.errors import UserError
+
+IDS = torch.tensor([[3, 14, 15, 9, 2, 6]])
+SIZES: dict[str, Any] = {
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+}
+
+
+def make(tied: bool = True) -> MuOmni:
+    config = OmniConfig(thinker=ThinkerConfig(**SIZES, tie_word_embeddings=tied), eos_token_ids=(1,))
+    return MuOmni.from_config(config, seed=0, device="cpu").eval()
+
+
+@torch.no_grad()
+def logits(model: Any) -> Tensor:
+    out = model(IDS).logits
+    assert isinstance(out, Tensor)
+    return out.float()
+
+
+def untie(model: MuOmni) -> MuOmni:
+    model.thinker.lm_head.weight = nn.Parameter(torch.randn(40, 32, generator=torch.Generator().manual_seed(1)))
+    return model
+
+
+def merged_adapter(model: MuOmni) -> MuOmni:
+    """A head that an adapter has learnt as a whole, and projections with LoRA, merged."""
+    import peft
+
+    config = peft.LoraConfig(target_modules=["q_proj", "up_proj"], modules_to_save=["lm_head"], r=2)
+    adapted: Any = peft.PeftModel(model, config)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name or "modules_to_save" in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(2))
+    merged = adapted.merge_and_unload()
+    assert isinstance(merged, MuOmni)
+    return merged
+
+
+CHANGES: dict[str, Callable[[MuOmni], Any]] = {
+    "as it is": lambda model: model,
+    "untied": untie,
+    "int8": lambda model: model.quantize("int8"),
+    "untied, int8": lambda model: untie(model).quantize("int8"),
+    "bf16": lambda model: model.to(torch.bfloat16),
+    "merged adapter": merged_adapter,
+    "untied through its state": lambda model: model.load_state_dict(
+        model.state_dict() | {"thinker.lm_head.weight": torch.full((40, 32), 0.5)}
+    ),
+}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_saved_computes_the_same(change: str, tied: bool, tmp_path: Path) -> None:
+    model = make(tied)
+    CHANGES[change](model)
+    model.save_pretrained(tmp_path / "saved")
+    assert torch.equal(logits(MuOmni.from_pretrained(tmp_path / "saved", device="cpu")), logits(model))
+    model.export_hf(tmp_path / "hf")
+    exported = MuOmni.from_pretrained(tmp_path / "hf", device="cpu")
+    torch.testing.assert_close(logits(exported), logits(model), rtol=2e-2, atol=2e-2 * float(logits(model).abs().max()))
+    assert exported.config.thinker.tie_word_embeddings == model.thinker.is_tied
+
+
+def add_module(model: MuOmni) -> None:
+    model.thinker.probe = nn.Linear(3, 3)
+
+
+def prune(model: MuOmni) -> None:
+    block: Any = model.thinker.layers[0]
+    block.mlp.up_proj.weight = nn.Parameter(block.mlp.up_proj.weight[:40])
+
+
+def drop_layer(model: MuOmni) -> None:
+    model.thinker.layers = model.thinker.layers[:1]
+
+
+def attach_adapter(model: MuOmni) -> None:
+    import peft
+
+    peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["q_proj"], r=2), model)
+
+
+def quantize_by_torch(model: MuOmni) -> None:
+    torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, inplace=True)
+
+
+def quantize_half(model: MuOmni) -> None:
+    from muomni.model.int8_layers import Int8Linear
+
+    block: Any = model.thinker.layers[0]
+    block.mlp.up_proj = Int8Linear.from_float(block.mlp.up_proj)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch says that its quantisation moves elsewhere
+@pytest.mark.parametrize(
+    "change",
+    [add_module, prune, drop_layer, attach_adapter, quantize_by_torch, quantize_half],
+    ids=lambda f: f.__name__,
+)
+def test_what_could_not_be_loaded_is_not_saved(change: Callable[[MuOmni], None], tmp_path: Path) -> None:
+    model = make()
+    change(model)
+    for save in (model.save_pretrained, model.export_hf):
+        with pytest.raises(UserError, match="cannot be saved"):
+            save(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("change", [attach_adapter, quantize_by_torch], ids=lambda f: f.__name__)
+def test_what_others_have_put_in_is_not_quantised(change: Callable[[MuOmni], None]) -> None:
+    model = make()
+    change(model)
+    before = logits(model)
+    with pytest.raises(UserError, match=r"merge_and_unload|quantised by torch"):
+        model.quantize("int8")
+    assert torch.equal(logits(model), before)
+
+
+def test_a_weight_that_is_not_finite_leaves_the_model_as_it_was() -> None:
+    model = make()
+    block: Any = model.thinker.layers[1]
+    with torch.no_grad():
+        block.mlp.down_proj.weight[0, 0] = float("nan")
+    with pytest.raises(UserError, match=r"layers\.1\.mlp\.down_proj"):
+        model.quantize("int8")
+    assert not model.is_quantized
+    with torch.no_grad():
+        block.mlp.down_proj.weight[0, 0] = 0.0
+    model.quantize("int8")
+    assert model.is_quantized
+
+
+def hf_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "hf"
+    make().export_hf(folder)
+    return folder
+
+
+def change_config(folder: Path, **values: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_a_head_in_the_file_is_taken_whatever_the_configuration_says(tmp_path: Path) -> None:
+    folder = hf_folder(tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    head = torch.randn(40, 32, generator=torch.Generator().manual_seed(3))
+    save_file(tensors | {"lm_head.weight": head}, folder / "model.safetensors")
+    for int8 in (False, True):
+        loaded = MuOmni.from_pretrained(folder, device="cpu", int8=int8)
+        expected = make()
+        expected.thinker.lm_head.weight = nn.Parameter(head)
+        tolerance = 0.05 if int8 else 0.0
+        assert float((logits(loaded) - logits(expected)).abs().max()) <= tolerance * float(logits(expected).abs().max())
+    same = tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
+    save_file(same, folder / "model.safetensors")
+    assert MuOmni.from_pretrained(folder, device="cpu").thinker.is_tied
+
+
+def test_several_types_in_a_file_become_one(tmp_path: Path) -> None:
+    folder = hf_folder(tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    mixed = {name: t.to(torch.bfloat16) if "layers" in name and t.ndim == 2 else t for name, t in tensors.items()}
+    save_file(mixed, folder / "model.safetensors")
+    change_config(folder, dtype="bfloat16", torch_dtype="bfloat16")
+    with pytest.warns(UserWarning, match="float32.*bfloat16.*read as bfloat16|bfloat16.*float32.*read as bfloat16"):
+        model = MuOmni.from_pretrained(folder, device="cpu")
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert logits(model).isfinite().all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert MuOmni.from_pretrained(folder, device="cpu", dtype=torch.float32).dtype == torch.float32
+
+
+def test_end_tokens_are_those_of_the_generation_config(tmp_path: Path) -> None:
+    folder = hf_folder(tmp_path)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 6]}))
+    assert MuOmni.from_pretrained(folder, device="cpu").config.eos_token_ids == (5, 6)
+    (folder / "generation_config.json").write_text("{}")
+    assert MuOmni.from_pretrained(folder, device="cpu").config.eos_token_ids == (1,)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+            "rope_scaling": {"rope_type": "yarn", "factor": 4},
+        },
+        {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}},
+        {"rope_scaling": {"type": "linear", "factor": 2.0}},
+        {"layer_types": ["full_attention", "sliding_attention"]},
+        {"partial_rotary_factor": 0.5},
+    ],
+)
+def test_what_the_thinker_does_not_do_is_refused(values: dict[str, Any], tmp_path: Path) -> None:
+    folder = hf_folder(tmp_path)
+    change_config(folder, **values)
+    with pytest.raises(UserError, match="the Thinker only does"):
+        MuOmni.from_pretrained(folder, device="cpu")
+
+
+def test_unknown_keys_are_named(tmp_path: Path) -> None:
+    folder = hf_folder(tmp_path)
+    change_config(folder, attn_logit_softcapping=30.0)
+    with pytest.warns(UserWarning, match="attn_logit_softcapping"):
+        MuOmni.from_pretrained(folder, device="cpu")
+
+
+def test_files_follow_the_umask(tmp_path: Path) -> None:
+    make().save_pretrained(tmp_path / "saved")
+    before = os.umask(0)
+    os.umask(before)
+    for file in (tmp_path / "saved").iterdir():
+        assert file.stat().st_mode & 0o777 == 0o666 & ~before, file.name
+
+
+def test_without_a_seed_torchs_generator_is_used() -> None:
+    def drawn() -> Tensor:
+        torch.manual_seed(7)
+        return MuOmni.from_config("nano", device="cpu").thinker.embed_tokens.weight.detach()
+
+    assert torch.equal(drawn(), drawn())
