@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from muomni.data.text.tokenizer import Tokenizer
-from muomni.files import atomic_folder, write_json
+from muomni.files import atomic_folder, user_path, write_json
 from muomni.formats.gguf import GgufDtype
 from muomni.formats.pretrained import check_replaceable, save_model
 from muomni.formats.qwen3 import to_qwen3_config
@@ -20,7 +20,7 @@ def export_hf(model: OmniModel, tokenizer: Tokenizer | None, out: str | Path) ->
         UserError: the folder holds other files.
         CheckpointError: it cannot be written.
     """
-    target = Path(out).expanduser().resolve()
+    target = user_path(out).resolve()
     check_replaceable(target)
     with atomic_folder(target) as folder:
         save_model(model, folder, qwen3=True)
@@ -57,4 +57,4 @@ def export_gguf(
     """
     from muomni.formats.gguf_tokenizer import save_gguf
 
-    save_gguf(model, tokenizer, end_ids(model, tokenizer), Path(out).expanduser().resolve(), dtype, each)
+    save_gguf(model, tokenizer, end_ids(model, tokenizer), user_path(out).resolve(), dtype, each)
