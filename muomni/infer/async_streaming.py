@@ -62,9 +62,10 @@ class AsyncTextStream:
             speculate=speculate,
             row=row,
             media=prompt.media,
-            on_token=self._text.push if prompt.params.stops else None,
             on_update=wake,
         )
+        if prompt.params.stops:
+            self.request.on_token = self._text.follow(self.request.tokens)
         engine.submit(self.request)
 
     @property

@@ -72,7 +72,6 @@ class EncoderCache:
         self.encoded = 0
         self.passes = 0
         self._limit = limit
-        self._bytes = 0
         self._kept: OrderedDict[_Key, Encoded] = OrderedDict()
         self._weights: dict[str, bytes] = {}
         self._lock = threading.RLock()
@@ -86,7 +85,7 @@ class EncoderCache:
     @property
     def nbytes(self) -> int:
         """Bytes of the cached embeddings."""
-        return self._bytes
+        return sum(encoded.features.nbytes for encoded in self._kept.values())
 
     def encode(
         self,
@@ -203,17 +202,17 @@ class EncoderCache:
 
     def _keep(self, key: _Key, encoded: Encoded) -> None:
         self._kept[key] = encoded
-        self._bytes += encoded.features.nbytes
-        while self._bytes > self._limit:
+        size = self.nbytes
+        while size > self._limit:
             _, gone = self._kept.popitem(last=False)
-            self._bytes -= gone.features.nbytes
+            size -= gone.features.nbytes
 
     def _check_weights(self, model: OmniModel, kind: Kind) -> None:
         """Drops embeddings that other weights have made."""
         weights = _weights_hash(_encoder(model, kind))
         if self._weights.get(kind, weights) != weights:
             for key in [key for key in self._kept if key[0] == kind]:
-                self._bytes -= self._kept.pop(key).features.nbytes
+                del self._kept[key]
         self._weights[kind] = weights
 
 

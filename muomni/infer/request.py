@@ -84,8 +84,9 @@ class Request:
             greedy requests only. See `speculate`.
         row: tells rows of one seed apart.
         media: pictures and sounds of the prompt, or None.
-        on_token: called with each new token that is not an end, in order, by the thread that computes; True ends the
-            reply with that token. What it raises ends this request alone.
+        on_token: called with each new token that is not an end before it is visible, in order, by the thread that
+            computes; True ends the reply with that token. What it raises ends this request alone. After an
+            interruption (Ctrl-C) it may be called again for the same place in the reply.
         on_update: called by the same thread after new tokens and at the end; must not block.
 
         tokens: new ones so far.
@@ -100,6 +101,7 @@ class Request:
         hashes: chained hashes of the prompt's blocks; see `prefix`.
         drafts: its draft tokens, once the first were asked for.
         began, first, last: the engine's clock at its start, its first and its newest token.
+        stops_at: length of the reply with the token that `on_token` ends it with, or 0.
         event: set after new tokens and at the end, where a model thread computes.
     """
 
@@ -127,10 +129,13 @@ class Request:
     began: float = 0.0
     first: float = 0.0
     last: float = 0.0
+    stops_at: int = 0
     event: Event | None = None
     drafts: Guesses | None = None
+    _seed: int | None = None
     _source: Random | None = None
-    _number: tuple[int, float] = (-1, 0.0)
+    _numbers: int = 0
+    _number: float = 0.0
 
     @property
     def keys(self) -> Sequence[int]:
@@ -144,11 +149,27 @@ class Request:
 
     def number(self) -> float:
         """What the next token is drawn with: the same however often it is asked for, a step may be tried again."""
-        if self.params.temperature > 0 and self._number[0] != len(self.tokens):
-            if self._source is None:
-                self._source = make_random(self.params.seed, self.row)
-            self._number = len(self.tokens), draw_uniform(self._source)
-        return self._number[1]
+        if self.params.temperature == 0:
+            return 0.0
+        if self._source is None:
+            if self._seed is None:
+                self._seed = make_random(None).getrandbits(63) if self.params.seed is None else self.params.seed
+            self._source, self._numbers = make_random(self._seed, self.row), 0
+        while self._numbers <= len(self.tokens):
+            self._number = draw_uniform(self._source)
+            self._numbers += 1
+        return self._number
+
+    def rewind(self) -> None:
+        """Draws the numbers anew, and the same: an exception may have come between two of them."""
+        self._source = None
+
+    @property
+    def end_reached(self) -> FinishReason | None:
+        """Why the newest token ends the reply, or None."""
+        if self.tokens[-1] in self.ends or len(self.tokens) == self.stops_at:
+            return "stop"
+        return "length" if len(self.tokens) == self.limit else None
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """One request as a stream: tokens become text as they come, until an end token, a stop text or the length."""
 
 from abc import abstractmethod
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -127,9 +127,9 @@ class TextStream(ReplyStream):
             batch_invariant=batch_invariant,
             speculate=speculate,
             media=prompt.media,
-            # Text is needed while tokens are computed only where it may end them; else the reader makes it.
-            on_token=self._text.push if prompt.params.stops else None,
         )
+        if prompt.params.stops:  # else text is not needed while tokens are computed, and the reader makes it
+            self._request.on_token = self._text.follow(self._request.tokens)
         engine.submit(self._request)
 
     @property
@@ -223,8 +223,12 @@ class ReplyText:
     """The text that each token makes known, up to a stop text."""
 
     def __init__(self, tokenizer: "Tokenizer", stops: Sequence[str]) -> None:
-        self._decoder = tokenizer.stream()
-        self._stop = StopTexts(stops)
+        self._tokenizer, self._stops = tokenizer, stops
+        self._begin()
+
+    def _begin(self) -> None:
+        self._decoder = self._tokenizer.stream()
+        self._stop = StopTexts(self._stops)
         self._made: list[str] = []
 
     @property
@@ -235,6 +239,23 @@ class ReplyText:
         """Takes a token in; True where its text completes a stop text."""
         self._made.append(self._stop.push(self._decoder.push([token])))
         return self._stop.found
+
+    def follow(self, reply: Sequence[int]) -> Callable[[int], bool]:
+        """The `on_token` of the request whose tokens so far `reply` is: `push`, also after one was interrupted."""
+        whole = True
+
+        def push(token: int) -> bool:
+            nonlocal whole
+            if not whole or len(self._made) != len(reply):
+                self._begin()
+                for earlier in reply:
+                    self.push(earlier)
+            whole = False
+            stopped = self.push(token)
+            whole = True
+            return stopped
+
+        return push
 
     def take(self, count: int) -> str:
         """What the last of `count` tokens made known; nothing for an end token, which is never pushed."""

@@ -85,30 +85,29 @@ class EngineCore:
         self._clock = 0.0  # seconds spent in steps
         self._step_s = 1.0
         self._mode: AbstractContextManager[None] | None = None
+        self._ending: Request | None = None
 
     @torch.inference_mode()
     def step(self) -> None:
         """Computes one step for all. What fails is told to the requests it hits."""
-        if self._mode is None:
-            self._mode = eval_mode(self._model)
-            self._mode.__enter__()
         started = time.perf_counter()
         try:
+            if self._mode is None:
+                mode = eval_mode(self._model)
+                mode.__enter__()
+                self._mode = mode
             if self.runners.later is not None and self.runners.switch():
                 self._switched()
             if self.scheduler.waiting:
-                for request in self.scheduler.admit():
-                    request.began = self._clock
+                self.scheduler.admit(self._clock)
             if self.scheduler.filling:
                 self._mixed_step(started)
             else:
                 self._decode_step(started)
             self.steps += 1
         except Exception as error:  # noqa: BLE001 - told to every request; the engine lives on
+            self.mend()
             self.fail_all(error)
-        except BaseException:  # Ctrl-C: the step is computed again by whoever goes on
-            self._rows = None
-            raise
         finally:
             self._clock += time.perf_counter() - started
 
@@ -116,12 +115,36 @@ class EngineCore:
         """Takes a request out wherever it is; nothing happens to one that has ended."""
         if request.finished:  # a callback has cancelled it
             return
-        self.scheduler.remove(request)
+        request.reason, request.error = reason, error
+        self._ending = request
+        request.finished = True
+        self._settle(request)
+        self._ending = None
+
+    @torch.inference_mode()
+    def mend(self) -> None:
+        """Makes the state whole after an exception at any place, so that the next step computes the last one again."""
+        if self._ending is not None and self._ending.finished:
+            self._settle(self._ending)
+        self._ending = self._rows = None
+        self.scheduler.mend()
+        for request in [*self.scheduler.filling, *self.scheduler.running]:
+            request.rewind()
+            request.reason = None
+            if request.drafts is not None:  # what it has stored is not known
+                request.drafts.close()
+                request.drafts = None
+            if request.slot >= 0 and self._penalised(request):
+                self._note_seen(request)
+            if request.tokens and (reason := request.end_reached):
+                self.end(request, reason)
+
+    def _settle(self, request: Request) -> None:
+        """What an end brings with it. May be done again."""
         self._rows = None
+        self.scheduler.remove(request)
         if request.drafts is not None:
             request.drafts.close()
-        request.reason, request.error = reason, error
-        request.finished = True
         if request.event is not None:
             request.event.set()
         if request.on_update is not None:
@@ -137,9 +160,9 @@ class EngineCore:
 
     def rest(self) -> None:
         """Nothing is left to do: the model gets its mode back."""
-        mode, self._mode = self._mode, None
-        if mode is not None:
-            mode.__exit__(None, None, None)
+        if self._mode is not None:
+            self._mode.__exit__(None, None, None)
+            self._mode = None
 
     @property
     def runner(self) -> Runner:
@@ -173,7 +196,7 @@ class EngineCore:
         lost = {id(request) for request, _ in chunks} - {id(part.request) for part in parts}
         for request, count in chunks:
             if id(request) not in lost and scheduler.read(request, count) and self._penalised(request):
-                self._note_prompt(request)
+                self._note_seen(request)
         requests = [part.request for part in parts if part.wanted]
         if requests:
             self._sample_and_deliver(requests, logits, started)
@@ -374,12 +397,13 @@ class EngineCore:
     def _penalised(request: Request) -> bool:
         return request.params.repetition_penalty != 1
 
-    def _note_prompt(self, request: Request) -> None:
+    def _note_seen(self, request: Request) -> None:
         if self._seen is None:
             shape = (self._cache.slots, self._model.config.thinker.vocab_size)
             self._seen = torch.zeros(shape, dtype=torch.bool, device=self._cache.device)
         self._seen[request.slot] = False
-        self._seen[request.slot, on_device(request.prompt, torch.int64, self._cache.device)] = True
+        seen = [*request.prompt, *request.tokens]
+        self._seen[request.slot, on_device(seen, torch.int64, self._cache.device)] = True
 
     def _deliver(self, requests: list[Request], rows: list[list[int]], started: float) -> None:
         now = self._clock + time.perf_counter() - started
@@ -418,12 +442,11 @@ def _joined(parts: Sequence[_Part], positions: Tensor) -> MediaChunk:
 
 def _append(request: Request, new: Sequence[int]) -> FinishReason | None:
     """Adds tokens up to the end of the reply; why it ends, or None. What comes behind the end is thrown away."""
-    tokens, ends, on_token, limit = request.tokens, request.ends, request.on_token, request.limit
+    tokens, ends, on_token = request.tokens, request.ends, request.on_token
     for token in new:
-        if token in ends or (on_token is not None and on_token(token)):
-            tokens.append(token)
-            return "stop"
+        if on_token is not None and token not in ends:
+            request.stops_at = len(tokens) + 1 if on_token(token) else 0
         tokens.append(token)
-        if len(tokens) == limit:
-            return "length"
+        if reason := request.end_reached:
+            return reason
     return None

@@ -65,6 +65,7 @@ class Engine:
         self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._lock = threading.RLock()
         self._stepping = False
+        self._torn = False  # an exception has come between two changes of the state
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -168,7 +169,7 @@ class Engine:
         if self._lock.acquire(blocking=False):
             try:
                 if not self._stepping:  # a callback, or the garbage collector, may come here inside a step
-                    self._take_messages()
+                    self._turn(self._take_messages)
             finally:
                 self._lock.release()
 
@@ -267,7 +268,7 @@ class Engine:
             thread.join()
         self._run_jobs()
         with self._lock:
-            self._take_messages()
+            self._turn(self._take_messages)
             self._core.fail_all(EngineError("the engine was closed before this request had ended"))
             self._core.rest()
 
@@ -298,27 +299,39 @@ class Engine:
     def step(self) -> bool:
         """Computes one step for all; False when there was nothing to do."""
         with self._lock:
-            self._take_messages()
+            return self._turn(self._step)
+
+    def _turn(self, work: Callable[[], T]) -> T:
+        """Changes the state; what an exception left half done is mended before the next turn."""
+        self._stepping = True
+        try:
+            if self._torn:
+                self._core.mend()
+                while self._inbox and (self._inbox[0].finished or self._inbox[0] in self._scheduler.waiting):
+                    self._inbox.popleft()
+            self._torn = True
+            result = work()
             if not self._scheduler.active:
-                return False
-            self._stepping = True
-            try:
-                self._core.step()
-            finally:
-                self._stepping = False
-            self._rest_if_idle()
-            return True
+                self._core.rest()
+            self._torn = False
+            return result
+        finally:
+            self._stepping = False
+
+    def _step(self) -> bool:
+        self._take_messages()
+        if not self._scheduler.active:
+            return False
+        self._core.step()
+        return True
 
     def _take_messages(self) -> None:
         while self._inbox:
-            self._scheduler.add(self._inbox.popleft())
+            self._scheduler.add(self._inbox[0])
+            self._inbox.popleft()
         while self._cancelled:
-            self._core.end(self._cancelled.popleft())
-        self._rest_if_idle()
-
-    def _rest_if_idle(self) -> None:
-        if not self._scheduler.active:
-            self._core.rest()
+            self._core.end(self._cancelled[0])
+            self._cancelled.popleft()
 
 
 def make_engine(

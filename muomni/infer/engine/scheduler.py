@@ -58,6 +58,13 @@ class PrefixIndex:
         for new in self._hashes[slot][keep:]:
             self._slots.setdefault(new, {})[slot] = None
 
+    def rebuild(self) -> None:
+        """Makes the index anew from `tokens`, of which each entry is right even when `insert` was interrupted."""
+        held = self.tokens
+        PrefixIndex.__init__(self, len(held))
+        for slot, tokens in enumerate(held):
+            self.insert(slot, tokens)
+
     def match(self, tokens: Sequence[int], hashes: Sequence[int]) -> tuple[int, int]:
         """The slot that holds most of the beginning of `tokens`, and how many; (-1, 0) for less than a block.
 
@@ -96,6 +103,10 @@ FIXED_CHUNK = 256
 
 class Scheduler:
     """The state of all slots.
+
+    A request's `slot`, `stored` and `finished` decide where it stands; each changes in one assignment, and a request
+    enters its next list before it leaves the last. So `mend` makes everything else anew from them after an exception
+    at any place. What a slot holds is in `prefix` only once it is stored.
 
     Args:
         slots: how many.
@@ -136,23 +147,23 @@ class Scheduler:
             request.hashes = block_hashes(request.keys[:-1])
         self.waiting.append(request)
 
-    def admit(self) -> list[Request]:
-        """Gives free slots to those who wait, in their order; returns them."""
-        admitted = []
+    def admit(self, now: float = 0.0) -> None:
+        """Gives free slots to those who wait, in their order; `now` is their beginning on the engine's clock."""
         while self.waiting and self._slots.free:
             request = self.waiting[0]
             source, length = self.prefix.match(request.keys[:-1], request.hashes)
             if self._is_being_read(request, length):
                 break  # in a step or two it can be copied
-            self.waiting.popleft()
-            request.slot = self._take(source, length)
-            if length and source != request.slot:
-                self._copy(source, request.slot, length)
-            request.stored = request.reused = length
-            self.prefix.insert(request.slot, list(request.keys[:length]))
+            slot = self._take(source, length)
+            if source != slot:
+                self.prefix.insert(slot, [])  # what it held is written over
+                if length:
+                    self._copy(source, slot, length)
+            request.began, request.stored, request.reused = now, length, length
+            self.prefix.insert(slot, list(request.keys[:length]))
+            request.slot = slot
             self.filling.append(request)
-            admitted.append(request)
-        return admitted
+            self.waiting.popleft()
 
     def _is_being_read(self, request: Request, length: int) -> bool:
         """Whether a block behind the first `length` tokens is just being computed for another request."""
@@ -163,7 +174,7 @@ class Scheduler:
         return any(wanted in other.hashes[other.stored // BLOCK :] for other in self.filling)
 
     def _take(self, source: int, length: int) -> int:
-        """A free slot: the one that holds the beginning, where little else would be lost, or the oldest."""
+        """Takes a free slot: the one that holds the beginning, where little else would be lost, or the oldest."""
         if source in self._slots and (2 * length >= len(self.prefix.tokens[source]) or self._slots.free == 1):
             return self._slots.take(source)
         return self._slots.take(but=source)
@@ -191,18 +202,35 @@ class Scheduler:
         if self._reuse and not request.batch_invariant:
             self.prefix.insert(request.slot, list(request.keys[: request.stored]))
         if done:
-            self.filling.remove(request)
             self.running.append(request)
+            self.filling.remove(request)
         return done
 
     def remove(self, request: Request) -> None:
-        """Takes a request out wherever it is; its slot is free at once and what it holds can be found."""
-        if request.slot < 0:
-            if request in self.waiting:
-                self.waiting.remove(request)
-            return
-        (self.running if request in self.running else self.filling).remove(request)
-        slot, request.slot = request.slot, -1
-        self._slots.release(slot)
-        if self._reuse and not request.batch_invariant:
-            self.prefix.insert(slot, [*request.keys[: request.stored], *request.tokens[:-1]])
+        """Takes a finished request out wherever it is; its slot is free at once and what it holds can be found."""
+        slot = request.slot
+        if slot >= 0:
+            if self._reuse and not request.batch_invariant:
+                self.prefix.insert(slot, [*request.keys[: request.stored], *request.tokens[:-1]])
+            request.slot = -1
+            self._slots.release(slot)
+        for requests in (self.running, self.filling) if slot >= 0 else (self.waiting,):
+            if request in requests:
+                requests.remove(request)
+
+    def mend(self) -> None:
+        """Makes lists, free slots and index whole after an exception anywhere; a prompt's last tokens are read again.
+
+        The logits behind a prompt whose reply has not begun are gone.
+        """
+        requests = [r for r in dict.fromkeys((*self.running, *self.filling, *self.waiting)) if not r.finished]
+        for request in requests:
+            last = len(request.prompt) - 1
+            if request.slot >= 0 and not request.tokens and request.stored > last:
+                request.stored = last - last % FIXED_CHUNK if request.batch_invariant else last
+        inside = [request for request in requests if request.slot >= 0]
+        self.waiting = deque(request for request in requests if request.slot < 0)
+        self.filling = [request for request in inside if request.stored < len(request.prompt)]
+        self.running = [request for request in inside if request.stored == len(request.prompt)]
+        self._slots.reset({request.slot for request in inside})
+        self.prefix.rebuild()

@@ -11,7 +11,7 @@ Legend: N tokens of a batch or rows of the Talker, M of them whose logits are wa
 D hidden_size.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -231,3 +231,8 @@ class Slots:
     def release(self, slot: int) -> None:
         """The slot is free."""
         self._free[slot] = None
+
+    def reset(self, held: Collection[int] = ()) -> None:
+        """All slots are free but those `held`."""
+        order = dict.fromkeys((*self._free, *range(self.count)))
+        self._free = {slot: None for slot in order if slot not in held}

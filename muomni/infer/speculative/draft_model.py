@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from muomni.errors import UserError
-from muomni.infer.runners.base import Runner, Slots, make_slot_cache
+from muomni.infer.runners.base import Runner, make_slot_cache
 from muomni.infer.runners.select import RunnerName, Runners, make_runner
 from muomni.infer.speculative.drafts import Guesses
 from muomni.model import OmniModel, SlotCache
@@ -50,7 +50,7 @@ class Drafter:
         self.model = model
         self.cache = cache
         self.runners = make_runner(model, cache) if runners is None else runners
-        self._slots = Slots(cache.slots)
+        self._owners: list[ModelGuesses | None] = [None] * cache.slots
         self._mode: AbstractContextManager[None] | None = None
         # Engines have threads of their own; a thread that holds it may come back through the garbage collector.
         self._lock = threading.RLock()
@@ -58,30 +58,31 @@ class Drafter:
     @property
     def free(self) -> int:
         """Slots without a request."""
-        return self._slots.free
+        return sum(owner is None or owner.closed for owner in self._owners)
 
     def begin(self, tokens: Sequence[int]) -> "ModelGuesses":
         """The drafts of a request with this prompt; they take a slot when they are first asked for."""
         return ModelGuesses(tokens, self)
 
-    def take(self) -> int:
-        """A slot, or -1 where there is none."""
+    def take(self, owner: "ModelGuesses") -> int:
+        """A slot for as long as `owner` is not closed, or -1 where there is none."""
         with self._lock:
-            if not self._slots.free:
+            free = [slot for slot, other in enumerate(self._owners) if other is None or other.closed]
+            if not free:
                 return -1
             if self._mode is None:
-                self._mode = eval_mode(self.model)
-                self._mode.__enter__()
-            return self._slots.take()
+                mode = eval_mode(self.model)
+                mode.__enter__()
+                self._mode = mode
+            self._owners[free[0]] = owner
+            return free[0]
 
-    def give_back(self, slot: int) -> None:
-        """The slot is free."""
+    def rest(self) -> None:
+        """Gives the model its mode back where nobody has a slot."""
         with self._lock:
-            self._slots.release(slot)
-            mode = self._mode
-            if mode is not None and self._slots.free == self.cache.slots:
+            if self._mode is not None and self.free == self.cache.slots:
+                self._mode.__exit__(None, None, None)
                 self._mode = None
-                mode.__exit__(None, None, None)
 
     def read(self, slot: int, tokens: Sequence[int], position: int) -> int:
         """Stores `tokens` from `position` on; gives the most likely one behind them."""
@@ -119,16 +120,14 @@ class ModelGuesses(Guesses):
         super().__init__(tokens)
         self._drafter = drafter
         self._slot = -1
-        self._closed = False
+        self.closed = False
         self._stored = 0  # tokens in the slot that are known to be right,
         self._unsure: list[int] = []  # and those behind them that were guesses when they were stored
         self._row = 0
 
     def close(self) -> None:
-        self._closed = True
-        slot, self._slot = self._slot, -1
-        if slot >= 0:
-            self._drafter.give_back(slot)
+        self.closed = True
+        self._drafter.rest()
 
     def _guess(self, count: int) -> list[int]:
         self.once_s = 0.0
@@ -136,12 +135,12 @@ class ModelGuesses(Guesses):
         tokens, drafter = self._tokens, self._drafter
         # Every guess but the last is stored; the newest token is too.
         count = min(count, drafter.cache.capacity - len(tokens) + 1)
-        if count < 1 or self._row == 0:
+        if count < 1 or self._row == 0 or self.closed:
             return []
         if self._slot < 0:
-            if self._closed or (slot := drafter.take()) < 0:
+            self._slot = drafter.take(self)
+            if self._slot < 0:
                 return []
-            self._slot = slot
         self._set_back()
         begin = min(self._stored, len(tokens) - 1)
         if len(tokens) - begin > 2:

@@ -145,12 +145,9 @@ class Speaker:
     def clear(self) -> None:
         """Takes all sentences out."""
         for sentence in self._rows:
-            self._release(sentence)
+            sentence.slot = -1
         self._rows = []
-
-    def _release(self, sentence: Sentence) -> None:
-        self.slots.release(sentence.slot)
-        sentence.slot = -1
+        self.slots.reset()  # all, also one that an exception has left without a sentence
 
     def renew(self, sentence: Sentence) -> None:
         """More of its text has been encoded."""
@@ -189,7 +186,8 @@ class Speaker:
         for sentence in sentences:
             if sentence.done:
                 self._rows.remove(sentence)
-                self._release(sentence)
+                self.slots.release(sentence.slot)
+                sentence.slot = -1
         return sentences
 
     def _compute(self, backbone: Backbone, sentences: Sequence[Sentence], count: int) -> None:
