@@ -40,8 +40,9 @@ def check(
 ) -> None:
     """Read every picture and sound that manifests name, and say what is wrong.
 
-    Found are: rows that cannot be used, missing, broken and too long media (exit code 1), and silent, blank,
-    unpaired and duplicate media and files of an archive that no row names, which are worth a look.
+    Found are: rows that cannot be used, missing, broken and too long media (exit code 1), and silent,
+    blank, unpaired and duplicate media, transcripts that cannot be those of their sounds, and files of an archive that
+    no row names, which are worth a look.
 
     Example: muomni data check train.jsonl val.jsonl --out report
     """

@@ -16,10 +16,10 @@ from muomni.config import OmniConfig, SiglipConfig, ThinkerConfig, WhisperConfig
 from muomni.config.encoders import AudioEncoderConfig, VisionEncoderConfig
 from muomni.config.talker import TalkerConfig
 from muomni.model.encoders import audio, vision, whisper
-from muomni.model.encoders.auxiliary_heads import CLASSES, STEPS
+from muomni.model.encoders.auxiliary_heads import CLASSES
 from muomni.model.inputs import MediaBatch, filled, row_length
 from muomni.model.talker import SpeechBatch
-from muomni.ops.audio_frames import num_tokens
+from muomni.ops.audio_frames import CTC_STEPS, num_tokens
 
 Grid = tuple[int, int]
 
@@ -175,7 +175,7 @@ def projector_flops(in_size: int, out_size: int, tokens: int) -> Flops:
 
 def ctc_flops(width: int, tokens: Sequence[int]) -> Flops:
     """The CTC head's, for clips of so many tokens; it computes all clips as long as the longest."""
-    return Flops(2 * row_length(len(tokens) * max(tokens)) * width * STEPS * CLASSES)
+    return Flops(2 * row_length(len(tokens) * max(tokens)) * width * CTC_STEPS * CLASSES)
 
 
 def contrastive_flops(image_size: int, text_size: int, size: int, pictures: int, captions: int) -> Flops:

@@ -5,11 +5,12 @@ Legend: N patches of all pictures, P patch size, F frames of all clips, M mel bi
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Self
 
 import torch
 from torch import Tensor
+
+from muomni.ops.audio_frames import ctc_steps
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Transcripts:
         """Transcripts in UTF-8, each with the number of its clip."""
         clips, said = zip(*texts, strict=True)
         targets = torch.frombuffer(bytearray(b"".join(said)) or bytearray(1), dtype=torch.uint8).long() + 1
-        steps = tuple(len(text) + sum(a == b for a, b in pairwise(text)) for text in said)
+        steps = tuple(map(ctc_steps, said))
         lengths = tuple(map(len, said))
         return cls(targets[: sum(lengths)].to(device), lengths, steps, clips)
 

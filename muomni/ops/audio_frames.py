@@ -1,5 +1,6 @@
 """How many frames and tokens a sound becomes. Without torch, so that data can be counted before a model is loaded."""
 
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -10,6 +11,8 @@ SAMPLE_RATE = 16_000
 HOP = 160
 # Three convolutions of stride 2 in the encoder.
 FRAMES_PER_TOKEN = 8
+# Steps of CTC in a token of 80 ms: speech has up to some 25 letters a second, and CTC needs a step for each.
+CTC_STEPS = 4
 
 Frames = TypeVar("Frames", int, NDArray[np.int64])
 
@@ -22,3 +25,8 @@ def num_frames(samples: int) -> int:
 def num_tokens(frames: Frames) -> Frames:
     """Tokens that the audio encoder makes of so many frames: one for every 8 begun."""
     return -(-frames // FRAMES_PER_TOKEN)
+
+
+def ctc_steps(transcript: bytes) -> int:
+    """Steps that a transcript needs at least: one for each byte, and one between two equal bytes."""
+    return len(transcript) + sum(a == b for a, b in pairwise(transcript))

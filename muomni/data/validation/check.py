@@ -26,12 +26,14 @@ from muomni.data.sources.sources import source_files
 from muomni.data.text.content_parts import MediaPart, PartRules
 from muomni.data.text.special_tokens import PLACEHOLDERS
 from muomni.errors import DataError, MediaError
-from muomni.ops.audio_frames import SAMPLE_RATE, num_frames, num_tokens
+from muomni.ops.audio_frames import CTC_STEPS, SAMPLE_RATE, ctc_steps, num_frames, num_tokens
 
-Kind = Literal["row", "missing", "broken", "too long", "silent", "blank", "unpaired", "duplicate", "unnamed"]
+Kind = Literal[
+    "row", "missing", "broken", "too long", "silent", "too fast", "blank", "unpaired", "duplicate", "unnamed"
+]
 # A run skips or refuses the first four; the others are worth a look.
 FATAL: tuple[Kind, ...] = ("row", "missing", "broken", "too long")
-KINDS: tuple[Kind, ...] = (*FATAL, "silent", "blank", "unpaired", "duplicate", "unnamed")
+KINDS: tuple[Kind, ...] = (*FATAL, "silent", "too fast", "blank", "unpaired", "duplicate", "unnamed")
 SAMPLES = 48
 THUMBNAIL = 96
 
@@ -199,12 +201,15 @@ class _Check:
     def _take(self, where: str, jobs: Iterable[tuple[MediaPart, "Future[_Medium] | None"]]) -> None:
         tokens = 0
         for part, job in jobs:
+            name = str(part.source) if isinstance(part.source, MediaRef) else f"{where}: its {part.kind}"
             if job is None:
-                tokens += self._media.get(part.source, (0, False))[0]
+                count = self._media.get(part.source, (0, False))[0]
+                self._check_transcript(where, name, part, count)
+                tokens += count
                 continue
             medium = job.result()
-            name = str(part.source) if isinstance(part.source, MediaRef) else f"{where}: its {part.kind}"
             tokens += medium.tokens
+            self._check_transcript(where, name, part, medium.tokens)
             if isinstance(part.source, MediaRef):
                 self._media[part.source] = medium.tokens, medium.problem is None
             self.found.pictures += part.kind == "image"
@@ -213,6 +218,14 @@ class _Check:
         if tokens:
             self.found.tokens.append(tokens)
         self.report(1)
+
+    def _check_transcript(self, where: str, name: str, part: MediaPart, tokens: int) -> None:
+        """Notes a transcript that no alignment (CTC) fits into its sound: it is left out of that loss."""
+        if part.kind == "audio" and part.note and tokens:
+            steps, most = ctc_steps(part.note.encode(errors="replace")), tokens * CTC_STEPS
+            if steps > most:
+                reason = f"its transcript cannot be what is said in it: it needs {steps} steps of CTC, {most} are there"
+                self._problem("too fast", f"{where}: {name}", reason)
 
     def _note(self, where: str, name: str, medium: _Medium) -> None:
         if medium.problem is not None:
@@ -301,7 +314,8 @@ def _parts(row: Mapping[str, Any], where: str, root: Path) -> tuple[list[MediaPa
         named: list[MediaPart] = []
         for kind in kinds:
             part = rules.part({"type": kind, kind: row[kind], "archive": row.get("archive")}, where)
-            named.append(MediaPart(kind, part[kind]))
+            spoken = [text for key in ("transcript", "text") if isinstance(text := row.get(key), str)]
+            named.append(MediaPart(kind, part[kind], spoken[0] if spoken and kind == "audio" else None))
         return named, texts, any(text.strip() for text in texts)
     media: list[MediaPart] = []
     texts, answers = [], []

@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from muomni.model.inputs import Captions, moved, row_length
+from muomni.ops.audio_frames import CTC_STEPS
 
-# Steps of CTC in a token of 80 ms: speech has up to some 25 letters a second, and CTC needs a step for each.
-STEPS = 4
 # The blank, and 256 bytes.
 CLASSES = 257
 # Similarities are multiplied by at most 100, as in CLIP (Radford et al., arXiv:2103.00020).
@@ -25,7 +24,7 @@ class CtcHead(nn.Module):
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.spell = nn.Linear(hidden_size, STEPS * CLASSES)
+        self.spell = nn.Linear(hidden_size, CTC_STEPS * CLASSES)
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Small normal weights, no bias: all bytes are as likely."""
@@ -57,7 +56,7 @@ class CtcHead(nn.Module):
         _check_counts(tokens, counts)
         best = self.spell(tokens).view(-1, CLASSES).argmax(-1).cpu()
         texts = []
-        for steps in torch.split(best, [STEPS * count for count in counts]):
+        for steps in torch.split(best, [CTC_STEPS * count for count in counts]):
             said = torch.unique_consecutive(steps)
             texts.append(bytes((said[said > 0] - 1).tolist()).decode("utf-8", errors="replace"))
         return texts

@@ -9,9 +9,9 @@ from torch import Tensor
 from muomni.data import Batch
 from muomni.errors import UserError
 from muomni.model import OmniModel
-from muomni.model.encoders.auxiliary_heads import STEPS, CtcHead
+from muomni.model.encoders.auxiliary_heads import CtcHead
 from muomni.model.inputs import Transcripts
-from muomni.ops.audio_frames import num_tokens
+from muomni.ops.audio_frames import CTC_STEPS, num_tokens
 from muomni.train.objectives.objective import Loss, Outputs
 
 
@@ -23,7 +23,7 @@ def fitting(transcripts: Transcripts, counts: Sequence[int]) -> list[int]:
         counts: tokens of all clips.
     """
     rows = zip(transcripts.clips, transcripts.lengths, transcripts.steps, strict=True)
-    return [length for clip, length, steps in rows if steps <= counts[clip] * STEPS]
+    return [length for clip, length, steps in rows if steps <= counts[clip] * CTC_STEPS]
 
 
 def ctc_loss(head: CtcHead, tokens: Tensor, counts: Sequence[int], transcripts: Transcripts) -> Tensor:
@@ -42,7 +42,7 @@ def ctc_loss(head: CtcHead, tokens: Tensor, counts: Sequence[int], transcripts: 
     return F.ctc_loss(
         logits.log_softmax(-1).transpose(0, 1),
         transcripts.targets,
-        torch.tensor([counts[clip] for clip in transcripts.clips]) * STEPS,
+        torch.tensor([counts[clip] for clip in transcripts.clips]) * CTC_STEPS,
         torch.tensor(transcripts.lengths),
         reduction="sum",
         zero_infinity=True,

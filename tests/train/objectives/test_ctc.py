@@ -6,8 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muomni.model.encoders.auxiliary_heads import CLASSES, STEPS
+from muomni.model.encoders.auxiliary_heads import CLASSES
 from muomni.model.inputs import MediaBatch
+from muomni.ops.audio_frames import CTC_STEPS
 from muomni.train.objectives.ctc import ctc_loss, fitting
 from tests.model.encoders.test_auxiliary_heads import draw, make_ctc, transcripts
 from tests.model.media import make_clips, make_config
@@ -18,10 +19,10 @@ from tests.train.objectives.batches import losses_of, make_batch
 def test_ctc_sums_over_all_ways_to_say_it():
     """One token, four steps, the text of two bytes: every path that collapses to it."""
     head, token = make_ctc(), draw(1, 6)
-    steps = head.spell(token).view(STEPS, CLASSES).softmax(-1)
+    steps = head.spell(token).view(CTC_STEPS, CLASSES).softmax(-1)
     first, second = ord("h") + 1, ord("i") + 1
     total = torch.zeros((), dtype=torch.float64)
-    for path in itertools.product((0, first, second), repeat=STEPS):
+    for path in itertools.product((0, first, second), repeat=CTC_STEPS):
         if [label for label, _ in itertools.groupby(path) if label] == [first, second]:
             total = total + torch.stack([steps[i, label] for i, label in enumerate(path)]).prod()
     torch.testing.assert_close(ctc_loss(head, token, [1], transcripts((0, "hi"))), -total.log())
