@@ -121,7 +121,7 @@ def quantize(
 
     Raises:
         ConfigError: no such method, or `keep_float` is neither.
-        UserError: the model is quantised already, or a weight is not finite.
+        UserError: the model is quantised already, or cannot be, see `to_int8`; then nothing is changed.
     """
     if method not in METHODS:
         raise ConfigError(f"quantize({method!r}): there is {', '.join(map(repr, METHODS))}")
@@ -184,7 +184,7 @@ def dequantize_model(model: nn.Module) -> None:
 
 def weight_bytes(model: nn.Module) -> int:
     """Bytes of all parameters and buffers, shared ones once."""
-    tensors = {id(tensor): tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}
+    tensors = {id(tensor): tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers())}
     return sum(tensors.values())
 
 

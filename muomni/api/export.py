@@ -4,11 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from muomni.data.text.tokenizer import Tokenizer
-from muomni.files import atomic_folder, user_path, write_json
+from muomni.files import atomic_folder
 from muomni.formats.gguf import GgufDtype
 from muomni.formats.pretrained import check_replaceable, save_model
-from muomni.formats.qwen3 import to_qwen3_config
-from muomni.formats.tensors import CONFIG
 from muomni.infer.preprocess import end_ids
 from muomni.model import OmniModel
 
@@ -17,19 +15,13 @@ def export_hf(model: OmniModel, tokenizer: Tokenizer | None, out: str | Path) ->
     """Writes a Qwen3 folder for `transformers`, vLLM and llama.cpp's converter; whole or not at all.
 
     Raises:
-        UserError: the folder holds other files.
+        UserError: the folder holds other files, or the model is not what its configuration makes.
         CheckpointError: it cannot be written.
     """
-    target = user_path(out).resolve()
+    target = Path(out).expanduser().resolve()
     check_replaceable(target)
     with atomic_folder(target) as folder:
-        save_model(model, folder, qwen3=True)
-        if ends := end_ids(model, tokenizer):
-            # Other programs read the end tokens in these files only, so those of the tokenizer are written too.
-            config = model.current_config.replace(eos_token_ids=ends)
-            write_json(folder / CONFIG, to_qwen3_config(config, str(model.dtype).removeprefix("torch.")))
-            generation = {"eos_token_id": list(ends), "pad_token_id": ends[-1]}
-            write_json(folder / "generation_config.json", generation)
+        save_model(model, folder, qwen3=True, end_ids=end_ids(model, tokenizer))
         if tokenizer is not None:
             tokenizer.save(folder)
 
@@ -51,10 +43,11 @@ def export_gguf(
 
     Raises:
         ConfigError: no such dtype.
-        UserError: the `gguf` package is missing, or the dtype cannot hold the weights.
+        UserError: the `gguf` package is missing, the dtype cannot hold the weights, or the model is not what its
+            configuration makes.
         DataError: llama.cpp has no tokenizer that cuts text as this one does.
         CheckpointError: the file cannot be written.
     """
     from muomni.formats.gguf_tokenizer import save_gguf
 
-    save_gguf(model, tokenizer, end_ids(model, tokenizer), user_path(out).resolve(), dtype, each)
+    save_gguf(model, tokenizer, end_ids(model, tokenizer), Path(out).expanduser().resolve(), dtype, each)

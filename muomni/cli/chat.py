@@ -11,7 +11,6 @@ import typer
 
 from muomni.cli.common import options
 from muomni.errors import PromptError, SpeechError, UserError
-from muomni.files import user_path
 
 if TYPE_CHECKING:
     from muomni.api.model import MuOmni
@@ -209,7 +208,7 @@ class Chat:
         from muomni.infer import SamplingParams
 
         kind = part["type"]
-        path = Path(part[kind])
+        path = Path(part[kind]).expanduser()
         if kind == "video" and self.model.config.vision is not None:
             from muomni.data.media.video import video_frames
 
@@ -305,7 +304,7 @@ def _value(text: str) -> Any:
 
 def _typed_path(text: str) -> str:
     """A path as it is typed, or dropped into a terminal, which quotes it or escapes its spaces."""
-    if not user_path(text).exists():
+    if not Path(text).exists():
         with contextlib.suppress(ValueError):  # a quotation mark of its own
             words = shlex.split(text)
             text = words[0] if len(words) == 1 else text

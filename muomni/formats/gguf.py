@@ -20,6 +20,7 @@ from torch import Tensor
 from muomni.errors import CheckpointError, ConfigError, UserError
 from muomni.model.int8_layers import weight_of
 from muomni.model.omni import OmniModel
+from muomni.model.structure import checked_config
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,7 +54,8 @@ class Vocabulary:
         kinds: of each.
         merges: pairs, joined by a space, the earliest first.
         pre: llama.cpp's name of the rule that cuts text into words.
-        bos, eos, pad: ids; `eos` ends a reply. The beginning is never added.
+        bos, eos, pad: ids; `eos` ends a reply.
+        add_bos: whether `bos` stands before every text.
         chat_template: in Jinja, or None.
     """
 
@@ -64,6 +66,7 @@ class Vocabulary:
     bos: int
     eos: int
     pad: int
+    add_bos: bool = False
     chat_template: str | None = None
 
 
@@ -88,7 +91,8 @@ def write_gguf(
 
     Raises:
         ConfigError: no such dtype.
-        UserError: the `gguf` package is missing, or the dtype cannot hold the weights.
+        UserError: the `gguf` package is missing, the dtype cannot hold the weights, or the model is not what its
+            configuration makes; see `model.structure`.
         CheckpointError: the disk is full or the file cannot be written.
     """
     if dtype not in get_args(GgufDtype):
@@ -141,6 +145,7 @@ def gguf_name(name: str) -> str:
 def _tensors(model: OmniModel) -> Iterator[tuple[str, torch.Size, Callable[[], Tensor]]]:
     """Name, shape and how to get the float values of each tensor; a tied head is left out, as llama.cpp wants it."""
     thinker = model.thinker
+    checked_config(model)
     for path, module in thinker.named_modules():
         weight = getattr(module, "weight", None)
         if not isinstance(weight, Tensor) or (path == "lm_head" and thinker.is_tied):
@@ -202,6 +207,6 @@ def _add_vocabulary(writer: Any, vocabulary: Vocabulary | None) -> None:
     writer.add_bos_token_id(vocabulary.bos)
     writer.add_eos_token_id(vocabulary.eos)
     writer.add_pad_token_id(vocabulary.pad)
-    writer.add_add_bos_token(False)
+    writer.add_add_bos_token(vocabulary.add_bos)
     if vocabulary.chat_template is not None:
         writer.add_chat_template(vocabulary.chat_template)

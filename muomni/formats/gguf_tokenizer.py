@@ -56,7 +56,8 @@ def gguf_vocabulary(tokenizer: Tokenizer, size: int, eos: int) -> Vocabulary:
         eos: the token that ends a reply.
 
     Raises:
-        DataError: the tokenizer is larger than that, or cuts text by a rule that llama.cpp does not have.
+        DataError: the tokenizer is larger than that, cuts text by a rule that llama.cpp does not have, or puts more
+            than one token before a text.
     """
     if tokenizer.vocab_size > size:
         raise DataError(f"the tokenizer has {tokenizer.vocab_size} entries and the model's vocabulary is {size}")
@@ -74,7 +75,11 @@ def gguf_vocabulary(tokenizer: Tokenizer, size: int, eos: int) -> Vocabulary:
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in values["model"]["merges"]]
     pre = _pre(values["pre_tokenizer"], bool(values["model"].get("ignore_merges")))
     template = tokenizer.chat_template.source
-    return Vocabulary(tokens, kinds, merges, pre, tokenizer.eos_id, eos, tokenizer.pad_id, template)
+    begin = tokenizer.begin_ids
+    if len(begin) > 1:
+        raise DataError(f"this tokenizer puts {len(begin)} tokens before a text, and llama.cpp adds one at most")
+    bos = begin[0] if begin else tokenizer.eos_id
+    return Vocabulary(tokens, kinds, merges, pre, bos, eos, tokenizer.pad_id, bool(begin), template)
 
 
 def _pre(value: dict[str, Any] | None, ignore_merges: bool) -> str:

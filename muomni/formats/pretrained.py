@@ -8,13 +8,12 @@ so memory never holds the weights twice. An int8 folder says so in its `config.j
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import Tensor
 
 from muomni.config import OmniConfig, parse, read_json
 from muomni.errors import CheckpointError, ConfigError, UserError
@@ -22,24 +21,25 @@ from muomni.files import write_json
 from muomni.formats.qwen3 import from_qwen3_config, from_qwen3_name, to_qwen3_config, to_qwen3_name
 from muomni.formats.tensors import (
     CONFIG,
+    GENERATION,
+    INDEX,
     WEIGHTS,
     check_tensors,
-    misfits,
-    read_tensor,
     read_tensors,
     save_tensors,
-    tensor_names,
-    tensor_types,
     weight_files,
 )
 from muomni.model.int8_layers import float_state, int8_layers, to_int8
 from muomni.model.omni import OmniModel
+from muomni.model.structure import checked_config
 from muomni.ops.int8 import quantize_rows
 
-_TIED = ("thinker.lm_head.weight", "thinker.lm_head.scale")
+_EMBEDDING, _HEAD = "thinker.embed_tokens", "thinker.lm_head"
 _QUANTIZATION = "quantization"
 # Stays in fp32, see `codec.frozen`.
 _CODEC = "codec."
+# What a model may compute in. Narrower types go with scales, which a folder of float weights does not have.
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 # Files of a saved model, ours or transformers'; a folder of nothing else may be replaced by a new one.
 _SAVED = re.compile(
@@ -49,7 +49,10 @@ _SAVED = re.compile(
 
 
 def read_config(folder: Path) -> tuple[OmniConfig, bool]:
-    """The configuration in `folder`, and whether it is a plain Qwen3 folder."""
+    """The configuration in `folder`, and whether it is a plain Qwen3 folder.
+
+    Whether the head is tied is up to the weights: with one of their own it is not, as in transformers.
+    """
     path = folder / CONFIG
     values = read_json(path)
     kind = values.get("model_type")
@@ -58,13 +61,35 @@ def read_config(folder: Path) -> tuple[OmniConfig, bool]:
     elif "quantization_config" in values:
         raise ConfigError(f"{path}: quantization_config: μOmni reads float Qwen3 folders and quantises them itself")
     if kind == "qwen3":
-        generation = folder / "generation_config.json"
-        if generation.is_file() and (ends := read_json(generation).get("eos_token_id")) is not None:
-            values["eos_token_id"] = ends  # as transformers has it
-        return from_qwen3_config(values, str(path)), True
-    if kind != "muomni":
+        generation = folder / GENERATION
+        config = from_qwen3_config(values, read_json(generation) if generation.is_file() else {}, str(path))
+    elif kind != "muomni":
         raise ConfigError(f"{path}: model_type = {kind!r}: μOmni loads 'muomni' and 'qwen3' (dense) folders")
-    return parse(OmniConfig, values, str(path)), False
+    else:
+        config = parse(OmniConfig, values, str(path))
+    if config.thinker.tie_word_embeddings and _has_head(folder, _rename(kind == "qwen3")):
+        config = config.replace(thinker=config.thinker.replace(tie_word_embeddings=False))
+    return config, kind == "qwen3"
+
+
+def _rename(is_qwen3: bool) -> Callable[[str], str]:
+    return from_qwen3_name if is_qwen3 else str
+
+
+def _has_head(folder: Path, rename: Callable[[str], str]) -> bool:
+    """Whether the files hold a head that is not the embedding."""
+    if not any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
+        return False
+    names = {f"{module}.{kind}" for module in (_EMBEDDING, _HEAD) for kind in ("weight", "scale")}
+    tables: dict[str, Tensor] = {}
+    for path in weight_files(folder):
+        tables |= {rename(name): tensor for name, tensor in read_tensors(path, "cpu", lambda n: rename(n) in names)}
+    pairs = [
+        (tables[f"{_HEAD}.{kind}"], tables.get(f"{_EMBEDDING}.{kind}"))
+        for kind in ("weight", "scale")
+        if f"{_HEAD}.{kind}" in tables
+    ]
+    return any(b is None or a.dtype != b.dtype or not torch.equal(a, b) for a, b in pairs)
 
 
 def read_quantization(folder: Path) -> str | None:
@@ -94,7 +119,8 @@ def load_model(
 
     Args:
         folder: as `resolve_folder` gives it.
-        dtype: of the weights in memory, or of what int8 layers compute; None keeps the file's.
+        dtype: of the weights in memory, or of what int8 layers compute; None keeps the files', and of several the one
+            of most weights, with a warning.
         device: where they go.
         int8: quantise float weights on the way, one at a time; what an int8 folder holds is int8 anyway.
         make: builds the module.
@@ -104,10 +130,7 @@ def load_model(
         CheckpointError: a file is missing, cut short or corrupt, or its tensors do not fit the configuration.
     """
     config, is_qwen3 = read_config(folder)
-    config = _as_stored(folder, config)
     stored_int8 = read_quantization(folder) == "int8"
-    if dtype is None and not stored_int8:
-        dtype = _one_dtype(folder)
     if int8 and stored_int8:
         raise UserError(f"{folder} holds int8 weights already")
     with torch.device("meta"):
@@ -117,11 +140,14 @@ def load_model(
     scales = {f"{name}.weight": f"{name}.scale" for name in int8_layers(model)}
     types = dict.fromkeys(scales, torch.int8) | dict.fromkeys(scales.values(), torch.float32)
     expected = model.state_dict()
+    files, rename = weight_files(folder), _rename(is_qwen3)
+    if dtype is None:
+        dtype = _common_dtype(folder, files, lambda name: rename(name) not in types and not name.startswith(_CODEC))
     state: dict[str, Tensor] = {}
-    for path in weight_files(folder):
+    for path in files:
         for stored, tensor in read_tensors(path, device):
-            name = from_qwen3_name(stored) if is_qwen3 else stored
-            if name in _TIED and config.thinker.tie_word_embeddings:
+            name = rename(stored)
+            if config.thinker.tie_word_embeddings and name.startswith(f"{_HEAD}."):
                 continue
             _check_type(folder, name, tensor, types.get(name) if stored_int8 else None)
             if name in scales and tensor.is_floating_point() and tensor.ndim == 2:
@@ -131,7 +157,7 @@ def load_model(
                     raise CheckpointError(f"{folder}: {name} cannot be quantised: {error}") from None
             else:
                 wanted = torch.float32 if name.startswith(_CODEC) else dtype
-                kept = tensor if wanted is None or name in types else tensor.to(wanted)
+                kept = tensor if name in types else tensor.to(wanted)
                 # A copy, which lets go of the file, and at an address that kernels can rely on: torch's own crash
                 # on some that a file gives.
                 state[name] = kept.clone() if types and kept is tensor else kept
@@ -145,49 +171,31 @@ def load_model(
     return model.eval().requires_grad_(not model.is_quantized)
 
 
-def _as_stored(folder: Path, config: OmniConfig) -> OmniConfig:
-    """The configuration with the head as the files have it: one that differs from the embedding is no tied one."""
-    if not config.thinker.tie_word_embeddings:
-        return config
-    tables: dict[str, dict[str, Tensor]] = {"lm_head": {}, "embed_tokens": {}}
-    for path in weight_files(folder):
-        for name in tensor_names(path):
-            table, _, kind = name.rpartition(".")
-            if (key := table.rpartition(".")[2]) in tables and "talker" not in name:
-                tables[key][kind] = read_tensor(path, name)
-    head, embedding = tables["lm_head"], tables["embed_tokens"]
-    same = all(kind in embedding and torch.equal(head[kind], embedding[kind]) for kind in head)
-    return config if same else config.replace(thinker=config.thinker.replace(tie_word_embeddings=False))
-
-
-def _one_dtype(folder: Path) -> torch.dtype | None:
-    """What all weights are read as where a file has several floating point types; None where it has one.
-
-    What its configuration names, else what most weights have.
-    """
-    counts: Counter[torch.dtype] = Counter()
-    for path in weight_files(folder):
-        for name, (dtype, elements) in tensor_types(path).items():
-            if dtype.is_floating_point and not name.startswith(_CODEC):
-                counts[dtype] += elements
-    if len(counts) < 2:
-        return None
+def _common_dtype(folder: Path, files: Sequence[Path], counts: Callable[[str], bool]) -> torch.dtype:
+    """One type for the floating point tensors whose names count: what the configuration names, else what most have."""
+    elements: Counter[torch.dtype] = Counter()
+    for path in files:
+        for _, tensor in read_tensors(path, "cpu", counts):
+            if tensor.dtype in _FLOATS:
+                elements[tensor.dtype] += tensor.numel()
+    if len(elements) < 2:
+        return next(iter(elements), torch.float32)
     values = read_json(folder / CONFIG)
-    named = getattr(torch, str(values.get("dtype") or values.get("torch_dtype")), None)
-    chosen = named if named in counts else counts.most_common(1)[0][0]
-    given = ", ".join(str(dtype).removeprefix("torch.") for dtype in counts)
-    warnings.warn(f"{folder}: weights are {given}: all are read as {str(chosen)[6:]} (dtype)", stacklevel=4)
+    named: torch.dtype | None = getattr(torch, str(values.get("dtype") or values.get("torch_dtype")), None)
+    chosen = named if named is not None and named in elements else elements.most_common(1)[0][0]
+    present = ", ".join(str(each)[6:] for each in elements)
+    warnings.warn(f"{folder}: weights are {present}: all are read as {str(chosen)[6:]} (dtype)", stacklevel=3)
     return chosen
 
 
 def _check_type(folder: Path, name: str, tensor: Tensor, wanted: torch.dtype | None) -> None:
     """`wanted` is the type of a tensor of an int8 layer, None means any floating point."""
-    if not (tensor.is_floating_point() if wanted is None else tensor.dtype == wanted):
-        right = "floating point" if wanted is None else str(wanted)[6:]
+    if tensor.dtype not in (_FLOATS if wanted is None else (wanted,)):
+        right = "floating point of at least 16 bits" if wanted is None else str(wanted)[6:]
         raise CheckpointError(f"{folder}: {name} is {str(tensor.dtype)[6:]}, and by {CONFIG} it must be {right}")
 
 
-def save_model(model: OmniModel, folder: Path, *, qwen3: bool = False) -> None:
+def save_model(model: OmniModel, folder: Path, *, qwen3: bool = False, end_ids: Sequence[int] = ()) -> None:
     """Writes `config.json` and `model.safetensors` into an existing folder.
 
     Args:
@@ -195,44 +203,25 @@ def save_model(model: OmniModel, folder: Path, *, qwen3: bool = False) -> None:
         folder: usually one from `files.atomic_folder`.
         qwen3: write the Thinker as a Hugging Face Qwen3 folder, int8 weights dequantised to `model.dtype`; encoders,
             which Qwen3 does not have, stay behind.
+        end_ids: of a Qwen3 folder, in the place of the configuration's; other programs know no others.
 
     Raises:
+        UserError: the model is not what its configuration makes; see `model.structure`.
         CheckpointError: the disk is full or the folder cannot be written.
     """
-    config = model.current_config
-    _check_whole(model, config)
+    config = checked_config(model)
     state: dict[str, Tensor] = float_state(model, model.dtype) if qwen3 else model.state_dict()
     values: dict[str, Any] = config.model_dump(mode="json")
     if qwen3:
         state = {to_qwen3_name(name): tensor for name, tensor in state.items() if name.startswith("thinker.")}
+        config = config.replace(eos_token_ids=end_ids) if end_ids else config
         values = to_qwen3_config(config, str(model.dtype).removeprefix("torch."))
+        if end_ids:
+            write_json(folder / GENERATION, {"eos_token_id": list(end_ids), "pad_token_id": end_ids[-1]})
     elif model.is_quantized:
         values[_QUANTIZATION] = {"method": "int8"}
     write_json(folder / CONFIG, values)
     save_tensors(state, folder / WEIGHTS)
-
-
-def _check_whole(model: OmniModel, config: OmniConfig) -> None:
-    """Refuses a model that its configuration does not describe: it could be written, but never loaded.
-
-    Raises:
-        UserError: naming what is too many, missing or of another shape.
-    """
-    with torch.device("meta"):
-        described = OmniModel(config)
-    if model.is_quantized:
-        to_int8(described)
-    state = model.state_dict()
-    odd = [name for name, value in state.items() if type(value) not in (Tensor, nn.Parameter, DTensor)]
-    if odd:
-        kind = type(state[odd[0]]).__name__
-        raise UserError(f"this model cannot be saved: {odd[0]} is a {kind}, which another library has put there")
-    problems = misfits({n: t.shape for n, t in described.state_dict().items()}, {n: t.shape for n, t in state.items()})
-    if problems:
-        raise UserError(
-            f"this model cannot be saved, its configuration does not describe it: {problems}. Merge an adapter first "
-            "(PEFT: merge_and_unload), and take out modules that were added"
-        )
 
 
 def check_replaceable(target: Path) -> None:

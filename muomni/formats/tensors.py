@@ -1,11 +1,8 @@
 """Tensors in safetensors files: read, checked and written."""
 
 import json
-import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,27 +12,9 @@ from torch import Tensor
 from muomni.errors import CheckpointError, UserError
 
 CONFIG = "config.json"
-
-
+GENERATION = "generation_config.json"
 WEIGHTS = "model.safetensors"
-
-
-_INDEX = "model.safetensors.index.json"
-# Names of types in a file's header; others are no weights.
-_TYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+INDEX = "model.safetensors.index.json"
 
 
 def resolve_folder(path: Path) -> Path:
@@ -52,14 +31,16 @@ def resolve_folder(path: Path) -> Path:
     raise UserError(f"no model in {path}: it has no {CONFIG}, and no checkpoint under best or last")
 
 
-def read_tensors(path: Path, device: torch.device | str) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a file, one at a time: what a caller drops no longer takes memory.
+def read_tensors(
+    path: Path, device: torch.device | str, wanted: Callable[[str], bool] = lambda _: True
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a file whose names are `wanted`, one at a time: what a caller drops no longer takes memory.
 
     On a CPU a tensor is the file itself, mapped into memory; opening it anew for each tensor lets go of the others.
     """
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
-            names = list(file.keys())
+            names = [name for name in file.keys() if wanted(name)]  # noqa: SIM118 - no dictionary
         for name in names:
             with safe_open(path, framework="pt", device=str(device)) as file:
                 tensor = file.get_tensor(name)
@@ -69,49 +50,12 @@ def read_tensors(path: Path, device: torch.device | str) -> Iterator[tuple[str, 
         raise CheckpointError(f"{path}: cannot be read, it is cut short or corrupt ({error})") from None
 
 
-def read_tensor(path: Path, name: str) -> Tensor:
-    """One tensor of a file, mapped into memory.
+def check_tensors(folder: Path, expected: dict[str, torch.Size], found: dict[str, torch.Size]) -> None:
+    """Compares the tensors that a configuration asks for with those that the files hold.
 
     Raises:
-        CheckpointError: the file cannot be read.
+        CheckpointError: naming those that are missing, too many or of another shape.
     """
-    with _opened(path) as file:
-        tensor: Tensor = file.get_tensor(name)
-        return tensor
-
-
-def tensor_names(path: Path) -> list[str]:
-    """The names of a file's tensors.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
-    with _opened(path) as file:
-        return list(file.keys())
-
-
-def tensor_types(path: Path) -> dict[str, tuple[torch.dtype, int]]:
-    """Type and number of elements of each tensor of a file, by its name; no tensor is read.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
-    with _opened(path) as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-        return {name: (_TYPES[part.get_dtype()], math.prod(part.get_shape())) for name, part in slices.items()}
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: cannot be read, it is cut short or corrupt ({error})") from None
-
-
-def misfits(expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size]) -> str:
-    """What of the tensors that a configuration asks for is missing, too many or of another shape; "" if nothing."""
     problems = [f"{name} is missing" for name in expected.keys() - found.keys()]
     problems += [f"{name} is not part of the model" for name in found.keys() - expected.keys()]
     problems += [
@@ -119,18 +63,10 @@ def misfits(expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size])
         for name, shape in expected.items()
         if name in found and found[name] != shape
     ]
-    more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-    return "; ".join(sorted(problems)[:5]) + more
-
-
-def check_tensors(folder: Path, expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size]) -> None:
-    """Compares the tensors that a configuration asks for with those that the files hold.
-
-    Raises:
-        CheckpointError: naming those that are missing, too many or of another shape.
-    """
-    if problems := misfits(expected, found):
-        raise CheckpointError(f"{folder}: weights and {CONFIG} do not fit: {problems}")
+    if problems:
+        shown = "; ".join(sorted(problems)[:5])
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise CheckpointError(f"{folder}: weights and {CONFIG} do not fit: {shown}{more}")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -141,13 +77,17 @@ def weight_files(folder: Path) -> list[Path]:
     """
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
-    index = folder / _INDEX
+    index = folder / INDEX
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        missing = [name for name in names if not (folder / name).is_file()]
+        try:
+            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            files = sorted({folder / name for name in names})
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            raise CheckpointError(f"{index}: cannot be read as the index of a model's files") from None
+        missing = [file.name for file in files if not file.is_file()]
         if missing:
-            raise CheckpointError(f"{folder}: {', '.join(missing)} missing, though {_INDEX} names it")
-        return [folder / name for name in names]
+            raise CheckpointError(f"{folder}: {', '.join(missing)} missing, though {INDEX} names it")
+        return files
     raise CheckpointError(f"{folder}: no {WEIGHTS} (pickled .bin weights are not read: they can run code)")
 
 
@@ -157,10 +97,18 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     Raises:
         CheckpointError: naming the file and the system's reason.
     """
+    storages: set[int] = set()
+    apart: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        whole = tensor.detach().contiguous()
+        # safetensors takes no memory twice; two names of one tensor, or two views, are two tensors in a file.
+        apart[name] = whole.clone() if whole.untyped_storage().data_ptr() in storages else whole
+        storages.add(apart[name].untyped_storage().data_ptr())
     try:
+        # safetensors makes a file that its owner alone may read; one made here has the mode that the umask gives.
         path.touch()
-        mode = path.stat().st_mode  # that of any new file: safetensors lets nobody else read
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+        mode = path.stat().st_mode
+        save_file(apart, path, metadata={"format": "pt"})
         path.chmod(mode)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be written: {error}") from None

@@ -91,7 +91,7 @@ def read_prompt(
         model: says what is understood besides text.
         tokenizer: of the model.
         prompt: as `MuOmni.chat` takes it, or a text with `raw`.
-        raw: the text itself, without the turns of a chat.
+        raw: the text itself, without the turns of a chat, after what the tokenizer puts before a text.
         root: what relative paths are relative to; None for the working directory.
         files: False refuses paths, for prompts of people who must not read this machine's files.
 
@@ -104,7 +104,7 @@ def read_prompt(
             raise PromptError("a plain continuation needs a text, not messages")
         if not prompt:
             raise PromptError("the prompt is empty: there is nothing to continue")
-        ids = tokenizer.encode(prompt)
+        ids = [*tokenizer.begin_ids, *tokenizer.encode(prompt)]
         return EncodedChat(ids, [False] * len(ids))
     encoders = {"image": model.config.vision, "audio": model.config.audio}
     inputs = [kind for kind, encoder in encoders.items() if encoder is not None]

@@ -14,6 +14,7 @@ from muomni.infer.prompt_media import PromptMedia
 from muomni.infer.request import STOP_NEEDS_TEXT, token_budget
 from muomni.infer.sampling import Sampler, SamplingParams, draw_uniform, make_random, on_device
 from muomni.model import KVCache, OmniModel
+from muomni.model.kv_cache import check_places
 from muomni.model.module_modes import eval_mode
 
 
@@ -84,6 +85,8 @@ def next_tokens(
     seen = None
     if params.repetition_penalty != 1:
         seen = torch.zeros(B, thinker.vocab_size, dtype=torch.bool, device=ids.device).scatter_(1, ids, True)
+    if use_cache:
+        check_places(model.thinker.layers, thinker)
     cache = KVCache(thinker, B, total, model.dtype, ids.device) if use_cache else None
     whole = torch.empty(B, total, dtype=torch.int64, device=ids.device)
     whole[:, :T] = ids

@@ -7,6 +7,7 @@ The weights keep their types whatever the model is converted to: `.to(torch.bflo
 layers compute and give, `dtype`, and neither `weight` nor `scale`.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from muomni.errors import UserError
 from muomni.model.codec.frozen import FrozenCodec
+from muomni.model.module_modes import redirected, unusual_tensor
 from muomni.ops.int8 import Kernel, dequantize, int8_linear, quantize_rows
 
 # Rows of activations up to which each of a layer's kernels is used; the last serves all above.
@@ -162,13 +164,17 @@ def to_int8(model: nn.Module, each: Callable[[str], None] | None = None) -> None
         each: called with the name of each layer before its turn.
 
     Raises:
-        UserError: a weight is not finite; names the layer.
+        UserError: a layer belongs to somebody else, such as an adapter, or was changed by somebody, or a weight is not
+            finite; names the layer, and nothing is changed.
     """
     # Of each float matrix, by identity, the first layer that was made from it: a tied one shares its tensors.
     # Nothing here may hold on to a float layer or its weight once it is replaced.
     made: dict[int, Int8Weight] = {}
-    _check_convertible(model)
     codecs = {id(part) for module in model.modules() if isinstance(module, FrozenCodec) for part in module.modules()}
+    for path, module in model.named_modules():
+        if module is not model and id(module) not in codecs and (reason := _why_float(module)) is not None:
+            raise UserError(f"{path} cannot be quantised: {reason}")
+    del module
     parents = [(path, m) for path, m in model.named_modules() if any(m.children()) and id(m) not in codecs]
     for path, parent in parents:
         for name, child in list(parent.named_children()):
@@ -182,39 +188,24 @@ def to_int8(model: nn.Module, each: Callable[[str], None] | None = None) -> None
             if key in made:
                 setattr(parent, name, _shared(kind, child, made[key]))
             else:
-                made[key] = _convert(full, kind, child)
+                made[key] = (
+                    Int8Linear.from_float(child) if isinstance(child, nn.Linear) else Int8Embedding.from_float(child)
+                )
                 setattr(parent, name, made[key])
     model.requires_grad_(False)
 
 
-def _check_convertible(model: nn.Module) -> None:
-    """Refuses before the first layer is changed.
-
-    Raises:
-        UserError: a module is neither torch's nor ours, such as an adapter's, or a weight is not finite.
-    """
-    for name, module in model.named_modules():
-        package = type(module).__module__.partition(".")[0]
-        if module is not model and package not in ("torch", "muomni"):
-            raise UserError(
-                f"{name} is a {type(module).__name__} of {package}, whose layers cannot be made int8: merge an adapter "
-                "first (PEFT: merge_and_unload)"
-            )
-        if ".quantized" in type(module).__module__:
-            raise UserError(f"{name} is quantised by torch already: load the float model, then quantise it")
-        if type(module) not in (nn.Linear, nn.Embedding) or module.weight.is_meta:
-            continue
-        if type(module.weight.data) is not Tensor:
-            raise UserError(f"{name} has weights of type {type(module.weight.data).__name__}: load the float model")
-        if not module.weight.isfinite().all():
-            raise UserError(f"{name} cannot be quantised: a weight is infinite or not a number")
-
-
-def _convert(name: str, kind: type[Int8Linear] | type[Int8Embedding], child: Any) -> Int8Weight:
-    try:
-        return kind.from_float(child)
-    except ValueError as error:
-        raise UserError(f"{name} cannot be quantised: {error}") from None
+def _why_float(module: nn.Module) -> str | None:
+    """Why a module must keep its float weights; None where it has none, or they can be int8."""
+    if not type(module).__module__.startswith(("torch.nn.modules.", "muomni.")):
+        kind = f"{type(module).__module__}.{type(module).__name__}"
+        return f"it is a {kind}: merge adapters first (PEFT: merge_and_unload()), or load the float model again"
+    if type(module) is not nn.Linear and type(module) is not nn.Embedding:
+        return None
+    if (reason := redirected(module) or unusual_tensor(module)) is not None:
+        return f"{reason}, which an int8 layer would not have"
+    low, high = (0.0, 0.0) if module.weight.is_meta else torch.aminmax(module.weight.detach())
+    return None if math.isfinite(low) and math.isfinite(high) else "a weight is infinite or not a number"
 
 
 def _shared(kind: type[Int8Linear] | type[Int8Embedding], child: Any, first: Int8Weight) -> Int8Weight:

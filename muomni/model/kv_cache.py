@@ -7,12 +7,14 @@ Legend: L layers, B batch, K key/value heads, H query heads, S capacity in token
 N tokens of a flattened batch.
 """
 
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from muomni.config import ThinkerConfig
+from muomni.errors import UserError
 from muomni.ops.attention import AttentionFunction
 
 
@@ -166,6 +168,21 @@ class SlotCache:
 
     def _tensors(self) -> list[Tensor]:
         return [t for t in (self.keys, self.values, self.key_scales, self.value_scales) if t is not None]
+
+
+def check_places(blocks: Iterable[Any], config: ThinkerConfig) -> None:
+    """Refuses blocks that would overwrite each other's keys and values, as copied ones do.
+
+    Raises:
+        UserError: two of them have one place in a cache, or one has none.
+    """
+    places = [block.self_attn.layer for block in blocks if hasattr(block, "self_attn")]
+    if len({*places} & {*range(config.num_hidden_layers)}) < len(places):
+        raise UserError(
+            f"blocks have the places {places} in a KV cache of {config.num_hidden_layers}: after adding, copying or "
+            "removing blocks set self_attn.layer of each to a number of its own, and num_hidden_layers of the "
+            "configuration to how many there are"
+        )
 
 
 def slot_bytes(config: ThinkerConfig, capacity: int, dtype: torch.dtype) -> int:

@@ -47,6 +47,9 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.eps)
 
+    def extra_repr(self) -> str:
+        return f"{self.weight.numel()}, eps={self.eps}"
+
 
 class Attention(nn.Module):
     """Grouped-query self-attention with RMSNorm on queries and keys, then rotary positions.
@@ -82,6 +85,9 @@ class Attention(nn.Module):
             heads = cache.attend(self.layer, q, k, v, self.attend)
         out: Tensor = self.o_proj(heads.flatten(2))
         return out
+
+    def extra_repr(self) -> str:
+        return f"layer={self.layer}, head_dim={self.head_dim}, causal={self.causal}"
 
 
 class MLP(nn.Module):

@@ -1,9 +1,10 @@
-"""Evaluation mode for a while, all modules of a model, and whether it has changed."""
+"""Evaluation mode for a while, all modules of a model, and what others have changed about them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -46,3 +47,20 @@ def fingerprint(model: nn.Module) -> tuple[object, ...]:
                 if x is not None:
                     marks += (x.data_ptr(), 0 if x.is_inference() else x._version)
     return tuple(marks)
+
+
+def redirected(module: nn.Module) -> str | None:
+    """What is called beside or in the place of a module's own forward pass; None where nothing is."""
+    if module._forward_hooks or module._forward_pre_hooks:
+        return "it has hooks"
+    return "its forward was replaced" if "forward" in module.__dict__ else None
+
+
+def unusual_tensor(module: nn.Module) -> str | None:
+    """Which of a module's own weights is more than a dense tensor, such as torchao's; None where none is."""
+    for name, x in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+        if type(x) not in (Tensor, nn.Parameter):
+            return f"its {name} is a {type(x).__name__}, not a plain tensor"
+        if x.layout != torch.strided:
+            return f"its {name} is sparse"
+    return None

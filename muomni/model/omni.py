@@ -101,14 +101,6 @@ class OmniModel(nn.Module):
         return dtype_of(self.thinker.embed_tokens)
 
     @property
-    def current_config(self) -> OmniConfig:
-        """The configuration of the model as it is now, which is how it is saved: a head may have been untied since."""
-        tied = self.thinker.is_tied
-        if tied == self.config.thinker.tie_word_embeddings:
-            return self.config
-        return self.config.replace(thinker=self.config.thinker.replace(tie_word_embeddings=tied))
-
-    @property
     def is_quantized(self) -> bool:
         """Whether the weights are int8; then the model computes and saves as ever, and does not learn."""
         return is_quantized(self)

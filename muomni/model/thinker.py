@@ -41,7 +41,11 @@ class Thinker(nn.Module):
     @property
     def is_tied(self) -> bool:
         """Whether the head is the embedding now; a configuration says only how a model was made."""
-        return getattr(self.lm_head, "weight", None) is getattr(self.embed_tokens, "weight", self)
+        head, embedding = getattr(self.lm_head, "weight", None), getattr(self.embed_tokens, "weight", None)
+        if not isinstance(head, Tensor) or not isinstance(embedding, Tensor):
+            return False
+        # `load_state_dict(assign=True)` makes two parameters of one memory.
+        return head is embedding or (head.data_ptr() == embedding.data_ptr() != 0)
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:

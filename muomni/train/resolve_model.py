@@ -17,7 +17,6 @@ from muomni.config.talker import TalkerConfig, TalkerSpec
 from muomni.config.validation_errors import in_words
 from muomni.data import SPECIAL, Tokenizer
 from muomni.errors import ConfigError, UserError
-from muomni.files import user_path
 from muomni.formats.codec import read_codec_config
 from muomni.formats.pretrained import read_config, read_quantization
 from muomni.formats.tensors import resolve_folder
@@ -139,7 +138,7 @@ def _vision(spec: ModelSpec, base: VisionEncoderConfig | None) -> VisionEncoderC
         return spec.new_vision()
     from muomni.formats.hf_encoders import read_siglip
 
-    return read_siglip(user_path(wanted.from_), **wanted.changes)
+    return read_siglip(Path(wanted.from_).expanduser(), **wanted.changes)
 
 
 def _audio(spec: ModelSpec, base: AudioEncoderConfig | None) -> AudioEncoderConfig | None:
@@ -150,7 +149,7 @@ def _audio(spec: ModelSpec, base: AudioEncoderConfig | None) -> AudioEncoderConf
         return spec.new_audio()
     from muomni.formats.hf_encoders import read_whisper
 
-    return read_whisper(user_path(wanted.from_), **wanted.changes)
+    return read_whisper(Path(wanted.from_).expanduser(), **wanted.changes)
 
 
 def _with_talker(spec: ModelSpec, config: OmniConfig) -> OmniConfig:
@@ -178,7 +177,7 @@ def _new_talker(
 
 def _codec_config(path: str) -> CodecConfig:
     try:
-        return read_codec_config(user_path(path))
+        return read_codec_config(Path(path).expanduser())
     except UserError as error:
         raise UserError(f"model.talker.codec: {error}") from None
 

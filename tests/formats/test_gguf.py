@@ -1,9 +1,11 @@
 """GGUF files: what is written is what the reader of the `gguf` package, and llama.cpp itself, find in them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -136,6 +138,48 @@ def test_the_vocabulary_comes_back(tmp_path: Path, nano_folder: Path) -> None:
     assert found["tokenizer.chat_template"] == model.tokenizer.chat_template.source
     first, second = found["tokenizer.ggml.merges"][0].split(" ")
     assert first + second in tokens
+
+
+@pytest.fixture
+def beginning(small_tokenizer: Tokenizer) -> Tokenizer:
+    """A tokenizer that puts a token before every text, as Llama's does."""
+    values = json.loads(small_tokenizer.backend.to_str())
+    begin = small_tokenizer.im_start_id
+    values["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<|im_start|>": {"id": "<|im_start|>", "ids": [begin], "tokens": ["<|im_start|>"]}},
+    }
+    backend = tokenizers.Tokenizer.from_str(json.dumps(values))
+    return Tokenizer(backend, small_tokenizer.chat_template, small_tokenizer.config)
+
+
+def test_a_token_before_every_text_is_kept(beginning: Tokenizer, tmp_path: Path, nano_folder: Path) -> None:
+    vocabulary = gguf_vocabulary(beginning, beginning.vocab_size, beginning.im_end_id)
+    assert (vocabulary.add_bos, vocabulary.bos) == (True, beginning.im_start_id)
+    model = MuOmni.from_pretrained(nano_folder, device="cpu")
+    plain, turns = model.encode("The cat", raw=True), model.encode("The cat")
+    model.tokenizer = beginning
+    assert model.encode("The cat", raw=True) == [beginning.im_start_id, *plain]
+    assert model.encode("The cat") == turns
+    model.export_gguf(tmp_path / "m.gguf")
+    assert fields(tmp_path / "m.gguf")["tokenizer.ggml.add_bos_token"] is True
+    beginning.save(tmp_path)
+    transformers = pytest.importorskip("transformers")
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path)("The cat").input_ids == model.encode(
+        "The cat", raw=True
+    )
+
+
+def test_more_than_one_token_before_a_text_is_refused(beginning: Tokenizer) -> None:
+    values = json.loads(beginning.backend.to_str())
+    single = values["post_processor"]["single"]
+    values["post_processor"]["single"] = [single[0], *single]
+    twice = Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(values)))
+    assert twice.begin_ids == (beginning.im_start_id,) * 2
+    with pytest.raises(DataError, match="puts 2 tokens before a text"):
+        gguf_vocabulary(twice, twice.vocab_size, twice.im_end_id)
 
 
 def test_ids_without_an_entry_are_unused(small_tokenizer: Tokenizer) -> None:

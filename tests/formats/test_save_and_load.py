@@ -1,9 +1,12 @@
 """What is saved can be loaded and computes the same; what could not be loaded is not saved."""
 
+import copy
 import json
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,10 @@ from torch import Tensor, nn
 
 from muomni import MuOmni
 from muomni.config import OmniConfig, ThinkerConfig
-from muomni.errors import UserError
+from muomni.errors import CheckpointError, ConfigError, UserError
+from muomni.formats.pretrained import read_config
+from muomni.infer import SamplingParams
+from muomni.infer.reference import next_tokens
 
 IDS = torch.tensor([[3, 14, 15, 9, 2, 6]])
 SIZES: dict[str, Any] = {
@@ -62,6 +68,17 @@ def merged_adapter(model: MuOmni) -> MuOmni:
     return merged
 
 
+def share(model: MuOmni) -> None:
+    blocks: Any = model.thinker.layers
+    blocks[1].mlp.up_proj.weight = blocks[0].mlp.up_proj.weight
+
+
+def cut(model: MuOmni) -> None:
+    """As `drop_layer`, but the configuration says so too."""
+    drop_layer(model)
+    model.config = model.config.replace(thinker=model.config.thinker.replace(num_hidden_layers=1))
+
+
 CHANGES: dict[str, Callable[[MuOmni], Any]] = {
     "as it is": lambda model: model,
     "untied": untie,
@@ -69,6 +86,11 @@ CHANGES: dict[str, Callable[[MuOmni], Any]] = {
     "untied, int8": lambda model: untie(model).quantize("int8"),
     "bf16": lambda model: model.to(torch.bfloat16),
     "merged adapter": merged_adapter,
+    "assigned state": lambda model: model.load_state_dict(
+        {name: value.clone() for name, value in model.state_dict().items()}, assign=True
+    ),
+    "two blocks of one matrix": share,
+    "no block but the first": cut,
     "untied through its state": lambda model: model.load_state_dict(
         model.state_dict() | {"thinker.lm_head.weight": torch.full((40, 32), 0.5)}
     ),
@@ -97,8 +119,50 @@ def prune(model: MuOmni) -> None:
     block.mlp.up_proj.weight = nn.Parameter(block.mlp.up_proj.weight[:40])
 
 
+def prune_block(model: MuOmni) -> None:
+    mlp: Any = model.thinker.layers[1].mlp
+    for layer in (mlp.gate_proj, mlp.up_proj):
+        layer.weight = nn.Parameter(layer.weight[:40].clone())
+    mlp.down_proj.weight = nn.Parameter(mlp.down_proj.weight[:, :40].clone())
+
+
 def drop_layer(model: MuOmni) -> None:
     model.thinker.layers = model.thinker.layers[:1]
+
+
+def double_layer(model: MuOmni) -> None:
+    model.thinker.layers.append(copy.deepcopy(model.thinker.layers[1]))
+
+
+def change_eps(model: MuOmni) -> None:
+    model.thinker.norm.eps = 0.1
+
+
+def replace_layer(model: MuOmni) -> None:
+    """Weights of the right names, and another computation."""
+
+    class Doubled(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    block: Any = model.thinker.layers[1]
+    layer = Doubled(32, 48, bias=False)
+    layer.load_state_dict(block.mlp.up_proj.state_dict())
+    block.mlp.up_proj = layer
+
+
+class Tagged(Tensor):
+    """A tensor of a library's own class, as torchao's are."""
+
+
+def subclass_weight(model: MuOmni) -> None:
+    block: Any = model.thinker.layers[1]
+    block.mlp.up_proj.weight = nn.Parameter(block.mlp.up_proj.weight.detach().as_subclass(Tagged))
+
+
+def sparse_weight(model: MuOmni) -> None:
+    block: Any = model.thinker.layers[1]
+    block.mlp.up_proj.weight = nn.Parameter(block.mlp.up_proj.weight.detach().to_sparse())
 
 
 def attach_adapter(model: MuOmni) -> None:
@@ -121,7 +185,19 @@ def quantize_half(model: MuOmni) -> None:
 @pytest.mark.filterwarnings("ignore")  # torch says that its quantisation moves elsewhere
 @pytest.mark.parametrize(
     "change",
-    [add_module, prune, drop_layer, attach_adapter, quantize_by_torch, quantize_half],
+    [
+        add_module,
+        prune,
+        drop_layer,
+        double_layer,
+        change_eps,
+        replace_layer,
+        subclass_weight,
+        sparse_weight,
+        attach_adapter,
+        quantize_by_torch,
+        quantize_half,
+    ],
     ids=lambda f: f.__name__,
 )
 def test_what_could_not_be_loaded_is_not_saved(change: Callable[[MuOmni], None], tmp_path: Path) -> None:
@@ -131,17 +207,84 @@ def test_what_could_not_be_loaded_is_not_saved(change: Callable[[MuOmni], None],
         with pytest.raises(UserError, match="cannot be saved"):
             save(tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    if find_spec("gguf"):
+        with pytest.raises(UserError, match="cannot be saved"):
+            model.export_gguf(tmp_path / "out.gguf")
+        assert not any(tmp_path.iterdir())
+
+
+class WithProbe(MuOmni):
+    """A model of a user's own, with one more layer."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.probe = nn.Linear(32, 3)
+
+
+def test_a_class_of_ones_own_is_saved_and_loaded_by_it(tmp_path: Path) -> None:
+    model = WithProbe(make().config)
+    model.save_pretrained(tmp_path / "saved")
+    loaded = WithProbe.from_pretrained(tmp_path / "saved", device="cpu")
+    assert torch.equal(loaded.probe.weight, model.probe.weight) and torch.equal(logits(loaded), logits(model))
+
+
+def hook(model: MuOmni) -> None:
+    block: Any = model.thinker.layers[1]
+    block.mlp.up_proj.register_forward_hook(lambda _module, _args, out: 2 * out)
+
+
+def replace_forward(model: MuOmni) -> None:
+    block: Any = model.thinker.layers[1]
+    layer = block.mlp.up_proj
+    layer.forward = lambda x: 2 * type(layer).forward(layer, x)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [hook, replace_forward, prune_block, drop_layer, change_eps, replace_layer, subclass_weight, attach_adapter],
+    ids=lambda f: f.__name__,
+)
+def test_what_the_native_decoder_cannot_see_is_left_to_torch(change: Callable[[MuOmni], None]) -> None:
+    model = make()
+    change(model)
+    settings: dict[str, Any] = {"seed": 3, "max_new_tokens": 6, "ignore_eos": True}
+    expected = model.generate(IDS, use_cache=False, **settings)
+    model.runner = "auto"
+    with pytest.warns(UserWarning, match=r"(layers|norm)\b.*: torch's modules compute the steps"):
+        assert torch.equal(model.generate(IDS, **settings), expected)
+    model.runner = "native"
+    with pytest.raises(ConfigError, match="the native runner cannot be had"):
+        model.generate(IDS, **settings)
+
+
+def test_blocks_that_share_a_place_in_the_cache_are_refused() -> None:
+    model = make()
+    double_layer(model)
+    model.config = model.config.replace(thinker=model.config.thinker.replace(num_hidden_layers=3))
+    for use_cache in (True, False):
+        with nullcontext() if not use_cache else pytest.raises(UserError, match=r"the places \[0, 1, 1\]"):
+            model.generate(IDS, temperature=0, max_new_tokens=2, use_cache=use_cache)
+    with pytest.raises(UserError, match=r"the places \[0, 1, 1\]"):
+        next(next_tokens(model, IDS, SamplingParams(max_new_tokens=2)))
+    block: Any = model.thinker.layers[2]
+    block.self_attn.layer = 2
+    whole = model.generate(IDS, temperature=0, max_new_tokens=4, use_cache=False, ignore_eos=True)
+    assert torch.equal(model.generate(IDS, temperature=0, max_new_tokens=4, ignore_eos=True), whole)
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("change", [attach_adapter, quantize_by_torch], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "change",
+    [attach_adapter, quantize_by_torch, hook, replace_forward, subclass_weight, sparse_weight],
+    ids=lambda f: f.__name__,
+)
 def test_what_others_have_put_in_is_not_quantised(change: Callable[[MuOmni], None]) -> None:
     model = make()
     change(model)
     before = logits(model)
-    with pytest.raises(UserError, match=r"merge_and_unload|quantised by torch"):
+    with pytest.raises(UserError, match=r"thinker\.\S+ cannot be quantised: it"):
         model.quantize("int8")
-    assert torch.equal(logits(model), before)
+    assert torch.equal(logits(model), before) and not model.is_quantized
 
 
 def test_a_weight_that_is_not_finite_leaves_the_model_as_it_was() -> None:
@@ -198,6 +341,34 @@ def test_several_types_in_a_file_become_one(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert MuOmni.from_pretrained(folder, device="cpu", dtype=torch.float32).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32])
+def test_weights_that_need_scales_are_refused(dtype: torch.dtype | None, tmp_path: Path) -> None:
+    folder = hf_folder(tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    save_file(tensors | {name: tensors[name].to(torch.float8_e4m3fn)}, folder / "model.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"up_proj\.weight is float8_e4m3fn, .* floating point of at least 16 bits"
+    ):
+        MuOmni.from_pretrained(folder, device="cpu", dtype=dtype)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}', "\udcff"])
+def test_an_index_that_cannot_be_read_is_named(content: str, tmp_path: Path) -> None:
+    folder = hf_folder(tmp_path)
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors\.index\.json: "):
+        MuOmni.from_pretrained(folder, device="cpu")
+
+
+def test_a_run_that_starts_from_a_folder_has_the_head_of_its_file(tmp_path: Path) -> None:
+    folder = hf_folder(tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"lm_head.weight": torch.ones(40, 32)}, folder / "model.safetensors")
+    assert not read_config(folder)[0].thinker.tie_word_embeddings
 
 
 def test_end_tokens_are_those_of_the_generation_config(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from muomni.config.base import LANGUAGE_PATTERN
 from muomni.data.index.cache_folder import file_stamp
 from muomni.data.media.media_ref import MediaRef
 from muomni.errors import DataError
-from muomni.files import user_path
 
 MANIFEST = "manifest.jsonl"
 # What a folder of sounds may hold; the last ones are not read, so that whoever has them is told.
@@ -30,7 +29,7 @@ def recordings_path(source: SourceSpec) -> Path:
     Raises:
         DataError: it is missing, or of another format.
     """
-    path = user_path(source.path)
+    path = Path(source.path).expanduser()
     if source.format not in ("auto", "jsonl"):
         raise DataError(f'{source.path}: format "{source.format}": speech is read from sounds or .jsonl manifests')
     if not path.exists():

@@ -219,6 +219,13 @@ class Tokenizer:
         return self.id_of(SPECIAL.end_of_text)
 
     @cached_property
+    def begin_ids(self) -> tuple[int, ...]:
+        """What `tokenizer.json` puts before a text, such as a `<s>`; empty for most. Turns of a chat never get it."""
+        plain, whole = (self.backend.encode("a", add_special_tokens=more).ids for more in (False, True))
+        starts = range(len(whole) - len(plain) + 1)
+        return tuple(whole[: next(n for n in starts if whole[n : n + len(plain)] == plain)])
+
+    @cached_property
     def im_start_id(self) -> int:
         """`<|im_start|>`, the beginning of a turn."""
         return self.id_of(SPECIAL.im_start)

@@ -4,22 +4,25 @@ It reads the model's weights and the cache in place, so it costs no memory of it
 the eager runner on the same request. Results of a token do not depend on the rest of the batch, bit by bit.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
 from muomni.config import ThinkerConfig
 from muomni.model import OmniModel, SlotCache
-from muomni.model.int8_layers import WEIGHT_LAYERS
+from muomni.model.int8_layers import WEIGHT_LAYERS, is_quantized, to_int8
 from muomni.model.layers import MLP, Attention, Block, RMSNorm
+from muomni.model.module_modes import redirected, unusual_tensor
+from muomni.model.structure import differences
 from muomni.model.talker import Talker
 from muomni.model.thinker import Thinker
 from muomni.ops.native import Decoder, DecoderWeights, LayerWeights, Library, Matrix, Unavailable, load
 from muomni.ops.rope import rope_tables
 
-_FLOATS = (torch.float32, torch.bfloat16)
-_KNOWN = (Thinker, nn.ModuleList, Block, Attention, MLP, RMSNorm, nn.Dropout, *WEIGHT_LAYERS)
+# Of caches and of float weights.
+FLOATS = (torch.float32, torch.bfloat16)
+_KNOWN = (Thinker, nn.ModuleList, nn.ModuleDict, Block, Attention, MLP, RMSNorm, nn.Dropout, *WEIGHT_LAYERS)
 
 
 class NativeRunner:
@@ -90,58 +93,70 @@ def make_native_runner(model: OmniModel, cache: SlotCache, threads: int | None =
     library = load()
     if isinstance(library, Unavailable):
         return library
-    try:
-        return NativeRunner(library, model, cache, threads or torch.get_num_threads())
-    except ValueError as error:  # layers that were changed: their shapes are not the configuration's
-        return Unavailable(f"the native decoder cannot do this model: {error}")
+    return NativeRunner(library, model, cache, threads or torch.get_num_threads())
 
 
 def why_not(model: OmniModel, cache: SlotCache) -> str | None:
     """What about the model or the cache the native decoder cannot do; None when it can do all of it."""
     if model.thinker.training and model.config.thinker.dropout > 0:
         return "the model is in training mode, with dropout"
-    return _fault(model.device, cache, model.thinker.named_modules(prefix="thinker"), model.config.thinker.rms_norm_eps)
+    modules, config = model.thinker.named_modules(prefix="thinker"), model.config.thinker
+    return _fault(model.device, cache, modules) or _unlike("thinker", model.thinker, lambda: Thinker(config))
 
 
 def talker_why_not(talker: Talker, cache: SlotCache) -> str | None:
     """What about the Talker or the cache the native decoder cannot do; None when it can do all of it."""
     if type(talker) is not Talker or "backbone" in talker.__dict__:
         return f"the native decoder does not know a {type(talker).__name__}"
-    modules = (*talker.layers.named_modules(prefix="talker.layers"), ("talker.norm", talker.norm))
-    return _fault(talker.norm.weight.device, cache, modules, talker.config.backbone.rms_norm_eps)
+    parts = nn.ModuleDict({"layers": talker.layers, "norm": talker.norm})
+    config = talker.config.backbone
+    return _fault(talker.norm.weight.device, cache, parts.named_modules(prefix="talker")) or _unlike(
+        "talker", parts, lambda: _backbone(config)
+    )
 
 
-def _fault(device: torch.device, cache: SlotCache, modules: Iterable[tuple[str, nn.Module]], eps: float) -> str | None:
+def _backbone(config: ThinkerConfig) -> nn.ModuleDict:
+    layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+    return nn.ModuleDict({"layers": layers, "norm": RMSNorm(config.hidden_size, config.rms_norm_eps)})
+
+
+def _fault(device: torch.device, cache: SlotCache, modules: Iterable[tuple[str, nn.Module]]) -> str | None:
     if device.type != "cpu" or cache.device.type != "cpu":
         return f"the model is on {device}, the cache on {cache.device}: the native decoder is for CPUs"
-    if cache.dtype not in _FLOATS:
+    if cache.dtype not in FLOATS:
         return f"a cache of {cache.dtype}: the native decoder knows float32 and bfloat16"
     for name, module in modules:
-        fault = _unknown_layer(module, eps)
+        fault = _unknown_layer(module)
         if fault:
             return f"{name}: {fault}"
     return None
 
 
-def _unknown_layer(module: nn.Module, eps: float) -> str | None:
+def _unlike(name: str, decoder: nn.Module, make: Callable[[], nn.Module]) -> str | None:
+    """Where a decoder is not what its configuration makes: the native one computes what the configuration says."""
+    with torch.device("meta"):
+        expected = make()
+    if is_quantized(decoder):
+        to_int8(expected)
+    problem = next(differences(decoder, expected), None)
+    return None if problem is None else f"{name}.{problem}, as its configuration says"
+
+
+def _unknown_layer(module: nn.Module) -> str | None:
     """What about a module the native decoder cannot do; None when it can do all of it."""
     # Exact types: a subclass or a wrapper, such as LoRA's, computes something else.
     if type(module) not in _KNOWN:
         return f"the native decoder does not know a {type(module).__name__}"
-    if module._forward_hooks or module._forward_pre_hooks:
-        return "it has hooks, which only the eager model calls"
-    if "forward" in module.__dict__:
-        return "its forward was replaced, which only the eager model calls"
+    if (reason := redirected(module)) is not None:
+        return f"{reason}, which only the eager model calls"
+    if (reason := unusual_tensor(module)) is not None:
+        return reason
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):
         return None
-    if type(weight.data) is not Tensor or weight.layout != torch.strided:
-        return f"its weights are a {type(weight.data).__name__} of layout {weight.layout}"
-    if isinstance(module, RMSNorm) and module.eps != eps:
-        return f"its eps is {module.eps}, and the configuration says {eps}"
     if getattr(module, "bias", None) is not None:
         return "it has a bias"
-    if weight.dtype not in (*_FLOATS, torch.int8):
+    if weight.dtype not in (*FLOATS, torch.int8):
         return f"its weights are {weight.dtype}"
     return None if weight.is_contiguous() else "its weights are not contiguous"
 

@@ -1,6 +1,7 @@
 """Chooses what computes the steps of the Thinker and the frames of the Talker on a device."""
 
 import threading
+import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from muomni.errors import ConfigError, EngineError
 from muomni.infer.runners.base import Backbone, EagerBackbone, EagerRunner, Runner
 from muomni.model import OmniModel, SlotCache
 from muomni.model.int8_layers import is_quantized
+from muomni.model.kv_cache import check_places
 from muomni.model.module_modes import eval_mode
 from muomni.model.talker import Talker
 from muomni.ops.native import Library
@@ -66,8 +68,10 @@ def make_runner(model: OmniModel, cache: SlotCache, name: RunnerName | None = No
 
     Raises:
         ConfigError: no such runner, or the named one cannot run this model here.
+        UserError: two blocks have one place in the cache.
     """
     name = checked_runner(name)
+    check_places(model.thinker.layers, model.config.thinker)
     eager: Runner = EagerRunner(model, cache)
     if (reason := _declined(name, "runner", cache.device, model.config.thinker, is_quantized(model))) is not None:
         return Runners(eager, note=reason)
@@ -76,7 +80,7 @@ def make_runner(model: OmniModel, cache: SlotCache, name: RunnerName | None = No
     from muomni.infer.runners.native import NativeRunner, why_not
 
     with eval_mode(model):
-        fault = why_not(model, cache)
+        fault = _said(name, cache, why_not(model, cache))
     return _native(eager, fault, name, lambda library: NativeRunner(library, model, cache, torch.get_num_threads()))
 
 
@@ -102,7 +106,7 @@ def make_backbone(
     from muomni.infer.runners.native import NativeBackbone, talker_why_not
 
     with eval_mode(talker):
-        fault = talker_why_not(talker, cache)
+        fault = _said(name, cache, talker_why_not(talker, cache))
     return _native(eager, fault, name, lambda library: NativeBackbone(library, talker, cache, torch.get_num_threads()))
 
 
@@ -137,6 +141,15 @@ def _compiled(model: OmniModel, cache: SlotCache, eager: Runner, named: bool) ->
     if named:
         raise ConfigError(f"the compiled runner cannot be had: {fault}")
     return Runners(eager, note=fault)
+
+
+def _said(name: RunnerName, cache: SlotCache, fault: str | None) -> str | None:
+    """The fault, as a warning where somebody has changed the model: steps then take longer than they could."""
+    from muomni.infer.runners.native import FLOATS
+
+    if fault is not None and name == "auto" and cache.device.type == "cpu" and cache.dtype in FLOATS:
+        warnings.warn(f"{fault}: torch's modules compute the steps", stacklevel=3)
+    return fault
 
 
 def _native(eager: R, fault: str | None, name: RunnerName, make: Callable[[Library], R]) -> Runners[R]:
