@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, cast
 import typer
 
 from muomni.cli.common import options
-from muomni.cli.common.output import print_json
+from muomni.cli.common.output import print_json, writing
 from muomni.errors import UserError
 from muomni.progress import progress_bar
 
@@ -37,6 +37,8 @@ def command(
             raise UserError(f"{out} is a folder: --format gguf writes a file, for example {out / 'model.gguf'}")
         if out.exists() and not force:
             raise UserError(f"{out} is already there: give a new name, or --force to replace it")
+        with writing(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
     elif dtype == "q8_0":
         raise UserError("--dtype q8_0 is for --format gguf: a Qwen3 folder takes float32, bfloat16 or float16")
     elif out.is_dir() and any(out.iterdir()) and not force:

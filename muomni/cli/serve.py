@@ -76,9 +76,9 @@ def command(
         drain_s=shutdown_timeout,
         strict=strict,
     )
-    listening = bind(settings)  # an address that is taken is told before the model is loaded
-    model = MuOmni.from_pretrained(run, device=device, runner=runner)
-    serve(model, settings, listening, lambda url: print(f"{settings.model_name} at {url}/v1", flush=True))
+    with bind(settings) as listening:  # an address that is taken is told before the model is loaded
+        model = MuOmni.from_pretrained(run, device=device, runner=runner)
+        serve(model, settings, listening, lambda url: print(f"{settings.model_name} at {url}/v1", flush=True))
 
 
 def _keys(file: Path | None) -> tuple[str, ...]:

@@ -165,3 +165,38 @@ def test_a_kill_loses_nothing_that_was_written(muomni: Any, nano_folder: Path, t
     assert muomni(*command, out)[0] == 0 and muomni(*command, expected)[0] == 0
     assert out.read_bytes().startswith(before[: before.rindex(b"\n")])
     assert out.read_bytes() == expected.read_bytes()
+
+
+def test_one_process_writes_a_file_and_it_knows_what_made_it(
+    muomni: Any, nano_folder: Path, prompts: Path, tmp_path: Path
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    out = tmp_path / "replies.jsonl"
+    command = ("generate", nano_folder, "--batch", prompts, "--out", out)
+    assert muomni(*command, *SETTINGS)[0] == 0
+    before = out.read_bytes()
+    out.write_bytes(before[: before.index(b"\n") + 1])
+    for other in (("--max-new-tokens", 9, "--seed", 2), (*SETTINGS, "--system", "Be kind."), (*SETTINGS, "--raw")):
+        code, _, err = muomni(*command, *other)
+        assert code == 2 and ("of another model, or made with other settings" in err or "line 4" in err), err
+    model = MuOmni.from_pretrained(nano_folder, device="cpu")
+    model.thinker.norm.weight.data[0] += 1
+    model.save_pretrained(tmp_path / "other")
+    assert "of another model" in muomni("generate", tmp_path / "other", *command[2:], *SETTINGS)[2]
+    with out.open("ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        code, _, err = muomni(*command, *SETTINGS)
+        assert code == 2 and err == f"muomni: {out}: another process is writing replies there\n"
+    assert muomni(*command, *SETTINGS)[0] == 0 and out.read_bytes() == before
+
+
+def test_an_id_may_be_any_json_string(muomni: Any, nano_folder: Path, tmp_path: Path) -> None:
+    """Half of a surrogate pair, which UTF-8 cannot hold, comes back as it was written."""
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "replies.jsonl"
+    prompts.write_text('{"prompt": "Hello", "id": "\\ud800"}\n{"prompt": "Hello", "id": "\u2028é"}\n', encoding="utf-8")
+    command = ("generate", nano_folder, "--batch", prompts, "--out", out, *SETTINGS)
+    assert muomni(*command)[0] == 0
+    replies = out.read_text(encoding="utf-8").split("\n")[:-1]
+    assert [json.loads(reply)["id"] for reply in replies] == ["\ud800", "\u2028é"]
+    out.write_text(replies[0] + "\n", encoding="utf-8")
+    assert muomni(*command)[0] == 0 and out.read_text(encoding="utf-8").split("\n")[:-1] == replies

@@ -186,8 +186,8 @@ def batches_of(text: str, option: str = "--batch") -> Sequence[int]:
         ConfigError: it is something else.
     """
     parts = text.split(",")
-    if not all(part.strip().isdecimal() and int(part) for part in parts):
-        raise ConfigError(f"{option} {text}: must be whole numbers from 1 on, such as 1,4,16")
+    if not all(part.strip().isdecimal() and len(part) < 5 and int(part) for part in parts):
+        raise ConfigError(f"{option} {text:.40}: must be whole numbers from 1 to 9999, such as 1,4,16")
     return [int(part) for part in parts]
 
 

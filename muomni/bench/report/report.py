@@ -322,7 +322,7 @@ def load_report(path: Path) -> Report:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a report of muomni bench: {error}") from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise UserError(f'{path}: not a report of muomni bench: "format" must be {FORMAT}')

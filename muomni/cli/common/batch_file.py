@@ -1,9 +1,9 @@
 """`muomni generate --batch`: a file of prompts to a file of replies, of any length, to be gone on with after a kill.
 
 Only complete lines count: a reply is one write of a whole line, so what a kill leaves is whole replies and at
-most one torn line, which the next run cuts off. A reply names the line it answers and a hash of it, so that
-replies to other prompts are not taken for these. A prompt whose picture or sound cannot be read gets a reply that
-says so, which counts as one.
+most one torn line, which the next run cuts off. A reply names the line it answers and a hash of it, and a hash of the
+model and the settings, so that replies to other prompts or of another model are not taken for these; one process at a
+time writes a file. A prompt whose picture or sound cannot be read gets a reply that says so, which counts as one.
 """
 
 import hashlib
@@ -12,12 +12,14 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypedDict
 
 from muomni.cli.common.options import Decoding
+from muomni.cli.common.output import writing
 from muomni.errors import MediaError, PromptError, UserError
 from muomni.files import json_line
 
@@ -83,11 +85,22 @@ def answer_file(run: str, job: Job) -> BatchTotals:
         UserError: a file cannot be read or written, or a line is wrong; says which. Lines are checked before
             any is answered. A picture or sound that cannot be read is no such mistake: its reply tells it.
     """
-    kept, errors = _kept(job)
+    with _replies(job) as out:
+        return _answer(run, job, out)
+
+
+def _answer(run: str, job: Job, out: BinaryIO) -> BatchTotals:
+    kept, errors, made_by = _kept(job, out)
     from muomni.infer.offline import show_progress
 
     _check_settings(job)  # mistakes in the file are told before the model is loaded
     model = job.decoding.load(run)
+    maker = _maker(job, model)
+    if made_by not in (None, maker):
+        raise UserError(
+            f"{job.replies}: its replies are of another model, or made with other settings: give the name of a new "
+            "file, or remove this one"
+        )
     left, longest = 0, 1
     for line in _lines(job, kept):
         left += 1
@@ -126,13 +139,13 @@ def answer_file(run: str, job: Job) -> BatchTotals:
         speculate=draft,
         keep_going=True,
     )
-    with job.replies.open("ab", buffering=0) as out:
-        for reply in show_progress(replies, left, None):
-            out.write(_written(pending.popleft(), reply))
-            totals["replies"] += 1
-            totals["errors"] += reply.error is not None
-            totals["prompt_tokens"] += reply.timing.prompt_tokens
-            totals["new_tokens"] += reply.timing.new_tokens
+    for reply in show_progress(replies, left, None):
+        with writing(job.replies):
+            out.write(_written(pending.popleft(), reply, maker))
+        totals["replies"] += 1
+        totals["errors"] += reply.error is not None
+        totals["prompt_tokens"] += reply.timing.prompt_tokens
+        totals["new_tokens"] += reply.timing.new_tokens
     totals["seconds"] = time.perf_counter() - started
     totals["tokens_per_s"] = totals["new_tokens"] / totals["seconds"]
     return totals
@@ -157,7 +170,7 @@ def _check_settings(job: Job) -> None:
     )
 
 
-def _written(line: _Line, reply: "Reply") -> bytes:
+def _written(line: _Line, reply: "Reply", maker: str) -> bytes:
     values = {
         "line": line.number,
         **({} if line.id is None else {"id": line.id}),
@@ -167,6 +180,7 @@ def _written(line: _Line, reply: "Reply") -> bytes:
         "prompt_tokens": reply.timing.prompt_tokens,
         "new_tokens": reply.timing.new_tokens,
         "prompt_sha256": line.digest,
+        "made_by": maker,
     }
     return json_line(values)
 
@@ -245,37 +259,73 @@ def _length(model: "MuOmni", job: Job, line: _Line) -> int:
     return min(len(chat.ids) + inside + params.max_new_tokens, model.config.thinker.max_position_embeddings)
 
 
-def _kept(job: Job) -> tuple[int, int]:
-    """How many replies are there, and how many of them are errors; cuts a torn last line off.
+@contextmanager
+def _replies(job: Job) -> Iterator[BinaryIO]:
+    """The file of replies, opened for this process alone; a new one that stays empty is removed again.
+
+    Raises:
+        UserError: it cannot be there, or another process writes it.
+    """
+    if not job.prompts.is_file():
+        raise UserError(f"{job.prompts}: there is no such file of prompts")
+    if not job.replies.exists() and not job.replies.absolute().parent.is_dir():
+        raise UserError(f"{job.replies}: its folder does not exist")
+    if job.replies.exists() and (not job.replies.is_file() or job.replies.samefile(job.prompts)):
+        raise UserError(f"{job.replies}: replies cannot go there: give the name of a new file")
+    new = not job.replies.exists()
+    with writing(job.replies):
+        out = job.replies.open("ab", buffering=0)
+    with out:
+        with suppress(ImportError):  # Windows has no such lock
+            import fcntl
+
+            try:
+                fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"{job.replies}: another process is writing replies there") from None
+            except OSError as error:
+                raise UserError(f"{job.replies}: replies cannot go there: {error.strerror}") from None
+        try:
+            yield out
+        finally:
+            if new and not out.tell():
+                job.replies.unlink()
+
+
+def _maker(job: Job, model: "MuOmni") -> str:
+    """A hash of what the replies come from: the settings and some of each weight."""
+    digest = hashlib.sha256(json.dumps([job.sampling, job.system, job.raw]).encode())
+    for name, weight in model.state_dict().items():
+        digest.update(name.encode() + weight.flatten()[:64].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _kept(job: Job, file: BinaryIO) -> tuple[int, int, str | None]:
+    """How many replies are there, how many of them are errors, and what made them; cuts a torn last line off.
 
     Raises:
         UserError: the file holds something else than replies to the first of these prompts.
     """
-    if not job.prompts.is_file():
-        raise UserError(f"{job.prompts}: there is no such file of prompts")
-    if not job.replies.exists():
-        if not job.replies.absolute().parent.is_dir():
-            raise UserError(f"{job.replies}: its folder does not exist")
-        return 0, 0
-    if not job.replies.is_file() or job.replies.samefile(job.prompts):
-        raise UserError(f"{job.replies}: replies cannot go there: give the name of a new file")
     kept = whole = errors = 0
+    made_by = None
     lines = _lines(job)
-    with job.replies.open("rb+") as file:
-        for content in file:
+    with writing(job.replies), job.replies.open("rb") as before:
+        for content in before:
             if not content.endswith(b"\n") and _BEGINNING.startswith(content[: len(_BEGINNING)]):
                 break
-            errors += _is_error(job, kept + 1, content, next(lines, None))
+            reply = _reply(job, kept + 1, content, next(lines, None))
+            errors += reply.get("finish_reason") == "error"
+            made_by = reply.get("made_by", "")
             kept += 1
             whole += len(content)
         file.truncate(whole)
-    return kept, errors
+    return kept, errors, made_by
 
 
-def _is_error(job: Job, number: int, content: bytes, line: _Line | None) -> bool:
-    """Whether a reply is an error; refuses one that does not answer the line."""
+def _reply(job: Job, number: int, content: bytes, line: _Line | None) -> dict[str, Any]:
+    """A reply that is there; refuses one that does not answer the line."""
     try:
-        reply = json.loads(content)
+        reply: dict[str, Any] = json.loads(content)
         answers = reply["line"], reply["prompt_sha256"]
     except (ValueError, KeyError, TypeError, RecursionError):
         answers = None
@@ -285,4 +335,4 @@ def _is_error(job: Job, number: int, content: bytes, line: _Line | None) -> bool
             + (f", line {line.number}" if line is not None else ", which has fewer lines")
             + ": give the name of a new file, or remove this one"
         )
-    return bool(reply.get("finish_reason") == "error")
+    return reply
