@@ -83,6 +83,13 @@ def link_atomic(link: Path, target: str) -> None:
     partial.replace(link)
 
 
+def remove_folder(folder: Path) -> None:
+    """Removes a folder; a kill in between leaves a partial one, never half of it under its name."""
+    partial = folder.with_name(f"{_PARTIAL}{os.getpid()}-old-{folder.name}")
+    folder.rename(partial)
+    shutil.rmtree(partial)
+
+
 def remove_partial(folder: Path) -> None:
     """Removes what killed writers left in `folder`."""
     for path in folder.glob(f"{_PARTIAL}*"):

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from muomni.files import atomic_folder, json_line, link_atomic, remove_partial, write_atomic
+from muomni.files import atomic_folder, json_line, link_atomic, remove_folder, remove_partial, write_atomic
 
 
 def test_a_folder_appears_when_its_block_ends(tmp_path):
@@ -55,6 +55,21 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
     (tmp_path / "kept").mkdir()
     remove_partial(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["kept"]
+
+
+def test_removing_a_folder_never_leaves_half_of_it_under_its_name(tmp_path, monkeypatch):
+    folder = tmp_path / "step-1"
+    folder.mkdir()
+    (folder / "file").touch()
+    seen = []
+    monkeypatch.setattr("muomni.files.shutil.rmtree", lambda path: seen.append((path, folder.exists())))
+    remove_folder(folder)
+    ((path, existed),) = seen
+    assert not existed
+    assert (path / "file").exists()
+    monkeypatch.undo()
+    remove_partial(tmp_path)  # as after a kill
+    assert not list(tmp_path.iterdir())
 
 
 def test_names_that_are_not_utf_8_are_written_and_read_back():

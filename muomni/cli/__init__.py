@@ -43,6 +43,10 @@ def main(args: list[str] | None = None) -> NoReturn:
     the user gave; 130 Ctrl-C. With `MUOMNI_DEBUG=1` every error shows its traceback.
     """
     code: int | str | None
+    # A stream that the caller closed is None, and the next file that is opened gets its number.
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for as long as the process lives
     # Names of files need not be UTF-8, nor need the terminal know all characters.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -18,7 +18,6 @@ moment leaves the links on a whole checkpoint.
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,7 +32,7 @@ from torch.optim import Optimizer
 from muomni.accel.distributed import Group, alone, divided, whole
 from muomni.data import Tokenizer
 from muomni.errors import CheckpointError
-from muomni.files import atomic_folder, link_atomic, remove_partial, write_json
+from muomni.files import atomic_folder, link_atomic, remove_folder, remove_partial, write_json
 from muomni.formats.pretrained import save_model
 from muomni.formats.tensors import save_tensors
 from muomni.model import OmniModel
@@ -277,4 +276,4 @@ def _remove_old(run: Path, keep: int) -> None:
     kept = {(run / link).resolve().name for link in ("last", "best") if (run / link).exists()}
     for folder in sorted(run.glob("step-*"))[:-keep]:
         if folder.name not in kept:
-            shutil.rmtree(folder)
+            remove_folder(folder)

@@ -54,6 +54,12 @@ def test_help_lists_every_command_with_its_line() -> None:
     assert "\x1b[" not in shown.stdout
 
 
+def test_outputs_that_the_caller_closed_are_no_error() -> None:
+    command = [*COMMAND, "config", "presets"]
+    for closed in ("2>&-", ">&- 2>&-", "<&- >&- 2>&-"):
+        assert subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", *command], timeout=60).returncode == 0, closed
+
+
 def test_no_arguments_show_the_help() -> None:
     assert "Commands" in run().stdout + run().stderr
 
