@@ -36,8 +36,9 @@ from muomni.model import OmniModel
 _BATCH_SIZE = 32
 
 Message = Mapping[str, Any]
-# A text, the parts of one message, or the messages of a conversation. A part is a text, a picture (PIL, path, bytes),
-# a sound (path, bytes, (samples, rate)) or {"type": ..., ...}, ours or OpenAI's; a video is a list of pictures there.
+# A text, a picture or sound, the parts of one message, or the messages of a conversation. A part is a text, a picture
+# (PIL, path, bytes), a sound (path, bytes, (samples, rate)) or {"type": ..., ...}, ours or OpenAI's; a video is a list
+# of pictures there.
 Prompt = str | Sequence[Message] | Sequence[Any]
 
 
@@ -309,6 +310,11 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
     def say(self, text: str, **settings: Any) -> Speech:
         """Speaks a text, in one voice from its beginning to its end.
 
+        The same seed gives the same speech. With int8 weights, or in less than fp32, it does so only where the same
+        sentences are computed in the same way: `say_stream`, a reply that is spoken while it is written, and other
+        texts or another `batch_size` in `say_batch` round otherwise, and one code that differs leads to other speech
+        behind it, as good and with the same words. In fp32 all of them give the same codes.
+
         Args:
             text: what is said; marks of Markdown and emoji are left out, numbers are put into words.
             settings: fields of `SpeechSettings`, such as `voice`, `temperature` and `seed`.
@@ -331,7 +337,7 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
     ) -> list[Speech]:
         """Speaks many texts, their sentences side by side.
 
-        In fp32 the speech is that of `say`, up to rounding.
+        In fp32 the speech is that of `say`, up to rounding; see there for int8.
 
         Args:
             texts: each as `say` takes it.
@@ -357,6 +363,8 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
 
     def say_stream(self, text: str | Iterable[str], **settings: Any) -> Iterator[Chunk]:
         """As `say`, but gives the sound in chunks, the first ones small, as soon as they are computed.
+
+        In fp32 the speech is that of `say`, up to rounding; see there for int8.
 
         Args:
             text: whole, or in pieces that still come, cut anywhere; what is said is the same.
@@ -420,6 +428,15 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
     @cache_dtype.setter
     def cache_dtype(self, value: CacheDtype) -> None:
         self.runtime = Runtime(self.runtime.runner, value)
+
+    def weights_changed(self) -> None:
+        """Forgets what is kept between calls (keys and values of prompts, embeddings of media).
+
+        Only needed after single weights were written to in a way that torch hides, such as `weight.data[3] = 0` or a
+        numpy array that shares their memory. Everything else is seen: training, loading, adapters that are added or
+        switched, hooks, and hidden writes to all of a tensor, as of an average of weights that is swapped in.
+        """
+        self.runtime = Runtime(self.runner, self.cache_dtype)
 
     def generate(self, ids: Tensor, *, use_cache: bool = True, **sampling: Any) -> Tensor:
         """Continues token ids.

@@ -24,6 +24,6 @@ def make_sampler(tokenizer: Tokenizer, recipe: Recipe) -> Sampler:
         cache = SlotCache(model.config.thinker, max(1, len(prompts)), longest, model.dtype, model.device)
         # The weights change between samples, so nothing is kept or prepared for later.
         with Engine(model, cache, Runners(EagerRunner(model, cache))) as engine:
-            return [reply.text for reply in generate_all(engine, tokenizer, prompts)]
+            return [reply.error or reply.text for reply in generate_all(engine, tokenizer, prompts, keep_going=True)]
 
     return sample

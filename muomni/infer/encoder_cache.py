@@ -27,7 +27,7 @@ from muomni.errors import MediaError, UserError
 from muomni.infer.prompt_media import PromptMedia
 from muomni.model import OmniModel
 from muomni.model.inputs import AudioBatch, ImageBatch
-from muomni.model.module_modes import eval_mode
+from muomni.model.module_modes import eval_mode, fingerprint
 from muomni.model.mrope import mrope_positions
 
 # Bytes of embeddings that are cached, and how much is encoded in one pass: 64 pictures of 256 patches, five minutes.
@@ -73,7 +73,8 @@ class EncoderCache:
         self.passes = 0
         self._limit = limit
         self._kept: OrderedDict[_Key, Encoded] = OrderedDict()
-        self._weights: dict[str, bytes] = {}
+        # Of each kind the fingerprint of its encoder, and how many there have been.
+        self._weights: dict[str, tuple[tuple[object, ...] | None, int]] = {}
         self._lock = threading.RLock()
 
     def __deepcopy__(self, _: dict[int, Any]) -> "EncoderCache":
@@ -195,7 +196,7 @@ class EncoderCache:
         for (key, _), size, part in zip(waiting, sizes, torch.split(features, [s.tokens for s in sizes]), strict=True):
             # A copy: a part of the pass would keep all of it in memory.
             grid = (size.rows, size.columns) if kind == "image" else None
-            encoded = Encoded(part.clone(), grid, key[1] + self._weights[kind])
+            encoded = Encoded(part.clone(), grid, key[1] + self._weights[kind][1].to_bytes(8, "big"))
             self._keep(key, encoded)
             made.append((key, encoded))
         return made
@@ -208,12 +209,13 @@ class EncoderCache:
             size -= gone.features.nbytes
 
     def _check_weights(self, model: OmniModel, kind: Kind) -> None:
-        """Drops embeddings that other weights have made."""
-        weights = _weights_hash(_encoder(model, kind))
-        if self._weights.get(kind, weights) != weights:
+        """Drops embeddings that another encoder, or another state of it, has made."""
+        mark = fingerprint(_encoder(model, kind))
+        old, count = self._weights.get(kind, (None, 0))
+        if mark is None or mark != old:
             for key in [key for key in self._kept if key[0] == kind]:
                 del self._kept[key]
-        self._weights[kind] = weights
+            self._weights[kind] = mark, count + 1
 
 
 def prompt_media(encoded: EncodedChat, media: Sequence[Encoded]) -> tuple[list[int], PromptMedia]:
@@ -274,10 +276,3 @@ def _encoder(model: OmniModel, kind: Kind) -> list[nn.Module]:
     if not present:
         raise UserError(f"this model has no encoder for {kind} input")
     return present
-
-
-def _weights_hash(modules: Sequence[nn.Module]) -> bytes:
-    """Changes when a weight is replaced or written to in place; see `session.fingerprint`."""
-    tensors = (t for module in modules for t in (*module.parameters(), *module.buffers()))
-    marks = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
-    return hashlib.blake2b(repr(marks).encode(), digest_size=16).digest()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from muomni.errors import PromptError
+from muomni.errors import EngineError, PromptError
 from muomni.infer.engine.engine import Engine
 from muomni.infer.request import STOP_NEEDS_TEXT, EngineInput, Reply, Request
 from muomni.infer.sampling import SamplingParams
@@ -41,13 +41,14 @@ def generate_all(
         tokenizer: turns ids into text.
         prompts: one with an error gets a reply with that error.
         batch_invariant, speculate: see `TextStream`.
-        keep_going: a prompt that the engine refuses gets a reply with the error, too.
+        keep_going: a prompt that the engine refuses or fails at gets a reply with the error, too.
 
     Yields:
         the replies in the order of the prompts.
 
     Raises:
         PromptError: a prompt that is empty or does not fit; replies to those before it have been given.
+        EngineError: the model gave no finite logits.
     """
     running: deque[TextStream | Reply] = deque()
 
@@ -70,9 +71,9 @@ def generate_all(
                 wrong = error
                 break
             while len(running) >= _AHEAD * engine.cache.slots:
-                yield _finished(running.popleft())
+                yield _finished(running.popleft(), keep_going)
         while running:
-            yield _finished(running.popleft())
+            yield _finished(running.popleft(), keep_going)
         if wrong is not None:
             raise wrong
     finally:
@@ -81,11 +82,16 @@ def generate_all(
                 stream.close()
 
 
-def _finished(stream: TextStream | Reply) -> Reply:
+def _finished(stream: TextStream | Reply, keep_going: bool) -> Reply:
     if isinstance(stream, Reply):
         return stream
     with closing(stream):
-        return stream.finish()
+        try:
+            return stream.finish()
+        except EngineError as error:
+            if not keep_going:
+                raise
+            return Reply.failed(str(error))
 
 
 def generate_ids(engine: Engine, ids: Tensor, params: SamplingParams, limit: int, end_ids: Sequence[int]) -> Tensor:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from muomni.data.media.media_ref import MAX_HELD_BYTES, MediaContent, read_media
 from muomni.data.text.chat import EncodedChat, as_messages, check_messages, encode_chat
+from muomni.data.text.special_tokens import SPECIAL
 from muomni.errors import MediaError, PromptError, UserError
 from muomni.infer.encoder_cache import Encoded, EncoderCache, processor_of, prompt_media, takes
 from muomni.infer.request import EngineInput, token_budget
@@ -42,8 +43,15 @@ def checked_tokenizer(model: OmniModel, tokenizer: "Tokenizer | None") -> "Token
 
 
 def end_ids(model: OmniModel, tokenizer: "Tokenizer | None") -> tuple[int, ...]:
-    """Tokens that end a reply: the configuration's, else the tokenizer's ends of a turn and of a document."""
-    return model.config.eos_token_ids or (() if tokenizer is None else tokenizer.end_ids)
+    """Tokens that end a reply: the configuration's, else the tokenizer's ends of a turn and of a document.
+
+    The end of a turn always does: the configuration of a base model does not name it, also after it learnt to chat.
+    """
+    ends = model.config.eos_token_ids
+    if tokenizer is None or not ends:
+        return ends if tokenizer is None else tokenizer.end_ids
+    turn = tokenizer.backend.token_to_id(SPECIAL.im_end)
+    return ends if turn is None or turn in ends else (turn, *ends)
 
 
 def settings_of(

@@ -9,10 +9,10 @@ from contextlib import closing
 import torch
 from torch import Tensor
 
-from muomni.errors import PromptError
+from muomni.errors import EngineError, PromptError
 from muomni.infer.prompt_media import PromptMedia
 from muomni.infer.request import STOP_NEEDS_TEXT, token_budget
-from muomni.infer.sampling import Sampler, SamplingParams, draw_uniform, make_random, on_device
+from muomni.infer.sampling import Sampler, SamplingParams, draw_uniform, make_random, on_device, why_not_finite
 from muomni.model import KVCache, OmniModel
 from muomni.model.kv_cache import check_places
 from muomni.model.module_modes import eval_mode
@@ -43,6 +43,7 @@ def generate(
 
     Raises:
         PromptError: there is nothing to continue, or no room for it.
+        EngineError: a logit is NaN or infinite.
     """
     if params.stops:
         raise PromptError(STOP_NEEDS_TEXT)
@@ -60,7 +61,10 @@ def generate(
             ended |= torch.isin(token, end_set)
             if bool(ended.all()):  # the one wait for the device in a step
                 break
-    return torch.stack(new, dim=1)
+    result = torch.stack(new, dim=1)
+    if bool((result < 0).any()):
+        raise EngineError(why_not_finite(model))
+    return result
 
 
 @torch.inference_mode()
@@ -74,7 +78,7 @@ def next_tokens(
 ) -> Generator[Tensor]:
     """The loop itself: yields the next (B,) tokens, as often as `token_budget` allows, without waiting for the device.
 
-    It knows nothing of ends: whoever reads it stops when it has enough.
+    It knows nothing of ends: whoever reads it stops when it has enough. Of a row whose logits are not finite it is -1.
     """
     limit = token_budget(model, ids.shape, params)
     B, T = ids.shape
@@ -99,9 +103,9 @@ def next_tokens(
                 logits = _logits(model, whole[:, begin:end], begin, media, cache)
             uniform = on_device([draw_uniform(source) for source in sources], torch.float32, ids.device)
             token = sampler(logits[:, -1], uniform, seen)
+            whole[:, end] = token.clamp(min=0)
             if seen is not None:
-                seen.scatter_(1, token[:, None], True)
-            whole[:, end] = token
+                seen.scatter_(1, whole[:, end : end + 1], True)
             yield token
 
 

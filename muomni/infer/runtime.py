@@ -33,7 +33,9 @@ _MOST_WAITING = 1 << 30
 
 
 class Runtime:
-    """Makes engines, drafters and speakers; keeps them while the weights and the settings stay the same.
+    """Makes engines, drafters and speakers; keeps them while what the model computes and the settings stay the same.
+
+    Where the former cannot be known, nothing is kept; see `fingerprint`.
 
     Copies and pickles are new ones with the same settings: they belong to another model.
 
@@ -54,11 +56,10 @@ class Runtime:
         self.media = EncoderCache()
         self.speakers = SpeakerPool(self.runner)
         self._lock = threading.Lock()
-        self._engine: Engine | None = None
-        self._engine_key: tuple[object, ...] = ()
+        # With the fingerprint of what each was made for.
+        self._engine: tuple[Engine, tuple[object, ...] | None] | None = None
         self._slots = 0
-        self._drafter: Drafter | None = None
-        self._drafter_key: tuple[object, ...] = ()
+        self._drafter: tuple[Drafter, tuple[object, ...] | None] | None = None
 
     def __deepcopy__(self, _: dict[int, Any]) -> "Runtime":
         return Runtime(self.runner, self.cache_dtype)
@@ -78,15 +79,15 @@ class Runtime:
             EngineError: the memory does not hold one slot.
         """
         with self._lock:
-            key = (model.device, model.dtype, *fingerprint(model))
-            kept = self._engine
+            key = fingerprint([model.thinker], model.device, model.dtype)
+            kept, old = self._engine or (None, None)
             enough = kept is not None and self._slots >= slots and kept.cache.capacity >= capacity
-            if kept is not None and enough and key == self._engine_key:
+            if kept is not None and enough and key is not None and key == old:
                 return kept
             self._engine = kept = None  # its cache is freed before the next one is made
             self._slots = max(slots, _FEWEST_SLOTS)
             rounded = max(_SHORTEST, 1 << (capacity - 1).bit_length())
-            self._engine = make_engine(
+            engine = make_engine(
                 model,
                 slots=self._slots,
                 capacity=min(rounded, max(capacity, model.config.thinker.max_position_embeddings)),
@@ -94,8 +95,8 @@ class Runtime:
                 most_waiting=_MOST_WAITING,
                 runner=self.runner,
             )
-            self._engine_key = key
-            return self._engine
+            self._engine = engine, key
+            return engine
 
     def drafter(self, model: OmniModel, slots: int, capacity: int) -> Drafter:
         """A drafter for an engine of this size; requests that have begun keep the one they began with.
@@ -108,12 +109,11 @@ class Runtime:
             EngineError: the memory does not hold one slot.
         """
         with self._lock:
-            key = (slots, capacity, model.dtype, model.device, *fingerprint(model))
-            if self._drafter is None or key != self._drafter_key:
+            key = fingerprint([model.thinker], slots, capacity, model.dtype, model.device)
+            if self._drafter is None or key is None or key != self._drafter[1]:
                 self._drafter = None  # as above
-                self._drafter = make_drafter(model, slots, capacity, runner=self.runner)
-                self._drafter_key = key
-            return self._drafter
+                self._drafter = make_drafter(model, slots, capacity, runner=self.runner), key
+            return self._drafter[0]
 
     def prepare(
         self,

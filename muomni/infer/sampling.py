@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from muomni.errors import PromptError
 
@@ -133,6 +133,28 @@ def draw_uniform(source: random.Random) -> float:
     return source.getrandbits(24) / 2**24
 
 
+def most_likely(logits: Tensor) -> Tensor:
+    """The most likely tokens, (..., V) to (...) int64; -1 where a logit is NaN or infinite."""
+    tokens = logits.argmax(dim=-1)  # of a NaN where there is one
+    return torch.where(logits.gather(-1, tokens[..., None])[..., 0].isfinite(), tokens, -1)
+
+
+@torch.no_grad()
+def why_not_finite(module: nn.Module) -> str:
+    """What is wrong with a model whose logits are NaN or infinite, in words."""
+    for name, weight in (*module.named_parameters(), *module.named_buffers()):
+        if weight.is_floating_point() and not bool(weight.isfinite().all()):
+            return (
+                f"the model gives no numbers (NaN or infinity): {name} holds some that are not finite; take an earlier "
+                "checkpoint, or load the weights again"
+            )
+    dtype = str(next(module.parameters()).dtype).removeprefix("torch.")
+    return (
+        "the model gives no numbers (NaN or infinity) though all its weights are finite: something in between is too "
+        f"large for {dtype}; load it with dtype=torch.float32, or train it longer or with a lower learning rate"
+    )
+
+
 def sample(logits: Tensor, params: SamplingParams, uniform: Tensor | None = None, seen: Tensor | None = None) -> Tensor:
     """Draws one token a row, all rows with the same settings; see `Sampler`.
 
@@ -143,7 +165,7 @@ def sample(logits: Tensor, params: SamplingParams, uniform: Tensor | None = None
         seen: (B, V) bool, tokens of prompt and reply so far; needed by a repetition penalty other than 1.
 
     Returns:
-        (B,) int64.
+        (B,) int64; -1 where a logit is NaN or infinite.
     """
     return Sampler([params] * logits.shape[0], logits.device)(logits, uniform, seen)
 
@@ -212,7 +234,7 @@ class Sampler:
             seen: (number of rows in `penalised`, V) bool, the tokens of prompt and reply so far.
 
         Returns:
-            (B,) int64.
+            (B,) int64; -1 where a logit is NaN or infinite.
         """
         if self._penalty is not None:
             if seen is None:
@@ -221,10 +243,10 @@ class Sampler:
             changed = penalise(logits[self._penalised], seen, self._penalty)
             logits = logits.index_copy(0, self._penalised, changed)
         if not self._groups:
-            return logits.argmax(dim=-1)
+            return most_likely(logits)
         if uniform is None:
             raise ValueError("a temperature above 0 needs a number a row to draw with")
-        tokens = logits.argmax(dim=-1) if self._some_greedy else None
+        tokens = most_likely(logits) if self._some_greedy else None
         for group in self._groups:
             if group.rows is None:
                 return _draw(logits.float(), group, uniform)
@@ -253,10 +275,12 @@ def _draw(logits: Tensor, group: _Group, uniform: Tensor) -> Tensor:
     # The first token whose stretch ends behind the number; a dropped one has no stretch.
     hit = (ends > uniform[:, None] * ends[:, -1:]) & (weights > 0)
     place = hit.to(torch.uint8).argmax(dim=-1, keepdim=True)
-    return (place if ids is None else ids.gather(-1, place))[:, 0]
+    tokens = place if ids is None else ids.gather(-1, place)
+    # One logit that is no number makes them all so, and infinity less infinity is none.
+    return torch.where(ends[:, -1].isnan(), -1, tokens[:, 0])
 
 
-def _most_likely(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _largest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """`logits.topk(k)`, which on a CPU looks at every token of a large vocabulary one by one.
 
     There the k stretches with the largest maxima are found first, vectorised: they hold the k largest logits. With
@@ -297,7 +321,7 @@ def keep_likely(
     """
     ids = None
     if 0 < top_k < logits.shape[-1]:
-        logits, ids = _most_likely(logits, top_k)
+        logits, ids = _largest(logits, top_k)
     elif top_p is not None:
         logits, ids = logits.sort(dim=-1, descending=True)
     best = logits.amax(dim=-1, keepdim=True) if ids is None else logits[:, :1]

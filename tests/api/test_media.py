@@ -51,6 +51,18 @@ def wav(seed: int, seconds: float = 0.6) -> bytes:
     return buffer.getvalue()
 
 
+def test_a_picture_or_sound_by_itself_is_a_message(trained: MuOmni, tmp_path: Path) -> None:
+    file = tmp_path / "x.png"
+    file.write_bytes(png(1))
+    for medium in (picture(1), png(1), file, sound(1), wav(1), {"array": sound(1)[0], "sampling_rate": 16_000}):
+        assert trained.encode(medium) == trained.encode([medium])
+        assert trained.chat(medium, **GREEDY).tokens == trained.chat([medium], **GREEDY).tokens
+    assert trained.encode((picture(1), sound(1))) == trained.encode([picture(1), sound(1)])
+    for wrong in (3.5, {"role": "user", "content": "Hello"}, None):
+        with pytest.raises(PromptError, match="must be a list"):
+            trained.chat(wrong)
+
+
 @pytest.fixture(scope="module")
 def trained(small_tokenizer: "Tokenizer") -> MuOmni:
     """Random weights, large enough that replies depend on what is shown."""

@@ -207,6 +207,19 @@ def test_chat_ends_at_the_end_of_the_turn(model: MuOmni) -> None:
     assert reply.finish_reason == "stop"
 
 
+def test_the_end_of_a_turn_ends_a_reply_also_where_the_base_model_does_not_name_it(
+    model: MuOmni, tmp_path: Path
+) -> None:
+    """As after training on conversations from a folder whose configuration ends documents only."""
+    model, tokenizer = copy.deepcopy(model), model.tokenizer
+    assert tokenizer is not None
+    model.config = model.config.replace(eos_token_ids=(tokenizer.eos_id,))
+    assert end_ids(model, tokenizer) == (tokenizer.im_end_id, tokenizer.eos_id)
+    model.export_hf(tmp_path / "hf")
+    written = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert written["eos_token_id"] == [tokenizer.im_end_id, tokenizer.eos_id]
+
+
 @pytest.mark.parametrize("prompt", ["", "  \n", [], [{"role": "user", "content": " "}]])
 def test_an_empty_prompt_is_an_error(model: MuOmni, prompt: Any) -> None:
     with pytest.raises(PromptError, match="empty|no message"):

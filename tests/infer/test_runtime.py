@@ -79,6 +79,23 @@ def add_adapter(model: MuOmni) -> None:
     block.self_attn.q_proj.register_parameter("lora_a", nn.Parameter(torch.zeros(2, 2)))
 
 
+def hidden_write(model: MuOmni) -> None:
+    """As an average of weights is swapped in: torch counts no version."""
+    for weight in model.parameters():
+        weight.data.copy_(weight.data * 0.5)
+
+
+def written_in_numpy(model: MuOmni) -> None:
+    weight: Any = model.thinker.layers[0].mlp.down_proj.weight
+    weight.detach().numpy()[3, 5] += 4
+    model.weights_changed()
+
+
+def other_eps(model: MuOmni) -> None:
+    norm: Any = model.thinker.norm
+    norm.eps = 0.5
+
+
 CHANGES: list[Callable[[MuOmni], object]] = [
     optimizer_step,
     load_others,
@@ -90,8 +107,12 @@ CHANGES: list[Callable[[MuOmni], object]] = [
     pre_hook,
     replace_forward,
     add_adapter,
+    hidden_write,
+    written_in_numpy,
+    other_eps,
 ]
 NAMES = ["step", "load", "to", "quantize", "wrap", "exchange", "hook", "pre-hook", "forward", "adapter"]
+NAMES += ["hidden write", "numpy", "eps"]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=NAMES)
@@ -115,10 +136,10 @@ def test_replies_after_a_change_are_those_of_the_changed_model(
 
 
 def test_calls_and_modes_change_nothing(model: MuOmni) -> None:
-    before = fingerprint(model)
+    before = fingerprint([model])
     model.chat("Hello", max_new_tokens=3)
     model.train()
-    assert fingerprint(model) == before
+    assert before is not None and fingerprint([model]) == before
 
 
 def test_all_modules_are_those_of_torch(model: MuOmni) -> None:
@@ -132,3 +153,55 @@ def test_all_modules_are_those_of_torch(model: MuOmni) -> None:
 
 def test_a_copy_has_its_own_engine(model: MuOmni) -> None:
     assert copy.deepcopy(model).runtime.engine(model, 1, 40) is not model.runtime.engine(model, 1, 40)
+
+
+HOW: dict[str, Any] = {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True}
+HISTORY = "Hello there! What is this? The cat sat on the mat."
+
+
+def check_reply(model: MuOmni) -> list[int]:
+    """Compares a reply with that of the plain loop, which keeps nothing."""
+    plain = model.generate(torch.tensor([model.encode(HISTORY)]), use_cache=False, **HOW)[0].tolist()
+    assert list(model.chat(HISTORY, **HOW).tokens) == plain
+    assert next(list(reply.tokens) for reply in model.chat_batch([HISTORY, "Hello"], **HOW)) == plain
+    return plain
+
+
+def test_a_switched_adapter_is_seen_and_an_unchanged_one_keeps_the_engine(model: MuOmni) -> None:
+    peft = pytest.importorskip("peft")
+    options = {"target_modules": ["q_proj", "down_proj"], "init_lora_weights": False}
+    torch.manual_seed(0)
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(**options), "one")
+    wrapped.add_adapter("two", peft.LoraConfig(**options))
+    layer: Any = model.thinker.layers[0].mlp.down_proj
+    replies = [check_reply(model)]
+    kept = model.runtime.engine(model, 1, 40)
+    assert model.runtime.engine(model, 1, 40) is kept
+    wrapped.set_adapter("two")
+    replies.append(check_reply(model))
+    with wrapped.disable_adapter():
+        replies.append(check_reply(model))
+    layer.scaling["two"] *= 5
+    replies.append(check_reply(model))
+    wrapped.set_adapter("one")
+    assert check_reply(model) == replies[0]
+    assert len({tuple(reply) for reply in replies}) == len(replies)
+
+
+def test_where_it_cannot_be_known_what_is_computed_nothing_is_kept(model: MuOmni) -> None:
+    block = model.thinker.layers[0]
+    scale = [1.0]
+    replies = [check_reply(model)]
+    handle = block.register_forward_hook(lambda _, args, out: scale[0] * out)
+    for scale[0] in (0.4, 3.0):  # what a hook closes over
+        replies.append(check_reply(model))
+    handle.remove()
+    block.register_forward_hook(lambda _, args, out: -out)  # another hook in the place of the first
+    replies.append(check_reply(model))
+    assert len({tuple(reply) for reply in replies}) == len(replies)
+
+
+def test_after_a_fork_the_child_makes_its_own_engine(model: MuOmni, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = model.runtime.engine(model, 1, 40)
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    assert model.runtime.engine(model, 1, 40) is not kept

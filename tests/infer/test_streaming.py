@@ -1,8 +1,10 @@
 """Text streams: whole characters, stop texts across token borders, ends and lengths."""
 
+import json
 import time
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -209,3 +211,15 @@ def test_the_readers_own_time_is_not_counted(small_tokenizer: Tokenizer) -> None
     timing = running.reply.timing
     assert 0 < timing.decode_s < 0.1 * (timing.new_tokens - 1)
     assert timing.tokens_per_s == pytest.approx((timing.new_tokens - 1) / timing.decode_s)
+
+
+def test_an_ordinary_entry_outside_the_byte_alphabet_stands_for_itself(nano_folder: Path, tmp_path: Path) -> None:
+    written = json.loads((nano_folder / "tokenizer.json").read_text())
+    number = len(written["model"]["vocab"]) + len(written["added_tokens"])
+    written["model"]["vocab"]["\u65e5\u672c \u2581"] = number
+    (tmp_path / "tokenizer.json").write_text(json.dumps(written))
+    tokenizer = Tokenizer.load(tmp_path)
+    stream = tokenizer.stream()
+    ids = [*tokenizer.encode("The "), number, *tokenizer.encode(" cat")]
+    text = "".join(stream.push([token]) for token in ids) + stream.finish()
+    assert text == "The \u65e5\u672c \u2581 cat" == tokenizer.backend.decode(ids)

@@ -30,17 +30,25 @@ class Message(TypedDict):
 
 
 def as_messages(prompt: Any) -> Any:
-    """A text, or the parts of one message, as one user message; messages as they are.
+    """A text, a picture or sound, or the parts of one message, as one user message; messages as they are.
 
     Raises:
         PromptError: there is nothing to answer: the last message is blank.
     """
-    content = prompt if isinstance(prompt, str) else _as_parts(prompt)
+    content = prompt if isinstance(prompt, str) else _as_parts([prompt] if _is_medium(prompt) else prompt)
     messages = prompt if content is None else [{"role": "user", "content": content}]
-    last = messages[-1].get("content") if messages and isinstance(messages[-1], Mapping) else None
-    if isinstance(last, str) and not last.strip():
+    last = messages[-1] if isinstance(messages, Sequence) and messages else None
+    content = last.get("content") if isinstance(last, Mapping) else None
+    if isinstance(content, str) and not content.strip():
         raise PromptError("the prompt is empty: there is nothing to answer")
     return messages
+
+
+def _is_medium(prompt: Any) -> bool:
+    """Whether it is a picture or sound by itself; a tuple may also be two parts."""
+    if isinstance(prompt, tuple):
+        return len(prompt) == 2 and isinstance(prompt[1], int | float)
+    return not isinstance(prompt, str | list) and kind_of_value(prompt) is not None
 
 
 def _as_parts(prompt: Any) -> list[Any] | None:

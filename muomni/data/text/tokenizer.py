@@ -184,7 +184,9 @@ class Tokenizer:
         name = self.backend.id_to_token(token)
         if name is None:
             return b""
-        return name.encode() if token in self._added else bytes(_BYTES[character] for character in name)
+        if token in self._added or any(character not in _BYTES for character in name):
+            return name.encode()  # an entry outside the byte alphabet stands for itself, as in `tokenizers`
+        return bytes(_BYTES[character] for character in name)
 
     def byte_lengths(self) -> "Tensor":
         """(vocab_size,) int64: the bytes of text behind each token, 0 for special ones."""

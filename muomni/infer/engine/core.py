@@ -14,12 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from muomni.errors import EngineError
 from muomni.infer.engine.scheduler import Scheduler
 from muomni.infer.prompt_media import MediaChunk
 from muomni.infer.request import FinishReason, Request
 from muomni.infer.runners.base import EagerRunner, Runner, torch_on_one_thread
 from muomni.infer.runners.select import Runners
-from muomni.infer.sampling import Sampler, on_device
+from muomni.infer.sampling import Sampler, most_likely, on_device, why_not_finite
 from muomni.infer.speculative.drafts import PromptLookup, accept
 from muomni.model import OmniModel, SlotCache
 from muomni.model.module_modes import eval_mode
@@ -263,7 +264,7 @@ class EngineCore:
             for r, draft in zip(requests, drafts, strict=True)
         ]
         parts, logits = self._forward(asked)
-        likely = logits.argmax(dim=-1).tolist() if parts else []
+        likely = most_likely(logits).tolist() if parts else []
         once = sum(r.drafts.once_s for r, draft in zip(requests, drafts, strict=True) if draft and r.drafts is not None)
         took = time.perf_counter() - started - once
         drafted = sum(len(part.tokens) - 1 for part in parts)
@@ -380,7 +381,7 @@ class EngineCore:
 
     def _draw(self, requests: list[Request], logits: Tensor, sampler: Sampler) -> Tensor:
         if sampler.greedy:
-            return logits.argmax(dim=-1).cpu()
+            return most_likely(logits).cpu()
         uniform = on_device([request.number() for request in requests], torch.float32, logits.device)
         seen, slots = None, None
         if sampler.penalised:
@@ -412,6 +413,8 @@ class EngineCore:
                 request.first = now
             request.last = now
             try:
+                if min(new, default=0) < 0:
+                    raise EngineError(why_not_finite(self._model))
                 reason = _append(request, new)
                 if reason is None:
                     if request.event is not None:

@@ -22,6 +22,7 @@ from muomni.accel.device import free_memory
 from muomni.config import ThinkerConfig
 from muomni.errors import EngineError
 from muomni.infer.prompt_media import MediaChunk
+from muomni.infer.sampling import most_likely
 from muomni.model import OmniModel, SlotBatch, SlotCache
 from muomni.model.kv_cache import slot_bytes
 from muomni.model.talker import Talker
@@ -64,7 +65,7 @@ class Runner(Protocol):
             steps: at least 1.
 
         Returns:
-            (B, steps) int64 on the CPU.
+            (B, steps) int64 on the CPU; -1 where a logit is NaN or infinite, and what follows it means nothing.
         """
 
 
@@ -107,7 +108,7 @@ class EagerRunner:
         out = torch.empty(len(tokens), steps, dtype=torch.int64)
         wanted = torch.arange(len(tokens))
         for step in range(steps):
-            tokens = self.forward(tokens, slots, positions + step, wanted).argmax(dim=-1).cpu()
+            tokens = most_likely(self.forward(tokens.clamp(min=0), slots, positions + step, wanted)).cpu()
             out[:, step] = tokens
         return out
 

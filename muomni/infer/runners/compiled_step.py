@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from muomni.infer.sampling import most_likely
 from muomni.model import SlotCache
 from muomni.model.thinker import Thinker
 from muomni.ops.attention import AttentionFunction
@@ -28,17 +29,18 @@ def decode_step(
         thinker: in evaluation mode.
         cache: takes in keys and values.
         context: C, more than the largest position.
-        tokens, slots, positions: (B,) int64 on the device; several rows may be the same.
+        tokens, slots, positions: (B,) int64 on the device; several rows may be the same. A token of -1, which follows
+            logits that are not finite, is taken for 0.
         wanted: not used; all are.
 
     Returns:
         logits: (B, V) fp32.
-        following: (B,) int64, the most likely tokens.
+        following: (B,) int64, see `most_likely`.
     """
     batch = _StaticBatch(cache, slots, positions, context)
-    hidden = thinker(tokens[:, None], positions[:, None], cache=batch)[:, 0]
+    hidden = thinker(tokens[:, None].clamp(min=0), positions[:, None], cache=batch)[:, 0]
     logits = thinker.lm_head(hidden).float()
-    return logits, logits.argmax(dim=-1)
+    return logits, most_likely(logits)
 
 
 def prefill(

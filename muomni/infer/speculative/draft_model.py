@@ -101,7 +101,7 @@ class Drafter:
         with self._lock, torch.inference_mode():
             row = torch.tensor([token]), torch.tensor([slot]), torch.tensor([position])
             new: list[int] = self._computer().greedy(*row, count)[0].tolist()
-            return new
+            return new[: new.index(-1)] if -1 in new else new
 
     def _computer(self) -> Runner:
         self.runners.switch()

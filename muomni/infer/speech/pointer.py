@@ -82,7 +82,7 @@ def advance(
     Returns:
         a new one; rows that had ended stay as they were.
     """
-    logits = logits.float()
+    logits = logits.float().nan_to_num()  # who computes it tells of them; no place lies outside the text
     # What cannot be here takes no part: no stop before END, no move on it.
     moves, chance = logits[:, :-1].softmax(-1), (logits[:, -1] - logits[:, 0]).sigmoid()
     on_end = place.pointer >= ends

@@ -19,7 +19,7 @@ from muomni.data.speech.spoken_text import MAX_UNITS
 from muomni.errors import SpeechError, UserError
 from muomni.infer.runners.base import Backbone, Slots, make_slot_cache, torch_on_one_thread
 from muomni.infer.runners.select import RunnerName, Runners, make_backbone
-from muomni.infer.sampling import Sampler, SamplingParams, make_random
+from muomni.infer.sampling import Sampler, SamplingParams, make_random, why_not_finite
 from muomni.infer.speech.pointer import Place, advance
 from muomni.infer.speech.settings import SpeechSettings
 from muomni.infer.speech.text import SentenceText
@@ -121,7 +121,11 @@ class Speaker:
     """
 
     def __init__(
-        self, talker: Talker, backbones: Runners[Backbone], frame_rate: float, key: tuple[object, ...] = ()
+        self,
+        talker: Talker,
+        backbones: Runners[Backbone],
+        frame_rate: float,
+        key: tuple[object, ...] | None = None,
     ) -> None:
         config, place = talker.config, talker.norm.weight
         slots = backbones.now.cache.slots
@@ -203,17 +207,22 @@ class Speaker:
         draws, drawn = self._draws(sentences, count)
         sampler = self._sampler_of(sentences)
         steps = []
+        lost = torch.zeros(len(rows), dtype=torch.bool, device=device)  # logits that are not finite
         for step in range(count):
             draw = None if draws is None else draws[step]
 
             def pick(logits: Tensor, k: int, draw: Tensor | None = draw) -> Tensor:
-                return sampler(logits, None if draw is None else draw[:, k])
+                drawn = sampler(logits, None if draw is None else draw[:, k])
+                lost.logical_or_(drawn < 0)
+                return drawn.clamp(min=0)
 
             x = talker.inputs(codes, begins if step == 0 else none, self._text[rows, place.pointer], voices)
             hidden = backbone.hidden(x, slots, positions + step)
             codes = talker.frame(hidden, pick)
             uniform = None if draw is None else draw[:, -1]
-            place = advance(talker.move_logits(hidden), place, ends, self._patience, uniform, drawn)
+            moves = talker.move_logits(hidden)
+            lost.logical_or_(~moves.isfinite().all(-1))
+            place = advance(moves, place, ends, self._patience, uniform, drawn)
             if talker.config.flush:
                 codes = _existing(codes, (positions + step).to(device), place.frames)
             steps.append(codes)
@@ -221,19 +230,21 @@ class Speaker:
         self._codes[rows] = codes
         whole = torch.stack(steps)
         # The one wait for the device.
-        state = torch.stack((place.pointer, place.waited, place.frames, place.ended.long())).tolist()
+        state = torch.stack((place.pointer, place.waited, place.frames, place.ended.long(), lost.long())).tolist()
         for n, sentence in enumerate(sentences):
             sentence._codes.append(whole[:, n])
             sentence.steps += count
             self._look(sentence, *(column[n] for column in state))
 
-    def _look(self, sentence: Sentence, pointer: int, waited: int, frames: int, ended: int) -> None:
+    def _look(self, sentence: Sentence, pointer: int, waited: int, frames: int, ended: int, lost: int) -> None:
         """What became of a sentence."""
         sentence.pointer = pointer
         words = sentence.text.words
         name = f"the sentence {' '.join(word.spoken for word in words)!r}"
         most = most_frames(sentence.text.known if sentence.text.complete else MAX_UNITS, self._rate)
-        if waited >= self._patience:
+        if lost:
+            sentence.error = SpeechError(f"{name}: {why_not_finite(self._talker)}")
+        elif waited >= self._patience:
             where = "at its end" if pointer >= sentence.text.end else f"after {said_until(sentence, pointer)!r}"
             sentence.error = SpeechError(
                 f"{name}: the talker stood still for {PATIENCE_S:g} seconds {where}; it has not learnt this well "
@@ -289,7 +300,7 @@ class SpeakerPool:
         self.runner = runner
         self._lock = threading.Lock()
         self._kept: Speaker | None = None
-        self._key: tuple[object, ...] = ()
+        self._key: tuple[object, ...] | None = None
 
     def __deepcopy__(self, _: dict[int, object]) -> "SpeakerPool":
         return SpeakerPool(self.runner)
@@ -312,9 +323,10 @@ class SpeakerPool:
         talker, codec = talker_of(model), codec_of(model)
         place = talker.norm.weight
         with self._lock:
-            self._key = (self.runner, place.device, place.dtype, *fingerprint(talker))
+            self._key = fingerprint([talker], self.runner, place.device, place.dtype)
             speaker, self._kept = self._kept, None
-            if speaker is not None and speaker.key == self._key and speaker.slots.count >= slots:
+            same = speaker is not None and self._key is not None and speaker.key == self._key
+            if speaker is not None and same and speaker.slots.count >= slots:
                 return speaker
             speaker = None  # its cache is freed before the next one is made
             config, capacity = talker.config.backbone, capacity_for(talker, codec.frame_rate)
@@ -328,7 +340,7 @@ class SpeakerPool:
         speaker.clear()
         with self._lock:
             larger = self._kept is None or self._kept.slots.count < speaker.slots.count
-            if larger and speaker.key == self._key:
+            if larger and self._key is not None and speaker.key == self._key:
                 self._kept = speaker
 
     @contextmanager

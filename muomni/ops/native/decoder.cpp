@@ -264,9 +264,9 @@ void Decoder::head(int thread, int64_t count, const int64_t* wanted, float* logi
             }
             float* top = best + t * ROWS;
             int32_t* at = best_row + t * ROWS;
-            rows.each([&](int64_t row, int r) {  // rows come in rising order: of equals the first stays
+            rows.each([&](int64_t row, int r) {  // rows come in rising order: of equals the first stays, and a NaN
                 at[r] = v[r] > top[r] ? int32_t(row) : at[r];
-                top[r] = v[r] > top[r] ? v[r] : top[r];
+                top[r] = v[r] > top[r] || v[r] != v[r] ? v[r] : top[r];
             });
         });
     });
@@ -280,9 +280,10 @@ int64_t Decoder::best_token(int64_t t) const {
         for (int r = 0; r < ROWS; r++) {
             const float value = worker->best.get()[t * ROWS + r];
             const int32_t candidate = worker->best_row.get()[t * ROWS + r];
+            if (value != value) return -1;
             if (value > top || (value == top && candidate < row)) top = value, row = candidate;
         }
-    return row < model_.vocab ? row : 0;  // all logits NaN or -inf: any token is as good
+    return std::isfinite(top) ? row : -1;
 }
 
 int64_t Decoder::forward(const Batch& batch, int64_t wanted_count, const int64_t* wanted, float* logits) {
@@ -317,7 +318,8 @@ int64_t Decoder::greedy(const Batch& batch, int64_t steps, int64_t* out) {
             layers(thread, now);
             head(thread, N, nullptr, nullptr);
             for (int64_t t = thread; t < N; t += threads_) {
-                out[t * steps + step] = tokens[t] = best_token(t);
+                out[t * steps + step] = best_token(t);
+                tokens[t] = std::max<int64_t>(0, out[t * steps + step]);
                 positions[t]++;
             }
             pool_.barrier.wait();

@@ -204,7 +204,7 @@ class Decoder:
             tokens, slots, positions: (N,) int64, the last known token of each row and where it belongs.
 
         Returns:
-            (N, steps) int64. Of equal logits the lowest id wins.
+            (N, steps) int64. Of equal logits the lowest id wins; -1 where one is NaN or the largest infinite.
 
         Raises:
             ValueError: an id, slot or position is out of range, also of the positions to come.

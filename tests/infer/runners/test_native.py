@@ -1,9 +1,14 @@
 """The native runner against the eager one, over the same cache, and what it declines."""
 
+import os
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from muomni import MuOmni
 from muomni.config import OmniConfig, ThinkerConfig
 from muomni.infer.runners.base import EagerRunner
 from muomni.infer.runners.native import NativeRunner, make_native_runner, why_not
@@ -145,3 +150,37 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model()
     found = make_native_runner(model, make_cache(model))
     assert isinstance(found, Unavailable) and "compiler" in found.reason
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_that_was_forked_after_a_chat_chats(nano_folder: Path) -> None:
+    make_runner(make_model(), make_cache(make_model()))  # skips where there is no native decoder
+    model = MuOmni.from_pretrained(nano_folder, device="cpu", runner="native")
+    how: dict[str, Any] = {"temperature": 0, "max_new_tokens": 5, "ignore_eos": True}
+    expected = model.chat("Hello there!", **how).tokens
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(write, repr(model.chat("Hello there!", **how).tokens).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        assert pipe.read() == repr(expected)
+    os.waitpid(child, 0)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_greedy_steps_mark_logits_that_are_not_finite(bad: float) -> None:
+    model = make_model(tied=False)
+    runner = make_runner(model, make_cache(model))
+    slots, positions = torch.tensor([0, 1]), torch.tensor([0, 0])
+    assert bool((runner.greedy(torch.tensor([1, 2]), slots, positions, 3) >= 0).all())
+    head: Tensor = model.thinker.lm_head.weight
+    head[100] = bad
+    out = runner.greedy(torch.tensor([1, 2]), slots, positions, 3)
+    assert out[:, 0].tolist() == [-1, -1] or bad == torch.inf
+    assert out.max() < 211 and bool((out[:, 0] == -1).any())

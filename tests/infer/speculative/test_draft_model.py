@@ -196,7 +196,7 @@ def test_chat_takes_a_draft_model(model: MuOmni, nano_folder: Path) -> None:
         assert [model.chat(prompt, speculate=guesser, **how).tokens for prompt in prompts] == plain
         assert [reply.tokens for reply in model.chat_batch(prompts, speculate=guesser, **how)] == plain
     kept = draft.runtime._drafter
-    assert kept is not None and kept.free == kept.cache.slots
+    assert kept is not None and kept[0].free == kept[0].cache.slots
     assert model.complete("The cat", speculate=draft, **how).tokens == model.complete("The cat", **how).tokens
     assert draft.runtime._drafter is kept
     with torch.no_grad():
