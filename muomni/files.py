@@ -76,10 +76,18 @@ def write_atomic(target: Path, text: str) -> None:
 
 
 def link_atomic(link: Path, target: str) -> None:
-    """Points the symbolic link `link` at `target` (relative to it), replacing an older one."""
+    """Makes `link` stand for `target`, a name beside it: a symbolic link, or where there are none a file with the name.
+
+    A folder in its place, as copies without links have it, is a copy of another folder beside it and goes.
+    """
     partial = link.with_name(f"{_PARTIAL}{os.getpid()}-{link.name}")
     partial.unlink(missing_ok=True)
-    partial.symlink_to(target)
+    try:
+        partial.symlink_to(target)
+    except (OSError, NotImplementedError):
+        partial.write_text(target + "\n", encoding="utf-8")
+    if link.is_dir() and not link.is_symlink():
+        shutil.rmtree(link)
     partial.replace(link)
 
 
@@ -88,6 +96,15 @@ def remove_folder(folder: Path) -> None:
     partial = folder.with_name(f"{_PARTIAL}{os.getpid()}-old-{folder.name}")
     folder.rename(partial)
     shutil.rmtree(partial)
+
+
+def follow(link: Path) -> Path:
+    """What `link_atomic` made `link` stand for; any other path is itself."""
+    if link.is_file() and link.stat().st_size < 256:
+        target = link.parent / link.read_text(encoding="utf-8", errors="replace").strip()
+        if target.is_dir():
+            return target
+    return link
 
 
 def remove_partial(folder: Path) -> None:

@@ -103,7 +103,13 @@ class ProgressLine:
         from rich.console import Console
         from rich.progress import Progress
 
-        self._console = Console(stderr=True, quiet=silent)
+        class Lasting(Console):
+            def on_broken_pipe(self) -> None:
+                """Rich would end the process."""
+                raise BrokenPipeError
+
+        self._console = Lasting(stderr=True, quiet=silent)
+        self._broken = False
         self._live = sys.stderr.isatty() and not silent
         self._total = total
         self._progress = Progress(*_columns("items"), console=self._console, disable=not self._live)
@@ -112,14 +118,29 @@ class ProgressLine:
 
     def update(self, step: int, note: str | None = None, seconds_left: float | None = None) -> None:
         """Moves the bar; `note` replaces the text beside it and is what a log file gets."""
-        self._bar.update(step, note)
+        if self._broken:
+            return
+        try:
+            self._bar.update(step, note)
+        except (OSError, ValueError):
+            self._give_up()
         if note is not None and not self._live:
             left = f"  left {seconds_left / 60:.1f} min" if seconds_left is not None else ""
             self.say(f"step {step}/{self._total}  {note}{left}")
 
     def say(self, text: str) -> None:
         """Prints a line above the bar."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        if self._broken:
+            return
+        try:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        except (OSError, ValueError):
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Nobody reads: the terminal is closed, or the reader of a pipe is gone. That ends no training."""
+        self._broken = True
+        self._console.quiet = True
 
     def __enter__(self) -> "ProgressLine":
         self._progress.start()
@@ -128,4 +149,7 @@ class ProgressLine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: "TracebackType | None"
     ) -> None:
-        self._progress.stop()
+        try:
+            self._progress.stop()
+        except (OSError, ValueError):
+            self._give_up()

@@ -17,6 +17,7 @@ def run_recipe(
     *,
     resume: bool = False,
     resume_from: str | Path | None = None,
+    allow_changed: bool = False,
     **changes: Any,
 ) -> "TrainResult":
     """Trains one stage, or resumes it; `muomni.train` is this function.
@@ -37,6 +38,7 @@ def run_recipe(
         run: the run folder; `runs/NAME`, or the run folder that is given as `recipe`, when left out.
         resume: go on from the last checkpoint, bit by bit as if the run had never stopped.
         resume_from: go on from this checkpoint of the run instead.
+        allow_changed: go on although recipe or data are not what they were.
         changes: keys of the recipe; objects are merged into the recipe's, as `optimizer={"lr": 3e-4}`.
 
     Returns:
@@ -59,4 +61,11 @@ def run_recipe(
     from muomni.train.stage import train
 
     start = None if resume_from is None else Path(resume_from)
-    return train(stage, folder, resume=resume, resume_from=start, make_sampler=make_sampler)
+    return train(
+        stage,
+        folder,
+        resume=resume,
+        resume_from=start,
+        allow_changed=allow_changed,
+        make_sampler=make_sampler,
+    )

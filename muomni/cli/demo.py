@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from muomni.errors import TrainingError, UserError
+from muomni.files import follow
 
 PROMPTS = ("The", "Return the", "This module")
 QUESTIONS = ("What does os.path.join() do?", "What does textwrap.dedent() do?")
@@ -116,7 +117,7 @@ def _report(out: Path) -> None:
     from muomni.train.reporting.metrics_log import METRICS, read_lines
 
     recipe = load_recipe(str(out / "recipe.json"))
-    tokenizer = Tokenizer.load(out / "last")
+    tokenizer = Tokenizer.load(follow(out / "last"))
     data = prepare(recipe.data, tokenizer)
     train = PackedDataset(data.train, recipe.data.seq_len, recipe.seed, shuffle=False)
     val = PackedDataset(data.val, recipe.data.seq_len, recipe.seed, shuffle=False)

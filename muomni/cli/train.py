@@ -28,6 +28,9 @@ def command(
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME when left out.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, exactly.")] = False,
     resume_from: Annotated[Path | None, typer.Option(help="Go on from this checkpoint of the run.")] = None,
+    allow_changed: Annotated[
+        bool, typer.Option("--allow-changed", help="Go on although recipe or data are not what they were.")
+    ] = False,
 ) -> None:
     """Train one stage. Ctrl-C saves and stops; --resume goes on as if nothing had happened.
 
@@ -38,7 +41,7 @@ def command(
     stage, run = find_run(recipe, _overrides(data or [], changes or []), out)
     from muomni import run_recipe
 
-    result = run_recipe(stage, run, resume=resume, resume_from=resume_from)
+    result = run_recipe(stage, run, resume=resume, resume_from=resume_from, allow_changed=allow_changed)
     if result.is_main:
         _report(result, run, stage)
     if result.stopped:

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from muomni.errors import CheckpointError, UserError
+from muomni.files import follow
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
@@ -23,7 +24,7 @@ def resolve_folder(path: Path) -> Path:
     Raises:
         UserError: there is no model at `path`.
     """
-    for candidate in (path, path / "best", path / "last"):
+    for candidate in (path, follow(path / "best"), follow(path / "last")):
         if (candidate / CONFIG).is_file():
             return candidate
     if not path.exists():

@@ -32,7 +32,7 @@ from torch.optim import Optimizer
 from muomni.accel.distributed import Group, alone, divided, whole
 from muomni.data import Tokenizer
 from muomni.errors import CheckpointError
-from muomni.files import atomic_folder, link_atomic, remove_folder, remove_partial, write_json
+from muomni.files import atomic_folder, follow, link_atomic, remove_folder, remove_partial, write_json
 from muomni.formats.pretrained import save_model
 from muomni.formats.tensors import save_tensors
 from muomni.model import OmniModel
@@ -56,6 +56,7 @@ class Progress:
         micro_batch: rows in a micro-batch since memory ran out; None while it is the recipe's `batch_size`.
         bad: media met so far that could not be read, each once with the reason.
         compile: what `"compile": "auto"` became, so that a resumed run computes the same; None before that.
+        data: a hash of the training data, so that a run goes on with the same; "" where none was taken.
     """
 
     attempts: int = 0
@@ -70,6 +71,7 @@ class Progress:
     micro_batch: int | None = None
     bad: list[str] = field(default_factory=list)
     compile: Literal["off", "blocks", "full"] | None = None
+    data: str = ""
 
     @property
     def counts(self) -> tuple[int, int, int]:
@@ -80,6 +82,14 @@ class Progress:
 def checkpoint_folder(run: Path, step: int) -> Path:
     """Where the checkpoint of an optimizer step lies."""
     return run / f"step-{step:08d}"
+
+
+def last_checkpoint(run: Path) -> Path | None:
+    """The newest checkpoint of a run, or None."""
+    last = follow(run / "last")
+    if (last / _STATE).is_file():
+        return last.resolve()
+    return max((path for path in run.glob("step-*") if (path / _STATE).is_file()), default=None)
 
 
 def save_checkpoint(
@@ -159,8 +169,8 @@ def write_checkpoint(
             link_atomic(run / "best", folder.name)
         _remove_old(run, keep)
     except (OSError, CheckpointError) as error:
-        last = (run / "last").resolve().name if (run / "last").exists() else None
-        kept = f"the last whole checkpoint is {run / last}" if last else "no checkpoint was written before it"
+        last = last_checkpoint(run)
+        kept = f"the last whole checkpoint is {last}" if last else "no checkpoint was written before it"
         raise CheckpointError(f"checkpoint {folder} could not be written: {error}; {kept}") from error
 
 
@@ -195,7 +205,7 @@ def read_checkpoint(folder: Path) -> tuple[Progress, dict[str, Tensor], dict[str
                 raise CheckpointError(f"{folder / name} is corrupt: its SHA-256 is not the one it was written with")
         tensors = load_file(folder / _TENSORS)
         return Progress(**state["progress"]), tensors, load_file(folder / "model.safetensors")
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {folder} does not load: {error}{_others(folder)}") from None
     except CheckpointError as error:
         raise CheckpointError(f"{error}{_others(folder)}") from None
@@ -214,7 +224,7 @@ def restore_training(
 
 
 def _others(folder: Path) -> str:
-    others = [path for path in sorted(folder.parent.glob("step-*")) if path.name != folder.name]
+    others = [path for path in sorted(folder.parent.glob("step-*")) if path.name != folder.resolve().name]
     return f"; an earlier one is {others[-1]} (give it as --resume-from)" if others else ""
 
 
@@ -273,7 +283,7 @@ def _digest(file: Path) -> str:
 
 def _remove_old(run: Path, keep: int) -> None:
     remove_partial(run)
-    kept = {(run / link).resolve().name for link in ("last", "best") if (run / link).exists()}
+    kept = {follow(run / link).resolve().name for link in ("last", "best") if (run / link).exists()}
     for folder in sorted(run.glob("step-*"))[:-keep]:
         if folder.name not in kept:
             remove_folder(folder)

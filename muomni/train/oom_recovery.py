@@ -39,6 +39,7 @@ from muomni.config.recipe import Recipe
 from muomni.data import Batch, Dataset
 from muomni.errors import ConfigError, MemoryShortageError
 from muomni.model import OmniModel
+from muomni.train.checkpoint import last_checkpoint
 from muomni.train.optim.build import decay_groups
 from muomni.train.step import StepResult, TrainStep
 
@@ -185,7 +186,7 @@ class RecoveringStep:
         lines = [explain(shortage, load, device, now, remedies(load, activations, shortage.phase))]
         if snapshot is not None:
             lines.append(f"The allocator's state is in {snapshot}.")
-        saved = (self.run / "last").exists()
+        saved = last_checkpoint(self.run) is not None
         if saved:
             lines.append(f"{self.run / 'last'} keeps the last checkpoint.")
         if self.recipe.on_oom == "stop" and shortage.phase in ("forward", "backward") and self.micro_batch > 1:

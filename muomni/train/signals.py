@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a training after the current step, so that it is saved first."""
+"""Ctrl-C, SIGTERM and a closed terminal end a training after the current step, so that it is saved first."""
 
 import signal
 import threading
@@ -36,7 +36,11 @@ class StopSignal:
             self.asked = True
             say("stopping after this step and saving; Ctrl-C again stops at once without saving")
 
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        # nohup has it ignored, and so it stays; Windows has none.
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        before = {number: signal.signal(number, stop) for number in numbers}
         try:
             yield
         finally:

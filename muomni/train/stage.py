@@ -1,8 +1,9 @@
 """A stage from its recipe: data, tokenizer, model, optimizer, then the loop."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ from muomni.accel.memory.monitor import MemoryReport
 from muomni.config import Recipe, parse, read_json
 from muomni.data import Tokenizer
 from muomni.errors import ConfigError, UserError
-from muomni.files import write_atomic
+from muomni.files import follow, write_atomic
 from muomni.train.checkpoint import Progress, load_checkpoint
 from muomni.train.forecast.accuracy import remember_error
 from muomni.train.omni_task import OmniTask, Sampler
 from muomni.train.reporting.metrics_log import METRICS, plot_losses, read_lines
 from muomni.train.reporting.run_log import RunLog
 from muomni.train.resolve import DECLINED, ResolvedRun, resolve
+from muomni.train.run_folder import changes, data_of, only_writer, refuse_changes
 from muomni.train.setup import build, find_tokenizer, open_rows
 from muomni.train.task import Task, restore_step
 from muomni.train.trainer import Trainer
@@ -26,10 +28,6 @@ from muomni.train.tune.search import as_tuned, tune
 
 RECIPE = "recipe.json"
 MEMORY = "memory.json"
-# What may differ between a run and its resumption: nothing that changes what is computed. With `on_oom`
-# that is so until memory runs out, where the other choice is the end of the run.
-# Another number of processes, or another way to share the work, changes rounding and what dropout draws.
-_MAY_CHANGE = {"schema_", "name", "log_every", "checkpoint", "eval", "on_oom", "allocator", "parallel", "tune"}
 
 
 @dataclass(frozen=True)
@@ -70,6 +68,7 @@ def train(
     *,
     resume: bool = False,
     resume_from: Path | None = None,
+    allow_changed: bool = False,
     make_sampler: Callable[[Tokenizer, Recipe], Sampler] | None = None,
 ) -> TrainResult:
     """Trains, or goes on training. Under torchrun every process calls this, with the same arguments.
@@ -80,6 +79,7 @@ def train(
         resume: go on from `run/last`, bit by bit as if the run had never stopped (on a CPU with the
             same number of threads, and of processes; with another number rounding differs, and dropout's draws).
         resume_from: go on from this checkpoint of the run instead.
+        allow_changed: go on although recipe or data are not what they were; only optimizer.lr may always change.
         make_sampler: gives the function that writes sample texts.
 
     Raises:
@@ -88,22 +88,23 @@ def train(
         TrainingError: the loss stays non-finite, or another process of the run ended.
         MemoryShortageError: memory ran out; see the recipe's `on_oom`.
     """
-    start = _starting_point(recipe, run, resume, resume_from)
-    if recipe.tune and start is not None:
-        recipe = as_tuned(recipe, run)
-    if start is not None and (run / RECIPE).is_file():
-        _check_same(recipe, parse(Recipe, read_json(run / RECIPE), str(run / RECIPE)), run)
-    if recipe.codec is not None:
-        from muomni.train.codec.task import open_codec_task
+    # Under torchrun the first process writes.
+    writer = only_writer(run) if os.environ.get("RANK", "0") == "0" else nullcontext()
+    with writer:
+        start = _starting_point(run, resume, resume_from)
+        if recipe.tune and start is not None:
+            recipe = as_tuned(recipe, run)
+        changed = [] if start is None else _check_same(recipe, start, run, allow_changed)
+        if recipe.codec is not None:
+            from muomni.train.codec.task import open_codec_task
 
-        return _run(open_codec_task(recipe, run, start), recipe, run, start, {})
-    resolved, tokenizer = resolve(recipe, None if start is None else run), None
-    if recipe.tune and start is None:
-        _make_folder(run)
-        recipe, tokenizer = tune(recipe, run)
-        resolved = resolve(recipe)
-    with _open_omni_task(resolved, run, start, tokenizer, make_sampler) as task:
-        return _run(task, recipe, run, start, resolved.plan.declined)
+            return _run(open_codec_task(recipe, run, start), recipe, run, start, {}, changed, allow_changed)
+        resolved, tokenizer = resolve(recipe, None if start is None else run), None
+        if recipe.tune and start is None:
+            recipe, tokenizer = tune(recipe, run)
+            resolved = resolve(recipe)
+        with _open_omni_task(resolved, run, start, tokenizer, make_sampler) as task:
+            return _run(task, recipe, run, start, resolved.plan.declined, changed, allow_changed)
 
 
 @contextmanager
@@ -127,22 +128,34 @@ def _open_omni_task(
                 progress = load_checkpoint(start, model, step.optimizers, group)
                 restore_step(step, progress.counts, progress.scaler)
             sampler = make_sampler(tokenizer, recipe) if make_sampler is not None else None
+            _check_prompts(recipe, tokenizer, read.config.thinker.max_position_embeddings)
             yield OmniTask(resolved, total_steps, model, tokenizer, step, read.rows, run, progress, sampler)
 
 
-def _run(task: Task, recipe: Recipe, run: Path, start: Path | None, declined: Mapping[str, str]) -> TrainResult:
+def _run(
+    task: Task,
+    recipe: Recipe,
+    run: Path,
+    start: Path | None,
+    declined: Mapping[str, str],
+    changed: Sequence[str],
+    allow_changed: bool,
+) -> TrainResult:
     """Runs a task in the folder of its run."""
     progress, total_steps, group = task.progress, task.total_steps, task.group
+    data = group.from_main(lambda: data_of(recipe))
+    if start is not None and progress.data and progress.data != data:
+        refuse_changes(["the training data are not what they were"], start, allow_changed)
+    progress.data = data
     if start is not None and progress.applied >= total_steps:
         raise UserError(f"{run} is complete: it has taken all of its {total_steps} steps")
     if group.is_main:
-        _make_folder(run)
         stored = recipe.model_dump(mode="json", exclude_none=True, by_alias=True)
         write_atomic(run / RECIPE, json.dumps(stored, indent=2) + "\n")
         if start is None:
             write_atomic(run / DECLINED, json.dumps(declined) + "\n")
     with RunLog(run, total_steps, progress.applied, not group.is_main) as log:
-        for text in task.opening():
+        for text in (*task.opening(), *changed):
             log.say(text)
         trainer = Trainer(task, recipe.eval, recipe.checkpoint, recipe.log_every, log)
         task.begin(log)
@@ -160,43 +173,42 @@ def _run(task: Task, recipe: Recipe, run: Path, start: Path | None, declined: Ma
     return TrainResult(run, progress, total_steps, trainer.stopped, plot, memory, group.is_main)
 
 
-def _make_folder(run: Path) -> None:
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{run}: the run folder cannot be made: {error.strerror}; --out names another one") from None
-
-
-def _starting_point(recipe: Recipe, run: Path, resume: bool, resume_from: Path | None) -> Path | None:
-    """The checkpoint to go on from, after checking that the folder and the recipe allow it."""
-    has_run = (run / "last").exists() or any(run.glob("step-*"))
+def _starting_point(run: Path, resume: bool, resume_from: Path | None) -> Path | None:
+    """The checkpoint to go on from, after checking that the folder allows it."""
     if not resume and resume_from is None:
-        if has_run:
+        if (run / "last").exists() or any(run.glob("step-*")):
             raise UserError(f"{run} already holds a run; --resume goes on with it, --out names another folder")
         return None
-    start = resume_from if resume_from is not None else run / "last"
+    start = follow(resume_from) if resume_from is not None else follow(run / "last")
     if not (start / "training").is_dir():
-        raise UserError(f"nothing to resume: {start} is not a checkpoint with training state")
+        others = sorted(path.name for path in run.glob("step-*") if (path / "training").is_dir())
+        hint = f"; {run} has {', '.join(others[-3:])} (--resume-from)" if others else ""
+        raise UserError(f"nothing to resume: {start} is not a checkpoint with training state{hint}")
     return start.resolve()
 
 
-def _check_same(recipe: Recipe, earlier: Recipe, run: Path) -> None:
-    now, before = _plain(recipe), _plain(earlier)
-    changed = [
-        f"{key}: {before[key]!r} became {now[key]!r}"
-        for key in now
-        if key not in _MAY_CHANGE and now[key] != before[key]
-    ]
-    if changed:
-        raise ConfigError(
-            f"{run} was started with another recipe, so going on would not continue it: {'; '.join(changed)}. "
-            f"Resume with {run / RECIPE}, or start a new run from its weights with model.init_from"
-        )
+def _check_same(recipe: Recipe, start: Path, run: Path, allow_changed: bool) -> list[str]:
+    """Refuses another recipe than that of the checkpoint; returns what is changed and may be.
+
+    Raises:
+        ConfigError: it is another one.
+    """
+    stored = next((folder / RECIPE for folder in (start.parent, run) if (folder / RECIPE).is_file()), None)
+    if stored is None:
+        return []
+    found = changes(recipe, parse(Recipe, read_json(stored), str(stored)))
+    rate = [change for change in found if change.startswith("optimizer.lr:")]
+    refuse_changes([change for change in found if change not in rate], start, allow_changed)
+    return found
 
 
-def _plain(recipe: Recipe) -> dict[str, Any]:
-    """Plain values, but for how many threads read the data and when bad data ends the run."""
-    values = recipe.model_dump(mode="json")
-    return values | {
-        "data": {k: v for k, v in values["data"].items() if k not in ("num_workers", "max_unreadable_fraction")}
-    }
+def _check_prompts(recipe: Recipe, tokenizer: Tokenizer, context: int) -> None:
+    """Refuses sample prompts that could not be continued, before the run begins.
+
+    Raises:
+        ConfigError: one is empty or fills the context.
+    """
+    for number, prompt in enumerate(recipe.eval.prompts if recipe.eval.sample_every else ()):
+        length = len(tokenizer.encode(prompt))
+        if not 0 < length < context:
+            raise ConfigError(f"eval.prompts.{number}: has {length} tokens: it must have 1 to {context - 1}")

@@ -11,6 +11,7 @@ import torch
 
 from muomni.config.recipe import CheckpointSpec, EvalSpec
 from muomni.errors import TrainingError
+from muomni.train.checkpoint import last_checkpoint
 from muomni.train.reporting.run_log import RunLog
 from muomni.train.reporting.step_metrics import json_number
 from muomni.train.signals import StopSignal
@@ -47,7 +48,7 @@ class Trainer:
         self._warned_no_score = False
 
     def train(self) -> None:
-        """Runs to the end, or until Ctrl-C or SIGTERM, which saves and sets `stopped`.
+        """Runs to the end, or until Ctrl-C, SIGTERM or SIGHUP, which saves and sets `stopped`.
 
         Raises:
             TrainingError: too many steps in a row had non-finite gradients.
@@ -87,10 +88,10 @@ class Trainer:
             return  # a step was skipped: this point comes again
         if validate:
             self._validate()
-        if sample:
-            self._sample()
         if save:
             self._save()
+        if sample:
+            self._sample()
         self._since = time.perf_counter()
 
     def _flush(self) -> None:
@@ -129,10 +130,12 @@ class Trainer:
         self._since = time.perf_counter()
         task.check(log)
         if streak >= MAX_SKIPPED_IN_A_ROW:
+            last = last_checkpoint(log.path.parent)
             raise TrainingError(
-                f"{streak} steps in a row had non-finite gradients, at step {applied}; the run stops here and "
-                f"{log.path.parent / 'last'} keeps the last good checkpoint. Lower optimizer.lr, or look at the data "
-                f"of these steps (their batch ids are in {log.path})."
+                f"{streak} steps in a row had non-finite gradients, at step {applied}, and the run stops. "
+                + ("There is no checkpoint. " if last is None else f"The last checkpoint, before them, is {last}. ")
+                + ("" if last is None else "Go on with a lower rate (--resume --set optimizer.lr=...), or ")
+                + f"look at the data of these steps (their batch ids are in {log.path})"
             )
 
     def _validate(self) -> None:

@@ -1,12 +1,13 @@
 """What a run writes about itself: `metrics.jsonl`, TensorBoard when it is installed, and the loss curve."""
 
 import json
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
-from muomni.files import write_atomic
+from muomni.files import json_line, write_atomic
 
 METRICS = "metrics.jsonl"
 
@@ -24,13 +25,15 @@ class MetricsLog:
 
     def __init__(self, run: Path, first_step: int, tensorboard: bool, silent: bool = False) -> None:
         self.path = run / METRICS
-        self._file: TextIO | None = None
+        self._silent = silent
+        self._size = 0
+        self._lines: list[bytes] = []
         self._board: Any = None
         if silent:
             return
         kept = [line for line in read_lines(self.path) if line["step"] <= first_step] if first_step else []
         write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = self.path.open("a", encoding="utf-8")
+        self._size = self.path.stat().st_size
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -38,9 +41,9 @@ class MetricsLog:
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Adds one line."""
-        if self._file is None:
+        if self._silent:
             return
-        self._file.write(json.dumps({"kind": kind, "step": step, **values}, ensure_ascii=False) + "\n")
+        self._lines.append(json_line({"kind": kind, "step": step, **values}))
         if self._board is not None:
             for name, value in values.items():
                 if isinstance(value, (int, float)):
@@ -48,10 +51,25 @@ class MetricsLog:
                 elif kind == "sample" and isinstance(value, str):
                     self._board.add_text(f"{kind}/{name}", value, step)
 
-    def flush(self) -> None:
-        """Hands the lines to the operating system, so that they outlive a killed process."""
-        if self._file is not None:
-            self._file.flush()
+    def flush(self) -> str | None:
+        """Hands the lines to the operating system, so that they outlive a killed process.
+
+        Returns:
+            Why they cannot be written now, as on a full disk; they are kept and written with the next ones.
+        """
+        if self._silent or not self._lines:
+            return None
+        content = b"".join(self._lines)
+        try:
+            with self.path.open("r+b") as file:
+                file.truncate(self._size)  # what an attempt that failed has left
+                file.seek(self._size)
+                file.write(content)
+        except OSError as error:
+            return f"{self.path}: cannot be written: {error.strerror or error}"
+        self._size += len(content)
+        self._lines.clear()
+        return None
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -59,8 +77,7 @@ class MetricsLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            self._file.close()
+        self.flush()
         if self._board is not None:
             self._board.close()
 
@@ -71,17 +88,15 @@ def tensorboard_installed() -> bool:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a last line cut short by a kill is left out."""
+    """The lines of a metrics file; those that are no JSON, as a last one cut short by a kill, are left out."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
     parsed = []
-    for number, line in enumerate(lines):
-        try:
-            parsed.append(json.loads(line))
-        except ValueError:
-            if number != len(lines) - 1:
-                raise
+    for line in path.read_bytes().split(b"\n"):
+        with suppress(ValueError):
+            value = json.loads(line)
+            if isinstance(value, dict) and {"kind", "step"} <= value.keys():
+                parsed.append(value)
     return parsed
 
 

@@ -22,6 +22,7 @@ class RunLog:
         self._metrics = MetricsLog(run, done, tensorboard_installed(), silent)
         self._line = ProgressLine(total_steps, done, silent)
         self._stack = ExitStack()
+        self._trouble: str | None = None
 
     @property
     def path(self) -> Path:
@@ -34,7 +35,10 @@ class RunLog:
 
     def flush(self) -> None:
         """Hands the metrics to the operating system, so that they outlive a killed process."""
-        self._metrics.flush()
+        trouble = self._metrics.flush()
+        if trouble != self._trouble and trouble is not None:
+            self.say(f"{trouble}; the lines are kept for later")
+        self._trouble = trouble
 
     def say(self, text: str) -> None:
         """A sentence for the user."""
