@@ -29,7 +29,7 @@ class Setting:
         name: a recipe's key, or `runner` (of decoding) and `speech.runner` (of the Talker).
         value: its value with the technique.
         instead: what `auto` takes where the technique lost; None: `auto` never takes the technique.
-        is_default: `auto` takes the technique by itself, so that `tuned.json` need not name it where it won.
+        is_default: `auto` takes the technique by itself, so that a recipe need not name it where it won.
     """
 
     name: str

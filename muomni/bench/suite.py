@@ -107,7 +107,7 @@ def run(asked: Asked, say: Say) -> Report:
         decode=infer.decode,
         scaling=infer.scaling,
         memory=tuple(bar for one in found.values() for bar in one.memory),
-        tuned=recommendations.fragment(rows),
+        recipe=recommendations.fragment(rows),
         advice=recommendations.advice(rows, None if target.folder is None else asked.model),
     )
 
@@ -142,15 +142,14 @@ def make_folder(out: Path) -> None:
 
 
 def write(report: Report, out: Path) -> Sequence[Path]:
-    """Writes `report.json`, `report.html` and `tuned.json` into a folder; returns their paths.
+    """Writes `report.json` and `report.html` into a folder; returns their paths.
 
     Raises:
         UserError: the folder cannot be written.
     """
     make_folder(out)
-    paths = [out / JSON, out / PAGE, out / recommendations.TUNED]
+    paths = [out / JSON, out / PAGE]
     report.save(paths[0])
     with atomic_file(paths[1]) as partial:
         partial.write_text(page(report), encoding="utf-8")
-    recommendations.save(report.tuned, paths[2], report.machine.words, report.date)
     return paths

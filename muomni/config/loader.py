@@ -15,8 +15,6 @@ from muomni.errors import ConfigError
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 _MAX_BYTES = 256 * 1024
-# A section of a `tuned.json` that is for `muomni chat --tuned-config`.
-CHAT = "chat"
 # Where a run lies whose folder is not named.
 RUNS = Path("runs")
 
@@ -156,7 +154,6 @@ def _read_with_parents(path: Path, below: tuple[Path, ...]) -> tuple[Layer, ...]
     if path.resolve() in (file.resolve() for file in below):
         raise ConfigError(f"{path}: extends itself: {' -> '.join(str(file) for file in (*below, path))}")
     values = read_json(path)
-    values.pop(CHAT, None)
     parent = values.pop("extends", None)
     own = Layer(str(path), values)
     if parent is None:
@@ -169,21 +166,6 @@ def _read_with_parents(path: Path, below: tuple[Path, ...]) -> tuple[Layer, ...]
     except ConfigError as error:
         raise ConfigError(f"{path}: extends: {error}") from None
     return (*_read_with_parents(base, (*below, path)), own)
-
-
-def tuned_for_chat(path: Path) -> bool:
-    """Whether a `tuned.json` of `muomni bench` says that int8 weights are faster.
-
-    Raises:
-        ConfigError: it is no such file, or inference was not measured.
-    """
-    section = read_json(path).get(CHAT)
-    if not isinstance(section, dict) or set(section) != {"int8"} or not isinstance(section["int8"], bool):
-        raise ConfigError(
-            f'{path}: has no "chat": {{"int8": true or false}}: name a tuned.json that `muomni bench` wrote when it '
-            "measured inference with float weights"
-        )
-    return bool(section["int8"])
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

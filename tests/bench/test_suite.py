@@ -340,7 +340,7 @@ def test_a_report_is_put_together_and_written(monkeypatch, tmp_path, nano_folder
     assert report.rows[2].reason == "this model does not speak" and not report.model.random_weights
     assert report.margin == 0.2 and report.noise == ("busy",) and report.settings == {"infer.new": 8}
     written = suite.write(report, tmp_path / "out")
-    assert [path.name for path in written] == ["report.json", "report.html", "tuned.json"]
+    assert [path.name for path in written] == ["report.json", "report.html"]
     assert load_report(tmp_path / "out").verdicts == report.verdicts
 
 

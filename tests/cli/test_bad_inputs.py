@@ -44,7 +44,6 @@ SURFACE: dict[str, list[tuple[str, list[str]]]] = {
     "chat": [
         ("chat BAD -m hi", MODEL),
         ("chat RUN -m hi --image BAD", MODEL),
-        ("chat RUN -m hi --tuned-config BAD", CONTENT + UNREADABLE),
         ("chat RUN -m hi --temperature 0 --draft-model BAD", MODEL),
         ("chat RUN -m hi --speak BAD.wav", PLACES),
         ("chat RUN -m BAD", ["hi \udcff", "", "word " * 300]),

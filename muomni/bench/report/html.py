@@ -11,7 +11,6 @@ from jinja2 import Environment, PackageLoader
 
 from muomni.bench.report.report import MemoryBar, Report, ReportRow
 from muomni.bench.report.svg import Bar, Point, amount_plot, line_plot, ratio_plot, stack_plot
-from muomni.config.loader import CHAT
 
 _CATEGORIES = ("weights", "gradients", "optimizer", "activations", "cache", "other")
 _PARTS = {"train": "Training", "infer": "Inference", "speech": "Speech"}
@@ -26,7 +25,6 @@ def page(report: Report) -> str:
         report=report,
         tables=[(title, [(row, cells(row)) for row in rows]) for title, rows in by_part.items() if rows],
         figures=list(_figures(report)),
-        fragment={key: value for key, value in report.tuned.items() if key != CHAT},
     )
 
 

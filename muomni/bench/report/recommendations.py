@@ -1,16 +1,11 @@
 """What a report suggests: a recipe fragment, settings of a chat, and advice in words.
 
 The fragment holds what was faster on this machine and changes neither the batch, nor the learning rate, nor the
-class of the results. What made no difference is left out, so that a recipe's value stays. `muomni chat --tuned-config`
-reads its section `chat`; recipes ignore that.
-
-The verdicts that `auto` settings read are stored for this machine and model (`accel.measurements.verdicts`).
+class of the results. What made no difference is left out, so that a recipe's value stays. `auto` settings need no
+fragment: they read the verdicts that are stored for this machine and model (`accel.measurements.verdicts`).
 """
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from muomni.accel.device import pick_device
 from muomni.accel.measurements import verdicts
@@ -18,17 +13,10 @@ from muomni.accel.measurements.verdicts import Verdict
 from muomni.accel.technique import TECHNIQUES, Technique, measured_by
 from muomni.bench.report.report import Report, ReportRow
 from muomni.bench.report.sections import Target
-from muomni.config.loader import CHAT
-from muomni.files import atomic_file
-
-TUNED = "tuned.json"
 
 
-def fragment(rows: Sequence[ReportRow], techniques: Sequence[Technique] = TECHNIQUES) -> dict[str, Any]:
-    """The recipe keys that the measurements speak for; of two techniques that won for one key, the faster one.
-
-    Where int8 weights were measured, `chat` says whether they were faster.
-    """
+def fragment(rows: Sequence[ReportRow], techniques: Sequence[Technique] = TECHNIQUES) -> dict[str, str]:
+    """The recipe keys that the measurements speak for; of two techniques that won for one key, the faster one."""
     measured = {row.key: row for row in rows if row.speed is not None}
     chosen: dict[str, tuple[float, str]] = {}
     for technique in measured_by("training step", techniques):
@@ -40,10 +28,7 @@ def fragment(rows: Sequence[ReportRow], techniques: Sequence[Technique] = TECHNI
         speed = row.speed.ratio if row.verdict == "on" else 0.0
         if value is not None and speed > chosen.get(setting.name, (-1.0, ""))[0]:
             chosen[setting.name] = (speed, value)
-    found: dict[str, Any] = {name: value for name, (_, value) in chosen.items()}
-    if "int8" in measured:
-        found[CHAT] = {"int8": measured["int8"].verdict == "on"}
-    return found
+    return {name: value for name, (_, value) in chosen.items()}
 
 
 def remember(report: Report, target: Target, techniques: Sequence[Technique] = TECHNIQUES) -> list[str]:
@@ -73,23 +58,12 @@ def advice(rows: Sequence[ReportRow], run: str | None) -> tuple[str, ...]:
     """
     name = run or "RUN"
     words = {
-        "int8": "int8 weights decode {gain} as fast: muomni chat {run} --tuned-config {file}, or muomni quantize {run}",
+        "int8": "int8 weights decode {gain} as fast: muomni chat {run} --int8, or muomni quantize {run}",
         "speculation": "drafts are {gain} as fast: muomni chat {run} --speculate --temperature 0",
         "batching": "{gain} the tokens/s with prompts side by side: muomni generate {run} --batch FILE",
     }
     return tuple(
-        words[row.key].format(gain=f"{row.speed.ratio:.1f}×", run=name, file=TUNED)
+        words[row.key].format(gain=f"{row.speed.ratio:.1f}×", run=name)
         for row in rows
         if row.key in words and row.verdict == "on" and row.speed is not None
     )
-
-
-def save(values: dict[str, Any], path: Path, machine: str, date: str) -> None:
-    """Writes the fragment with a comment on how to use it."""
-    head = (
-        f"// What muomni bench measured to be faster on: {machine}; {date}.\n"
-        f'// muomni train RECIPE --set @{path.name}, or "extends": "{path.name}" in a recipe.\n'
-        f"// muomni chat RUN --tuned-config {path.name}\n"
-    )
-    with atomic_file(path) as partial:
-        partial.write_text(head + json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -269,7 +269,7 @@ class Report(Frozen):
         margin: a difference smaller than this share counts as none.
         bandwidth_gb_per_s: the measured memory bandwidth; None where decoding was not measured.
         decode, scaling, memory: figures of the plots.
-        tuned: the recipe fragment in `tuned.json`.
+        recipe: the keys of a recipe that the measurements speak for.
         advice: what the measurements suggest for commands that take no recipe.
     """
 
@@ -289,7 +289,7 @@ class Report(Frozen):
     decode: tuple[DecodePoint, ...] = Field(default=(), strict=False)
     scaling: Scaling = Scaling()
     memory: tuple[MemoryBar, ...] = Field(default=(), strict=False)
-    tuned: dict[str, Any] = Field(default_factory=dict)
+    recipe: dict[str, str] = Field(default_factory=dict)
     advice: tuple[str, ...] = Field(default=(), strict=False)
 
     @property

@@ -33,7 +33,7 @@ Full = Annotated[
     ),
 ]
 Out = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="For report.json, report.html, tuned.json; runs/bench-MODEL if none.")
+    Path | None, typer.Option(metavar="DIR", help="For report.json and report.html; runs/bench-MODEL if none.")
 ]
 Rounds = Annotated[int, typer.Option(min=2, help="Turns each case takes.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Of every case; default: torch's choice.")]
@@ -55,7 +55,7 @@ class BenchGroup(TyperGroup):
 def everything(model: Model = None, full: Full = None, out: Out = None, repeat: Repeat = 1) -> None:
     """Each technique of training, inference and speech on against off, on this machine.
 
-    Writes report.json, report.html with plots, and tuned.json with what was faster, for recipes.
+    Writes report.json, and report.html with plots; auto settings leave off what lost from then on.
     Example: muomni bench runs/demo --quick
     """
     report(("train", "infer", "speech"), "all", model, full, out, repeat)
@@ -150,7 +150,6 @@ def show_progress() -> Callable[[str], None]:
 def print_report(report: "Report") -> None:
     """The table of all techniques, and how far it can be trusted."""
     from muomni.bench.report.html import cells
-    from muomni.config.loader import CHAT
 
     names = ("technique", "tokens/s", "speed", "memory", "results", "usually claimed", "verdict here")
     rows = []
@@ -160,7 +159,7 @@ def print_report(report: "Report") -> None:
     title = f"{report.model.name} on {report.machine.words}: on against off ({report.mode}, {report.seconds:.0f} s)"
     print_table(names, rows, title=title, left=names)
     lines = [f"A difference counts beyond {report.margin:.0%}."]
-    lines += [f"for a recipe: {key} = {value}" for key, value in report.tuned.items() if key != CHAT]
+    lines += [f"for a recipe: {key} = {value}" for key, value in report.recipe.items()]
     print_remarks({}, "; ".join(report.noise), [*lines, *report.advice])
 
 

@@ -76,11 +76,7 @@ SAMPLING = _table(
 DECODING = _table(
     None,
     {
-        "tuned_config": _Option(
-            Path,
-            "A tuned.json of muomni bench: float weights are made int8 while they are read if that was faster.",
-            "FILE",
-        ),
+        "int8": _Option(bool, "Make float weights int8 while they are read: a quarter of the memory."),
         "kv_cache_dtype": _Option(
             CacheDtype,
             "Dtype of keys and values: auto (default) is the model's; int8 holds much longer conversations, or more "
@@ -170,7 +166,7 @@ class Decoding:
         UserError: both --speculate and --draft-model are given.
     """
 
-    tuned_config: Path | None = None
+    int8: bool | None = None
     kv_cache_dtype: CacheDtype | None = None
     speculate: bool | None = None
     draft_model: str | None = None
@@ -188,27 +184,21 @@ class Decoding:
 
         Raises:
             UserError: it cannot be loaded.
-            ConfigError: --tuned-config is no `tuned.json`.
         """
-        model = self._load(run, int8=self.int8(run))
+        model = self._load(run, int8=self._makes_int8(run))
         if self.kv_cache_dtype is not None:
             model.cache_dtype = self.kv_cache_dtype
         return model
 
-    def int8(self, run: str) -> bool:
-        """Whether the weights of a run are to be made int8 while they are read; see `--tuned-config`.
-
-        Raises:
-            ConfigError: the file is no `tuned.json`, or says nothing of a chat.
-        """
-        if self.tuned_config is None:
+    def _makes_int8(self, run: str) -> bool:
+        """Whether float weights are to be made int8; those of some runs are int8 already."""
+        if not self.int8:
             return False
-        from muomni.config.loader import tuned_for_chat
         from muomni.formats.pretrained import read_quantization
         from muomni.formats.tensors import resolve_folder
 
-        faster, folder = tuned_for_chat(self.tuned_config), Path(run)
-        return faster and (not folder.is_dir() or read_quantization(resolve_folder(folder)) is None)
+        folder = Path(run)
+        return not folder.is_dir() or read_quantization(resolve_folder(folder)) is None
 
     def drafts(self, model: "MuOmni") -> "bool | MuOmni":
         """The `speculate` of `MuOmni.stream`; loads the smaller run.

@@ -33,7 +33,6 @@ from muomni.bench.report.report import (
 from muomni.bench.report.sections import Target
 from muomni.bench.report.svg import WIDTH, Bar, Point, amount_plot, line_plot, ratio_plot, stack_plot
 from muomni.config import load_recipe, preset
-from muomni.config.loader import tuned_for_chat
 from muomni.errors import ConfigError, UserError
 
 CLAIMED = [technique for technique in TECHNIQUES if technique.claim_rows]
@@ -78,7 +77,7 @@ def full() -> Report:
             MemoryBar(name="train", weights_mib=10.0, optimizer_mib=20.0, activations_mib=70.0),
             MemoryBar(name="decode", weights_mib=10.0, cache_mib=2.0),
         ),
-        tuned={"precision": "bf16"},
+        recipe={"precision": "bf16"},
         advice=("try int8",),
     )
 
@@ -257,24 +256,13 @@ def test_the_fragment_holds_what_won_and_what_lost_and_no_more(tmp_path):
         row("int8", "on", part="infer"),
     ]
     found = recommendations.fragment(rows)
-    assert found == {"precision": "bf16", "compile": "full", "allocator": "system", "chat": {"int8": True}}
-    recommendations.save(found, tmp_path / "tuned.json", "a machine", "today")
+    assert found == {"precision": "bf16", "compile": "full", "allocator": "system"}
+    (tmp_path / "tuned.json").write_text(json.dumps(found))
     (tmp_path / "recipe.json").write_text('{"data": {"train": "x"}, "max_steps": 99, "compile": "off"}')
     taken = load_recipe(str(tmp_path / "recipe.json"), [f"@{tmp_path / 'tuned.json'}", "precision=fp32"])
     assert (taken.compile, taken.allocator, taken.precision) == ("full", "system", "fp32")
     (tmp_path / "recipe.json").write_text('{"extends": "tuned.json", "data": {"train": "x"}, "max_steps": 99}')
     assert load_recipe(str(tmp_path / "recipe.json")).compile == "full"
-
-
-def test_a_chat_takes_what_inference_was_measured_to_do(tmp_path):
-    for verdict in ("on", "no difference"):
-        found = recommendations.fragment([row("int8", verdict, part="infer")])
-        recommendations.save(found, tmp_path / "tuned.json", "a machine", "today")
-        assert tuned_for_chat(tmp_path / "tuned.json") == (verdict == "on")
-    for text in ("{}", '{"chat": true}', '{"chat": {"int8": 1}}', '{"chat": {"int9": true}}'):
-        (tmp_path / "tuned.json").write_text(text)
-        with pytest.raises(ConfigError, match="has no"):
-            tuned_for_chat(tmp_path / "tuned.json")
 
 
 def test_verdicts_are_kept_for_this_model(tmp_path, monkeypatch):

@@ -64,7 +64,7 @@ def test_what_is_measured(asked, tmp_path, capsys, args, model, parts, mode):
     assert (one.model, one.parts, one.effort.mode) == (model, parts, mode)
     assert one.command.startswith("muomni bench ") and model in one.command and f"--{mode}" in one.command
     folder = tmp_path / "runs" / f"bench-{model}"
-    assert {path.name for path in folder.iterdir()} == {"report.json", "report.html", "tuned.json"}
+    assert {path.name for path in folder.iterdir()} == {"report.json", "report.html"}
     out = capsys.readouterr().out
     assert "a technique" in out and "on: faster" in out and "A noisy machine: it is busy" in out
 
