@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 _PARTIAL = ".partial-"
 
@@ -14,7 +16,20 @@ _PARTIAL = ".partial-"
 def cache_home() -> Path:
     """Where what can be made again is kept: `$MUOMNI_CACHE`, `$XDG_CACHE_HOME/muomni` or `~/.cache/muomni`."""
     named, xdg = os.environ.get("MUOMNI_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    return Path(named).expanduser() if named else Path(xdg or Path.home() / ".cache").expanduser() / "muomni"
+    return user_path(named) if named else user_path(xdg or "~/.cache") / "muomni"
+
+
+def user_path(name: str | Path) -> Path:
+    """A path that the user wrote, with `~` as the home folder; a name that only begins with `~` stays as it is.
+
+    Names that come from data are never expanded.
+    """
+    return Path(os.path.expanduser(name))  # noqa: PTH111 (Path.expanduser raises where there is no such home)
+
+
+def path_of_url(url: str) -> str:
+    """The path that a `file:` URL names."""
+    return unquote(re.sub("^file:(//[^/]*)?", "", url, flags=re.IGNORECASE))
 
 
 @contextmanager

@@ -2,10 +2,20 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
-from muomni.files import atomic_folder, json_line, link_atomic, remove_folder, remove_partial, write_atomic
+from muomni.files import (
+    atomic_folder,
+    json_line,
+    link_atomic,
+    path_of_url,
+    remove_folder,
+    remove_partial,
+    user_path,
+    write_atomic,
+)
 
 
 def test_a_folder_appears_when_its_block_ends(tmp_path):
@@ -76,3 +86,9 @@ def test_names_that_are_not_utf_8_are_written_and_read_back():
     name = os.fsdecode(b"vo\xefx \xe2\x82\xac")
     assert json_line({"name": name}) == '{"name": "vo\\udcefx €"}\n'.encode()
     assert json.loads(json_line({"name": name})) == {"name": name}
+
+
+def test_paths_as_people_write_them():
+    assert user_path("~/a") == Path.home() / "a"
+    assert user_path("~$a.png") == Path("~$a.png")
+    assert path_of_url("file:///a%20b") == "/a b" == path_of_url("FILE://localhost/a b") == path_of_url("file:/a b")

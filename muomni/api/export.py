@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from muomni.data.text.tokenizer import Tokenizer
-from muomni.files import atomic_folder
+from muomni.files import atomic_folder, user_path
 from muomni.formats.gguf import GgufDtype
 from muomni.formats.pretrained import check_replaceable, save_model
 from muomni.infer.preprocess import end_ids
@@ -18,7 +18,7 @@ def export_hf(model: OmniModel, tokenizer: Tokenizer | None, out: str | Path) ->
         UserError: the folder holds other files, or the model is not what its configuration makes.
         CheckpointError: it cannot be written.
     """
-    target = Path(out).expanduser().resolve()
+    target = user_path(out).resolve()
     check_replaceable(target)
     with atomic_folder(target) as folder:
         save_model(model, folder, qwen3=True, end_ids=end_ids(model, tokenizer))
@@ -50,4 +50,4 @@ def export_gguf(
     """
     from muomni.formats.gguf_tokenizer import save_gguf
 
-    save_gguf(model, tokenizer, end_ids(model, tokenizer), Path(out).expanduser().resolve(), dtype, each)
+    save_gguf(model, tokenizer, end_ids(model, tokenizer), user_path(out).resolve(), dtype, each)

@@ -18,7 +18,7 @@ from muomni.config import AudioConfig, OmniConfig, VisionConfig
 from muomni.data.text.chat import expand
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.errors import PromptError, UserError
-from muomni.files import atomic_folder
+from muomni.files import atomic_folder, user_path
 from muomni.formats.gguf import GgufDtype
 from muomni.formats.hub import MODEL_CARD, download
 from muomni.formats.pretrained import check_replaceable, load_model, save_model
@@ -121,7 +121,7 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
             CheckpointError: the folder is there but does not load.
         """
         place = pick_device(device)
-        path = Path(name_or_path).expanduser()
+        path = user_path(name_or_path)
         if not path.exists():
             hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
             path = download(str(name_or_path), hub)
@@ -149,7 +149,7 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
             UserError: the folder holds other files, which replacing it would remove.
             CheckpointError: the disk is full or the folder cannot be written.
         """
-        target = Path(save_directory).expanduser().resolve()
+        target = user_path(save_directory).resolve()
         check_replaceable(target)
         with atomic_folder(target) as folder:
             return super().save_pretrained(folder, **{"repo_id": target.name, **options})

@@ -11,6 +11,7 @@ import typer
 
 from muomni.cli.common import options
 from muomni.errors import PromptError, SpeechError, UserError
+from muomni.files import user_path
 
 if TYPE_CHECKING:
     from muomni.api.model import MuOmni
@@ -208,7 +209,7 @@ class Chat:
         from muomni.infer import SamplingParams
 
         kind = part["type"]
-        path = Path(part[kind]).expanduser()
+        path = Path(part[kind])
         if kind == "video" and self.model.config.vision is not None:
             from muomni.data.media.video import video_frames
 
@@ -304,7 +305,7 @@ def _value(text: str) -> Any:
 
 def _typed_path(text: str) -> str:
     """A path as it is typed, or dropped into a terminal, which quotes it or escapes its spaces."""
-    if not Path(text).exists():
+    if not user_path(text).exists():
         with contextlib.suppress(ValueError):  # a quotation mark of its own
             words = shlex.split(text)
             text = words[0] if len(words) == 1 else text

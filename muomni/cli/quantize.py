@@ -9,6 +9,7 @@ import typer
 from muomni.cli.common import options
 from muomni.cli.common.output import print_json
 from muomni.errors import UserError
+from muomni.files import user_path
 from muomni.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def _rows(run: str, data: list[Path], model: "MuOmni") -> "PackedDataset":
     if data:
         sources = DataSpec.model_validate({"train": [str(path) for path in data]}).train
         return PackedDataset(build_index(sources, tokenizer), min(_SEQ_LEN, context), shuffle=False)
-    folder = Path(run).expanduser()
+    folder = user_path(run)
     recipe = next((path for path in (folder / "recipe.json", folder / ".." / "recipe.json") if path.is_file()), None)
     if recipe is None:
         raise UserError(f"{run} has no recipe that names validation data: give --data FILE, or --no-compare")

@@ -1,7 +1,6 @@
 """From a recipe's `tokenizer` and `data` to a tokenizer, and to indexes and datasets."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from muomni.config import DataSpec, OmniConfig, SourceSpec, TokenizerSpec
 from muomni.data.datasets.batch import Batch
@@ -15,6 +14,7 @@ from muomni.data.index.writer import Part
 from muomni.data.sources.sources import iter_texts
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.errors import ConfigError, DataError
+from muomni.files import user_path
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def prepare_tokenizer(spec: TokenizerSpec, data: DataSpec) -> Tokenizer:
         DataError: the folder holds no usable tokenizer, or the data cannot be read.
     """
     if spec.path is not None:
-        return Tokenizer.load(Path(spec.path).expanduser())
+        return Tokenizer.load(user_path(spec.path))
     return Tokenizer.train(iter_texts(data.train, spec.max_bytes), spec.vocab_size)
 
 
@@ -97,7 +97,7 @@ def prepare_rows(
 
 
 def _indexes(data: DataSpec, tokenizer: Tokenizer, config: OmniConfig | None, progress: bool) -> TokenIndexes:
-    folder = Path(data.cache_dir).expanduser() if data.cache_dir is not None else None
+    folder = user_path(data.cache_dir) if data.cache_dir is not None else None
 
     def build(sources: tuple[SourceSpec, ...], part: Part, fraction: float) -> TokenIndex:
         workers = data.num_workers

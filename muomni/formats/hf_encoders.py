@@ -13,6 +13,7 @@ from torch import Tensor
 from muomni.config import SiglipConfig, WhisperConfig, parse, read_json
 from muomni.config.base import Frozen
 from muomni.errors import ConfigError, UserError
+from muomni.files import user_path
 from muomni.formats.tensors import CONFIG, check_tensors, read_tensors, weight_files
 from muomni.model.encoders.siglip import SiglipEncoder, siglip_name
 from muomni.model.encoders.whisper import FRAMES, WhisperEncoder, whisper_name
@@ -55,7 +56,7 @@ def read_siglip(folder: Path, **changes: Any) -> SiglipConfig:
         UserError: there is no such folder.
         ConfigError: it holds something else, or something that is not done here.
     """
-    folder = folder.expanduser()
+    folder = user_path(folder)
     values, origin = _read(
         folder, {"siglip": "vision_config", "siglip_vision_model": None}, "a vision encoder", "SigLIP"
     )
@@ -93,7 +94,7 @@ def read_whisper(folder: Path, **changes: Any) -> WhisperConfig:
         UserError: there is no such folder.
         ConfigError: it holds something else, or something that is not done here.
     """
-    folder = folder.expanduser()
+    folder = user_path(folder)
     values, origin = _read(folder, {"whisper": None}, "an audio encoder", "Whisper")
     values = _WHISPER | values
     if values["max_source_positions"] != FRAMES // 2:
@@ -124,7 +125,7 @@ def load_encoder(encoder: SiglipEncoder | WhisperEncoder, folder: Path) -> None:
     Raises:
         CheckpointError: a file is missing, cut short or corrupt, or its tensors do not fit the encoder.
     """
-    folder = folder.expanduser()
+    folder = user_path(folder)
     own: dict[str, Tensor] = encoder.state_dict()
     found: dict[str, torch.Size] = {}
     read: dict[str, Tensor] = {}

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from muomni.errors import UserError
+from muomni.files import user_path
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # What of a Hub repository is fetched: never pickles, never code.
@@ -37,9 +38,9 @@ def download(name: str, options: dict[str, Any]) -> Path:
     Raises:
         UserError: nothing of that name; says where was looked.
     """
-    looked = f"nothing at {Path(name).expanduser().absolute()}"
+    looked = f"nothing at {user_path(name).absolute()}"
     if not _HUB_NAME.fullmatch(name) or (Path(name).parent.is_dir() and Path(name).parent != Path()):
-        raise UserError(f"no run or model {name!r}: {looked}{_beside(Path(name).expanduser())}")
+        raise UserError(f"no run or model {name!r}: {looked}{_beside(user_path(name))}")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 

@@ -1,11 +1,10 @@
 """The weights of the model that a run begins with: those of the recipe's folders; the others are drawn."""
 
-from pathlib import Path
-
 import torch
 
 from muomni.config import OmniConfig
 from muomni.config.recipe_model import ModelSpec
+from muomni.files import user_path
 from muomni.formats.codec import load_codec
 from muomni.formats.pretrained import load_model
 from muomni.model import OmniModel
@@ -32,7 +31,7 @@ def initial_model(resolved: ResolvedModel, config: OmniConfig, seed: int) -> Omn
         if wanted is not None and wanted.from_ is not None:
             from muomni.formats.hf_encoders import load_encoder
 
-            load_encoder(encoder, Path(wanted.from_).expanduser())  # type: ignore[arg-type]
+            load_encoder(encoder, user_path(wanted.from_))  # type: ignore[arg-type]
     _fill_talker(spec, model)
     return model
 
@@ -53,7 +52,7 @@ def _fill_talker(spec: ModelSpec, model: OmniModel) -> None:
     wanted, talker, codec = spec.talker, model.talker, model.codec
     if wanted is None or wanted.codec is None or talker is None or codec is None:
         return
-    codec.load_state_dict(load_codec(Path(wanted.codec).expanduser()).state_dict())
+    codec.load_state_dict(load_codec(user_path(wanted.codec)).state_dict())
     if not wanted.from_thinker:
         return
     count = min(len(talker.layers), len(model.thinker.layers))

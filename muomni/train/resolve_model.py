@@ -17,6 +17,7 @@ from muomni.config.talker import TalkerConfig, TalkerSpec
 from muomni.config.validation_errors import in_words
 from muomni.data import SPECIAL, Tokenizer
 from muomni.errors import ConfigError, UserError
+from muomni.files import user_path
 from muomni.formats.codec import read_codec_config
 from muomni.formats.pretrained import read_config, read_quantization
 from muomni.formats.tensors import resolve_folder
@@ -138,7 +139,7 @@ def _vision(spec: ModelSpec, base: VisionEncoderConfig | None) -> VisionEncoderC
         return spec.new_vision()
     from muomni.formats.hf_encoders import read_siglip
 
-    return read_siglip(Path(wanted.from_).expanduser(), **wanted.changes)
+    return read_siglip(user_path(wanted.from_), **wanted.changes)
 
 
 def _audio(spec: ModelSpec, base: AudioEncoderConfig | None) -> AudioEncoderConfig | None:
@@ -149,7 +150,7 @@ def _audio(spec: ModelSpec, base: AudioEncoderConfig | None) -> AudioEncoderConf
         return spec.new_audio()
     from muomni.formats.hf_encoders import read_whisper
 
-    return read_whisper(Path(wanted.from_).expanduser(), **wanted.changes)
+    return read_whisper(user_path(wanted.from_), **wanted.changes)
 
 
 def _with_talker(spec: ModelSpec, config: OmniConfig) -> OmniConfig:
@@ -177,7 +178,7 @@ def _new_talker(
 
 def _codec_config(path: str) -> CodecConfig:
     try:
-        return read_codec_config(Path(path).expanduser())
+        return read_codec_config(user_path(path))
     except UserError as error:
         raise UserError(f"model.talker.codec: {error}") from None
 

@@ -3,7 +3,6 @@
 import sys
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -11,6 +10,7 @@ from muomni.config.recipe_data import DataSpec
 from muomni.config.talker import TalkerConfig
 from muomni.data import SpeechPairs
 from muomni.data.speech.pairs import prepare_split
+from muomni.files import user_path
 from muomni.formats.codec import load_codec
 from muomni.formats.pretrained import load_model
 from muomni.model.codec import SpeechCodec
@@ -74,7 +74,7 @@ def prepare_speech(data: DataSpec, model: ResolvedModel, device: torch.device, p
         speech.val_fraction,
         _codec(model).to(device),
         max_advance=TalkerConfig.model_fields["max_advance"].default if talker is None else talker.max_advance,
-        cache_dir=None if data.cache_dir is None else Path(data.cache_dir).expanduser(),
+        cache_dir=None if data.cache_dir is None else user_path(data.cache_dir),
         max_unreadable_fraction=data.max_unreadable_fraction,
         language=speech.language,
         # The run has no progress line yet.
@@ -87,7 +87,7 @@ def _codec(model: ResolvedModel) -> SpeechCodec:
     """The codec that the pairs are encoded with."""
     wanted = model.spec.talker
     if wanted is not None and wanted.codec is not None:
-        return load_codec(Path(wanted.codec).expanduser())
+        return load_codec(user_path(wanted.codec))
     assert model.folder is not None
     codec = load_model(model.folder).codec
     assert codec is not None

@@ -145,6 +145,25 @@ def test_an_error_keeps_the_chat_alive(model: MuOmni, folder: Path, monkeypatch:
         chat.take(f"/image {folder / 'none.png'}")
 
 
+def test_files_dropped_on_the_terminal_and_broken_ones(
+    model: MuOmni, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Terminals quote and escape names, or give a URL; what cannot be read ends nothing."""
+    chat = Chat(model, dict(SETTINGS), None, terminal=True)
+    notes: list[str] = []
+    monkeypatch.setattr(chat, "note", notes.append)
+    picture = tmp_path / "a b'c.png"
+    picture.write_bytes((folder / "dog.png").read_bytes())
+    (tmp_path / "bad.avi").write_bytes(b"RIFF\0\0\0\0AVI LIST")
+    given = str(picture)
+    typed = [given, f'"{given}"', given.replace(" ", "\\ ").replace("'", "\\'"), picture.as_uri()]
+    lines = iter([*(f"/image {text}" for text in typed), f"/video {tmp_path / 'bad.avi'}", "/image ~$a.png", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    _talk(chat)
+    assert len(chat.attached) == len(typed) and all("goes with the next message" in note for note in notes[:4])
+    assert "bad.avi: is no whole video" in notes[4] and "~$a.png: no such file" in notes[5]
+
+
 def test_a_file_of_prompts_with_media(muomni: Any, folder: Path, model: MuOmni) -> None:
     prompts, replies = folder / "prompts.jsonl", folder / "replies.jsonl"
     replies.unlink(missing_ok=True)

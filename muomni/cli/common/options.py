@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import typer
 
 from muomni.errors import UserError
+from muomni.files import path_of_url, user_path
 
 if TYPE_CHECKING:
     from muomni.api.model import MuOmni
@@ -149,13 +150,8 @@ def parts(media: Mapping[str, list[str]]) -> list[dict[str, str]]:
 
 
 def local_path(text: str) -> str:
-    """A path, which may be given as a `file://` address."""
-    if not text.startswith("file://"):
-        return text
-    from urllib.parse import urlsplit
-    from urllib.request import url2pathname
-
-    return url2pathname(urlsplit(text).path)
+    """A path, which may be given as a `file:` address or below `~`."""
+    return str(user_path(path_of_url(text) if text[:5].lower() == "file:" else text))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from muomni.data.index.writer import IndexWriter, Part, Split
 from muomni.data.sources.sources import source_files
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.errors import DataError
+from muomni.files import user_path
 
 
 def build_index(
@@ -68,7 +69,7 @@ def index_fingerprint(
     described: list[Any] = [encoder.model_dump(mode="json") for encoder in encoders if encoder is not None]
     for spec in sources:
         files = [file.path for file in source_files(spec) or ()]
-        folder = Path(spec.path).expanduser()
+        folder = user_path(spec.path)
         if not files and folder.is_dir():  # a folder of the `datasets` library
             files = sorted(path for path in folder.rglob("*") if path.is_file())
         described.append([spec.model_dump(mode="json", exclude={"weight"}), [describe_file(path) for path in files]])

@@ -2,11 +2,12 @@
 
 import io
 import json
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from muomni.config import OmniConfig, SourceSpec
 from muomni.data.index.cache_folder import file_stamp
 from muomni.data.index.token_index import AUDIO, DOCUMENT, IMAGE, MEDIUM, Counts
+from muomni.data.media.audio import load_audio
 from muomni.data.media.media_ref import MediaRef
 from muomni.data.media.processor import MediaProcessor, MediaSize
 from muomni.data.sources.readers import Document
@@ -25,6 +27,7 @@ from muomni.data.text.chat import encode_chats, text_of
 from muomni.data.text.content_parts import MediaPart
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.errors import DataError, MediaError
+from muomni.ops.audio_frames import SAMPLE_RATE
 from muomni.progress import progress_bar
 
 Part = Literal["train", "val"]
@@ -63,6 +66,8 @@ def _identity(source: object) -> list[str]:
         return [Path(source.path).name, source.member or ""]
     if isinstance(source, bytes):
         return [blake2b(source, digest_size=16).hexdigest()]
+    if hasattr(source, "tobytes"):  # a PIL picture or an array of samples, from the `datasets` library
+        return [blake2b(source.tobytes(), digest_size=16).hexdigest()]
     raise TypeError(f"a manifest cannot hold {type(source).__name__}")
 
 
@@ -205,8 +210,21 @@ def _storable(part: MediaPart) -> MediaPart:
     if type(part.source).__module__.partition(".")[0] == "PIL":  # from the `datasets` library
         buffer = io.BytesIO()
         part.source.save(buffer, "PNG")
-        return MediaPart(part.kind, buffer.getvalue(), part.note, part.frame)
-    raise DataError(f"a manifest cannot hold a {part.kind} as {type(part.source).__name__}")
+        return replace(part, source=buffer.getvalue())
+    return replace(part, source=_wav(part.source))
+
+
+def _wav(source: Any) -> Any:
+    """Samples as the bytes of a WAV; what is wrong with them is told when their size is asked for."""
+    import soundfile
+
+    try:
+        samples = load_audio(source, math.inf)
+    except MediaError:
+        return source
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, SAMPLE_RATE, format="WAV", subtype="FLOAT")
+    return buffer.getvalue()
 
 
 class _PartWriter:

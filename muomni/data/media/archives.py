@@ -9,6 +9,7 @@ is as harmless as any other.
 
 import io
 import os
+import posixpath
 import struct
 import tarfile
 import zipfile
@@ -19,6 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from muomni.data.media.parsing import parsing, reason_of, shown
 from muomni.errors import MediaError
 
 # What is unpacked is held in memory whole.
@@ -37,7 +39,7 @@ def open_archive(path: str) -> "Archive":
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:
-        raise MediaError(f"{path}: {_reason(error)}") from None
+        raise MediaError(f"{shown(path)}: {reason_of(error)}") from None
     return _opened(path, status.st_mtime_ns, status.st_size)
 
 
@@ -45,22 +47,23 @@ def open_archive(path: str) -> "Archive":
 @lru_cache(maxsize=32)
 def _opened(path: str, mtime_ns: int, size: int) -> "Archive":
     """Keyed by time and size too, so that a replaced archive is not read by the old one's list."""
-    try:
-        if not Path(path).is_file():
-            raise MediaError(f"{path}: is not a file, so no archive")
+    name = shown(path)
+    if not Path(path).is_file():
+        raise MediaError(f"{name}: is not a file, so no archive")
+    with parsing(name, "cannot be read"):
         file = _File(path)
         start = file.read_at(0, 512)
-        if start[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
+    if start[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
+        with parsing(name, "is not a whole zip file"):
             return Archive(file, _zip_entries(path))
-        if start[257:262] == b"ustar":
+    if start[257:262] == b"ustar":
+        with parsing(name, "is not a whole tar file"):
             return Archive(file, _tar_entries(path))
-    except OSError as error:
-        raise MediaError(f"{path}: cannot be read: {_reason(error)}") from None
     if start[:2] in (b"\x1f\x8b", b"BZ", b"\xfd7", b"\x28\xb5"):
         raise MediaError(
-            f"{path}: is packed as a whole, so its members cannot be read one by one; unpack it to a plain .tar"
+            f"{name}: is packed as a whole, so its members cannot be read one by one; unpack it to a plain .tar"
         )
-    raise MediaError(f"{path}: is no zip or tar file; it begins with {bytes(start[:12])!r}")
+    raise MediaError(f"{name}: is no zip or tar file; it begins with {bytes(start[:12])!r}")
 
 
 class _File:
@@ -152,23 +155,21 @@ class Archive:
             MediaError: naming archive and member: not there, broken, encrypted, or too large unpacked.
         """
         path, entries = self._file.path, self._entries
-        name = f"{path}: {member}"
+        name = f"{shown(path)}: {shown(member)}"
         entry = entries.get(member) or entries.get(f"./{member}")
         if entry is None:
-            example = f", for example {next(iter(entries))}" if entries else ""
+            example = f", for example {shown(next(iter(entries)))}" if entries else ""
             raise MediaError(f"{name}: is not in this archive, which holds {len(entries):,} files{example}")
         if entry.refused:
             raise MediaError(f"{name}: {entry.refused}")
-        begin = self._content_of_zipped(name, entry) if entry.zipped else entry.offset
-        if not entry.deflated and entry.stored > _WHOLE_BYTES:
-            return io.BufferedReader(_Window(self._file, begin, entry.stored), 1 << 16)
-        content = self._file.read_at(begin, entry.stored)
-        if entry.deflated:
-            try:
+        with parsing(name, "the archive is broken"):
+            begin = self._content_of_zipped(name, entry) if entry.zipped else entry.offset
+            if not entry.deflated and entry.stored > _WHOLE_BYTES:
+                return io.BufferedReader(_Window(self._file, begin, entry.stored), 1 << 16)
+            content = self._file.read_at(begin, entry.stored)
+            if entry.deflated:
                 # One byte more than the list says would show that it lies; never more than that is unpacked.
                 content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, entry.size + 1)
-            except zlib.error as error:
-                raise MediaError(f"{name}: the zip file is broken: {error}") from None
         if len(content) != entry.size:
             raise MediaError(
                 f"{name}: the archive is broken: {entry.size:,} bytes were announced, not {len(content):,}"
@@ -187,11 +188,8 @@ class Archive:
 
 
 def _zip_entries(path: str) -> dict[str, _Entry]:
-    try:
-        with zipfile.ZipFile(path) as zip_file:
-            return {info.filename: _zip_entry(info) for info in zip_file.infolist() if not info.is_dir()}
-    except (zipfile.BadZipFile, NotImplementedError, struct.error, UnicodeDecodeError) as error:
-        raise MediaError(f"{path}: is not a whole zip file: {error}") from None
+    with zipfile.ZipFile(path) as zip_file:
+        return {info.filename: _zip_entry(info) for info in zip_file.infolist() if info.filename and not info.is_dir()}
 
 
 def _zip_entry(info: zipfile.ZipInfo) -> _Entry:
@@ -210,16 +208,20 @@ def _zip_entry(info: zipfile.ZipInfo) -> _Entry:
 
 
 def _tar_entries(path: str) -> dict[str, _Entry]:
-    """Of a plain tar file, as in shards of WebDataset."""
-    try:
-        with tarfile.open(path, "r:") as tar:
-            files = [info for info in tar if info.isreg() and not info.issparse()]
-    except (tarfile.TarError, EOFError, ValueError) as error:
-        raise MediaError(f"{path}: is not a whole tar file: {error}") from None
-    return {info.name: _Entry(info.offset_data, info.size, info.size) for info in files}
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+    """Of a plain tar file, as in shards of WebDataset; a link to another member is that member."""
+    entries: dict[str, _Entry] = {}
+    links: list[tuple[str, str]] = []
+    with tarfile.open(path, "r:") as tar:
+        for info in tar:
+            if info.isreg() and not info.issparse():
+                entries[info.name] = _Entry(info.offset_data, info.size, info.size)
+            elif info.islnk():
+                links.append((info.name, info.linkname))
+            elif info.issym():
+                links.append(
+                    (info.name, posixpath.normpath(posixpath.join(posixpath.dirname(info.name), info.linkname)))
+                )
+    for name, target in links:
+        if (entry := entries.get(target) or entries.get(f"./{target}")) is not None:
+            entries[name] = entry
+    return entries

@@ -4,6 +4,7 @@ S samples at 16 kHz, F frames of 10 ms.
 """
 
 import io
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -14,7 +15,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from muomni.data.media.media_ref import MediaRef, Source, name_of, opened
+from muomni.data.media.media_ref import MAX_BYTES, MediaRef, Source, name_of, opened
+from muomni.data.media.parsing import parsing
+from muomni.data.media.signatures import HEAD_BYTES, looks_like
+from muomni.data.media.sound_streams import joined_sounds
 from muomni.errors import MediaError
 from muomni.ops.audio_frames import SAMPLE_RATE
 
@@ -50,7 +54,7 @@ def load_audio(source: Sound, max_seconds: float = MAX_SECONDS) -> Samples:
     A file that was cut off is told from a short one by the length in its header (WAV, FLAC, MP3 with a Xing or Info
     frame) or by a page that is not whole (OGG). An MP3 without such a frame, as streams are, does not say its length:
     what is there is the sound, `audio_seconds` estimates from the first frames' bit rate, and too long ones are told
-    while they are decoded.
+    while they are decoded. Sounds that were joined (chained OGG, MP3 or WAV behind another) are read to the end.
 
     Args:
         source: a path, bytes of WAV, FLAC, OGG or MP3, a reference, or (samples, rate): numpy or torch, (S,)
@@ -69,11 +73,15 @@ def load_audio(source: Sound, max_seconds: float = MAX_SECONDS) -> Samples:
         rate, blocks = _given(source, max_seconds)
         return _resampled(blocks, rate, name)
     name = name_of(source)
-    with _opened(source) as sound:
-        rate = _checked_rate(sound.samplerate, name)
-        if _length_known(sound):
-            _check_length(sound.frames, rate, max_seconds, name)
-        return _resampled(_blocks(sound, max_seconds, name), rate, name)
+    parts: list[Samples] = []
+    with _opened(source) as sounds:
+        for sound in sounds:
+            rate = _checked_rate(sound.samplerate, name)
+            left = max_seconds - sum(map(len, parts)) / SAMPLE_RATE
+            if _length_known(sound):
+                _check_length(sound.frames, rate, left, max_seconds, name)
+            parts.append(_resampled(_blocks(sound, left, max_seconds, name), rate, name))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def audio_seconds(source: Sound) -> float:
@@ -87,35 +95,55 @@ def audio_seconds(source: Sound) -> float:
         samples, rate = _as_channels(source)
         return len(samples) / rate
     name = name_of(source)
-    with _opened(source) as sound:
-        rate = _checked_rate(sound.samplerate, name)
-        frames = sound.frames if _length_known(sound) else sum(map(len, _blocks(sound, float("inf"), name)))
-        if frames < 1:
-            raise MediaError(f"{name}: holds no samples")
-        return float(frames / rate)
+    seconds = 0.0
+    with _opened(source) as sounds:
+        for sound in sounds:
+            rate = _checked_rate(sound.samplerate, name)
+            frames = sound.frames
+            if not _length_known(sound):
+                frames = sum(map(len, _blocks(sound, math.inf, math.inf, name)))
+            if frames < 1:
+                raise MediaError(f"{name}: holds no samples")
+            seconds += frames / rate
+    return seconds
 
 
 @contextmanager
-def _opened(source: Source) -> "Iterator[soundfile.SoundFile]":
-    """The sound with its header read and its format checked."""
+def _opened(source: Source) -> "Iterator[Iterator[soundfile.SoundFile]]":
+    """The sounds of a file, one behind the other, each with its header read and its format checked."""
     import soundfile
 
     name = name_of(source)
-    with opened(source) as file:
-        _check_last_page(file, name)
+    with opened(source) as file, parsing(name, "the sound cannot be read"):
+        head = file.read(HEAD_BYTES)
         try:
-            # An open file is read by libsndfile itself, what lies in memory through calls to Python.
-            handle: Any = file
-            if isinstance(source, str | Path) or (isinstance(source, MediaRef) and source.member is None):
-                handle = file.fileno()
-                os.lseek(handle, 0, os.SEEK_SET)
-            with soundfile.SoundFile(handle, closefd=False) as sound:
-                if sound.format not in FORMATS:
-                    raise MediaError(f"{name}: is {sound.format_info}; allowed are WAV, FLAC, OGG and MP3")
-                _check_whole(sound, name)
-                yield sound
+            yield _each(file, joined_sounds(file, name), source, name)
         except soundfile.LibsndfileError as error:
-            raise MediaError(f"{name}: {_in_words(error, file)}") from None
+            why = f"{looks_like(head, 'audio')}: {error.error_string}"
+            raise MediaError(f"{name}: is no whole sound in WAV, FLAC, OGG or MP3{why}") from None
+
+
+def _each(
+    file: BinaryIO, places: "list[tuple[int, int]]", source: Source, name: str
+) -> "Iterator[soundfile.SoundFile]":
+    import soundfile
+
+    for begin, end in places:
+        file.seek(begin)
+        handle: Any = file
+        if len(places) > 1:
+            if end - begin > MAX_BYTES:
+                raise MediaError(f"{name}: holds several sounds joined, one of more than {MAX_BYTES >> 20} MB")
+            handle = io.BytesIO(file.read(end - begin))
+        elif isinstance(source, str | Path) or (isinstance(source, MediaRef) and source.member is None):
+            # An open file is read by libsndfile itself, what lies in memory through calls to Python.
+            handle = file.fileno()
+            os.lseek(handle, 0, os.SEEK_SET)
+        with soundfile.SoundFile(handle, closefd=False) as sound:
+            if sound.format not in FORMATS:
+                raise MediaError(f"{name}: is {sound.format_info}; allowed are WAV, FLAC, OGG and MP3")
+            _check_whole(sound, name)
+            yield sound
 
 
 def _check_whole(sound: "soundfile.SoundFile", name: str) -> None:
@@ -123,23 +151,6 @@ def _check_whole(sound: "soundfile.SoundFile", name: str) -> None:
     lengths = re.search(r"^\s*data : (\d+) \(should be (\d+)\)", sound.extra_info, re.MULTILINE)
     if lengths and int(lengths[2]) < int(lengths[1]) < _UNKNOWN_WAV_BYTES:
         raise MediaError(f"{name}: is cut off: {lengths[1]} bytes of sound were announced, {lengths[2]} are there")
-
-
-def _check_last_page(file: BinaryIO, name: str) -> None:
-    """An OGG file that ends in the middle of a page was cut off.
-
-    The flag that marks the last page is not asked for: streams that were recorded lack it. What was cut off exactly
-    between two pages, of some 4 kB each, is therefore taken for a shorter sound.
-    """
-    if file.read(4) == b"OggS":
-        # A page is at most 64 kB long, so the last one begins in here.
-        file.seek(max(0, file.seek(0, os.SEEK_END) - (1 << 17)))
-        tail = file.read()
-        page = tail[tail.rfind(b"OggS\0") :]
-        segments = page[26] if len(page) > 26 else 255
-        if len(page) < 27 + segments + sum(page[27 : 27 + segments]):
-            raise MediaError(f"{name}: is cut off in the midst of a page")
-    file.seek(0)
 
 
 def _length_known(sound: "soundfile.SoundFile") -> bool:
@@ -153,13 +164,13 @@ def _checked_rate(rate: int, name: str) -> int:
     return rate
 
 
-def _check_length(frames: int, rate: int, max_seconds: float, name: str) -> None:
+def _check_length(frames: int, rate: int, left: float, max_seconds: float, name: str) -> None:
+    """Refuses more than the seconds that are `left` of `max_seconds`, behind sounds before it in the same file."""
     if frames < 1:
         raise MediaError(f"{name}: holds no samples")
-    if frames > max_seconds * rate:
-        raise MediaError(
-            f"{name}: lasts {_duration(frames / rate)}, longer than the {max_seconds:g} s allowed; cut it up"
-        )
+    if frames > left * rate:
+        seconds = _duration(max_seconds - left + frames / rate)
+        raise MediaError(f"{name}: lasts {seconds}, longer than the {max_seconds:g} s allowed; cut it up")
 
 
 def _duration(seconds: float) -> str:
@@ -167,7 +178,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 600 else f"{whole // 3600} h {whole // 60 % 60:02} min"
 
 
-def _blocks(sound: "soundfile.SoundFile", max_seconds: float, name: str) -> Iterator[Samples]:
+def _blocks(sound: "soundfile.SoundFile", left: float, max_seconds: float, name: str) -> Iterator[Samples]:
     """One channel at the file's own rate, a block at a time."""
     count = max(1, _BLOCK_VALUES // sound.channels)
     # In OGG the channels come in another order, so all count alike there.
@@ -175,9 +186,10 @@ def _blocks(sound: "soundfile.SoundFile", max_seconds: float, name: str) -> Iter
     done = 0
     while len(block := sound.read(count, dtype="float32", always_2d=True)):
         done += len(block)
-        _check_length(done, sound.samplerate, max_seconds, name)
+        _check_length(done, sound.samplerate, left, max_seconds, name)
         yield block @ weights
-    slack = max(_MP3_SLACK, sound.frames // 100) if sound.format == "MP3" else 0
+    # MP3 may also stand in a WAV.
+    slack = max(_MP3_SLACK, sound.frames // 100) if sound.subtype.startswith("MPEG_LAYER") else 0
     if _length_known(sound) and done < sound.frames - slack:
         raise MediaError(f"{name}: is cut off: {sound.frames:,} samples were announced, {done:,} are there")
 
@@ -229,6 +241,8 @@ def _as_channels(source: tuple[Any, int]) -> tuple[NDArray[Any], int]:
         raise MediaError(f"{name}: must be (S,) or (S, channels), not of shape {samples.shape}")
     if samples.dtype.kind not in "fiu":
         raise MediaError(f"{name}: must be numbers, not {samples.dtype}")
+    if samples.dtype.kind in "iu" and samples.dtype.itemsize == 8:
+        raise MediaError(f"{name}: are {samples.dtype}, whose full scale is not known: give int16, or floats up to 1")
     if 0 in samples.shape:
         raise MediaError(f"{name}: holds no samples")
     return samples, _checked_rate(int(rate), name)
@@ -236,7 +250,7 @@ def _as_channels(source: tuple[Any, int]) -> tuple[NDArray[Any], int]:
 
 def _given(source: tuple[Any, int], max_seconds: float) -> tuple[int, Iterator[Samples]]:
     samples, rate = _as_channels(source)
-    _check_length(len(samples), rate, max_seconds, "the given samples")
+    _check_length(len(samples), rate, max_seconds, max_seconds, "the given samples")
 
     def blocks() -> Iterator[Samples]:
         weights = _mix(samples.shape[1], True)
@@ -250,15 +264,3 @@ def _given(source: tuple[Any, int], max_seconds: float) -> tuple[int, Iterator[S
             yield scaled @ weights
 
     return rate, blocks()
-
-
-def _in_words(error: "soundfile.LibsndfileError", file: BinaryIO) -> str:
-    """What is wrong with a file that libsndfile does not read."""
-    if isinstance(file, io.BytesIO) or file.seekable():
-        file.seek(0)
-        start = file.read(64)
-        if start[:8] == b"\x89PNG\r\n\x1a\n" or start[:3] == b"\xff\xd8\xff":
-            return "is no sound; it looks like a picture"
-        if start.isascii() and start.strip() and b"\0" not in start:
-            return "is no sound in WAV, FLAC, OGG or MP3; it looks like text"
-    return f"is no whole sound in WAV, FLAC, OGG or MP3: {error.error_string}"

@@ -5,8 +5,6 @@ P patch size, m merge (m × m patches make a token), R and C rows and columns of
 
 import io
 import math
-import struct
-import zlib
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -15,6 +13,8 @@ from numpy.typing import NDArray
 
 from muomni.config.encoders import VisionEncoderConfig
 from muomni.data.media.media_ref import Source, name_of, open_bytes
+from muomni.data.media.parsing import parsing
+from muomni.data.media.signatures import HEAD_BYTES, looks_like
 from muomni.errors import MediaError
 
 if TYPE_CHECKING:
@@ -28,11 +28,13 @@ MAX_PIXELS = 64 << 20
 # Above this a picture is decoded in turn and converted in stripes.
 LARGE_PIXELS = 4 << 20
 # JPEG opens MPO too.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+_NAMES = "PNG, JPEG, WebP, GIF, BMP or TIFF"
 
 _ORIENTATION = 0x0112
-# What Pillow raises on broken files.
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError, struct.error, zlib.error)
+# Chunks of a PNG that can say how the picture is turned.
+_PNG_METADATA = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
+_MOST_CHUNKS = 100_000
 
 
 def load_image(
@@ -41,7 +43,7 @@ def load_image(
     """The picture as RGB: upright as its EXIF data says, transparency over white, 16-bit grey as 8-bit.
 
     Args:
-        source: a path, bytes of PNG, JPEG, WebP, GIF or BMP, a reference, or a PIL picture.
+        source: a path, bytes of PNG, JPEG, WebP, GIF, BMP or TIFF, a reference, or a PIL picture.
         fit: for this encoder; a JPEG much larger than what the encoder takes is then decoded at 1/2, 1/4 or
             1/8 of its size (never at less than twice what the encoder takes), which is faster by as much, and any
             other picture of more than `LARGE_PIXELS` is made smaller, to at least three times that. Its token grid
@@ -59,7 +61,7 @@ def load_image(
     if isinstance(source, Image.Image):
         with _errors("the given picture"):
             _check(source, "the given picture")
-            return _rgb(source, "the given picture", _orientation(source))
+            return _rgb(source, "the given picture", _orientation_of(source))
     name = name_of(source)
     content = open_bytes(source)
     picture, size = _decoded(content, name, fit, turn)
@@ -99,7 +101,8 @@ def picture_size(source: "Source | Image") -> tuple[int, int]:
     from PIL import Image
 
     if isinstance(source, Image.Image):
-        return _turned(source.size, _orientation(source))
+        with _errors("the given picture"):
+            return _turned(source.size, _orientation_of(source))
     with _opened(open_bytes(source), name_of(source)) as image:
         return _turned(image.size, _orientation(image))
 
@@ -161,9 +164,10 @@ def _opened(content: bytes, name: str) -> "Iterator[Image]":
         raise MediaError(f"{name}: is empty")
     with _errors(name):
         try:
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
+            image = Image.open(io.BytesIO(_with_metadata_first(content)), formats=FORMATS)
         except UnidentifiedImageError:
-            raise MediaError(f"{name}: is no picture in PNG, JPEG, WebP, GIF or BMP{looks_like(content)}") from None
+            why = looks_like(content[:HEAD_BYTES], "image")
+            raise MediaError(f"{name}: is no picture in {_NAMES}{why}") from None
         with image:
             _check(image, name)
             yield image
@@ -174,14 +178,13 @@ def _errors(name: str) -> "Iterator[None]":
     """Turns what Pillow raises on broken files into a MediaError."""
     from PIL import Image
 
-    try:
-        yield
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise MediaError(f"{name}: has more than {MAX_PIXELS >> 20} million pixels; make it smaller first") from None
-    except MediaError:
-        raise
-    except _BROKEN as error:
-        raise MediaError(f"{name}: the picture is broken or cut off: {error}") from None
+    with parsing(name, "the picture is broken or cut off"):
+        try:
+            yield
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            raise MediaError(
+                f"{name}: has more than {MAX_PIXELS >> 20} million pixels; make it smaller first"
+            ) from None
 
 
 def _check(image: "Image", name: str) -> None:
@@ -198,17 +201,56 @@ def _check(image: "Image", name: str) -> None:
 
 
 def _orientation(image: "Image") -> int:
-    """How the picture is turned, 1 to 8 as EXIF counts; 1 is upright."""
-    # Pillow would decode a PNG to look for EXIF data behind the pixels.
-    if image.format == "PNG" and "exif" not in image.info:
-        return 1
-    value = image.getexif().get(_ORIENTATION, 1)
+    """How a picture of which the header is read is turned, 1 to 8 as EXIF counts; 1 is upright."""
+    from PIL import Image
+
+    # Pillow turns a TIFF by itself. Its own method for PNG decodes the pixels to look for EXIF data behind them.
+    value = 1 if image.format == "TIFF" else Image.Image.getexif(image).get(_ORIENTATION, 1)
     return value if value in range(1, 9) else 1
+
+
+def _orientation_of(image: "Image") -> int:
+    """The same of a given picture, whose metadata may stand behind its pixels."""
+    image.load()
+    return _orientation(image)
+
+
+def _with_metadata_first(content: bytes) -> bytes:
+    """A PNG with the metadata that stands behind its pixels put before them, where reading the header finds it."""
+    if not content.startswith(b"\x89PNG\r\n\x1a\n"):
+        return content
+    place, pixels, behind = 8, 0, b""
+    for _ in range(_MOST_CHUNKS):
+        if place + 12 > len(content):
+            break
+        size, kind = int.from_bytes(content[place : place + 4], "big"), content[place + 4 : place + 8]
+        if kind == b"IDAT" and not pixels:
+            pixels = place
+        elif pixels and kind in _PNG_METADATA:
+            behind += content[place : place + 12 + size]
+        place += 12 + size
+    return content[:pixels] + behind + content[pixels:] if behind else content
 
 
 def _turned(size: tuple[int, int], orientation: int) -> tuple[int, int]:
     """Sides swapped where the picture lies on its side."""
     return (size[1], size[0]) if orientation >= 5 else size
+
+
+def upright(image: "Image", orientation: int) -> "Image":
+    """The picture turned as its orientation says, 1 to 8 as EXIF counts."""
+    from PIL.Image import Transpose
+
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    return image if orientation == 1 else image.transpose(turns[orientation])
 
 
 def _rgb(image: "Image", name: str, orientation: int, factor: int = 1) -> "Image":
@@ -230,16 +272,7 @@ def _rgb(image: "Image", name: str, orientation: int, factor: int = 1) -> "Image
             stripe = _opaque(image.crop((0, top, width, min(top + rows, height))))
             whole.paste(stripe.reduce(factor) if factor > 1 else stripe, (0, top // factor))
         image = whole
-    turns = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_270,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_90,
-    }
-    return image if orientation == 1 else image.transpose(turns[orientation])
+    return upright(image, orientation)
 
 
 def _opaque(image: "Image") -> "Image":
@@ -255,19 +288,3 @@ def _opaque(image: "Image") -> "Image":
         white.paste(image, mask=image.getchannel("A"))
         return white
     return image.copy() if image.mode == "RGB" else image.convert("RGB")
-
-
-def looks_like(content: bytes) -> str:
-    """What else the content may be by its beginning, for the error; empty where nothing is known."""
-    start = content[:64]
-    if start[:4] in (b"RIFF", b"fLaC", b"OggS") or start[:3] == b"ID3":
-        return "; it looks like a sound"
-    if start.lstrip()[:4].lower() in (b"<svg", b"<?xm"):
-        return "; it looks like SVG"
-    if start[4:8] == b"ftyp":
-        return "; it looks like HEIC, AVIF or a video"
-    try:
-        start.decode()
-    except UnicodeDecodeError:
-        return ""
-    return "; it looks like text" if start.isascii() and b"\0" not in start else ""

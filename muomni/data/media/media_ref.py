@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from muomni.data.media.archives import open_archive
+from muomni.data.media.parsing import parsing, reason_of, shown
 from muomni.errors import MediaError
 
 # What has an encoder; a video is a list of pictures.
@@ -21,6 +22,7 @@ MediaKind = Literal["image", "audio", "video"]
 MAX_BYTES = 256 << 20
 # Files above this are opened for each use rather than held in memory.
 MAX_HELD_BYTES = 64 << 20
+_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ class MediaRef:
 
     def __str__(self) -> str:
         """The name in messages to the user."""
-        return self.path if self.member is None else f"{self.path}: {self.member}"
+        return shown(self.path) if self.member is None else f"{shown(self.path)}: {shown(self.member)}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +69,9 @@ def name_of(source: Source) -> str:
     """How messages to the user call a source; bytes have no name but their kind."""
     if isinstance(source, MediaContent):
         source = source.origin
-    return f"the given {len(source):,} bytes" if isinstance(source, bytes) else str(source)
+    if isinstance(source, bytes):
+        return f"the given {len(source):,} bytes"
+    return str(source) if isinstance(source, MediaRef) else shown(str(source))
 
 
 @contextmanager
@@ -84,13 +88,11 @@ def opened(source: Source) -> Iterator[BinaryIO]:
     else:
         file = _open_file(source.path if isinstance(source, MediaRef) else os.fspath(source))
     with file:
-        if not file.read(1):
-            raise MediaError(f"{name_of(source)}: is empty")
-        file.seek(0)
+        with parsing(name_of(source), "cannot be read"):
+            if not file.read(1):
+                raise MediaError(f"{name_of(source)}: is empty")
+            file.seek(0)
         yield file
-
-
-_PIECE = 1 << 20
 
 
 def open_bytes(source: Source, limit: int = MAX_BYTES) -> bytes:
@@ -123,26 +125,35 @@ def _read_up_to(source: Source, limit: int) -> bytes | None:
     """All bytes; None where there are more than `limit`."""
     if isinstance(source, bytes | MediaContent):
         return source if isinstance(source, bytes) else source.data
-    with opened(source) as file:
-        # In pieces: asked for all at once, a reader makes room for the limit first, whatever the file's size.
-        pieces: list[bytes] = []
-        size = 0
-        while part := file.read(_PIECE):
-            size += len(part)
-            if size > limit:
-                return None
-            pieces.append(part)
+    pieces: list[bytes] = []
+    size = 0
+    for piece in blocks_of(source):
+        size += len(piece)
+        if size > limit:
+            return None
+        pieces.append(piece)
     return b"".join(pieces)
+
+
+def blocks_of(source: Source) -> Iterator[bytes]:
+    """The source's bytes a megabyte at a time: a reader makes room for all that it is asked for.
+
+    Raises:
+        MediaError: as `opened`, or reading fails.
+    """
+    with opened(source) as file, parsing(name_of(source), "cannot be read"):
+        while block := file.read(_BLOCK_BYTES):
+            yield block
 
 
 def _open_file(path: str) -> BinaryIO:
     """A regular file; anything else, a pipe for example, could be read for ever."""
+    name = shown(path)
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise MediaError(f"{path}: is not a file")
+            raise MediaError(f"{name}: is not a file")
         return open(path, "rb")
     except FileNotFoundError:
-        raise MediaError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = error.strerror if isinstance(error, OSError) else None
-        raise MediaError(f"{path}: cannot be read: {reason or error}") from None
+        raise MediaError(f"{name}: no such file") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL or half a surrogate pair in the path
+        raise MediaError(f"{name}: cannot be read: {reason_of(error)}") from None

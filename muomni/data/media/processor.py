@@ -17,7 +17,7 @@ from muomni.data.arrays import Floats
 from muomni.data.media.audio import Samples, audio_seconds, load_audio
 from muomni.data.media.features import mel_of
 from muomni.data.media.image import load_image, picture_size, to_patches, token_grid
-from muomni.data.media.media_ref import Kind, MediaContent, opened
+from muomni.data.media.media_ref import Kind, MediaContent, blocks_of
 from muomni.errors import UserError
 from muomni.ops.audio_frames import SAMPLE_RATE, num_frames, num_tokens
 
@@ -162,7 +162,6 @@ def content_hash(source: Any) -> bytes:
     elif isinstance(source, tuple):
         digest.update(b"samples " + load_audio(source, math.inf).tobytes())
     else:
-        with opened(source) as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        for block in blocks_of(source):
+            digest.update(block)
     return digest.digest()

@@ -1,11 +1,15 @@
 """Frames of a video file, through PyAV (the extra `video`). A list of pictures needs none of this."""
 
 import math
+import struct
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from os import SEEK_END
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from muomni.data.media.image import MAX_PIXELS, looks_like
+from muomni.data.media.image import MAX_PIXELS, upright
 from muomni.data.media.media_ref import Source, name_of, opened
+from muomni.data.media.parsing import parsing
+from muomni.data.media.signatures import HEAD_BYTES, looks_like, signature_of
 from muomni.errors import MediaError
 
 if TYPE_CHECKING:
@@ -19,13 +23,25 @@ _FRAME_PIXELS = 1 << 20
 _FORMATS = "mov,mp4,matroska,webm,avi,gif,mpegts,mpeg,mpegvideo,flv,ogg,asf"
 # Of the length that the file says: less is a file that was cut off.
 _WHOLE = 0.9
+# What a display matrix does to x and y, as EXIF counts orientations.
+_ORIENTATIONS = {
+    (1, 0, 0, 1): 1,
+    (-1, 0, 0, 1): 2,
+    (-1, 0, 0, -1): 3,
+    (1, 0, 0, -1): 4,
+    (0, 1, 1, 0): 5,
+    (0, 1, -1, 0): 6,
+    (0, -1, -1, 0): 7,
+    (0, -1, 1, 0): 8,
+}
 
 
 def video_frames(source: Source, rate: float = 1.0, max_frames: int = 32) -> "list[Image]":
     """Frames of a video, evenly in time from its first one.
 
-    A video longer than max_frames / rate seconds is taken at its beginning. One frame is decoded at a time; only
-    those that are kept stay in memory, made smaller where they have more than a million pixels.
+    Frames stand upright, as the file says that they are shown. A video longer than max_frames / rate seconds is taken
+    at its beginning. One frame is decoded at a time; only those that are kept stay in memory, made smaller where they
+    have more than a million pixels.
 
     Args:
         source: a path, bytes or a reference to what FFmpeg reads (MP4, WebM, MKV, MOV, AVI, GIF …).
@@ -50,24 +66,30 @@ def video_frames(source: Source, rate: float = 1.0, max_frames: int = 32) -> "li
         ) from None
     name = name_of(source)
     with opened(source) as file:
-        try:
-            with av.open(file, mode="r", options={"format_whitelist": _FORMATS}) as container:
-                if not container.streams.video:
-                    raise MediaError(f"{name}: holds no video")
-                stream = container.streams.video[0]
-                if stream.width * stream.height > MAX_PIXELS:
-                    raise MediaError(f"{name}: has frames of {stream.width:,} × {stream.height:,} pixels, too large")
-                frames, seconds = _kept(container.decode(stream), rate, max_frames)
-                if not frames:
-                    raise MediaError(f"{name}: holds no frame")
-                length = _length(stream)
-                if len(frames) < max_frames and seconds < _WHOLE * length:
-                    raise MediaError(f"{name}: is cut off: of {length:.1f} s of video {seconds:.1f} s are there")
-                return frames
-        except av.FFmpegError as error:
-            file.seek(0)
-            text = "; it looks like text" if looks_like(file.read(64)).endswith("text") else ""
-            raise MediaError(f"{name}: is no whole video{text}: {error.strerror}") from None
+        torn, head = _is_torn(file), file.read(HEAD_BYTES)
+        file.seek(0)
+        # Titles may be in any encoding.
+        options: dict[str, Any] = {"options": {"format_whitelist": _FORMATS}, "metadata_errors": "replace"}
+        with (
+            parsing(name, f"is no whole video{looks_like(head, 'video')}"),
+            av.open(file, mode="r", **options) as container,
+        ):
+            if not container.streams.video:
+                raise MediaError(f"{name}: holds no video")
+            stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise MediaError(f"{name}: its video has a codec that is not known; convert it to MP4")
+            if stream.width * stream.height > MAX_PIXELS:
+                raise MediaError(f"{name}: has frames of {stream.width:,} × {stream.height:,} pixels, too large")
+            frames, seconds = _kept(container.decode(stream), rate, max_frames)
+            if not frames:
+                raise MediaError(f"{name}: holds no frame")
+            length = _length(stream)
+            if len(frames) < max_frames and seconds < _WHOLE * length:
+                raise MediaError(f"{name}: is cut off: of {length:.1f} s of video {seconds:.1f} s are there")
+            if len(frames) < max_frames and torn:
+                raise MediaError(f"{name}: is cut off: its last bytes are not the end of a video")
+            return frames
 
 
 def _kept(decoded: Iterator[Any], rate: float, max_frames: int) -> "tuple[list[Image], float]":
@@ -82,14 +104,38 @@ def _kept(decoded: Iterator[Any], rate: float, max_frames: int) -> "tuple[list[I
         if time - begin >= len(frames) / rate - 0.005:
             shrink = min(1.0, math.sqrt(_FRAME_PIXELS / (frame.width * frame.height)))
             size = {side: max(1, round(getattr(frame, side) * shrink)) for side in ("width", "height")}
-            frames.append(frame.to_image(**size))
+            frames.append(upright(frame.to_image(**size), _orientation(frame)))
         if len(frames) == max_frames or number == _MAX_DECODED:
             break
     return frames, end - begin
 
 
+def _orientation(frame: Any) -> int:
+    """How a frame is turned, 1 to 8 as EXIF counts; 1 for angles that are no multiples of 90°."""
+    for data in frame.side_data:
+        if data.type.name == "DISPLAYMATRIX" and len(bytes(data)) >= 20:
+            a, b, _, c, d = struct.unpack_from("=5i", bytes(data))
+            return _ORIENTATIONS.get(tuple((value > 0) - (value < 0) for value in (a, b, c, d)), 1)
+    return 1
+
+
+def _is_torn(file: BinaryIO) -> bool:
+    """Whether a GIF or a transport stream, which do not say their length, stops in the midst of something."""
+    signature, size = signature_of(file.read(HEAD_BYTES)), file.seek(0, SEEK_END)
+    file.seek(max(0, size - HEAD_BYTES))
+    torn = False
+    if signature is not None and signature.name == "GIF":
+        torn = not file.read().rstrip(b"\0").endswith(b";")
+    elif signature is not None and signature.name == "MPEG-TS":
+        torn = size % 188 != 0
+    file.seek(0)
+    return torn
+
+
 def _length(stream: Any) -> float:
     """Seconds of the stream as the file says; 0 where it does not."""
+    if stream.frames and stream.average_rate:  # of an AVI the duration is what is there
+        return float(stream.frames / stream.average_rate)
     if stream.duration:
         return float(stream.duration * stream.time_base)
     hours, minutes, seconds = [*stream.metadata.get("DURATION", "").split(":"), "", ""][:3]  # Matroska

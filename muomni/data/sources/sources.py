@@ -19,6 +19,7 @@ from muomni.data.sources.readers import (
 )
 from muomni.data.text.chat import text_of
 from muomni.errors import DataError
+from muomni.files import user_path
 
 FileFormat = Literal["text", "jsonl", "parquet"]
 
@@ -51,7 +52,7 @@ def source_files(spec: SourceSpec) -> list[SourceFile] | None:
     """
     if spec.format == "datasets":
         return None
-    path = Path(spec.path).expanduser()
+    path = user_path(spec.path)
     if path.is_dir():
         if spec.format == "auto" and is_saved_dataset(path):
             return None

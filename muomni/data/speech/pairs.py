@@ -45,7 +45,7 @@ from muomni.data.speech.paired_data import SpeechPairs
 from muomni.data.speech.recordings import write_recordings
 from muomni.data.speech.spoken_text import clip_words, said_words, units_of
 from muomni.errors import DataError, MediaError
-from muomni.files import write_json
+from muomni.files import user_path, write_json
 from muomni.model.codec import SpeechCodec
 from muomni.ops.audio_frames import SAMPLE_RATE
 from muomni.progress import progress_bar
@@ -108,7 +108,7 @@ def prepare_pairs(
     if codec.sample_rate != SAMPLE_RATE:
         raise DataError(f"the codec is for sound at {codec.sample_rate:,} Hz, and pairs are read at {SAMPLE_RATE:,}")
     spec = aligner or AlignerSpec()
-    root = default_cache_dir().parent / "speech" if cache_dir is None else Path(cache_dir).expanduser()
+    root = default_cache_dir().parent / "speech" if cache_dir is None else user_path(cache_dir)
     with tempfile.TemporaryDirectory(prefix="muomni-pairs-") as scratch:
         pairs = [pair for n, source in enumerate(sources) for pair in _pairs(source, n, Path(scratch), language)]
         if not pairs:

@@ -29,6 +29,7 @@ from muomni.data.speech.manifest import (
     recordings_path,
 )
 from muomni.errors import DataError, MediaError
+from muomni.files import user_path
 from muomni.ops.audio_frames import SAMPLE_RATE
 
 _SAMPLES = "samples.npy"
@@ -76,7 +77,7 @@ def prepare_sounds(data: DataSpec) -> tuple[Sounds, Sounds]:
     else:
         val = [[ref for ref in references(source) if _held_out(ref, fraction)] for source in data.train]
         val = [refs for refs in val if refs]
-    folder = Path(data.cache_dir).expanduser() if data.cache_dir is not None else default_cache_dir().parent / "sounds"
+    folder = user_path(data.cache_dir) if data.cache_dir is not None else default_cache_dir().parent / "sounds"
     for refs, name in ((train, "train"), (val, "val")):
         if not any(refs) or not all(refs):
             raise DataError(f"{name}: a source has no recording to use; name others, or give data.val of its own")

@@ -63,14 +63,15 @@ def _as_parts(prompt: Any) -> list[Any] | None:
         if isinstance(part, str):
             parts.append({"type": "text", "text": part})
         else:
-            parts.append(part if kind is None or isinstance(part, Mapping) else {"type": kind, kind: part})
+            typed = kind is None or (isinstance(part, Mapping) and "type" in part)
+            parts.append(part if typed else {"type": kind, kind: part})
     return parts
 
 
 def _kind_of_part(part: object) -> str | None:
     """What kind of input a part is; None for what is no part."""
-    if isinstance(part, Mapping):
-        return str(part["type"]) if "type" in part else None
+    if isinstance(part, Mapping) and "type" in part:
+        return str(part["type"])
     return kind_of_value(part)
 
 

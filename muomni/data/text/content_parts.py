@@ -10,10 +10,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from muomni.data.media.media_ref import Kind, MediaRef
+from muomni.data.media.parsing import shown
+from muomni.data.media.signatures import HEAD_BYTES, kind_of_path, signature_of
 from muomni.errors import UserError
+from muomni.files import path_of_url
 
 # Names of a part's `type`, and of the key that holds what it is: OpenAI's, Hugging Face's and ours.
 _KINDS = {
@@ -27,8 +29,8 @@ _KINDS = {
     "video_url": "video",
 }
 _NOTES = {"image": "caption", "audio": "transcript"}
-_SOUNDS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".aac", ".aiff", ".aif")
-_SOUND_HEADS = (b"RIFF", b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2")
+# A text this long that is base64 of a known format is the medium itself.
+_LEAST_BASE64 = 64
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,17 @@ def kind_of_value(value: object) -> str | None:
     if type(value).__module__.partition(".")[0] == "PIL":
         return "image"
     if isinstance(value, bytes):
-        return "audio" if value.startswith(_SOUND_HEADS) and value[8:12] != b"WEBP" else "image"
+        signature = signature_of(value[:HEAD_BYTES])
+        return "image" if signature is None or signature.kind == "other" else signature.kind
     if isinstance(value, Path):
-        return "audio" if value.suffix.lower() in _SOUNDS else "image"
+        return kind_of_path(value) or "image"
+    if isinstance(value, Mapping):  # a row of Hugging Face's data sets
+        if "array" in value and "sampling_rate" in value:
+            return "audio"
+        content = value.get("bytes")
+        if content is None and isinstance(path := value.get("path"), str):
+            content = Path(path)
+        return kind_of_value(content) if isinstance(content, bytes | Path) else None
     return "audio" if isinstance(value, tuple) and len(value) == 2 else None
 
 
@@ -122,7 +132,9 @@ class PartRules:
     def _source(self, value: Any, kind: str, archive: Any, where: str) -> Any:
         """What a part holds as a MediaRef, bytes, a PIL image or (samples, rate)."""
         if isinstance(value, Mapping):
-            if value.get("bytes") is not None:
+            if value.get("array") is not None and value.get("sampling_rate") is not None:  # Hugging Face's Audio
+                value = (value["array"], value["sampling_rate"])
+            elif value.get("bytes") is not None:
                 value = value["bytes"]
             elif isinstance(data := value.get("data"), str):  # OpenAI's input_audio
                 return self._base64(data, where)
@@ -150,9 +162,11 @@ class PartRules:
                 raise self.error(f"{where}: a data: URL must hold base64, as data:image/png;base64,...")
             return self._base64(content, where)
         if scheme in ("http", "https", "ftp", "s3", "gs"):
-            raise self.error(f"{where}: {value[:80]} is not fetched; give a file, bytes or a data: URL")
+            raise self.error(f"{where}: {shown(value[:80])} is not fetched; give a file, bytes or a data: URL")
         if scheme == "file":
-            value = unquote(urlsplit(value).path)
+            value = path_of_url(value)
+        elif (medium := _plain_base64(value)) is not None:
+            return medium
         if archive is None:
             return self._ref(kind, value, None, where)
         if not isinstance(archive, str | Path):
@@ -162,14 +176,26 @@ class PartRules:
     def _ref(self, kind: Any, path: str, member: str | None, where: str) -> MediaRef:
         if not self.files:
             raise self.error(f"{where}: files are not read here; give the content as a data: URL")
-        file = Path(path).expanduser()
-        return MediaRef(kind, str(file if self.root is None else self.root / file), member)
+        return MediaRef(kind, path if self.root is None else str(self.root / path), member)
 
     def _base64(self, content: str, where: str) -> bytes:
         try:
             return base64.b64decode(content, validate=True)
         except (binascii.Error, ValueError):
             raise self.error(f"{where}: its content is not valid base64") from None
+
+
+def _plain_base64(text: str) -> bytes | None:
+    """What a text holds that is base64 of a known picture, sound or video without `data:` before it."""
+    if len(text) < _LEAST_BASE64:
+        return None
+    try:
+        signature = signature_of(base64.b64decode(text[:_LEAST_BASE64], validate=True))
+        if signature is None or signature.kind == "other":
+            return None
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError):
+        return None
 
 
 def _forms(kind: str) -> str:

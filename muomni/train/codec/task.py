@@ -19,6 +19,7 @@ from muomni.config.codec import CodecSpec
 from muomni.data.datasets.clips import ClipDataset
 from muomni.data.speech.recording_cache import prepare_sounds
 from muomni.errors import CheckpointError, ConfigError, MemoryShortageError
+from muomni.files import user_path
 from muomni.formats.codec import load_codec, save_codec
 from muomni.model.codec import SpeechCodec
 from muomni.train.checkpoint import (
@@ -227,5 +228,5 @@ def open_codec_task(recipe: Recipe, run: Path, start: Path | None) -> CodecTask:
 def _initial(spec: CodecSpec, seed: int) -> SpeechCodec:
     """The codec a run begins with."""
     if spec.init_from is not None:
-        return load_codec(Path(spec.init_from).expanduser())
+        return load_codec(user_path(spec.init_from))
     return SpeechCodec(spec.build(), torch.Generator().manual_seed(seed))

@@ -4,6 +4,7 @@ import base64
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from muomni.data import ChatTemplate, Tokenizer, check_messages, encode_chat
 from muomni.data.media.media_ref import MediaRef
 from muomni.data.text.chat import as_messages, encode_chats, expand
+from muomni.data.text.content_parts import kind_of_value
 from muomni.errors import DataError, PromptError
 from tests.data.helpers import chat
 
@@ -178,3 +180,47 @@ def test_tokenizers_and_templates_without_places(tokenizer: Tokenizer) -> None:
     other = Tokenizer(tokenizers.Tokenizer.from_str(content), tokenizer.chat_template, tokenizer.config)
     with pytest.raises(PromptError, match=r"this tokenizer has no token <\|image\|>"):
         encode_chats(other, [messages])
+
+
+def test_what_people_hand_over_is_taken(tmp_path: Path) -> None:
+    picture, rows = PNG * 9, {"array": np.zeros(100, np.float32), "sampling_rate": 16_000}
+    text = base64.b64encode(picture).decode()
+    for value in (text, "\n".join(text[at : at + 76] for at in range(0, len(text), 76))):
+        (message,) = check_messages(
+            [{"role": "user", "content": [{"type": "image", "image": value}]}], inputs=["image"], files=False
+        )
+        assert message["content"][0]["image"] == picture
+    (message,) = check_messages(as_messages(["Hear", rows]), inputs=["audio"])
+    samples, rate = message["content"][1]["audio"]
+    assert samples is rows["array"] and rate == 16_000
+    (message,) = check_messages(as_messages([{"bytes": picture, "path": None}, "?"]), inputs=["image"])
+    assert message["content"][0]["image"] == picture
+    for name in ("~$a.png", "~nobody/a.png"):
+        (message,) = check_messages(
+            [{"role": "user", "content": [{"type": "image", "image": name}]}], inputs=["image"], root=tmp_path
+        )
+        assert message["content"][0]["image"].path == str(tmp_path / name)
+    for url, path in (("file:///a%20b.png", "/a b.png"), ("file:/a.png", "/a.png"), ("file://[x/a.png", "/a.png")):
+        (message,) = check_messages([{"role": "user", "content": [{"type": "image", "image": url}]}], inputs=["image"])
+        assert message["content"][0]["image"].path == path
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        *((Path(f"a{end}"), "audio") for end in (".au", ".w64", ".caf", ".WAV", ".opus", ".wma")),
+        *((Path(f"a{end}"), "video") for end in (".webm", ".mp4", ".MOV", ".mkv", ".avi")),
+        *((Path(f"a{end}"), "image") for end in (".png", ".gif", ".tiff", "")),
+        (b"FORM\0\0\0\0AIFF", "audio"),
+        (b".snd\0\0\0\x18", "audio"),
+        (b"caff\0\1", "audio"),
+        (b"RF64\xff\xff\xff\xffWAVEds64", "audio"),
+        (b"riff\x2e\x91\xcf\x11\xa5\xd6", "audio"),
+        (b"RIFF\0\0\0\0AVI LIST", "video"),
+        (b"RIFF\0\0\0\0WEBPVP8 ", "image"),
+        (b"\0\0\0\x20ftypisom", "video"),
+        (b"no format at all", "image"),
+    ],
+)
+def test_the_kind_of_a_bare_value(value: object, kind: str) -> None:
+    assert kind_of_value(value) == kind
