@@ -106,6 +106,7 @@ def speech(
     Example: muomni data speech stories.jsonl --out speech --count 4000
     """
     from muomni.data.speech.espeak_client import Voice, installed_library
+    from muomni.data.speech.normalizer import missing_numbers
     from muomni.data.speech.sentences import SentenceLimits, draw_sentences, sentences_of, with_short, wording
     from muomni.data.speech.synthesis import SpeechSettings, make_speech
 
@@ -123,9 +124,10 @@ def speech(
     limits = SentenceLimits(min_words, max_words)
     sentences = draw_sentences(sentences_of(texts, language), count, seed=seed, limits=limits, excluded=excluded)
     if count is not None and len(sentences) < count:
+        more = missing_numbers(language)
         raise UserError(
             f"--count {count}: the texts hold only {len(sentences)} different sentences of {min_words} to {max_words} "
-            "words; give more text, other limits or a smaller count"
+            f"words; give more text, other limits or a smaller count{f' ({more})' if more else ''}"
         )
     sentences = with_short(sentences, share, language, grow=count is None, seed=seed, limits=limits, excluded=excluded)
     with progress_bar("speaking", len(sentences)) as bar:

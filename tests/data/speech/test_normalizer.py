@@ -5,12 +5,21 @@ A line of the table is `written => said`; `\n` stands for a line break. Long bec
 
 import re
 import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from muomni.data.speech.normalizer import is_sentence_end, normalize, reads_numbers
+from muomni.data.speech.normalizer import (
+    is_sentence_end,
+    languages,
+    missing_numbers,
+    normalize,
+    reads_numbers,
+    rules,
+)
+from muomni.data.speech.normalizer.language import read_words
 
 ENGLISH = {
     "money": """
@@ -631,6 +640,37 @@ def test_other_languages_keep_their_digits(text: str) -> None:
 def test_digits_stay_where_no_words_are_known() -> None:
     assert normalize("Zet 12 + ٣ **uit** 🙂", "xx") == "Zet 12 3 uit"
     assert reads_numbers("en-GB") and reads_numbers("de") and not reads_numbers("xx")
+
+
+def test_num2words_knows_more_languages_and_may_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "num2words.py").write_text(
+        "CONVERTER_CLASSES = {'xx': None}\n"
+        "def num2words(number, lang):\n"
+        "    words = 'zero one two three four five six seven eight nine'.split()\n"
+        "    if str(number) == '1.1': return 'one comma one'\n"
+        "    if number == 12: raise KeyError(number)\n"
+        "    return words[number] if number < 10 else f'many{\"o\" * (number % 5)}'\n"
+    )
+    caches = (languages.language_of, languages._extra, rules.rules_of)
+    monkeypatch.syspath_prepend(tmp_path)
+    for cached in caches:
+        cached.cache_clear()
+    try:
+        said = normalize("5 of 21, 12 and 9000000000, 3,05 or 007", "xx")
+        large = "nine" + " zero" * 9
+        assert said == f"five of manyo, one two and {large}, three comma zero five or zero zero seven"
+        assert missing_numbers("xx") is None and str(missing_numbers("yy"))[-19:] == "write them in words"
+    finally:
+        for cached in caches:
+            cached.cache_clear()
+
+
+def test_every_language_has_all_words() -> None:
+    tables = [read_words(tag) for tag in ("en", "de", "fr", "es")]
+    optional = {"tens", "hundreds", "ranks", "large", "largest_part", "dotted_days"}
+    assert all(table.keys() - optional == tables[0].keys() - optional for table in tables)
+    for table in tables:
+        assert len(table["months"]) == 12 and len(table["ones"]) >= 10 and all(map(reads_numbers, ("de", "es")))
 
 
 def test_british_dates_begin_with_the_day() -> None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cache
 
 from muomni.data.speech.normalizer.english import English
@@ -17,15 +18,38 @@ class OtherLanguage(Language):
 
     tag: str
 
+    @classmethod
+    def of(cls, tag: str) -> "OtherLanguage":
+        """The language of a tag that num2words knows."""
+        one, both = _num2words(1, tag) or "", _num2words(Decimal("1.1"), tag) or ""
+        between = both.removeprefix(one).removesuffix(one).strip() if one else ""
+        known = between if between.isalpha() and between != both else ""
+        decimal, grouping = (".", ",") if tag in _POINT_LANGUAGES else (",", ".")
+        ones = [_num2words(digit, tag) or "" for digit in range(10)]
+        return cls(tag=tag, ones=ones, point=_POINTS.get(tag, known), decimal=decimal, grouping=grouping)
+
     def cardinal(self, number: int) -> str:
-        """The words of a number."""
-        return _other_cardinal(number, self.tag)
+        """The words of a number; of large ones, and of those that num2words fails at, digit by digit."""
+        words = _num2words(number, self.tag) if number < _LARGEST else None
+        return words or self.spell(str(number))
 
 
-def _other_cardinal(number: int, tag: str) -> str:
+# num2words does not come to an end with some larger numbers in some languages.
+_LARGEST = 10**9
+# Words of the decimal sign where num2words does not tell them.
+_POINTS = {"it": "virgola", "ru": "запятая", "tr": "virgül", "vi": "phẩy", "hu": "egész"}
+# Those that write 3.5, not 3,5.
+_POINT_LANGUAGES = frozenset(["am", "bn", "cy", "fa", "he", "ja", "kn", "ko", "te", "th", "tl"])
+
+
+def _num2words(number: int | Decimal, tag: str) -> str | None:
+    """The words of a number, None where num2words has none."""
     from num2words import num2words
 
-    return str(num2words(number, lang=tag))
+    try:
+        return str(num2words(number, lang=tag))
+    except Exception:  # noqa: BLE001 - whatever its modules of languages raise: TypeError, KeyError, OverflowError
+        return None
 
 
 @cache
@@ -38,7 +62,7 @@ def language_of(tag: str) -> Language | None:
     if name in known:
         return known[name](**read_words(name))
     if name in _extra():
-        return OtherLanguage(tag=name, ones=[_other_cardinal(digit, name) for digit in range(10)])
+        return OtherLanguage.of(name)
     return None
 
 
