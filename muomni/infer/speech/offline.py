@@ -71,6 +71,22 @@ def nothing_to_say(text: str) -> SpeechError:
     return SpeechError(f"there is nothing to say in {shown!r}: it has no letter and no number")
 
 
+def fade_in(sound: Tensor, done: int, rate: int) -> Tensor:
+    """The next samples of a sentence, of which the first 5 ms come up from silence.
+
+    Codes that were drawn at a high temperature may begin with a sample near full scale, which is heard as a click.
+
+    Args:
+        sound: (samples,).
+        done: samples of the sentence before these.
+        rate: in hertz.
+    """
+    length = rate // 200
+    if done >= length:
+        return sound
+    return sound * ((torch.arange(done, done + len(sound)) / length).clamp(max=1))
+
+
 def unspeakable(words: Sequence[Word], language: str) -> SpeechError | None:
     """The error for words that hold digits, which no voice has learnt; None where they can be spoken."""
     digits = next((word for word in words if any(c.isdigit() for c in word.spoken)), None)
@@ -160,7 +176,8 @@ def _decode(codec: SpeechCodec, sentences: Sequence[Sentence], flush: int) -> di
 
     def decode_group() -> None:
         codes = [sentence.codes(0, sentence.frames or 0, flush).T for sentence in group]
-        sounds.update(zip(group, (sound.float().cpu() for sound in codec.decode(codes)), strict=True))
+        decoded = (fade_in(sound.float().cpu(), 0, codec.sample_rate) for sound in codec.decode(codes))
+        sounds.update(zip(group, decoded, strict=True))
         group.clear()
 
     with eval_mode(codec):

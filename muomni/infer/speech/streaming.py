@@ -16,7 +16,7 @@ from torch import Tensor
 from muomni.data.speech.spoken_text import SpokenText, Word
 from muomni.errors import SpeechError
 from muomni.infer.request import Chunk, SpeechTiming
-from muomni.infer.speech.offline import nothing_to_say, text_seed, unspeakable
+from muomni.infer.speech.offline import fade_in, nothing_to_say, text_seed, unspeakable
 from muomni.infer.speech.settings import SpeechSettings
 from muomni.infer.speech.speaker import Sentence, Speaker, SpeakerPool, codec_of, sentence_seed, talker_of
 from muomni.infer.speech.text import SentenceText, encode_sentences
@@ -64,7 +64,7 @@ class TextSpeech:
         self._count = 0
         self._finished = False
         self._decoder: StreamingDecoder | None = None
-        self._out = 0  # frames of the sentence that have become sound
+        self._out = self._heard = 0  # frames of the sentence that have become sound, and its samples
         self._piece = 0  # which of the pieces is next
         self._began: float | None = None
         self._first: float | None = None
@@ -213,11 +213,13 @@ class TextSpeech:
         codes = sentence.codes(self._out, self._out + frames, self._flush)
         with eval_mode(self._codec):
             sound = self._decoder.push(codes.T[None])[0].float().cpu() if frames else torch.empty(0)
+        sound = fade_in(sound, self._heard, self.sample_rate)
+        self._heard += len(sound)
         self._out += frames
         self._piece += 1
         if sentence.done:
             self._sentences.popleft()
-            self._decoder, self._out = None, 0
+            self._decoder, self._out, self._heard = None, 0, 0
         return sound if pause is None else torch.cat((pause, sound))
 
 

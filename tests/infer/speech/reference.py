@@ -103,4 +103,7 @@ def speak(model: MuOmni, text: str, settings: SpeechSettings) -> tuple[list[Tens
         for number, words in enumerate(spoken_words(text))
     ]
     pause = torch.zeros(round(settings.pause * codec.sample_rate))
-    return codes, torch.cat([piece for one in codes for piece in (pause, codec.decode(one.T))][1:])
+    sounds = [codec.decode(one.T) for one in codes]
+    for sound in sounds:
+        sound[:80] *= torch.arange(80) / 80  # 5 ms at 16 kHz
+    return codes, torch.cat([piece for sound in sounds for piece in (pause, sound)][1:])

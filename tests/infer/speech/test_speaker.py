@@ -27,6 +27,7 @@ from muomni.infer.speech import (
     speak_all,
     speak_pieces,
 )
+from muomni.infer.speech.offline import fade_in
 from muomni.infer.speech.speaker import Sentence, Speaker, capacity_for, sentence_seed
 from muomni.infer.speech.text import SentenceText, encode_sentences
 from muomni.model import SlotCache
@@ -119,6 +120,15 @@ def test_a_text_in_any_pieces_sounds_the_same(small_tokenizer: "Tokenizer", patt
     whole = speak_all(model, model.tokenizer, SpeakerPool(), [(text, how)])[0]
     assert whole.error is None
     torch.testing.assert_close(torch.cat([s for s in sounds if s is not None]), whole.audio, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("cuts", [[], [1], [30, 31, 79], [80], [500]])
+def test_the_first_sample_of_a_sentence_is_silent(cuts: list[int]) -> None:
+    sound = torch.full((600,), 0.9)
+    pieces = [fade_in(sound[a:b], a, 16_000) for a, b in zip([0, *cuts], [*cuts, 600], strict=True)]
+    whole = torch.cat(pieces)
+    assert whole[0] == 0 and torch.equal(whole[80:], sound[80:])
+    assert (whole.diff() >= 0).all() and whole.diff().max() < 0.9 / 79
 
 
 def test_it_speaks_before_the_sentence_is_known(model: MuOmni) -> None:
