@@ -4,6 +4,7 @@ A line of the table is `written => said`; `\n` stands for a line break. Long bec
 """
 
 import re
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -108,6 +109,10 @@ ENGLISH = {
         440 Hz => four hundred and forty hertz
         5–10 kg => five to ten kilograms
         5 m/s => five meters per second
+        8 g/cm³ => eight grams per cubic centimeter
+        5 mg/L => five milligrams per liter
+        500°-560°F => five hundred degrees to five hundred and sixty degrees F
+        10%-15% => ten percent to fifteen percent
         10 µm => ten micrometers
         50% => fifty percent
         5 % => five percent
@@ -137,6 +142,12 @@ ENGLISH = {
         2x => two times
         10x faster => ten times faster
         3×4 => three times four
+        1.5 x 6 = 9 => one point five times six equals nine
+        3/4 x 6 = 4.5 => three quarters times six equals four point five
+        5x^2 => five x squared
+        mass * speed => mass times speed
+        2 * (a + b) => two times (a plus b)
+        F*** it => F it
         2*3 => two times three
         4x4 => four by four
         10² => ten squared
@@ -260,6 +271,7 @@ ENGLISH = {
         1,000th => one thousandth
         19th century => nineteenth century
         1ST => first
+        448 -8th Street => four hundred and forty-eight -eighth Street
     """,
     "years": """
         1999 => nineteen ninety-nine
@@ -277,6 +289,7 @@ ENGLISH = {
         1900s => nineteen hundreds
         1810s => eighteen tens
         the 20s => the twenties
+        the 800s => the eight hundreds
         500 BC => five hundred BC
     """,
     "roman numerals": """
@@ -296,6 +309,13 @@ ENGLISH = {
         Rocky III => Rocky three
         Ⅷ => eight
         Malcolm X => Malcolm X
+        Pope Adrian IV => Pope Adrian the fourth
+        Ramesses III, Pharaoh => Ramesses the third, Pharaoh
+        Edward V of England => Edward the fifth of England
+        Peter V. Ueberroth => Peter V. Ueberroth
+        George I of Greece => George the first of Greece
+        Bad Boys II => Bad Boys two
+        Episode I: => Episode one:
         Then I went => Then I went
         Washington DC => Washington DC
         a CD MIX => a CD MIX
@@ -356,6 +376,8 @@ ENGLISH = {
         (see https://a.bc/d). => (see a dot bc slash d).
         @home => at home
         #news => hashtag news
+        Road # 206 => Road number two hundred and six
+        Door#2 => Door number two
     """,
     "emoji": """
         Yes 🙂 => Yes
@@ -482,6 +504,9 @@ GERMAN = """
     A & B => A und B
     a@b.de => a ät b Punkt de
     1.2.3 => eins Punkt zwei Punkt drei
+    Ludwig XIV => Ludwig der vierzehnte
+    Ludwig XIV. war König => Ludwig der vierzehnte war König
+    Elisabeth II. => Elisabeth die zweite.
 """
 
 FRENCH = """
@@ -531,6 +556,9 @@ FRENCH = """
     1/2 => un demi
     3/4 => trois quarts
     M. Dupont => Monsieur Dupont
+    Louis XIV => Louis quatorze
+    le XIXe siècle => le dix-neuvième siècle
+    François Ier => François premier
     A & B => A et B
     a@b.fr => a arobase b point fr
     007 => zéro zéro sept
@@ -577,6 +605,9 @@ SPANISH = """
     1/2 => un medio
     3/4 => tres cuartos
     Sr. Zorro => Señor Zorro
+    Felipe II => Felipe segundo
+    Alfonso XIII => Alfonso trece
+    el siglo XIX => el siglo diecinueve
     A & B => A y B
     a@b.es => a arroba b punto es
     007 => cero cero siete
@@ -661,6 +692,7 @@ def test_num2words_knows_more_languages_and_may_fail(tmp_path: Path, monkeypatch
         assert said == f"five of manyo, one two and {large}, three comma zero five or zero zero seven"
         assert missing_numbers("xx") is None and str(missing_numbers("yy"))[-19:] == "write them in words"
     finally:
+        sys.modules.pop("num2words", None)
         for cached in caches:
             cached.cache_clear()
 

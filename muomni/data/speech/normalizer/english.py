@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
-from muomni.data.speech.normalizer.language import FullLanguage, Noun, Rule, alternatives
+from muomni.data.speech.normalizer.language import FullLanguage, Noun, Rule, alternatives, roman
 
 if TYPE_CHECKING:
     import inflect
@@ -16,11 +16,12 @@ _REGNAL = (
     "Gregory|Clement|Innocent|Urban|Catherine|Nicholas|Alexander|Peter|Frederick|Napoleon|Ramses|Ptolemy|"
     "Xerxes|Darius|Albert|Leopold|Gustav|Christian|Olaf|Haakon|Carlos|Juan|Felipe|Ferdinand|Alfonso|Friedrich|"
     "Wilhelm|Heinrich|Karl|Otto|Ludwig|Mary|Stephen|John|Constantine|Ivan|Rudolf|Joseph|Franz|Harald|Malcolm|"
-    "Robert|David"
+    "Robert|David|Adrian|Ramesses|Sixtus|Julius|Boniface|Celestine|Victor|Umberto|Baldwin|Amenhotep|Thutmose|Seti|"
+    "Michael|Basil|Maximilian|Sigismund|Casimir|Rama|Mehmed|Murad|Selim|Suleiman|Andrew|Edmund|Harold|Margaret|"
+    "Isabella|Rudolph|Philippe|Petar|Peder|Eric|Cleopatra|Tiberius"
 )
-_PARTS = "Chapter|Part|Book|Act|Scene|Volume|Section|Article|War|Bowl|Phase|Type|Appendix|Canto|Level|Stage"
-_ROMAN = re.compile(r"(?=[IVXLC])C{0,3}(XC|XL|L?X{0,3})(IX|IV|V?I{0,3})")
-_VALUES = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100}
+_RULERS = "Pope|King|Queen|Emperor|Empress|Tsar|Czar|Tsarina|Prince|Princess|Pharaoh|Sultan|Shah|Duke"
+_PARTS = "Chapter|Part|Book|Act|Scene|Volume|Section|Article|War|Bowl|Phase|Type|Appendix|Canto|Level|Stage|Episode"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -39,6 +40,10 @@ class English(FullLanguage):
             for power, name in (("^2", "square"), ("^3", "cubic")):
                 one = plain[unit].one.replace("one ", f"one {name} ")
                 units[unit + power] = Noun(one, f"{name} {plain[unit].many}")
+        for unit in ("kg", "g", "mg"):
+            for volume in ("m^3", "cm^3", "l", "L", "ml"):
+                per = units[volume].one.removeprefix("one ")
+                units[f"{unit}/{volume}"] = Noun(f"{plain[unit].one} per {per}", f"{plain[unit].many} per {per}")
         return cls(**words | {"units": units}, day_first=day_first)
 
     @property
@@ -59,6 +64,7 @@ class English(FullLanguage):
         year = r"(?:,? ((?:1[0-9]|20)\d\d)(?![\d,.]\d))?"
         month_day = re.compile(rf"\b({month}) (\d\d?)(?:st|nd|rd|th)?(?: to (\d\d?))?\b(?![:.,]\d){year}")
         rank = re.compile(r"(?<![\w.])(\d{1,15}|\d{1,3}(?:,\d{3}){1,4})(?:st|nd|rd|th)\b", re.IGNORECASE)
+        rank_of = r"([IVX]{2,}|V(?!\. ?[A-Z])|I(?= of\b))(?!\w)"
         return (
             Rule("price", re.compile(rf"\b([Aa]n?) ({signs})({number})({scale})? (?=[a-z])"), self._price),
             Rule("time of day", meridiem, self._meridiem),
@@ -67,13 +73,14 @@ class English(FullLanguage):
             Rule("height", re.compile(r"(?<![\w'.,])(\d)' ?(1[01]|\d)\"(?!\w)"), self._height),
             Rule("all the time", re.compile(r"(?<![\d/])24/7(?![\d/])"), "twenty-four seven"),
             Rule("the attacks", re.compile(r"(?<![\d/])9/11(?![\d/])"), "nine eleven"),
-            Rule("decade", re.compile(r"(?<![\w.,])'?([2-9]0|(?:1[0-9]|20)\d0)'?s\b"), self._decade),
-            Rule("regnal number", re.compile(rf"\b({_REGNAL}) ([IVX]{{2,}})\b"), self._regnal, digits=False),
+            Rule("decade", re.compile(r"(?<![\w.,])'?([2-9]0|[1-9]00|(?:1[0-9]|20)\d0)'?s\b"), self._decade),
+            Rule("regnal number", re.compile(rf"\b((?:{_RULERS}) [A-Z][a-z]+) {rank_of}"), self._regnal, digits=False),
+            Rule("regnal number", re.compile(rf"\b({_REGNAL}) {rank_of}"), self._regnal, digits=False),
             Rule("numbered part", re.compile(rf"\b({_PARTS}) ([IVXLC]+)\b"), self._roman_cardinal, digits=False),
             Rule("roman numeral", re.compile(r"\b([A-Z][a-z]+) ([IVX]{2,})\b"), self._roman_cardinal, digits=False),
             Rule("ordinal", rank, lambda match: ordinal(int(match[1].replace(",", "")))),
             Rule("C#", re.compile(r"\b([CF])#(?!\w)"), r"\1 sharp", digits=False),
-            Rule("number sign", re.compile(r"#(?=\d)"), "number "),
+            Rule("number sign", re.compile(r"#(?= ?\d)"), " number "),
             Rule("about", re.compile(r"~(?=\d)"), "about "),
         )
 
@@ -163,14 +170,6 @@ class English(FullLanguage):
     def _roman_cardinal(self, match: re.Match[str]) -> str:
         number = roman(match[2])
         return match[0] if number is None else f"{match[1]} {cardinal(number)}"
-
-
-def roman(numeral: str) -> int | None:
-    """The value of a Roman numeral below 400, None if it is none."""
-    if not _ROMAN.fullmatch(numeral):
-        return None
-    values = [_VALUES[letter] for letter in numeral]
-    return sum(-v if v < after else v for v, after in zip(values, [*values[1:], 0], strict=True))
 
 
 @lru_cache(maxsize=4096)

@@ -1,9 +1,10 @@
 """French, as in France."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from muomni.data.speech.normalizer.language import Currency, FullLanguage, Rule
+from muomni.data.speech.normalizer.language import Currency, FullLanguage, Rule, roman
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -16,7 +17,16 @@ class French(FullLanguage):
         first = re.compile(r"(?<![\w.,])1(er|re|ère)\b")
         rank = re.compile(r"(?<![\w.,])(\d{1,15})(?:e|ème|eme)\b")
         hours = re.compile(r"(?<![\w:.,])([01]?\d|2[0-3]) ?h ?([0-5]\d)?\b")
+        century = re.compile(r"(?<!\w)([IVX]+)(?:e|ème)(?= |$|[.,])")
         return (
+            Rule("century", century, lambda match: self._roman(match, self.ordinal), digits=False),
+            Rule(
+                "king",
+                re.compile(r"(?<=[a-zé] )([IVX]{2,})(?!\w)"),
+                lambda match: self._roman(match, self.cardinal),
+                digits=False,
+            ),
+            Rule("first king", re.compile(r"(?<=[a-zé] )Ier(?!\w)"), "premier", digits=False),
             Rule("lady", re.compile(r"\bMme\b"), "Madame", digits=False),
             Rule("young lady", re.compile(r"\bMlle\b"), "Mademoiselle", digits=False),
             Rule("first", first, lambda match: "premier" if match[1] == "er" else "première"),
@@ -70,6 +80,10 @@ class French(FullLanguage):
         """As in "premier mai deux mille vingt"."""
         number = "premier" if day == 1 else self.cardinal(day)
         return f"{number} {self.months[month - 1]}" + (f" {self.year(year)}" if year is not None else "")
+
+    def _roman(self, match: re.Match[str], say: Callable[[int], str]) -> str:
+        number = roman(match[1])
+        return match[0] if number is None else say(number)
 
     def _below_thousand(self, number: int) -> str:
         hundreds, rest = divmod(number, 100)

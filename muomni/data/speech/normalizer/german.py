@@ -3,9 +3,10 @@
 import re
 from dataclasses import dataclass
 
-from muomni.data.speech.normalizer.language import FullLanguage, Rule, alternatives
+from muomni.data.speech.normalizer.language import FullLanguage, Rule, alternatives, roman
 
 _RANKS = {1: "erste", 3: "dritte", 7: "siebte", 8: "achte"}
+_QUEENS = frozenset(["Elisabeth", "Katharina", "Maria", "Margarethe", "Beatrix", "Isabella", "Christina", "Anna"])
 _BEFORE_DATIVE = r"(?:\b(?:am|vom|zum|dem|den|im|ab|beim|bis) )"
 
 
@@ -28,6 +29,7 @@ class German(FullLanguage):
         """Centuries and times of day."""
         time = re.compile(r"(?<![\d:.,])([01]?\d|2[0-4])(?:[:.]([0-5]\d))? Uhr\b")
         return (
+            Rule("king", re.compile(r"\b([A-ZÄÖÜ][a-zäöüß]+) ([IVX]{2,})(\.(?= [a-zäöü]))?"), self._king, digits=False),
             Rule("century", re.compile(r"\b(im |des )?(\d{1,2})\. (?=Jahrhundert)"), self._century),
             Rule("time of day", time, lambda match: self.hours(int(match[1]), int(match[2] or 0))),
         )
@@ -74,6 +76,11 @@ class German(FullLanguage):
         before, day, year = match[1], int(match[2]), match[4]
         said = f"{before}{self.ordinal(day)}{'n' if before else 'r'} {month}"
         return f"{said} {self.year(int(year))}" if year else said
+
+    def _king(self, match: re.Match[str]) -> str:
+        number = roman(match[2])
+        article = "die" if match[1] in _QUEENS else "der"
+        return match[0] if number is None else f"{match[1]} {article} {self.ordinal(number)}"
 
     def _century(self, match: re.Match[str]) -> str:
         return f"{match[1] or ''}{self.ordinal(int(match[2]))}{'n' if match[1] else 's'} "

@@ -10,6 +10,8 @@ from typing import Any
 
 # Longer numbers are said digit by digit.
 MAX_DIGITS = 15
+_ROMAN = re.compile(r"(?=[IVXLC])C{0,3}(XC|XL|L?X{0,3})(IX|IV|V?I{0,3})")
+_ROMAN_VALUES = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100}
 
 
 @dataclass(frozen=True)
@@ -275,3 +277,11 @@ def _nouns(words: Sequence[str]) -> list[Noun]:
 def alternatives(names: Iterable[str]) -> str:
     """A regular expression for one of some names, the longest that fits; for none it matches nothing."""
     return "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)) or "(?!)"
+
+
+def roman(numeral: str) -> int | None:
+    """The value of a Roman numeral below 400, None if it is none."""
+    if not _ROMAN.fullmatch(numeral):
+        return None
+    values = [_ROMAN_VALUES[letter] for letter in numeral]
+    return sum(-v if v < after else v for v, after in zip(values, [*values[1:], 0], strict=True))

@@ -142,14 +142,14 @@ def _range_rules(language: FullLanguage) -> tuple[Rule, ...]:
         ),
         Rule(
             "range with a hyphen",
-            re.compile(r"(?<![\w.,:/$€£¥-])(\d[\d.,:]*+(?:[ap]m)?)-(?=\d[\d.,:]*+(?!-))"),
+            re.compile(r"(?<![\w.,:/$€£¥-])(\d[\d.,:]*+(?:[ap]m|%| ?°[CF]?)?)-(?=\d[\d.,:]*+(?!-))"),
             rf"\1 {language.to} ",
         ),
         Rule("minus before money", re.compile(rf"({sign})[-−](?=\d)"), r"−\1"),
         Rule("minus sign", re.compile(rf"− ?(?={sign}?[.,]?\d)"), f" {language.minus} "),
         Rule(
             "negative number",
-            re.compile(rf"(?<![\w)\]\"'.,-])-(?={sign}?[.,]?\d)"),
+            re.compile(rf"(?<![\w)\]\"'.,-])-(?={sign}?[.,]?\d)(?!\d+(?:st|nd|rd|th)\b)"),
             f"{language.minus} ",
         ),
     )
@@ -207,20 +207,23 @@ def _measure_rules(language: FullLanguage) -> tuple[Rule, ...]:
     def measure(match: re.Match[str]) -> str:
         return language.count(match[1], language.units[match[2]])
 
+    times = f" {language.symbols['×']} "
     unit = rf"(?<![\w.,])({number}) ?({alternatives(language.units)})(?![\w^])"
     return (
         Rule("time of day", _CLOCK, clock),
         Rule("ratio", re.compile(r"(?<=\d):(?=\d)"), f" {language.to} "),
+        Rule("product with a result", re.compile(r"(?<=\d) ?x ?(?=\d[\d.,/]*+ ?=)"), times),
         Rule("fraction", _FRACTION, fraction),
         Rule("unit", re.compile(unit), measure),
-        Rule("power", _POWER, power),
         Rule(
             "multiplier",
-            re.compile(rf"({number})x\b"),
+            re.compile(rf"({number})x\b(?!\^)"),
             lambda match: f"{language.number(match[1])} {language.symbols['×']}",
         ),
+        Rule("power", _POWER, power),
         Rule("size", re.compile(r"(?<=\d) ?x ?(?=\d)"), f" {language.by} "),
-        Rule("product", re.compile(r"(?<=\d) ?[*×] ?(?=\d)"), f" {language.symbols['×']} "),
+        Rule("product", re.compile(r"(?<=\d) ?[*×] ?(?=\d)"), times),
+        Rule("product of words", re.compile(r"(?<=[\w)]) \* (?=[\w(])"), times, digits=False),
         Rule(
             "scale",
             re.compile(rf"({number}) ?({_scale_words(language)})(?!\w)"),

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from muomni.data.speech.normalizer.language import Currency, FullLanguage, Rule
+from muomni.data.speech.normalizer.language import Currency, FullLanguage, Rule, roman
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -12,8 +12,12 @@ class Spanish(FullLanguage):
 
     @property
     def rules(self) -> tuple[Rule, ...]:
-        """Ranks; their signs are letters by now."""
-        return (Rule("ordinal", re.compile(r"(?<![\w.,])(\d{1,15})\.?([oa])\b"), self._rank),)
+        """Ranks, whose signs are letters by now, centuries and kings."""
+        return (
+            Rule("ordinal", re.compile(r"(?<![\w.,])(\d{1,15})\.?([oa])\b"), self._rank),
+            Rule("century", re.compile(r"\b([Ss]iglos?) ([IVX]+)(?!\w)"), self._roman, digits=False),
+            Rule("king", re.compile(r"\b([A-ZÁÉÍÓÚ][a-záéíóúñ]+) ([IVX]{2,})(?!\w)"), self._roman, digits=False),
+        )
 
     def below_million(self, number: int) -> str:
         """As in "veintiún mil"."""
@@ -57,6 +61,12 @@ class Spanish(FullLanguage):
     def _rank(self, match: re.Match[str]) -> str:
         words = self.ordinal(int(match[1]))
         return f"{words[:-1]}a" if match[2] == "a" and words.endswith("o") else words
+
+    def _roman(self, match: re.Match[str]) -> str:
+        number = roman(match[2])
+        if number is None:
+            return match[0]
+        return f"{match[1]} {self.cardinal(number) if match[1].lower().startswith('siglo') else self.ordinal(number)}"
 
     def _below_thousand(self, number: int) -> str:
         hundreds, rest = divmod(number, 100)
