@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from muomni.api.training import run_recipe as train
     from muomni.config.loader import load_recipe
     from muomni.data.text.tokenizer import Tokenizer
-    from muomni.infer.request import Reply
     from muomni.infer.sampling import SamplingParams
+    from muomni.infer.streaming import Reply
 
 __all__ = [
     "MuOmni",
@@ -38,7 +38,7 @@ __version__ = "0.1.0"
 # `muomni --help` and the configuration do without it.
 _HOMES = {
     "MuOmni": "muomni.api.model",
-    "Reply": "muomni.infer.request",
+    "Reply": "muomni.infer.streaming",
     "SamplingParams": "muomni.infer.sampling",
     "Tokenizer": "muomni.data.text.tokenizer",
     "load_recipe": "muomni.config.loader",

@@ -36,7 +36,8 @@ def export_gguf(
     """Writes a GGUF file, tokenizer and chat template included, for llama.cpp; whole or not at all.
 
     Args:
-        model, tokenizer: what is written.
+        model: is written.
+        tokenizer: of the model, or None.
         out: the file; one that is there is replaced.
         dtype: of the matrices: `f32`, `f16`, `bf16` or `q8_0` (int8 in blocks of 32).
         each: called with the name of each tensor before it is written.

@@ -13,7 +13,6 @@ from muomni.accel.device import pick_device
 from muomni.accel.int8 import KeepFloat, QuantizationReport, quantize, tune
 from muomni.api import export
 from muomni.api.presets import new_config
-from muomni.api.speech import Speak, add_speech, check_batch, check_spoken, reply_speech, text_settings
 from muomni.config import AudioConfig, OmniConfig, VisionConfig
 from muomni.data.text.chat import expand
 from muomni.data.text.tokenizer import Tokenizer
@@ -25,10 +24,10 @@ from muomni.formats.pretrained import check_replaceable, load_model, save_model
 from muomni.formats.tensors import resolve_folder
 from muomni.infer import Chunk, Reply, RunnerName, SamplingParams, TextStream, generate
 from muomni.infer.offline import generate_ids, show_progress
-from muomni.infer.preprocess import checked_tokenizer, end_ids, read_prompt, settings_of
-from muomni.infer.request import token_budget
+from muomni.infer.preprocess import check_batch, checked_tokenizer, end_ids, read_prompt, settings_of, token_budget
 from muomni.infer.runtime import CacheDtype, Runtime
 from muomni.infer.speech import Speech, SpeechSettings, SpokenStream, TextSpeech, speak_all, speak_pieces
+from muomni.infer.speech.offline import Speak, add_speech, check_spoken, reply_speech, text_settings
 from muomni.infer.streaming import ReplyStream
 from muomni.model import OmniModel
 
@@ -79,7 +78,8 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
 
         Args:
             config: a preset's name (`nano`, `tiny`, `small`, `base`) or a whole configuration.
-            vision, audio: with a preset: make it see and hear. True takes the encoder that goes with the preset.
+            vision: with a preset: make it see. True takes the encoder that goes with the preset.
+            audio: the same for hearing.
             tokenizer: may also be set later, as `model.tokenizer`.
             device: `auto`, `cuda`, `mps` or `cpu`.
             seed: of the weights; None takes torch's own generator.
@@ -92,7 +92,7 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
         return cls(config, generator, tokenizer).to(pick_device(device))
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]  # the mixin takes options for its own way of loading
+    def from_pretrained(  # type: ignore[override]  # noqa: PLR0913 - the mixin's own options are others; the Hub's
         cls,
         name_or_path: str | Path,
         *,
@@ -114,7 +114,10 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
             dtype: of the weights in memory, or of what int8 layers compute; None keeps the file's.
             int8: quantise float weights while they are read, so that memory never holds them; see `quantize`.
             runner: computes the decoder steps; see the property `runner`.
-            revision, token, cache_dir, local_files_only: for a model on the Hub, as `snapshot_download` has them.
+            revision: of a model on the Hub; this and what follows as `snapshot_download` has them.
+            token: for a private one.
+            cache_dir: where it is kept.
+            local_files_only: take what is kept, and ask nobody.
 
         Raises:
             UserError: nothing of that name; says where was looked.
@@ -233,7 +236,7 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
             return text
         return SpokenStream(text, TextSpeech(self, self._checked_tokenizer(), self.runtime.speakers, settings))
 
-    def chat_batch(
+    def chat_batch(  # noqa: PLR0913 - each is of use by itself
         self,
         prompts: Sequence[Prompt],
         *,

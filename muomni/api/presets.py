@@ -18,7 +18,8 @@ def new_config(
 
     Args:
         config: a preset's name or a whole configuration.
-        vision, audio: with a preset: True takes the encoder that goes with it.
+        vision: with a preset: True takes the encoder that goes with it.
+        audio: the same.
         tokenizer: gives the ids of the placeholders; None takes those of a tokenizer that was trained here.
 
     Raises:

@@ -6,7 +6,7 @@ from muomni.config import Recipe
 from muomni.data import Tokenizer
 from muomni.infer import EagerRunner, Engine, Runners, SamplingParams
 from muomni.infer.offline import generate_all
-from muomni.infer.request import EngineInput, token_budget
+from muomni.infer.preprocess import EngineInput, token_budget
 from muomni.model import OmniModel, SlotCache
 from muomni.train.omni_task import Sampler
 

@@ -1,21 +1,23 @@
-"""Inference. Read in this order:
+"""Inference.
+
+Read in this order:
 
 * `runtime`: what a model keeps between calls, and the way of a prompt to its reply.
 * `preprocess`: prompts as token ids and embeddings; `encoder_cache`: pictures and sounds, each encoded once.
-* `request`: a prompt on its way through the engine, and its reply; `sampling`: its settings, and how a token is drawn.
-* `engine`: slots and what the next step reads (`scheduler`), the steps (`core`), and the front for
+* `sampling`: the settings of a request, and how a token is drawn.
+* `engine`: requests, their slots and what the next step reads (`scheduler`), the steps (`core`), and the front for
   any thread (`engine`); `runners`: what computes a step, over a cache of slots.
-* `streaming`: tokens as text; `offline`: many prompts; `reference`: the plain loop that all of it must agree with.
+* `streaming`: replies, tokens as text; `offline`: many prompts; `reference`: the plain loop that all of it must agree
+  with.
 * `speculative`: drafts of tokens; `speech`: texts and replies that are spoken.
 """
 
 from muomni.infer.engine.engine import Engine, make_engine
+from muomni.infer.engine.scheduler import FinishReason, Request
 from muomni.infer.reference import generate
-from muomni.infer.request import Chunk, FinishReason, Reply, Request, Timing
-from muomni.infer.runners.base import EagerRunner, Runner
-from muomni.infer.runners.select import RunnerName, Runners, make_runner
+from muomni.infer.runners.select import EagerRunner, Runner, RunnerName, Runners, make_runner
 from muomni.infer.sampling import SamplingParams, sample
-from muomni.infer.streaming import TextStream
+from muomni.infer.streaming import Chunk, Reply, TextStream, Timing
 
 __all__ = [
     "Chunk",

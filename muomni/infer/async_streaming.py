@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from muomni.errors import EngineError
 from muomni.infer.engine.engine import Engine
-from muomni.infer.preprocess import end_ids
-from muomni.infer.request import Chunk, EngineInput, Reply, Request
+from muomni.infer.engine.scheduler import Request
+from muomni.infer.preprocess import EngineInput, end_ids
 from muomni.infer.speculative.drafts import DraftProposer
-from muomni.infer.streaming import ReplyText, reply_of
+from muomni.infer.streaming import Chunk, Reply, ReplyText, reply_of
 
 if TYPE_CHECKING:
     from muomni.data.text.tokenizer import Tokenizer

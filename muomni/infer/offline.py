@@ -11,10 +11,11 @@ from torch import Tensor
 
 from muomni.errors import EngineError, PromptError
 from muomni.infer.engine.engine import Engine
-from muomni.infer.request import STOP_NEEDS_TEXT, EngineInput, Reply, Request
+from muomni.infer.engine.scheduler import Request
+from muomni.infer.preprocess import STOP_NEEDS_TEXT, EngineInput
 from muomni.infer.sampling import SamplingParams
 from muomni.infer.speculative.drafts import DraftProposer
-from muomni.infer.streaming import TextStream
+from muomni.infer.streaming import Reply, TextStream
 from muomni.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ def generate_all(
         engine: whose slots hold the longest of them with its reply.
         tokenizer: turns ids into text.
         prompts: one with an error gets a reply with that error.
-        batch_invariant, speculate: see `TextStream`.
+        batch_invariant: see `Request`.
+        speculate: see `Request`.
         keep_going: a prompt that the engine refuses or fails at gets a reply with the error, too.
 
     Yields:

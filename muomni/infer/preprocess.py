@@ -2,16 +2,16 @@
 
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from muomni.data.media.media_ref import MAX_HELD_BYTES, MediaContent, read_media
 from muomni.data.text.chat import EncodedChat, as_messages, check_messages, encode_chat
 from muomni.data.text.special_tokens import SPECIAL
 from muomni.errors import MediaError, PromptError, UserError
 from muomni.infer.encoder_cache import Encoded, EncoderCache, processor_of, prompt_media, takes
-from muomni.infer.request import EngineInput, token_budget
+from muomni.infer.prompt_media import PromptMedia
 from muomni.infer.sampling import SamplingParams
 from muomni.infer.speculative.drafts import check_guessable
 from muomni.model import OmniModel
@@ -19,8 +19,57 @@ from muomni.model import OmniModel
 if TYPE_CHECKING:
     from muomni.data.text.tokenizer import Tokenizer
 
+STOP_NEEDS_TEXT = "stop: token ids hold no text to stop at; use chat, complete or stream"
 # Bytes of files that are read once and kept until they are encoded; what is beyond is opened again for each use.
 _HELD_BYTES = 256 << 20
+
+
+def token_budget(model: OmniModel, shape: Sequence[int], params: SamplingParams, of_which: str = "") -> int:
+    """How many tokens may follow prompts of `shape` (B, T): `max_new_tokens`, less where the context ends.
+
+    Args:
+        model: has the context.
+        shape: of the token ids.
+        params: have `max_new_tokens`.
+        of_which: what in the prompt takes how many tokens, for the error.
+
+    Raises:
+        PromptError: the prompt is empty or fills the context.
+    """
+    if len(shape) != 2:
+        raise PromptError(f"token ids must be (rows, tokens), not of shape {tuple(shape)}")
+    if 0 in shape:
+        raise PromptError("the prompt is empty: there is nothing to continue")
+    context = model.config.thinker.max_position_embeddings
+    if shape[1] >= context:
+        raise PromptError(
+            f"the prompt has {shape[1]} tokens{f' ({of_which})' if of_which else ''} and the model's context is "
+            f"{context}: no room is left for a reply; shorten the prompt"
+        )
+    return min(params.max_new_tokens, context - shape[1])
+
+
+class EngineInput(NamedTuple):
+    """A prompt as the engine takes it.
+
+    Attributes:
+        ids: of its tokens.
+        params: the settings.
+        limit: its token budget, new tokens at most.
+        media: its pictures and sounds, or None.
+        error: what is wrong with it; then nothing is computed for it.
+    """
+
+    ids: Sequence[int]
+    params: SamplingParams
+    limit: int = 0
+    media: PromptMedia | None = None
+    error: UserError | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt and of the longest reply."""
+        return len(self.ids) + self.limit
 
 
 def checked_tokenizer(model: OmniModel, tokenizer: "Tokenizer | None") -> "Tokenizer":
@@ -84,6 +133,18 @@ def settings_of(
     return params
 
 
+def check_batch(on_error: str, batch_size: int) -> None:
+    """Checks arguments of `chat_batch` and `say_batch`.
+
+    Raises:
+        PromptError: naming the argument.
+    """
+    if batch_size < 1:
+        raise PromptError(f"batch_size = {batch_size}: must be at least 1")
+    if on_error not in ("raise", "reply"):
+        raise PromptError(f"on_error = {on_error!r}: must be 'raise' or 'reply'")
+
+
 def read_prompt(
     model: OmniModel,
     tokenizer: "Tokenizer",
@@ -122,30 +183,43 @@ def read_prompt(
     return encode_chat(tokenizer, messages, add_generation_prompt=True, inputs=inputs, files=files)
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How prompts are read.
+
+    Attributes:
+        raw: see `read_prompt`.
+        root: see `read_prompt`.
+        files: see `read_prompt`.
+        alone: encode each medium by itself.
+        keep_going: put an error into the input of its prompt instead of raising it.
+    """
+
+    raw: bool = False
+    root: Path | None = None
+    files: bool = True
+    alone: bool = False
+    keep_going: bool = False
+
+
 def prepare(
     model: OmniModel,
     tokenizer: "Tokenizer",
     encoders: EncoderCache,
     prompts: Iterable[tuple[Any, SamplingParams]],
     names: Sequence[str],
-    *,
-    raw: bool = False,
-    alone: bool = False,
-    root: Path | None = None,
-    files: bool = True,
-    keep_going: bool = False,
+    reading: Reading,
     run: Callable[[Callable[[], Any]], Any] = operator.call,
 ) -> list[EngineInput]:
     """Makes the engine's inputs; new media of all prompts are encoded together.
 
     Args:
-        model, tokenizer: read the prompts.
+        model: answers.
+        tokenizer: of the model.
         encoders: encode media, and keep the embeddings of earlier ones.
         prompts: with their settings.
         names: of the prompts, for errors; empty for a single one.
-        raw, root, files: see `read_prompt`.
-        alone: encode each medium by itself.
-        keep_going: put an error into the input of its prompt instead of raising it.
+        reading: see `Reading`.
         run: see `EncoderCache.encode`.
 
     Raises:
@@ -156,7 +230,7 @@ def prepare(
     inputs: list[EngineInput | tuple[EncodedChat, SamplingParams, str]] = []
     for (prompt, params), name in zip(prompts, names, strict=True):
         try:
-            chat = read_prompt(model, tokenizer, prompt, raw=raw, root=root, files=files)
+            chat = read_prompt(model, tokenizer, prompt, raw=reading.raw, root=reading.root, files=reading.files)
             if chat.media:
                 chat, held = _read_media(chat, held)
                 _check_length(model, chat, params)
@@ -164,9 +238,9 @@ def prepare(
             else:
                 inputs.append(EngineInput(chat.ids, params, token_budget(model, (1, len(chat.ids)), params)))
         except (PromptError, MediaError) as error:
-            inputs.append(EngineInput([], params, error=_named(error, name, keep_going)))
+            inputs.append(EngineInput([], params, error=_named(error, name, reading.keep_going)))
     parts = [part for each in inputs if not isinstance(each, EngineInput) for part in each[0].media]
-    encoded = iter(encoders.encode(model, parts, alone=alone, run=run) if parts else [])
+    encoded = iter(encoders.encode(model, parts, alone=reading.alone, run=run) if parts else [])
     prepared = []
     for each in inputs:
         if isinstance(each, EngineInput):
@@ -177,7 +251,7 @@ def prepare(
         try:
             prepared.append(_with_media(model, chat, media, params))
         except (PromptError, MediaError) as error:
-            prepared.append(EngineInput([], params, error=_named(error, name, keep_going)))
+            prepared.append(EngineInput([], params, error=_named(error, name, reading.keep_going)))
     return prepared
 
 

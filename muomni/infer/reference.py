@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from muomni.errors import EngineError, PromptError
+from muomni.infer.preprocess import STOP_NEEDS_TEXT, token_budget
 from muomni.infer.prompt_media import PromptMedia
-from muomni.infer.request import STOP_NEEDS_TEXT, token_budget
 from muomni.infer.sampling import Sampler, SamplingParams, draw_uniform, make_random, on_device, why_not_finite
 from muomni.model import KVCache, OmniModel
 from muomni.model.kv_cache import check_places

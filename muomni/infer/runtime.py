@@ -10,14 +10,13 @@ from muomni.errors import ConfigError, UserError
 from muomni.infer.encoder_cache import EncoderCache
 from muomni.infer.engine.engine import Engine, make_engine
 from muomni.infer.offline import generate_all
-from muomni.infer.preprocess import checked_tokenizer, prepare
-from muomni.infer.request import EngineInput, Reply
+from muomni.infer.preprocess import EngineInput, Reading, checked_tokenizer, prepare
 from muomni.infer.runners.select import RunnerName, checked_runner
 from muomni.infer.sampling import SamplingParams
 from muomni.infer.speculative.draft_model import Drafter, check_same_tokens, make_drafter
 from muomni.infer.speculative.drafts import check_guessable
 from muomni.infer.speech.speaker import SpeakerPool
-from muomni.infer.streaming import TextStream
+from muomni.infer.streaming import Reply, TextStream
 from muomni.model import OmniModel
 from muomni.model.module_modes import fingerprint
 
@@ -103,7 +102,8 @@ class Runtime:
 
         Args:
             model: the smaller one, whose weights may have changed since.
-            slots, capacity: see `make_drafter`.
+            slots: see `make_drafter`.
+            capacity: see `make_drafter`.
 
         Raises:
             EngineError: the memory does not hold one slot.
@@ -123,8 +123,8 @@ class Runtime:
         names: Sequence[str] = ("",),
         **options: Any,
     ) -> list[EngineInput]:
-        """The engine's inputs; see `infer.preprocess.prepare`."""
-        return prepare(model, checked_tokenizer(model, tokenizer), self.media, prompts, names, **options)
+        """The engine's inputs; see `infer.preprocess.prepare`, and `Reading` for the options."""
+        return prepare(model, checked_tokenizer(model, tokenizer), self.media, prompts, names, Reading(**options))
 
     def stream(
         self,
@@ -139,9 +139,11 @@ class Runtime:
         """The reply to one prompt as a stream.
 
         Args:
-            model, tokenizer: answer.
+            model: answers.
+            tokenizer: of the model.
             prompt: with its settings.
-            raw, batch_invariant: see `MuOmni.chat_batch`.
+            raw: see `MuOmni.chat_batch`.
+            batch_invariant: see `MuOmni.chat_batch`.
             speculate: draft from the text so far, or by a smaller `MuOmni`.
         """
         tokenizer = checked_tokenizer(model, tokenizer)

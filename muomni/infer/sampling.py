@@ -314,7 +314,8 @@ def keep_likely(
         logits: (B, V) fp32.
         top_k: 0 keeps all.
         temperature: (B, 1) or a number.
-        top_p, min_p: (B, 1); None where no row asks for it.
+        top_p: (B, 1); None where no row asks for it.
+        min_p: the same.
 
     Returns:
         weights (B, k), and their tokens (B, k) int64, or None for the whole vocabulary in its order.

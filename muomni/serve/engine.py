@@ -13,8 +13,7 @@ import torch
 from muomni.api.model import MuOmni
 from muomni.infer.async_streaming import AsyncTextStream
 from muomni.infer.engine.engine import make_engine
-from muomni.infer.preprocess import checked_tokenizer, prepare
-from muomni.infer.request import EngineInput
+from muomni.infer.preprocess import EngineInput, Reading, checked_tokenizer, prepare
 from muomni.infer.sampling import SamplingParams
 from muomni.infer.speculative.drafts import check_guessable
 from muomni.serve.errors import overloaded
@@ -98,8 +97,8 @@ class ServingEngine:
 
     def _prepare(self, prompt: Any, params: SamplingParams, *, raw: bool, alone: bool) -> EngineInput:
         encoders = self.model.runtime.media
-        options: dict[str, Any] = {"raw": raw, "alone": alone, "files": False, "run": self.engine.run}
-        return prepare(self.model, self.tokenizer, encoders, [(prompt, params)], [""], **options)[0]
+        reading = Reading(raw=raw, alone=alone, files=False)
+        return prepare(self.model, self.tokenizer, encoders, [(prompt, params)], [""], reading, self.engine.run)[0]
 
     def media_tokens(self, prompt: EngineInput) -> dict[str, int]:
         """How many tokens of a prompt are places of pictures and of sounds, in OpenAI's names."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from muomni.infer.async_streaming import AsyncTextStream
-from muomni.infer.request import Chunk
+from muomni.infer.streaming import Chunk
 
 if TYPE_CHECKING:
     from muomni.serve.engine import ServingEngine

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from muomni.infer.async_streaming import AsyncTextStream
-from muomni.infer.request import Chunk, Reply
+from muomni.infer.streaming import Chunk, Reply
 from muomni.serve.metrics import Metrics
 
 

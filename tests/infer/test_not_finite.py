@@ -10,8 +10,8 @@ from torch import Tensor
 from muomni import MuOmni
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.errors import EngineError, SpeechError
-from muomni.infer.runners.base import EagerRunner
-from muomni.infer.runners.compiled_step import decode_step
+from muomni.infer.runners.compiled_step import run_step
+from muomni.infer.runners.select import EagerRunner
 from muomni.infer.sampling import SamplingParams, most_likely, sample
 from muomni.model import SlotCache
 from tests.infer.speech.models import make_speaking
@@ -89,7 +89,7 @@ def test_greedy_steps_of_each_runner_mark_it(model: MuOmni) -> None:
     with torch.inference_mode():
         assert EagerRunner(model, cache).greedy(tokens, slots, positions, 3).tolist() == [[-1] * 3] * 2
         after: Tensor = torch.tensor([-1, -1])  # what a compiled step goes on with
-        _, following = decode_step(model.thinker, cache, 32, after, slots, positions, slots)
+        _, following = run_step(model.thinker, cache, 32, True, after, slots, positions, slots)
     assert following.tolist() == [-1, -1]
     assert most_likely(torch.tensor([[1.0, 3.0, 2.0]])).tolist() == [1]
 

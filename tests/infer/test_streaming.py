@@ -16,7 +16,7 @@ from muomni.config import preset
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.errors import PromptError
 from muomni.infer import Engine, Runners, SamplingParams, TextStream
-from muomni.infer.request import EngineInput, token_budget
+from muomni.infer.preprocess import EngineInput, token_budget
 from muomni.infer.streaming import StopTexts
 from muomni.model import OmniModel, SlotCache
 

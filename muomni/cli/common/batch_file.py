@@ -26,7 +26,7 @@ from muomni.files import json_line
 if TYPE_CHECKING:
     from muomni.api.model import MuOmni
     from muomni.infer import Reply, SamplingParams
-    from muomni.infer.request import EngineInput
+    from muomni.infer.preprocess import EngineInput
 
 # What a sound's header says may be wrong by some tokens.
 _SLACK = 4
@@ -241,8 +241,7 @@ def _length(model: "MuOmni", job: Job, line: _Line) -> int:
         PromptError: the line is wrong.
     """
     from muomni.infer.encoder_cache import processor_of
-    from muomni.infer.preprocess import read_prompt
-    from muomni.infer.request import token_budget
+    from muomni.infer.preprocess import read_prompt, token_budget
 
     assert model.tokenizer is not None
     params = _params(job, line)

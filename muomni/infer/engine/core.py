@@ -15,11 +15,9 @@ import torch
 from torch import Tensor
 
 from muomni.errors import EngineError
-from muomni.infer.engine.scheduler import Scheduler
+from muomni.infer.engine.scheduler import FinishReason, Request, Scheduler
 from muomni.infer.prompt_media import MediaChunk
-from muomni.infer.request import FinishReason, Request
-from muomni.infer.runners.base import EagerRunner, Runner, torch_on_one_thread
-from muomni.infer.runners.select import Runners
+from muomni.infer.runners.select import EagerRunner, Runner, Runners, torch_on_one_thread
 from muomni.infer.sampling import Sampler, most_likely, on_device, why_not_finite
 from muomni.infer.speculative.drafts import PromptLookup, accept
 from muomni.model import OmniModel, SlotCache
@@ -207,33 +205,33 @@ class EngineCore:
         if rows.guess and self._step_s < 1.0:
             drafts = [self._draft(request) for request in rows.requests]
             if self._rows is None:  # a guess has failed and its request has ended: the others go on with the next step
-                return None
+                return
             if any(drafts):
-                return self._verify_step(rows.requests, drafts, started)
-        if rows.is_greedy and self.runner.can_greedy and not rows.alone:
+                self._verify_step(rows.requests, drafts, started)
+                return
+        if rows.alone:
+            self._decode_apart(started)
+            return
+        try:
+            new = self._decode(rows)
+        except Exception:  # noqa: BLE001 - the step below tells whose fault it is
+            self._step_s = 1.0
+            self._decode_apart(started)
+            return
+        steps = new.shape[1]
+        self._timed(started, steps)
+        rows.tokens = new[:, -1]
+        rows.positions += steps
+        self._deliver(rows.requests, new.tolist(), started)
+
+    def _decode(self, rows: _Rows) -> Tensor:
+        """(B, steps) the next tokens of all rows."""
+        if rows.is_greedy and self.runner.can_greedy:
             # Also for one step: taking the largest of all logits with torch wakes its threads, which then spin
             # for a while on the cores that the runner's threads need.
-            steps = self._steps_at_once(rows)
-            try:
-                new = self.runner.greedy(rows.tokens, rows.slots, rows.positions, steps)
-            except Exception:  # noqa: BLE001 - the step below tells whose fault it is
-                self._step_s = 1.0
-                return self._decode_apart(started)
-            self._timed(started, steps)
-            rows.tokens = new[:, -1]
-            rows.positions += steps
-            return self._deliver(rows.requests, new.tolist(), started)
-        if rows.alone:
-            return self._decode_apart(started)
-        try:
-            logits = self.runner.forward(rows.tokens, rows.slots, rows.positions, rows.wanted)
-            drawn = self._sample(rows.requests, logits, rows.sampler)
-        except Exception:  # noqa: BLE001 - the step below tells whose fault it is
-            return self._decode_apart(started)
-        rows.tokens = drawn
-        rows.positions += 1
-        self._timed(started, 1)
-        return self._deliver(rows.requests, [[token] for token in drawn.tolist()], started)
+            return self.runner.greedy(rows.tokens, rows.slots, rows.positions, self._steps_at_once(rows))
+        logits = self.runner.forward(rows.tokens, rows.slots, rows.positions, rows.wanted)
+        return self._sample(rows.requests, logits, rows.sampler)[:, None]
 
     def _decode_apart(self, started: float) -> None:
         """A decode step that isolates whom it fails for."""

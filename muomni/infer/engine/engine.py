@@ -19,10 +19,8 @@ import torch
 
 from muomni.errors import BusyError, EngineError, PromptError
 from muomni.infer.engine.core import NO_GUESS_APART, EngineCore
-from muomni.infer.engine.scheduler import Scheduler
-from muomni.infer.request import Request
-from muomni.infer.runners.base import Runner, make_slot_cache
-from muomni.infer.runners.select import RunnerName, Runners, make_runner
+from muomni.infer.engine.scheduler import Request, Scheduler
+from muomni.infer.runners.select import Runner, RunnerName, Runners, make_runner, make_slot_cache
 from muomni.model import OmniModel, SlotCache
 
 T = TypeVar("T")
@@ -82,6 +80,7 @@ class Engine:
 
     @property
     def note(self) -> str:
+        """See the class."""
         cache = self.cache
         size = f"{cache.slots} slots of {cache.capacity} tokens in {str(cache.dtype).removeprefix('torch.')}"
         notes = "; ".join(note for note in (self.runner.note, self._core.runners.note) if note)

@@ -1,4 +1,4 @@
-"""Which requests have a slot, and how much of which prompt is read in the next step. No tensors here.
+"""Requests: which of them have a slot, and how much of which prompt is read in the next step. No tensors here.
 
 A request waits, then fills its slot with its prompt chunk by chunk, then runs, a token a step. Requests get
 slots in the order they came. Running ones take part in every step; what is left of a step's tokens is shared
@@ -9,18 +9,129 @@ A slot may already hold the beginning of a prompt. Tokens are cut into blocks; t
 the block before it, so one look-up says whether everything up to the block's end is the same. A match is compared token
 by token before it is used, and goes on behind its last whole block as far as the tokens agree. In a prompt with
 pictures or sounds their tokens, which all have the same id, are numbers made from the content (`PromptMedia.keys`).
+
+The engine alone writes the state of a request; any thread may read it. A token is visible once it is appended, and
+nothing follows once `finished` is set.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
+from random import Random
+from threading import Event
+from typing import Literal
 
-from muomni.infer.request import Request
-from muomni.infer.runners.base import Slots
+from muomni.infer.prompt_media import PromptMedia
+from muomni.infer.sampling import SamplingParams, draw_uniform, make_random
+from muomni.infer.speculative.drafts import DraftProposer, Guesses
 
+FinishReason = Literal["stop", "length"]
 BLOCK = 16
 # Slots compared for one block: with more of the same beginning it matters little which is taken.
 _COMPARED = 8
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """A prompt to be continued.
+
+    Attributes:
+        prompt: token ids, at least one.
+        params: the settings.
+        limit: at most this many new tokens; `max_new_tokens`, less where the context ends.
+        ends: tokens that end the reply and are kept as its last.
+        batch_invariant: compute alone, so that not one bit depends on the other requests.
+        speculate: guess tokens where that pays, from the text so far (True) or by a smaller model (a `DraftProposer`);
+            greedy requests only. See `speculate`.
+        row: tells rows of one seed apart.
+        media: pictures and sounds of the prompt, or None.
+        on_token: called with each new token that is not an end before it is visible, in order, by the thread that
+            computes; True ends the reply with that token. What it raises ends this request alone. After an
+            interruption (Ctrl-C) it may be called again for the same place in the reply.
+        on_update: called by the same thread after new tokens and at the end; must not block.
+
+        tokens: new ones so far.
+        reason: why it ended; None while it runs, and where it was cancelled or failed.
+        error: what it failed with.
+        finished: nothing more will come.
+        cancelled: was asked to end early.
+
+        slot: of its keys and values, -1 without one.
+        stored: tokens of the prompt whose keys and values are there.
+        reused: tokens of the prompt that were computed before, for another request.
+        hashes: chained hashes of the prompt's blocks; see `prefix`.
+        drafts: its draft tokens, once the first were asked for.
+        began, first, last: the engine's clock at its start, its first and its newest token.
+        stops_at: length of the reply with the token that `on_token` ends it with, or 0.
+        event: set after new tokens and at the end, where a model thread computes.
+    """
+
+    prompt: Sequence[int]
+    params: SamplingParams
+    limit: int
+    ends: frozenset[int] = frozenset()
+    batch_invariant: bool = False
+    speculate: bool | DraftProposer = False
+    row: int = 0
+    media: PromptMedia | None = None
+    on_token: Callable[[int], bool] | None = None
+    on_update: Callable[[], None] | None = None
+
+    tokens: list[int] = field(default_factory=list)
+    reason: FinishReason | None = None
+    error: BaseException | None = None
+    finished: bool = False
+    cancelled: bool = False
+
+    slot: int = -1
+    stored: int = 0
+    reused: int = 0
+    hashes: list[int] = field(default_factory=list)
+    began: float = 0.0
+    first: float = 0.0
+    last: float = 0.0
+    stops_at: int = 0
+    event: Event | None = None
+    drafts: Guesses | None = None
+    _seed: int | None = None
+    _source: Random | None = None
+    _numbers: int = 0
+    _number: float = 0.0
+
+    @property
+    def keys(self) -> Sequence[int]:
+        """What the prompt is compared by with other prompts; as long as it."""
+        return self.prompt if self.media is None else self.media.keys
+
+    @property
+    def position(self) -> int:
+        """Of the newest token; once the prompt is read, the next to be computed."""
+        return len(self.prompt) + len(self.tokens) - 1
+
+    def number(self) -> float:
+        """What the next token is drawn with: the same however often it is asked for, a step may be tried again."""
+        if self.params.temperature == 0:
+            return 0.0
+        if self._source is None:
+            if self._seed is None:
+                self._seed = make_random(None).getrandbits(63) if self.params.seed is None else self.params.seed
+            self._source, self._numbers = make_random(self._seed, self.row), 0
+        while self._numbers <= len(self.tokens):
+            self._number = draw_uniform(self._source)
+            self._numbers += 1
+        return self._number
+
+    def rewind(self) -> None:
+        """Draws the numbers anew, and the same: an exception may have come between two of them."""
+        self._source = None
+
+    @property
+    def end_reached(self) -> FinishReason | None:
+        """Why the newest token ends the reply, or None."""
+        if self.tokens[-1] in self.ends or len(self.tokens) == self.stops_at:
+            return "stop"
+        return "length" if len(self.tokens) == self.limit else None
 
 
 def block_hashes(tokens: Sequence[int], before: Sequence[int] = ()) -> list[int]:
@@ -31,6 +142,42 @@ def block_hashes(tokens: Sequence[int], before: Sequence[int] = ()) -> list[int]
         last = hash((last, *tokens[start : start + BLOCK]))
         hashes.append(last)
     return hashes
+
+
+class Slots:
+    """The free slots, the least recently used one first.
+
+    Args:
+        count: of all slots.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._free: dict[int, None] = dict.fromkeys(range(count))
+
+    @property
+    def free(self) -> int:
+        """How many are free."""
+        return len(self._free)
+
+    def __contains__(self, slot: int) -> bool:
+        return slot in self._free
+
+    def take(self, slot: int | None = None, but: int | None = None) -> int:
+        """Takes `slot`, or the least recently used one other than `but`; there is one."""
+        if slot is None:
+            slot = next(free for free in self._free if free != but)
+        del self._free[slot]
+        return slot
+
+    def release(self, slot: int) -> None:
+        """The slot is free."""
+        self._free[slot] = None
+
+    def reset(self, held: Collection[int] = ()) -> None:
+        """All slots are free but those `held`."""
+        order = dict.fromkeys((*self._free, *range(self.count)))
+        self._free = {slot: None for slot in order if slot not in held}
 
 
 class PrefixIndex:

@@ -1,7 +1,7 @@
 """The runner that `torch.compile` makes: whole steps as one compiled call each, of static shapes.
 
-How it works. There are two step functions, `decode_step` (one token of each of B slots) and `prefill` (a piece of one
-slot's prompt). Each is compiled for *buckets*: a number of rows and a number of positions to attend to, both powers
+How it works. A step is one token of each of B slots ("decode") or a piece of one slot's prompt ("prefill"). Each is
+compiled for *buckets*: a number of rows and a number of positions to attend to, both powers
 of two. A call is padded to its bucket with copies of its last row: a copy stores what is stored anyway, so nothing
 needs a place of its own. What lies in the cache behind a row's position is masked out.
 
@@ -21,14 +21,13 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from muomni.accel.int8 import copy_for_compiling
-from muomni.infer.runners.base import EagerRunner
-from muomni.infer.runners.compiled_step import decode_step, prefill
+from muomni.infer.runners.compiled_step import run_step
 from muomni.infer.sampling import on_device
 from muomni.model import OmniModel, SlotCache
 from muomni.model.kv_cache import Span, find_spans
@@ -61,6 +60,16 @@ class Bucket(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.kind} of {self.rows} rows over {self.context} positions"
+
+
+class EagerSteps(Protocol):
+    """What computes a step until it is compiled; see `infer.runners.select.Runner`."""
+
+    def forward(self, tokens: Tensor, slots: Tensor, positions: Tensor, wanted: Tensor) -> Tensor:
+        """Logits of one step."""
+
+    def greedy(self, tokens: Tensor, slots: Tensor, positions: Tensor, steps: int) -> Tensor:
+        """The most likely tokens of several steps."""
 
 
 StepFunction = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -124,13 +133,14 @@ class _Step:
 
 
 class CompiledRunner:
-    """See the module and `infer.runners.base.Runner`.
+    """See the module and `infer.runners.select.Runner`.
 
     The model must stay as it is: after its weights were replaced (`.to`, `quantize`), make another one.
 
     Args:
         model: on any device that Inductor knows.
         cache: on the model's device.
+        eager: the modules as they are, over the same cache.
         background: compile in a thread; else when a bucket is first asked for, which then takes that long.
         compiler: gives a step function for inputs like these, without running it; None takes Inductor's.
 
@@ -145,14 +155,20 @@ class CompiledRunner:
     batch_invariant = False
 
     def __init__(
-        self, model: OmniModel, cache: SlotCache, *, background: bool = True, compiler: Compiler | None = None
+        self,
+        model: OmniModel,
+        cache: SlotCache,
+        eager: EagerSteps,
+        *,
+        background: bool = True,
+        compiler: Compiler | None = None,
     ) -> None:
         self.compiles: Counter[Bucket] = Counter()
         self.faults: dict[Bucket, str] = {}
         self.compiled_steps = 0
         self.eager_steps = 0
         self._cache = cache
-        self._eager = EagerRunner(model, cache)
+        self._eager = eager
         self._background = background
         self._compiler = _without_running if compiler is None else compiler
         self._steps: dict[Bucket, _Step] = {}
@@ -175,7 +191,8 @@ class CompiledRunner:
         return "; ".join([f"{len(steps)} steps compiled{names}, {left} to come", *faults])
 
     def forward(self, tokens: Tensor, slots: Tensor, positions: Tensor, wanted: Tensor) -> Tensor:
-        plan = self._plan(tokens, slots, positions, wanted)
+        """See `Runner`."""
+        plan = self._plan(slots, positions, wanted)
         if plan is None:
             self.eager_steps += 1
             return self._eager.forward(tokens, slots, positions, wanted)
@@ -198,6 +215,7 @@ class CompiledRunner:
         return torch.cat(parts)[order.to(device)]
 
     def greedy(self, tokens: Tensor, slots: Tensor, positions: Tensor, steps: int) -> Tensor:
+        """See `Runner`."""
         step = self._take("decode", len(tokens), int(positions.max()) + steps, len(tokens))
         if step is None:
             self.eager_steps += steps
@@ -223,9 +241,7 @@ class CompiledRunner:
 
     # -- which buckets --------------------------------------------------------------------------------------
 
-    def _plan(
-        self, tokens: Tensor, slots: Tensor, positions: Tensor, wanted: Tensor
-    ) -> list[tuple[_Step, Tensor, Tensor]] | None:
+    def _plan(self, slots: Tensor, positions: Tensor, wanted: Tensor) -> list[tuple[_Step, Tensor, Tensor]] | None:
         """The compiled calls of a step: each with its rows of the batch and its places in `wanted`.
 
         None where the modules compute it: a bucket is missing, or there are too many chunks.
@@ -307,11 +323,10 @@ class CompiledRunner:
     def _compile(self, bucket: Bucket) -> _Step:
         self.compiles[bucket] += 1
         device = self._cache.device
-        make = decode_step if bucket.kind == "decode" else prefill
         thinker, cache, context = self._thinker, self._cache, bucket.context
 
         def step(tokens: Tensor, slots: Tensor, positions: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-            return make(thinker, cache, context, tokens, slots, positions, wanted)
+            return run_step(thinker, cache, context, bucket.kind == "decode", tokens, slots, positions, wanted)
 
         tokens, slots, positions = (on_device([0] * bucket.rows, torch.int64, device) for _ in range(3))
         wanted = on_device(list(range(bucket.wanted)), torch.int64, device)

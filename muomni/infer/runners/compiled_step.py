@@ -14,59 +14,37 @@ from muomni.model.thinker import Thinker
 from muomni.ops.attention import AttentionFunction
 
 
-def decode_step(
+def run_step(
     thinker: Thinker,
     cache: SlotCache,
     context: int,
+    decoding: bool,
     tokens: Tensor,
     slots: Tensor,
     positions: Tensor,
     wanted: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """One token of each of B slots.
+    """One token of each of B slots, or T tokens of one slot.
 
     Args:
         thinker: in evaluation mode.
         cache: takes in keys and values.
         context: C, more than the largest position.
-        tokens, slots, positions: (B,) int64 on the device; several rows may be the same. A token of -1, which follows
-            logits that are not finite, is taken for 0.
-        wanted: not used; all are.
+        decoding: N tokens of as many slots; else of one.
+        tokens: (N,) int64 on the device; -1, which follows logits that are not finite, is taken for 0.
+        slots: (N,); several rows of a decoding step may be the same.
+        positions: (N,).
+        wanted: (W,) int64 on the device, places in a chunk; decoding, all are.
 
     Returns:
-        logits: (B, V) fp32.
-        following: (B,) int64, see `most_likely`.
+        logits: (B, V) or (W, V) fp32.
+        following: (B,) int64, see `most_likely`; (0,) of a chunk: the tokens of a prompt are known.
     """
     batch = _StaticBatch(cache, slots, positions, context)
-    hidden = thinker(tokens[:, None].clamp(min=0), positions[:, None], cache=batch)[:, 0]
-    logits = thinker.lm_head(hidden).float()
-    return logits, most_likely(logits)
-
-
-def prefill(
-    thinker: Thinker,
-    cache: SlotCache,
-    context: int,
-    tokens: Tensor,
-    slots: Tensor,
-    positions: Tensor,
-    wanted: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """T tokens of one slot.
-
-    Args:
-        slots: (T,), all the same.
-        wanted: (W,) int64 on the device, places in the chunk.
-        rest: as for `decode_step`.
-
-    Returns:
-        logits: (W, V) fp32.
-        following: (0,): the tokens of a prompt are known.
-    """
-    batch = _StaticBatch(cache, slots, positions, context)
-    hidden = thinker(tokens[None], positions[None], cache=batch)[0]
-    logits = thinker.lm_head(hidden[wanted]).float()
-    return logits, tokens[:0]
+    rows = 1 if decoding else 0  # the axis of length 1
+    hidden = thinker(tokens.clamp(min=0).unsqueeze(rows), positions.unsqueeze(rows), cache=batch).squeeze(rows)
+    logits = thinker.lm_head(hidden if decoding else hidden[wanted]).float()
+    return logits, most_likely(logits) if decoding else tokens[:0]
 
 
 class _StaticBatch:
@@ -86,6 +64,7 @@ class _StaticBatch:
         """Lengths are the scheduler's."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attention: AttentionFunction) -> Tensor:
+        del attention  # the backends do not know slots of a fixed length
         cache = self._cache
         self._store(cache.keys, cache.key_scales, layer, k.flatten(0, 1))
         self._store(cache.values, cache.value_scales, layer, v.flatten(0, 1))
@@ -127,7 +106,8 @@ def _attend_one(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor) -> Tensor
 
     Args:
         q: (B, 1, H, D).
-        keys, values: (B, K, C, D).
+        keys: (B, K, C, D).
+        values: the same.
         seen: (B, C).
 
     Returns:

@@ -26,7 +26,7 @@ _KNOWN = (Thinker, nn.ModuleList, nn.ModuleDict, Block, Attention, MLP, RMSNorm,
 
 
 class NativeRunner:
-    """Computes steps of `model` over `cache`; see `infer.runners.base.Runner`. `make_native_runner` makes it.
+    """Computes steps of `model` over `cache`; see `infer.runners.select.Runner`. `make_native_runner` makes it.
 
     The model must stay as it is: after its weights were replaced (`.to`, `quantize`), make another one.
 
@@ -53,14 +53,16 @@ class NativeRunner:
         self._decoder = _decoder(library, model.config.thinker, weights, cache, threads, int8_activations)
 
     def forward(self, tokens: Tensor, slots: Tensor, positions: Tensor, wanted: Tensor) -> Tensor:
+        """See `Runner`."""
         return self._decoder.forward(tokens, slots, positions, wanted)
 
     def greedy(self, tokens: Tensor, slots: Tensor, positions: Tensor, steps: int) -> Tensor:
+        """See `Runner`."""
         return self._decoder.greedy(tokens, slots, positions, steps)
 
 
 class NativeBackbone:
-    """Computes frames of the Talker; see `infer.runners.base.Backbone`. The Talker's weights must stay as they are.
+    """Computes frames of the Talker; see `infer.runners.select.Backbone`. The Talker's weights must stay as they are.
 
     Args:
         library: the compiled decoder.
@@ -78,6 +80,7 @@ class NativeBackbone:
         self._decoder = _decoder(library, config, weights, cache, threads)
 
     def hidden(self, x: Tensor, slots: Tensor, positions: Tensor) -> Tensor:
+        """See `Backbone`."""
         return self._decoder.hidden(x.float(), slots, positions).to(x.dtype)
 
 
@@ -85,6 +88,8 @@ def make_native_runner(model: OmniModel, cache: SlotCache, threads: int | None =
     """The native runner, or why there can be none. Compiles for some seconds the first time on a machine.
 
     Args:
+        model: see `NativeRunner`.
+        cache: on the CPU.
         threads: None takes torch's number.
     """
     reason = why_not(model, cache)
@@ -149,16 +154,16 @@ def _unknown_layer(module: nn.Module) -> str | None:
         return f"the native decoder does not know a {type(module).__name__}"
     if (reason := redirected(module)) is not None:
         return f"{reason}, which only the eager model calls"
-    if (reason := unusual_tensor(module)) is not None:
-        return reason
+    reason = unusual_tensor(module)
     weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor):
-        return None
-    if getattr(module, "bias", None) is not None:
-        return "it has a bias"
-    if weight.dtype not in (*FLOATS, torch.int8):
-        return f"its weights are {weight.dtype}"
-    return None if weight.is_contiguous() else "its weights are not contiguous"
+    if reason is None and isinstance(weight, Tensor):
+        if getattr(module, "bias", None) is not None:
+            reason = "it has a bias"
+        elif weight.dtype not in (*FLOATS, torch.int8):
+            reason = f"its weights are {weight.dtype}"
+        elif not weight.is_contiguous():
+            reason = "its weights are not contiguous"
+    return reason
 
 
 def _decoder(

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from muomni.errors import UserError
-from muomni.infer.runners.base import Runner, make_slot_cache
-from muomni.infer.runners.select import RunnerName, Runners, make_runner
+from muomni.infer.runners.select import Runner, RunnerName, Runners, make_runner, make_slot_cache
 from muomni.infer.speculative.drafts import Guesses
 from muomni.model import OmniModel, SlotCache
 from muomni.model.module_modes import eval_mode
@@ -126,6 +125,7 @@ class ModelGuesses(Guesses):
         self._row = 0
 
     def close(self) -> None:
+        """Its slot is free."""
         self.closed = True
         self._drafter.rest()
 
@@ -171,7 +171,8 @@ def check_same_tokens(
     """Lets a model guess for another only where ids mean the same to both.
 
     Args:
-        models, tokenizers: of the model and of the one that guesses. Without tokenizers only sizes are compared.
+        models: the one, and the one that guesses.
+        tokenizers: of both; without them only sizes are compared.
 
     Raises:
         UserError: they differ.

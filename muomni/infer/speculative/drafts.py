@@ -78,7 +78,8 @@ class Guesses(ABC):
         """Notes how a draft fared, and pauses where drafts do not pay.
 
         Args:
-            drafted, accepted: tokens.
+            drafted: tokens.
+            accepted: tokens of those.
             saves: seconds that an accepted token saves.
             costs: seconds that a drafted token costs.
         """

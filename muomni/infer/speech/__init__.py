@@ -1,16 +1,18 @@
-"""The model speaks. Read in this order:
+"""The model speaks.
+
+Read in this order:
 
 * `settings`: what may be asked for; `text`: sentences as the Talker reads them, also while their words still come.
-* `pointer`: how the place in the text moves on, and how speech ends.
-* `speaker`: sentences side by side in slots, frame by frame, and the speakers kept between calls.
+* `speaker`: sentences side by side in slots, frame by frame, how the place in the text moves on, and the speakers kept
+  between calls.
 * `offline`: texts that are known; `streaming`: a text that comes in pieces, and replies that are spoken meanwhile.
 """
 
-from muomni.infer.request import SpeechTiming
 from muomni.infer.speech.offline import Speech, speak_all, speech_of
-from muomni.infer.speech.settings import SpeechSettings, speech_settings
+from muomni.infer.speech.settings import SpeechSettings
 from muomni.infer.speech.speaker import SpeakerPool
 from muomni.infer.speech.streaming import SpokenStream, TextSpeech, speak_pieces
+from muomni.infer.streaming import SpeechTiming
 
 __all__ = [
     "SpeakerPool",
@@ -22,5 +24,4 @@ __all__ = [
     "speak_all",
     "speak_pieces",
     "speech_of",
-    "speech_settings",
 ]

@@ -1,9 +1,9 @@
 """Texts that are known: the sentences of all of them side by side, and their codes to sound in groups."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,12 +11,12 @@ from torch import Tensor
 from muomni.data.media.audio import Samples
 from muomni.data.speech.normalizer import missing_numbers
 from muomni.data.speech.spoken_text import Word, spoken_words
-from muomni.errors import SpeechError
-from muomni.infer.request import Reply, SpeechTiming
+from muomni.errors import PromptError, SpeechError
 from muomni.infer.sampling import make_random
 from muomni.infer.speech.settings import SpeechSettings
 from muomni.infer.speech.speaker import Sentence, Speaker, SpeakerPool, codec_of, sentence_seed, talker_of
 from muomni.infer.speech.text import SentenceText, encode_sentences
+from muomni.infer.streaming import Reply, SpeechTiming
 from muomni.model import OmniModel
 from muomni.model.codec import SpeechCodec
 from muomni.model.module_modes import eval_mode
@@ -24,6 +24,8 @@ from muomni.model.module_modes import eval_mode
 if TYPE_CHECKING:
     from muomni.data.text.tokenizer import Tokenizer
 
+# Whether a reply is spoken too; or its speech settings, fields of `SpeechSettings`.
+Speak = bool | Mapping[str, Any] | SpeechSettings
 # Steps between two looks at who has ended.
 _LOOK = 4
 # Frames that the codec decodes at one time, padding included.
@@ -58,6 +60,67 @@ def speech_of(spoken: Reply | Speech) -> tuple[Samples, int]:
     if spoken.audio is None or spoken.sample_rate is None or not len(spoken.audio):
         raise SpeechError(f"no speech came for {spoken.text[:80]!r}" + (f": {spoken.error}" if spoken.error else ""))
     return spoken.audio.numpy(), spoken.sample_rate
+
+
+def reply_speech(model: OmniModel, speak: Speak, seed: int | None) -> SpeechSettings | None:
+    """The speech settings of a reply; None where it is not spoken.
+
+    Args:
+        model: has the voices.
+        speak: see `MuOmni.chat`.
+        seed: of the text; the speech takes it where its settings have none.
+
+    Raises:
+        PromptError: `speak` is none of these, or a setting is not allowed.
+        UserError: the model has no Talker.
+    """
+    if speak is False:
+        return None
+    if isinstance(speak, SpeechSettings):
+        settings = speak
+    elif isinstance(speak, Mapping):
+        settings = SpeechSettings.of(**speak)
+    elif speak is True:
+        settings = SpeechSettings()
+    else:
+        raise PromptError(f"speak = {speak!r}: must be True, False or the settings of the speech")
+    settings.voice_number(talker_of(model).config.voices)
+    return settings if settings.seed is not None else replace(settings, seed=seed)
+
+
+def text_settings(
+    texts: Sequence[str], settings: Sequence[Mapping[str, Any]] | None, common: Mapping[str, Any]
+) -> list[SpeechSettings]:
+    """The speech settings of each text of `MuOmni.say_batch`.
+
+    Raises:
+        PromptError: `texts` is no list of texts, `settings` has another length, or a setting is not allowed.
+    """
+    if isinstance(texts, str) or not isinstance(texts, Sequence) or not all(isinstance(t, str) for t in texts):
+        raise PromptError("what is to be said must be texts: a text for say, a list of texts for say_batch")
+    if settings is not None and len(settings) != len(texts):
+        raise PromptError(f"settings has {len(settings)} entries for {len(texts)} texts: give one for each")
+    return [SpeechSettings.of(**{**common, **(settings[n] if settings else {})}) for n in range(len(texts))]
+
+
+def add_speech(reply: Reply, speech: Speech) -> Reply:
+    """The reply with its speech, or with the error of its speech."""
+    if speech.error is not None:
+        return replace(reply, finish_reason="error", error=speech.error)
+    return replace(reply, audio=speech.audio, sample_rate=speech.sample_rate, speech=speech.timing)
+
+
+def check_spoken(speeches: Sequence[Speech]) -> None:
+    """Raises the first error.
+
+    Raises:
+        SpeechError: naming the text.
+    """
+    for number, speech in enumerate(speeches, 1):
+        if speech.error is not None:
+            raise SpeechError(
+                f"text {number} of {len(speeches)}: {speech.error}" if len(speeches) > 1 else speech.error
+            )
 
 
 def text_seed(settings: SpeechSettings) -> int:

@@ -1,6 +1,6 @@
 """The settings of speech."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -19,7 +19,7 @@ class SpeechSettings:
         temperature: of the codes; 0 takes the most likely ones, always the same speech.
         top_k: keep the k most likely values of a code; 0 keeps all.
         seed: the same seed gives the same speech; None draws a new one each time.
-        moves: how the place in the text moves on, see `infer.speech.pointer`; `auto` is `expected` at temperature 0
+        moves: how the place in the text moves on, see `infer.speech.speaker`; `auto` is `expected` at temperature 0
             and `drawn` elsewhere.
         pause: seconds of silence between two sentences, each of which is spoken by itself.
 
@@ -75,18 +75,3 @@ class SpeechSettings:
         if self.voice not in voices:
             raise PromptError(f"voice = {self.voice!r}: the model's voices are {', '.join(voices)}")
         return list(voices).index(self.voice)
-
-
-def speech_settings(speak: "bool | Mapping[str, Any] | SpeechSettings") -> SpeechSettings | None:
-    """What the `speak` of `MuOmni.chat` says; None where nothing is to be spoken.
-
-    Raises:
-        PromptError: it is none of these, or a setting is not allowed.
-    """
-    if isinstance(speak, SpeechSettings):
-        return speak
-    if isinstance(speak, Mapping):
-        return SpeechSettings.of(**speak)
-    if not isinstance(speak, bool):
-        raise PromptError(f"speak = {speak!r}: must be True, False or the settings of the speech")
-    return SpeechSettings() if speak else None

@@ -15,12 +15,11 @@ from torch import Tensor
 
 from muomni.data.speech.spoken_text import SpokenText, Word
 from muomni.errors import SpeechError
-from muomni.infer.request import Chunk, SpeechTiming
 from muomni.infer.speech.offline import fade_in, nothing_to_say, text_seed, unspeakable
 from muomni.infer.speech.settings import SpeechSettings
 from muomni.infer.speech.speaker import Sentence, Speaker, SpeakerPool, codec_of, sentence_seed, talker_of
 from muomni.infer.speech.text import SentenceText, encode_sentences
-from muomni.infer.streaming import ReplyStream
+from muomni.infer.streaming import Chunk, ReplyStream, SpeechTiming
 from muomni.model import OmniModel
 from muomni.model.codec.streaming import StreamingDecoder
 from muomni.model.module_modes import eval_mode
@@ -266,9 +265,11 @@ class SpokenStream(ReplyStream):
 
     @property
     def text(self) -> str:
+        """The text of the chunks so far."""
         return self._stream.text
 
     def close(self) -> None:
+        """Stops early; there will be no `reply`."""
         self._chunks.close()
         self._stream.close()
         self._speech.close()

@@ -327,12 +327,12 @@ def test_the_models_mode_is_that_of_before_once_nothing_is_left_to_do() -> None:
 
 def test_the_cache_takes_what_memory_allows_and_says_so(model: OmniModel, monkeypatch: pytest.MonkeyPatch) -> None:
     each = 2 * 2 * 1 * 64 * 8 * 4  # keys and values, layers, heads, tokens, head size, bytes
-    monkeypatch.setattr("muomni.infer.runners.base.free_memory", lambda _: 10 * each)
+    monkeypatch.setattr("muomni.infer.runners.select.free_memory", lambda _: 10 * each)
     engine = make_engine(model, slots=16, capacity=64)
     assert engine.cache.slots == 5 and engine.cache.nbytes == 5 * each
     assert "5 slots of 64 tokens in float32" in engine.note and "EagerRunner" in engine.note
     assert make_engine(model, slots=16, capacity=64, dtype=torch.int8).cache.slots == 13
-    monkeypatch.setattr("muomni.infer.runners.base.free_memory", lambda _: each)
+    monkeypatch.setattr("muomni.infer.runners.select.free_memory", lambda _: each)
     with pytest.raises(EngineError, match="the KV cache of 64 tokens takes .* GiB are free: shorten the prompt"):
         make_engine(model, slots=16, capacity=64)
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from muomni import MuOmni
 from muomni.infer import EagerRunner, Engine, Request, Runners, SamplingParams, sample
 from muomni.infer.engine import core, engine, scheduler
-from muomni.infer.runners import base
 from muomni.infer.sampling import draw_uniform, make_random
 from muomni.infer.streaming import TextStream
 from muomni.model import SlotCache, kv_cache
@@ -62,11 +61,7 @@ PARAMS = (
 )
 PROMPTS = [[*COMMON, 1, 2], [*COMMON, 3, 4], [*COMMON[:17], 5]]
 WATCHED = {Path(str(module.__file__)).name for module in (core, engine, scheduler)}
-FUNCTIONS = {  # of other files: what of a request, a slot or the cache changes in several lines
-    (Path(str(module.__file__)).name, name)
-    for module, names in ((base, ("take", "release", "reset")), (kv_cache, ("copy",)))
-    for name in names
-}
+FUNCTIONS = {(Path(str(kv_cache.__file__)).name, "copy")}
 
 
 def traced(work: Callable[[], object], hit: Callable[[Place], None]) -> None:
@@ -81,8 +76,7 @@ def traced(work: Callable[[], object], hit: Callable[[Place], None]) -> None:
         name = Path(frame.f_code.co_filename).name
         if "muomni" not in frame.f_code.co_filename:
             return None
-        inside = name in WATCHED or (name, frame.f_code.co_name) in FUNCTIONS
-        return lines if inside or frame.f_code.co_filename.endswith("infer/request.py") else None
+        return lines if name in WATCHED or (name, frame.f_code.co_name) in FUNCTIONS else None
 
     before = sys.gettrace()
     sys.settrace(calls)
@@ -152,7 +146,7 @@ def test_an_exception_at_any_line_of_a_step_changes_nothing(again: bool) -> None
     dry = Interruption()
     run(model, dry, expected)
     names = {Path(file).name for file, _ in dry.seen}
-    assert {"core.py", "engine.py", "scheduler.py", "request.py", "base.py", "kv_cache.py"} <= names
+    assert {"core.py", "engine.py", "scheduler.py", "kv_cache.py"} <= names
     for place, times in dry.seen.items():
         if again and times == 1:
             continue

@@ -51,6 +51,10 @@ def make_cache(model: OmniModel, dtype: torch.dtype = torch.float32) -> SlotCach
     return cache
 
 
+def compiled(model: OmniModel, cache: SlotCache, **options: Any) -> CompiledRunner:
+    return CompiledRunner(model, cache, EagerRunner(model, cache), **options)
+
+
 def as_it_is(step: StepFunction, inputs: tuple[Tensor, ...]) -> StepFunction:
     """A compiler that does nothing, so that its steps are the same operations on the same static shapes."""
     return step
@@ -72,7 +76,7 @@ def models(draw: st.DrawFn) -> OmniModel:
 @given(model=models(), data=st.data())
 def test_any_batch_comes_out_as_with_the_modules(model: OmniModel, data: st.DataObject) -> None:
     """Chunks and single tokens of any slots, wanted anywhere, behind whatever those slots hold."""
-    runner = CompiledRunner(model, make_cache(model), background=False, compiler=as_it_is)
+    runner = compiled(model, make_cache(model), background=False, compiler=as_it_is)
     reference = EagerRunner(model, make_cache(model))
     held = [0] * SLOTS
     for _ in range(data.draw(st.integers(1, 5))):
@@ -104,7 +108,7 @@ def test_any_batch_comes_out_as_with_the_modules(model: OmniModel, data: st.Data
 
 def test_buckets_are_few_and_each_is_compiled_once() -> None:
     model = make_model()
-    runner = CompiledRunner(model, make_cache(model), background=False, compiler=as_it_is)
+    runner = compiled(model, make_cache(model), background=False, compiler=as_it_is)
     with torch.inference_mode():
         for count in (9, 12, 16, 17):
             positions = torch.arange(count)
@@ -127,7 +131,7 @@ def test_the_modules_serve_until_a_step_is_there_and_the_switch_changes_no_token
         return step
 
     cache = make_cache(model)
-    runner = CompiledRunner(model, cache, compiler=slow)
+    runner = compiled(model, cache, compiler=slow)
     engine = Engine(model, cache, Runners(runner))
     reference = Engine(model, reference_cache := make_cache(model), Runners(EagerRunner(model, reference_cache)))
     asked = [([1 + i, 2, 3, 5 + i], SamplingParams(temperature=i % 2, seed=i, max_new_tokens=30)) for i in range(3)]
@@ -154,7 +158,7 @@ def test_what_cannot_be_compiled_is_told_once_and_computed_by_the_modules() -> N
         raise RuntimeError("no such instruction\nmore")
 
     model = make_model()
-    runner = CompiledRunner(model, make_cache(model), background=False, compiler=broken)
+    runner = compiled(model, make_cache(model), background=False, compiler=broken)
     reference = EagerRunner(model, make_cache(model))
     one, zero = torch.tensor([7]), torch.tensor([0])
     with torch.inference_mode(), pytest.warns(UserWarning, match="decode of 1 rows .*no such instruction"):
@@ -167,7 +171,7 @@ def test_what_cannot_be_compiled_is_told_once_and_computed_by_the_modules() -> N
 def test_the_model_may_learn_meanwhile_and_its_layers_keep_their_kernels() -> None:
     model = make_model(dropout=0.5)
     to_int8(model)
-    runner = CompiledRunner(model, make_cache(model), background=False, compiler=as_it_is)
+    runner = compiled(model, make_cache(model), background=False, compiler=as_it_is)
     expected = EagerRunner(model, make_cache(model))
     ids = torch.arange(9)
     with torch.inference_mode():
@@ -182,7 +186,7 @@ def test_the_model_may_learn_meanwhile_and_its_layers_keep_their_kernels() -> No
 def test_an_int8_cache_is_filled_alike() -> None:
     model = make_model()
     caches = make_cache(model, torch.int8), make_cache(model, torch.int8)
-    runner = CompiledRunner(model, caches[0], background=False, compiler=as_it_is)
+    runner = compiled(model, caches[0], background=False, compiler=as_it_is)
     ids, slot = torch.arange(40, 50), torch.full((10,), 2)
     with torch.inference_mode():
         found = runner.forward(ids, slot, torch.arange(10), torch.arange(10))
@@ -202,15 +206,15 @@ def test_without_a_compiler_the_modules_serve_and_it_is_said(monkeypatch: pytest
 _DECODE = """
 import torch
 from torch._dynamo.utils import counters
-from tests.infer.runners.test_compiled import make_cache, make_model, to_int8
+from tests.infer.runners.test_compiled import make_cache, make_model, to_int8, compiled
 from muomni.infer import EagerRunner
-from muomni.infer.runners.compiled import CompiledRunner
+
 
 model = make_model(num_hidden_layers=1, hidden_size=32)
 for quantised in (False, True):
     if quantised:
         to_int8(model)
-    runner = CompiledRunner(model, make_cache(model), background=False)
+    runner = compiled(model, make_cache(model), background=False)
     reference = EagerRunner(model, make_cache(model))
     rows = torch.arange(2)
     with torch.inference_mode():
@@ -248,7 +252,7 @@ def test_graphs_on_a_gpu_give_the_tokens_of_the_modules(weights: str, kept: torc
     runner = choose(model, cache, "auto").now
     assert isinstance(runner, CompiledRunner)
     reference = EagerRunner(model, make_cache(model, kept))
-    runner = CompiledRunner(model, cache, background=False)
+    runner = compiled(model, cache, background=False)
     ids = torch.arange(20)
     with torch.inference_mode():
         for slot in range(3):  # the second is captured, the third replayed
@@ -266,7 +270,7 @@ def test_graphs_on_a_gpu_give_the_tokens_of_the_modules(weights: str, kept: torc
 @pytest.mark.gpu
 def test_a_step_of_a_captured_graph_waits_for_nothing() -> None:
     model = make_model().cuda()
-    runner = CompiledRunner(model, make_cache(model), background=False)
+    runner = compiled(model, make_cache(model), background=False)
     rows = torch.arange(4)
     with torch.inference_mode():
         runner.greedy(rows, rows, rows * 0, 4)

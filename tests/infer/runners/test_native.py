@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from muomni import MuOmni
 from muomni.config import OmniConfig, ThinkerConfig
-from muomni.infer.runners.base import EagerRunner
 from muomni.infer.runners.native import NativeRunner, make_native_runner, why_not
+from muomni.infer.runners.select import EagerRunner
 from muomni.model import OmniModel, SlotCache
 from muomni.model.int8_layers import to_int8
 from muomni.ops.native import Unavailable

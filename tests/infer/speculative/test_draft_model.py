@@ -238,7 +238,7 @@ def _shuffled(model: MuOmni) -> Any:
 def test_a_draft_model_that_does_not_fit_is_said(model: MuOmni, monkeypatch: pytest.MonkeyPatch) -> None:
     draft = MuOmni(model.config, tokenizer=model.tokenizer)
     model.chat("Hello", temperature=0, max_new_tokens=4)  # the model's own cache is there
-    monkeypatch.setattr("muomni.infer.runners.base.free_memory", lambda _: 1000)
+    monkeypatch.setattr("muomni.infer.runners.select.free_memory", lambda _: 1000)
     with pytest.raises(EngineError, match="the KV cache of the draft model takes"):
         model.chat("Hello", speculate=draft, temperature=0, max_new_tokens=4)
 

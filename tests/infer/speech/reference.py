@@ -17,7 +17,7 @@ from muomni.model.talker import undelay
 
 
 class Pointer:
-    """The rule of `infer.speech.pointer` in plain numbers."""
+    """The rule of `infer.speech.speaker` in plain numbers."""
 
     def __init__(self, end: int, drawn: bool) -> None:
         self.end, self.drawn = end, drawn

@@ -15,10 +15,8 @@ from muomni import MuOmni
 from muomni.config.talker import Pattern
 from muomni.data.speech.spoken_text import spoken_words
 from muomni.errors import ConfigError, SpeechError, UserError
-from muomni.infer.request import Chunk, Reply, Timing
-from muomni.infer.runners.base import EagerBackbone
 from muomni.infer.runners.native import NativeBackbone, talker_why_not
-from muomni.infer.runners.select import RunnerName, Runners, make_backbone
+from muomni.infer.runners.select import EagerBackbone, RunnerName, Runners, make_backbone
 from muomni.infer.speech import (
     SpeakerPool,
     SpeechSettings,
@@ -30,6 +28,7 @@ from muomni.infer.speech import (
 from muomni.infer.speech.offline import fade_in
 from muomni.infer.speech.speaker import Sentence, Speaker, capacity_for, sentence_seed
 from muomni.infer.speech.text import SentenceText, encode_sentences
+from muomni.infer.streaming import Chunk, Reply, Timing
 from muomni.model import SlotCache
 from muomni.ops.native import Unavailable, load
 from tests.infer.speech.models import make_speaking

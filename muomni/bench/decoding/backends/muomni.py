@@ -15,7 +15,7 @@ from muomni.accel import attention_backend
 from muomni.api.model import MuOmni
 from muomni.bench.decoding.case import Decoded, InferCase, Task
 from muomni.errors import ConfigError, EngineError
-from muomni.infer import Runner, SamplingParams, make_runner
+from muomni.infer import EagerRunner, Runner, SamplingParams, make_runner
 from muomni.infer.reference import next_tokens
 from muomni.infer.runners import compiled
 from muomni.model import SlotCache
@@ -129,7 +129,7 @@ def make_case_runner(case: InferCase, model: MuOmni, cache: SlotCache, length: i
     if case.runner == "compiled":  # nothing may be compiled in the background while it is timed
         if (missing := compiled.why_not(cache)) is not None:
             raise ConfigError(f"the compiled runner cannot be had: {missing}")
-        made = compiled.CompiledRunner(model, cache, background=False)
+        made = compiled.CompiledRunner(model, cache, EagerRunner(model, cache), background=False)
         made.prepare(case.batch, length)
         return made, made.note
     runners = make_runner(model, cache, case.runner)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from muomni.infer.speech.pointer import Place, advance
+from muomni.infer.speech.speaker import Place, advance
 from tests.infer.speech.reference import Pointer
 
 PATIENCE = 50
