@@ -10,7 +10,7 @@ PY := $(VENV)/bin/python
 # share is made once; the order of the files stays, in which no long one is the last.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test lint style types contract format wheel clean help
+.PHONY: demo test fuzz lint style types contract format wheel clean help
 
 ## demo: train a small model, chat with it and print what came out; DATA=path takes your text
 demo: $(VENV)/.installed
@@ -19,6 +19,10 @@ demo: $(VENV)/.installed
 ## test: run the tests; ARGS="tests/config -k merge" chooses
 test: $(VENV)/.installed-test
 	$(PYTEST) $(ARGS)
+
+## fuzz: read 10,000 broken files of every kind; ARGS="--cases 500 --only recipes" chooses
+fuzz: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(PY) scripts/fuzz.py $(ARGS)
 
 ## lint: style, types and the direction of imports
 lint: style types contract

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from muomni.config import SourceSpec
+from muomni.data.media.parsing import reason_of
 from muomni.data.text.chat import Message, check_messages, text_of
 from muomni.errors import DataError
 
@@ -147,32 +148,52 @@ def _parsed(line: bytes, origin: str, text_column: str) -> dict[str, Any] | Data
 
 
 def read_parquet_file(path: Path, spec: SourceSpec, report: Report, keep: Keep) -> Iterator[Document]:
-    """Parquet, a few rows of a row group at a time; only the named columns are read."""
-    import pyarrow as pa
+    """Parquet; only the named columns are read."""
+
+    def columns(names: list[str]) -> list[str]:
+        chosen = [name for name in (spec.text_column, spec.messages_field) if name in names]
+        if not chosen:
+            raise _no_field(str(path), spec, names, "columns")
+        media = _MEDIA_COLUMNS if spec.messages_field in chosen else ()
+        return chosen + [name for name in media if name in names and name not in chosen]
+
+    for number, (origin, row) in enumerate(parquet_rows(path, columns, report)):
+        if keep(number):
+            yield from row_documents(row, spec, origin, path.parent)
+
+
+def parquet_rows(
+    path: Path,
+    columns: Callable[[list[str]], list[str] | None] = lambda names: None,
+    report: Report = lambda count: None,
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The name and the values of each row of a Parquet file, of which a few are in memory.
+
+    Args:
+        path: of the file.
+        columns: chooses among the names of all; None takes them all.
+        report: see `read_text_file`.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path, pre_buffer=False) as file:
-            names = file.schema_arrow.names
-            columns = [name for name in (spec.text_column, spec.messages_field) if name in names]
-            if not columns:
-                raise _no_field(str(path), spec, names, "columns")
-            if spec.messages_field in columns:
-                columns += [name for name in _MEDIA_COLUMNS if name in names and name not in columns]
-            number = 0
             share = path.stat().st_size / max(1, file.metadata.num_rows)
             # Pictures and sounds can make a row large.
-            rows = 256 if share < 1 << 16 else 16
-            for batch in file.iter_batches(batch_size=rows, columns=columns, use_threads=False):
+            rows, number = 256 if share < 1 << 16 else 16, 0
+            chosen = columns(file.schema_arrow.names)
+            for batch in file.iter_batches(batch_size=rows, columns=chosen, use_threads=False):
                 for row in batch.to_pylist():
-                    if keep(number):
-                        yield from row_documents(row, spec, f"{path}: row {number}", path.parent)
+                    yield f"{path}: row {number}", row
                     number += 1
                 report(round(share * len(batch)))
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path}: cannot be read as Parquet: {error}") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # of a broken file pyarrow raises many kinds
+        raise DataError(f"{path}: cannot be read as Parquet: {reason_of(error)}") from error
 
 
 def read_dataset(spec: SourceSpec, keep: Keep) -> Iterator[Document]:
@@ -258,7 +279,7 @@ def _with_columns(messages: Any, row: Mapping[str, Any], origin: str) -> Any:
             return part
         part = {key: value for key, value in part.items() if value is not None}
         kind = part.get("type")
-        if kind in waiting and set(part) <= {"type", "text", "caption", "transcript"}:
+        if isinstance(kind, str) and kind in waiting and set(part) <= {"type", "text", "caption", "transcript"}:
             if not waiting[kind]:
                 raise DataError(f"{origin}: a part is {kind}, but names none, and the row's columns hold no more")
             part = {**part, kind: waiting[kind].pop(0)}

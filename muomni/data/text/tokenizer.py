@@ -346,7 +346,7 @@ def _read_text(path: Path) -> str:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(_read_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise DataError(f"{path}: must hold a JSON object")
@@ -359,7 +359,8 @@ def _template_source(folder: Path, config: Mapping[str, Any]) -> str:
         return _read_text(folder / "chat_template.jinja")
     template = config.get("chat_template")
     if isinstance(template, list):  # several named ones
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+        named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
+        template = named[0].get("template") if named else None
     if not isinstance(template, str):
         return CHATML
     return template
@@ -370,8 +371,9 @@ def _template(source: str, config: Mapping[str, Any]) -> ChatTemplate:
     names = {}
     for key in ("bos_token", "eos_token", "pad_token", "unk_token"):
         value = config.get(key)
-        if value is not None:
-            names[key] = value["content"] if isinstance(value, dict) else value
+        value = value.get("content") if isinstance(value, dict) else value
+        if isinstance(value, str):
+            names[key] = value
     return ChatTemplate(source, names)
 
 

@@ -21,7 +21,7 @@ from muomni.data.media.archives import open_archive
 from muomni.data.media.audio import audio_seconds
 from muomni.data.media.media_ref import MediaRef, read_media
 from muomni.data.media.processor import MediaProcessor, content_hash
-from muomni.data.sources.readers import jsonl_rows, row_documents
+from muomni.data.sources.readers import jsonl_rows, parquet_rows, row_documents
 from muomni.data.sources.sources import source_files
 from muomni.data.text.content_parts import MediaPart, PartRules
 from muomni.data.text.special_tokens import PLACEHOLDERS
@@ -342,19 +342,4 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | DataError]]:
     files = source_files(source_of(path)) if path.is_file() or not path.exists() else None
     if files is None or files[0].format == "text":
         raise DataError(f"{path}: is no manifest; a manifest is JSON lines (.jsonl, .jsonl.gz) or Parquet (.parquet)")
-    yield from _parquet_rows(path) if files[0].format == "parquet" else jsonl_rows(path)
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path, pre_buffer=False) as file:
-            number = 0
-            for batch in file.iter_batches(batch_size=64, use_threads=False):
-                for row in batch.to_pylist():
-                    yield f"{path}: row {number}", row
-                    number += 1
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: cannot be read as Parquet: {error}") from None
+    yield from parquet_rows(path) if files[0].format == "parquet" else jsonl_rows(path)

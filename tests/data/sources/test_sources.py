@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -313,3 +315,26 @@ def test_real_plays(shared_data: Path) -> None:
         expected = file.read()
     assert "".join(map(str, texts(path))) == expected
     assert texts(path, separator="\n\n") == [part.strip("\n") for part in expected.split("\n\n") if part.strip()]
+
+
+def test_a_broken_parquet_file_is_one_error(tmp_path: Path) -> None:
+    """Wherever it is broken: pyarrow raises OSError, UnicodeDecodeError, ArrowInvalid and others."""
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": [f"Text {n}." for n in range(9)]}), path)
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x93]) + whole[place + 1 :])
+        message = str(path)
+        try:
+            read(path)
+        except DataError as error:
+            message = str(error)
+        assert message.startswith(str(path))
+
+
+def test_a_part_of_no_type_is_refused(tmp_path: Path) -> None:
+    part = {"type": {"a": 1}, "text": "x"}
+    messages = [{"role": "user", "content": [part]}, {"role": "assistant", "content": "y"}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
+    with pytest.raises(DataError, match="line 1: message 1: part 1"):
+        read(tmp_path / "a.jsonl")

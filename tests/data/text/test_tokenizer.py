@@ -192,3 +192,13 @@ def test_broken_folders_are_refused(
         (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
         Tokenizer.load(tmp_path)
+
+
+def test_a_broken_configuration_of_a_tokenizer_is_told_or_passed_over(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    for config in ({"bos_token": {"a": 1}, "eos_token": 7}, {"chat_template": [None, {"name": "default"}, 3]}):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+        assert Tokenizer.load(tmp_path).vocab_size == tokenizer.vocab_size
+    (tmp_path / "tokenizer_config.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match="not valid JSON"):
+        Tokenizer.load(tmp_path)
