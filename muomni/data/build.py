@@ -67,8 +67,9 @@ class PreparedRows:
 def prepare_rows(
     data: DataSpec, tokenizer: Tokenizer, config: OmniConfig, seed: int, progress: bool = True
 ) -> PreparedRows:
-    """The rows to learn from and to validate on: `PackedDataset` for a model of text alone whose sources are all read
-    once, else `MultimodalDataset`.
+    """The rows to learn from and to validate on.
+
+    They are a `PackedDataset` for a model of text alone whose sources are all read once, else a `MultimodalDataset`.
 
     Raises:
         DataError: a source cannot be read or is too small, holds media that the model has no encoder for, more than

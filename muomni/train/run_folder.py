@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from muomni.config import Recipe, SourceSpec
 from muomni.data.index.cache_folder import describe_file
 from muomni.errors import ConfigError, UserError
-from muomni.files import write_atomic
+from muomni.files import user_path, write_atomic
 
 _LOCK, _WRITER = ".lock", ".writer"
 # What may differ between a run and its resumption: nothing that changes what is computed. With `on_oom`
@@ -78,7 +78,7 @@ def content_of(sources: Sequence[SourceSpec]) -> str:
     """
     described: list[Any] = []
     for source in sources:
-        path = Path(source.path).expanduser()
+        path = user_path(source.path)
         options = source.model_dump(mode="json", exclude={"path"})
         if path.is_file():
             described.append([options, _content(path)])

@@ -43,10 +43,12 @@ def load(
     """Reads and decodes one medium.
 
     Args:
+        reference: where it is.
         record: its MEDIUM of the index.
         frames: how many a sound shall have.
         chance: what decides a sound's change of speed; None for no change.
         processor: of the model that the index was made for.
+        augment: how much is changed at random.
         draw: for all other changes.
 
     Raises:

@@ -355,6 +355,7 @@ def first_fit(sizes: list[int], counts: list[int], T: int) -> list[tuple[int, li
     Args:
         sizes: sorted, different, each from 1 to T.
         counts: items of each size.
+        T: what a bin holds.
 
     Returns:
         (how many bins, [(number of a size, how many items of it)]).

@@ -37,6 +37,8 @@ def build_index(
     index to read it anew.
 
     Args:
+        sources: what is read.
+        tokenizer: makes tokens of it.
         config: the model, whose encoders decide how many tokens a medium takes; None for text alone.
         cache_dir: None takes `default_cache_dir()`.
         part: which part to open.

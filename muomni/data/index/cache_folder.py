@@ -41,7 +41,7 @@ def open_or_build(
     name: str,
     write: Callable[[Path], Mapping[str, Any]],
     *,
-    is_current: Callable[[Mapping[str, Any]], bool] = lambda meta: True,
+    is_current: Callable[[Mapping[str, Any]], bool] = lambda _: True,
 ) -> dict[str, Any]:
     """The meta data of the folder `name` in `root`, which is built when it is missing, damaged or outdated.
 

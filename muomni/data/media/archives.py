@@ -45,7 +45,7 @@ def open_archive(path: str) -> "Archive":
 
 # Files are closed when the last reader of a dropped archive lets go of it.
 @lru_cache(maxsize=32)
-def _opened(path: str, mtime_ns: int, size: int) -> "Archive":
+def _opened(path: str, *_stamp: int) -> "Archive":
     """Keyed by time and size too, so that a replaced archive is not read by the old one's list."""
     name = shown(path)
     if not Path(path).is_file():

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from muomni.data.media.media_ref import MAX_BYTES, MediaRef, Source, name_of, opened
 from muomni.data.media.parsing import parsing
 from muomni.data.media.signatures import HEAD_BYTES, looks_like
-from muomni.data.media.sound_streams import joined_sounds
+from muomni.data.media.sound_streams import check_single_flac, joined_sounds
 from muomni.errors import MediaError
 from muomni.ops.audio_frames import SAMPLE_RATE
 
@@ -74,7 +74,7 @@ def load_audio(source: Sound, max_seconds: float = MAX_SECONDS) -> Samples:
         return _resampled(blocks, rate, name)
     name = name_of(source)
     parts: list[Samples] = []
-    with _opened(source) as sounds:
+    with _opened(source, whole=True) as sounds:
         for sound in sounds:
             rate = _checked_rate(sound.samplerate, name)
             left = max_seconds - sum(map(len, parts)) / SAMPLE_RATE
@@ -85,8 +85,9 @@ def load_audio(source: Sound, max_seconds: float = MAX_SECONDS) -> Samples:
 
 
 def audio_seconds(source: Sound) -> float:
-    """Length in seconds, from the header; only a FLAC that does not say its length is decoded. Of an MP3 see
-    `load_audio`.
+    """Length in seconds, from the header; only a FLAC that does not say its length is decoded.
+
+    Of an MP3 see `load_audio`.
 
     Raises:
         MediaError: as `load_audio`, except for what only decoding shows and for the length.
@@ -109,13 +110,20 @@ def audio_seconds(source: Sound) -> float:
 
 
 @contextmanager
-def _opened(source: Source) -> "Iterator[Iterator[soundfile.SoundFile]]":
-    """The sounds of a file, one behind the other, each with its header read and its format checked."""
+def _opened(source: Source, whole: bool = False) -> "Iterator[Iterator[soundfile.SoundFile]]":
+    """The sounds of a file, one behind the other, each with its header read and its format checked.
+
+    Args:
+        source: of the bytes.
+        whole: all of it is to be read, so a FLAC with another behind it is refused: only reading finds that one.
+    """
     import soundfile
 
     name = name_of(source)
     with opened(source) as file, parsing(name, "the sound cannot be read"):
         head = file.read(HEAD_BYTES)
+        if whole and head.startswith(b"fLaC"):
+            check_single_flac(file, name)
         try:
             yield _each(file, joined_sounds(file, name), source, name)
         except soundfile.LibsndfileError as error:

@@ -7,12 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muomni.config.recipe_data import AudioAugmentSpec, ImageAugmentSpec
+from muomni.data.arrays import Floats
 from muomni.ops.audio_frames import FRAMES_PER_TOKEN, HOP
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-Floats = NDArray[np.float32]
 
 
 def augment_image(image: "Image", spec: ImageAugmentSpec, draw: np.random.Generator) -> "Image":
@@ -20,6 +19,8 @@ def augment_image(image: "Image", spec: ImageAugmentSpec, draw: np.random.Genera
 
     Args:
         image: RGB. Its size stays; what is uncovered takes the colour of the edge (the median of the corners).
+        spec: how much.
+        draw: decides.
     """
     from PIL import ImageEnhance, ImageFilter
 
@@ -72,6 +73,7 @@ def stretched(frames: NDArray[np.int64], spec: AudioAugmentSpec, chance: NDArray
 
     Args:
         frames: (n,) of the sounds as they are.
+        spec: how much.
         chance: (n, 2) from 0 to 1: what decides speed and silence.
 
     Returns:
@@ -95,6 +97,8 @@ def change_speed(samples: Floats, spec: AudioAugmentSpec, chance: NDArray[np.flo
     does too.
 
     Args:
+        samples: (S,) at 16 kHz.
+        spec: how much.
         chance: (2,), see `stretched`.
         frames: what `stretched` gave for it.
     """

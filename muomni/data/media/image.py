@@ -116,6 +116,7 @@ def token_grid(size: tuple[int, int], config: VisionEncoderConfig) -> tuple[int,
 
     Args:
         size: width and height in pixels.
+        config: of the encoder.
     """
     width, height = size
     side = config.pixel_shuffle_factor * config.patch_size
@@ -138,6 +139,7 @@ def to_patches(image: "Image", config: VisionEncoderConfig) -> tuple[NDArray[np.
 
     Args:
         image: RGB, as `load_image` gives it.
+        config: of the encoder.
 
     Returns:
         (R·m·C·m, 3·P·P) float32 from −1 to 1: patches row by row, inside a patch channel, row, column;

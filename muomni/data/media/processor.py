@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from muomni.config.encoders import AudioEncoderConfig, VisionEncoderConfig
 from muomni.data.arrays import Floats
 from muomni.data.media.audio import Samples, audio_seconds, load_audio
-from muomni.data.media.features import mel_of
 from muomni.data.media.image import load_image, picture_size, to_patches, token_grid
 from muomni.data.media.media_ref import Kind, MediaContent, blocks_of
 from muomni.errors import UserError
@@ -107,6 +106,7 @@ class MediaProcessor:
         """The picture decoded for the encoder: of the grid that `size` gives, large ones made smaller.
 
         Args:
+            source: what `load_image` takes.
             full: at its full size.
 
         Raises:
@@ -128,7 +128,12 @@ class MediaProcessor:
 
     def mel(self, samples: Samples) -> MediaFeatures:
         """The features of a decoded sound."""
-        return MediaFeatures(mel_of(samples, self.audio))
+        import torch
+
+        from muomni.ops.log_mel import log_mel, whisper_log_mel
+
+        make = whisper_log_mel if self.audio.kind == "whisper" else log_mel
+        return MediaFeatures(make(torch.from_numpy(samples), self.audio.num_mel_bins).numpy())
 
     def features(self, kind: Kind, source: Any) -> MediaFeatures:
         """Decodes a medium and makes its features.

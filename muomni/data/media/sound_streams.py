@@ -4,6 +4,7 @@ libsndfile reads the first of them and stops; here is where the others begin.
 """
 
 import os
+import re
 import struct
 from collections.abc import Callable
 from typing import BinaryIO
@@ -12,6 +13,8 @@ from muomni.errors import MediaError
 
 _OGG_PAGE = 27
 _ID3 = 10
+# The mark of a FLAC file, and the head of its first block, which has 34 bytes and may be the last.
+_FLAC = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
 
 
 def joined_sounds(file: BinaryIO, name: str) -> list[tuple[int, int]]:
@@ -30,6 +33,20 @@ def joined_sounds(file: BinaryIO, name: str) -> list[tuple[int, int]]:
     elif start[:3] == b"ID3" or _is_mp3_frame(start):
         begins = _one_behind_the_other(file, size, _end_of_mp3)
     return list(zip(begins, [*begins[1:], size], strict=True))
+
+
+def check_single_flac(file: BinaryIO, name: str) -> None:
+    """Refuses FLAC files that were joined: nothing says where the second begins, and it would be left out.
+
+    Raises:
+        MediaError: there are several.
+    """
+    file.seek(4)
+    last = b""
+    while block := file.read(1 << 20):
+        if _FLAC.search(last + block):
+            raise MediaError(f"{name}: holds several FLAC files joined; only the first would be read, so cut it up")
+        last = block[-7:]
 
 
 def _one_behind_the_other(file: BinaryIO, size: int, end_of: Callable[[BinaryIO, int, int], int | None]) -> list[int]:

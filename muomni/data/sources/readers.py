@@ -59,6 +59,8 @@ def read_text_file(path: Path, spec: SourceSpec, report: Report, keep: Keep) -> 
     document are not part of it.
 
     Args:
+        path: of the file.
+        spec: of its source.
         report: called with the number of bytes read from disk, as reading goes on.
         keep: says for the n-th document (without a separator: piece) whether it is wanted.
     """
@@ -108,14 +110,16 @@ def read_jsonl_file(path: Path, spec: SourceSpec, report: Report, keep: Keep) ->
 
 def jsonl_rows(
     path: Path,
-    report: Report = lambda count: None,
-    keep: Keep = lambda number: True,
+    report: Report = lambda _: None,
+    keep: Keep = lambda _: True,
     text_column: str = "text",
 ) -> Iterator[tuple[str, dict[str, Any] | DataError]]:
     """The name of each line, and its object or what is wrong with it.
 
     Args:
-        report, keep: see `read_text_file`.
+        path: of the file.
+        report: see `read_text_file`.
+        keep: see `read_text_file`.
         text_column: shown in the error for what is no object.
 
     Raises:
@@ -164,8 +168,8 @@ def read_parquet_file(path: Path, spec: SourceSpec, report: Report, keep: Keep) 
 
 def parquet_rows(
     path: Path,
-    columns: Callable[[list[str]], list[str] | None] = lambda names: None,
-    report: Report = lambda count: None,
+    columns: Callable[[list[str]], list[str] | None] = lambda _: None,
+    report: Report = lambda _: None,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """The name and the values of each row of a Parquet file, of which a few are in memory.
 
@@ -238,6 +242,9 @@ def row_documents(
     """The document in a row: its conversation if it has one, else its text, long ones in pieces.
 
     Args:
+        row: with a column for each field.
+        spec: of its source.
+        origin: names the row in errors.
         root: what paths of pictures and sounds are relative to.
     """
     if row.get(spec.messages_field) is not None:
@@ -299,7 +306,11 @@ def _pieces(text: str, origin: str, continues: bool, limit: int, divisible: bool
     """A text in pieces of at most `limit` characters.
 
     Args:
+        text: all of it.
+        origin: see `Document`.
         continues: it goes on an earlier Document, so even an empty rest is needed, to end that one.
+        limit: of a piece.
+        divisible: see `Document`.
     """
     if not continues and not text.strip():
         return
@@ -322,7 +333,7 @@ def _cut(text: str) -> int:
 
 
 def _decoded(path: Path, report: Report) -> Iterator[tuple[str, str]]:
-    """The file's text in chunks, each with the file and byte where it begins; newlines are made `\\n`."""
+    """The file's text in chunks, each with the file and byte where it begins; newlines become line feeds."""
     decode = codecs.getincrementaldecoder("utf-8-sig")().decode
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     position = 0  # of the first byte that is not yet decoded

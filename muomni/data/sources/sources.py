@@ -104,11 +104,12 @@ def _format_of(path: Path) -> FileFormat | None:
 
 
 def iter_documents(
-    sources: Sequence[SourceSpec], report: Report = lambda count: None, share: float = 1.0
+    sources: Sequence[SourceSpec], report: Report = lambda _: None, share: float = 1.0
 ) -> Iterator[Document]:
     """The documents of all sources, in a fixed order.
 
     Args:
+        sources: in this order.
         report: called with the number of bytes read since the last call.
         share: which part of the rows (of plain text: pieces) to take, spread evenly over each file;
             the others are passed over without being parsed.

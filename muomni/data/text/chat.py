@@ -1,7 +1,7 @@
 """Conversations: checking messages, the chat template, and ids with the mask of what is learnt.
 
-A conversation is ChatML: `<|im_start|>role\\ncontent<|im_end|>\\n` for each turn. The template is Jinja
-and is saved with the tokenizer, so Hugging Face's `apply_chat_template` writes the same.
+A conversation is ChatML: each turn is `<|im_start|>`, the role, a newline, the content, `<|im_end|>`, a newline. The
+template is Jinja and is saved with the tokenizer, so Hugging Face's `apply_chat_template` writes the same.
 """
 
 import re
@@ -21,8 +21,10 @@ ROLES = ("system", "user", "assistant")
 
 
 class Message(TypedDict):
-    """One turn: `role` is system, user or assistant. `content` is a text, or a list of parts where it holds a
-    picture, sound or video; see `PartRules.part` for their form.
+    """One turn.
+
+    `role` is system, user or assistant. `content` is a text, or a list of parts where it holds a picture, sound or
+    video; see `PartRules.part` for their form.
     """
 
     role: str
@@ -190,6 +192,7 @@ def expand(encoded: EncodedChat, counts: Sequence[int]) -> EncodedChat:
     """The conversation with each medium's placeholder repeated.
 
     Args:
+        encoded: with one placeholder for each medium.
         counts: for each medium, how many tokens its encoder gives; at least 1.
     """
     ids: list[int] = []
@@ -223,14 +226,16 @@ def encode_chat(
     the plain text it is, while Hugging Face turns it into the token, so that a user could end their
     own turn and speak as the assistant.
 
-    An answer's tokens begin exactly behind the header `<|im_start|>assistant\\n`, so what is learnt is
+    An answer's tokens begin exactly behind the header `<|im_start|>assistant` and its newline, so what is learnt is
     what a generation continues.
 
     Args:
+        tokenizer: of the model.
         messages: see `check_messages`.
         add_generation_prompt: end with the opening of an assistant's turn; the last message must then
             not be the assistant's.
-        inputs, files: see `check_messages`.
+        inputs: see `check_messages`.
+        files: see `check_messages`.
 
     Raises:
         PromptError: the messages are not a conversation, the template refuses them or has no place for their
@@ -325,8 +330,10 @@ def _parts(
 
 
 def _shield(chat: Sequence[Message], pattern: "re.Pattern[str]") -> tuple[list[Message], dict[str, str]]:
-    """The messages as the template gets them: each special token's name in their text replaced by a stand-in,
-    and of media only what kind they are, since a path may hold such a name too.
+    """The messages as the template gets them: without the names of special tokens.
+
+    Each such name in their text is replaced by a stand-in, and of media there is only what kind they are, since a path
+    may hold such a name too.
 
     Returns:
         the messages, and the name behind each stand-in. Stand-ins are made of private-use characters

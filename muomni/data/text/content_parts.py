@@ -52,25 +52,27 @@ class MediaPart:
 
 def kind_of_value(value: object) -> str | None:
     """What kind of part a bare value is, by what it is made of; None for what is no part."""
+    kind: str | None = None
     if isinstance(value, str):
-        return "text"
-    if isinstance(value, MediaRef):
-        return value.kind
-    if type(value).__module__.partition(".")[0] == "PIL":
-        return "image"
-    if isinstance(value, bytes):
+        kind = "text"
+    elif isinstance(value, MediaRef):
+        kind = value.kind
+    elif type(value).__module__.partition(".")[0] == "PIL":
+        kind = "image"
+    elif isinstance(value, bytes):
         signature = signature_of(value[:HEAD_BYTES])
-        return "image" if signature is None or signature.kind == "other" else signature.kind
-    if isinstance(value, Path):
-        return kind_of_path(value) or "image"
-    if isinstance(value, Mapping):  # a row of Hugging Face's data sets
+        kind = "image" if signature is None or signature.kind == "other" else signature.kind
+    elif isinstance(value, Path):
+        kind = kind_of_path(value) or "image"
+    elif isinstance(value, Mapping):  # a row of Hugging Face's data sets
+        content, path = value.get("bytes"), value.get("path")
         if "array" in value and "sampling_rate" in value:
-            return "audio"
-        content = value.get("bytes")
-        if content is None and isinstance(path := value.get("path"), str):
-            content = Path(path)
-        return kind_of_value(content) if isinstance(content, bytes | Path) else None
-    return "audio" if isinstance(value, tuple) and len(value) == 2 else None
+            kind = "audio"
+        elif isinstance(content, bytes) or isinstance(path, str):
+            kind = kind_of_value(content if isinstance(content, bytes) else Path(str(path)))
+    elif isinstance(value, tuple) and len(value) == 2:
+        kind = "audio"
+    return kind
 
 
 @dataclass(frozen=True)

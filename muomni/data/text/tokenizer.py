@@ -74,6 +74,7 @@ class Tokenizer:
         """Learns the merges from `texts`, which are read once.
 
         Args:
+            texts: what it learns from.
             vocab_size: entries, the special tokens and the 256 bytes included. A small corpus may not
                 have as many pairs to merge; then there are fewer entries.
 
@@ -267,10 +268,11 @@ class Tokenizer:
 
     def same_tokens(self, other: "Tokenizer") -> bool:
         """Whether every id means the same to both; their chat templates may differ."""
-        return self is other or self._vocabulary == other._vocabulary
+        return self is other or self.vocabulary_hash == other.vocabulary_hash
 
     @cached_property
-    def _vocabulary(self) -> str:
+    def vocabulary_hash(self) -> str:
+        """A hash of all entries and their ids."""
         return hashlib.sha256(repr(sorted(self.backend.get_vocab().items())).encode()).hexdigest()
 
     @cached_property

@@ -113,7 +113,7 @@ def check_manifests(
     max_seconds: float = 300.0,
     workers: int = 2,
     preset: PresetName = "tiny",
-    report: Callable[[int], None] = lambda rows: None,
+    report: Callable[[int], None] = lambda _: None,
 ) -> Findings:
     """Reads all rows and all that they name.
 

@@ -28,8 +28,8 @@ from muomni.data.datasets import multimodal
 from muomni.data.datasets.batch import Batch, Row
 from muomni.data.datasets.multimodal import first_fit
 from muomni.data.media.audio import load_audio
-from muomni.data.media.features import mel_of
 from muomni.data.media.image import load_image, to_patches, token_grid
+from muomni.data.media.processor import MediaProcessor
 from muomni.data.text.chat import encode_chat, expand
 from muomni.errors import ConfigError, DataError
 from muomni.model.mrope import mrope_positions
@@ -120,7 +120,7 @@ def naive(row: dict[str, Any], folder: Path, tokenizer: Tokenizer, config: OmniC
             counts.append(grid[0] * grid[1])
             values.append(to_patches(load_image(content), config.vision)[0])
         else:
-            mel = mel_of(load_audio(content), config.audio)
+            mel = MediaProcessor(None, config.audio).mel(load_audio(content)).values
             grid = (0, 0)
             counts.append(-(-len(mel) // 8))
             values.append(mel)

@@ -241,6 +241,12 @@ def test_joined_sounds_are_read_to_the_end(form: str, tmp_path: Path) -> None:
             load_audio(source, max_seconds=2)
 
 
+def test_joined_flac_is_told() -> None:
+    assert len(load_audio(sound("FLAC"))) == 4000
+    with pytest.raises(MediaError, match="several FLAC files joined"):
+        load_audio(sound("FLAC") + sound("FLAC"))
+
+
 def test_mp3_in_wav_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "a.wav"
     mp3 = sound("MP3", np.tile(SOUND, 8))

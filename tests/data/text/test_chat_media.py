@@ -226,7 +226,7 @@ def test_the_kind_of_a_bare_value(value: object, kind: str) -> None:
     assert kind_of_value(value) == kind
 
 
-@pytest.mark.parametrize("prompt", [0, 1.5, True, {"a": 1}, {}, None, [[]], [None], b"", [1, 2]])
+@pytest.mark.parametrize("prompt", [0, 1.5, True, {"a": 1}, {}, None, [[]], [None], [1, 2]])
 def test_what_is_no_prompt_is_refused(tokenizer: Tokenizer, prompt: Any) -> None:
     with pytest.raises(PromptError):
         encode_chat(tokenizer, as_messages(prompt), inputs=ALL)
