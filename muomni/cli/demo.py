@@ -37,9 +37,14 @@ def command(
     corpus = data if data is not None else _python_docs(out)
     changes = [f"max_steps={steps}", f"schedule.warmup_steps={min(50, steps // 10)}"]
     _say(f"1. train a tokenizer and a model on {corpus}, and stop the run on the way with Ctrl-C")
-    if _train_and_interrupt(out, corpus, changes, stop_at=steps // 3):
+    training = _training(out, corpus, changes)
+    while training.poll() is None and _last_step(out) < steps // 3:
+        time.sleep(0.2)
+    if training.poll() is None:
+        training.send_signal(signal.SIGINT)
+    if _wait_for(training, 0, 130):
         _say("2. resume: the run goes on as if it had never stopped")
-        _Training(["demo", "--data", str(corpus), "--out", str(out), "--resume", *_sets(changes)]).wait_for(0)
+        _wait_for(_training(out, corpus, changes, "--resume"), 0)
     else:
         _say("2. the run was over before it could be stopped; nothing to resume")
     _say("3. how good is it?")
@@ -71,35 +76,20 @@ def _python_docs(out: Path) -> Path:
     return corpus
 
 
-class _Training:
+def _training(out: Path, corpus: Path, changes: list[str], *more: str) -> subprocess.Popen[bytes]:
     """A `muomni train` process of its own, so that it can be stopped as a person would."""
-
-    def __init__(self, arguments: list[str]) -> None:
-        self.process = subprocess.Popen([sys.executable, "-m", "muomni", "train", *arguments])
-
-    def wait_for(self, expected: int) -> None:
-        code = self.process.wait()
-        if code == UserError.exit_code:
-            raise UserError("the demo ends here: see the message of the training above")
-        if code != expected:
-            raise TrainingError(f"training ended with exit code {code} where {expected} was expected; see above")
+    sets = [part for change in changes for part in ("--set", change)]
+    arguments = ["demo", "--data", str(corpus), "--out", str(out), *sets, *more]
+    return subprocess.Popen([sys.executable, "-m", "muomni", "train", *arguments])
 
 
-def _sets(changes: list[str]) -> list[str]:
-    return [part for change in changes for part in ("--set", change)]
-
-
-def _train_and_interrupt(out: Path, corpus: Path, changes: list[str], stop_at: int) -> bool:
-    """Trains and presses Ctrl-C at a step; False when the run was over first."""
-    training = _Training(["demo", "--data", str(corpus), "--out", str(out), *_sets(changes)])
-    while training.process.poll() is None and _last_step(out) < stop_at:
-        time.sleep(0.2)
-    if training.process.poll() is None:
-        training.process.send_signal(signal.SIGINT)
-    if training.process.wait() == 0:
-        return False
-    training.wait_for(130)
-    return True
+def _wait_for(training: subprocess.Popen[bytes], *expected: int) -> int:
+    code = training.wait()
+    if code == UserError.exit_code:
+        raise UserError("the demo ends here: see the message of the training above")
+    if code not in expected:
+        raise TrainingError(f"training ended with exit code {code}; see above")
+    return code
 
 
 def _last_step(out: Path) -> int:

@@ -147,19 +147,9 @@ def _write(
 
 
 def _print(report: "SpeechReport", limits: "Limits", failures: list[str]) -> None:
-    rows = [
-        ("word error of the model", f"{report.errors.rate:.1%}", ""),
-        ("word error of the reference", f"{report.reference_errors.rate:.1%}", ""),
-        ("the first over the second", f"{report.ratio:.2f}", f"{limits.ratio:.2f}"),
-        ("truncated", f"{report.share('truncated'):.1%}", f"{limits.truncated:.1%}"),
-        ("run-on", f"{report.share('run_on'):.1%}", f"{limits.run_on:.1%}"),
-        ("real-time factor", f"{report.real_time:.3f}", f"{limits.real_time:.3f}"),
-    ]
-    if report.first_sound is not None:
-        median, slowest = report.first_sound
-        rows.append(("first sound, ms (95th percentile)", f"{median:.0f} ({slowest:.0f})", f"{limits.first_sound:.0f}"))
-    print(f"{len(report.sentences):,} sentences, {report.errors.words:,} words")
-    print_table(("", "measured", "at most"), rows, left=("",))
+    errors = f"{report.errors.rate:.1%}, of the reference {report.reference_errors.rate:.1%}"
+    print(f"{len(report.sentences):,} sentences, {report.errors.words:,} words; word error of the model {errors}")
+    print_table(("", "measured", "at most"), [row[:3] for row in report.against(limits)], left=("",))
     lengths = []
     for row in report.by_length():
         shares = (f"{count / row.sentences:.1%} ({count})" for count in (row.failed, row.misheard))

@@ -123,21 +123,20 @@ def _print(estimate: "Estimate") -> None:
     lines.append(f"{in_words(values['past_errors']).capitalize()}.")
     lines += [f"Not modelled: {text}" for text in values["not_modelled"]]
     if estimate.best is not None:
-        lines += ["", *_fastest(estimate), json.dumps(estimate.best.step.fragment(), indent=2)]
+        lines += ["", _fastest(estimate), json.dumps(estimate.best.step.fragment(), indent=2)]
     print("\n".join(lines))
 
 
-def _fastest(estimate: "Estimate") -> list[str]:
+def _fastest(estimate: "Estimate") -> str:
     assert estimate.best is not None
     if estimate.seconds:
         times = sorted(estimate.seconds[estimate.best.step])
         measured = f"{times[len(times) // 2]:.3g} s/step ({times[0]:.3g} to {times[-1]:.3g})"
-        return [
-            f"Fastest that fits, measured: {measured}; of those as",
-            "fast within the noise, the one with least memory:",
-        ]
+        return (
+            f"Fastest that fits, measured: {measured}; of those as\nfast within the noise, the one with least memory:"
+        )
     source = "measured on this device" if estimate.rate_measured else "assumed: the device is not here"
-    return [
-        f"Fastest that fits, modelled by operations at {estimate.rate / 1e9:,.0f} GFLOP/s ({source});",
-        f"no steps were measured: {estimate.not_measured}:",
-    ]
+    return (
+        f"Fastest that fits, modelled by operations at {estimate.rate / 1e9:,.0f} GFLOP/s ({source});\n"
+        f"no steps were measured: {estimate.not_measured}:"
+    )

@@ -192,8 +192,8 @@ class SpeechReport:
         counts = [(len(spoken_words(getattr(row, transcript))), len(spoken_words(row.text))) for row in self.sentences]
         return sum(heard < TRUNCATED * words for heard, words in counts) / len(counts)
 
-    def failures(self, limits: Limits) -> list[str]:
-        """Each limit that is exceeded, in words; empty when the model is good enough."""
+    def against(self, limits: Limits) -> list[tuple[str, str, str, bool]]:
+        """What is limited: its name, its value and the limit as text, and whether the limit is exceeded."""
         measured = [
             ("word error over the reference's", self.ratio, limits.ratio, "{:.2f}"),
             ("share truncated", self.share("truncated"), limits.truncated, "{:.1%}"),
@@ -203,10 +203,12 @@ class SpeechReport:
         if self.first_sound is not None and limits.first_sound is not None:
             measured.append(("first sound, ms", self.first_sound[0], limits.first_sound, "{:.0f}"))
         return [
-            f"{name} {form.format(value)}, at most {form.format(limit)}"
-            for name, value, limit, form in measured
-            if not value <= limit
+            (name, form.format(value), form.format(limit), not value <= limit) for name, value, limit, form in measured
         ]
+
+    def failures(self, limits: Limits) -> list[str]:
+        """Each limit that is exceeded, in words; empty when the model is good enough."""
+        return [f"{name} {value}, at most {limit}" for name, value, limit, exceeded in self.against(limits) if exceeded]
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values for JSON."""

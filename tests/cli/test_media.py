@@ -26,7 +26,7 @@ def folder(small_tokenizer: "Tokenizer", tmp_path_factory: pytest.TempPathFactor
     """A model that sees and hears, in `run`, with media beside it."""
     config = preset("nano")
     thinker = config.thinker.replace(vocab_size=small_tokenizer.vocab_size, initializer_range=0.3)
-    tokens = {
+    tokens: dict[str, Any] = {
         "image_token_id": small_tokenizer.id_of("<|image|>"),
         "audio_token_id": small_tokenizer.id_of("<|audio|>"),
     }

@@ -76,7 +76,7 @@ def test_a_mistake_is_one_clear_line_and_exit_code_2(muomni, tmp_path, arguments
 
 def test_the_demo_runs_to_its_end_on_a_text_of_ones_own(muomni, stories, tmp_path):
     """Both trainings are processes of their own, as a person would start and stop them."""
-    code, out, err = muomni("demo", "--data", stories, "--steps", "90", "--out", "runs/mine")
+    code, out, err = muomni("demo", "--data", stories, "--steps", "40", "--out", "runs/mine")
     assert code == 0, err + out
     report = json.loads((tmp_path / "runs/mine/demo.json").read_text())
     assert report["gain_bits_per_byte"] == pytest.approx(report["bigram_bits_per_byte"] - report["model_bits_per_byte"])

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from muomni.cli.common.options import Decoding
 from muomni.cli.common.output import writing
@@ -57,19 +57,6 @@ class Job:
     batch_invariant: bool = False
 
 
-class BatchTotals(TypedDict):
-    """What was done: replies written and those that were there, errors among all, tokens, seconds of answering."""
-
-    out: str
-    replies: int
-    kept: int
-    errors: int
-    prompt_tokens: int
-    new_tokens: int
-    seconds: float
-    tokens_per_s: float
-
-
 class _Line(NamedTuple):
     number: int
     digest: str
@@ -78,8 +65,11 @@ class _Line(NamedTuple):
     sampling: dict[str, Any]
 
 
-def answer_file(run: str, job: Job) -> BatchTotals:
+def answer_file(run: str, job: Job) -> dict[str, Any]:
     """Answers all lines that have no reply yet.
+
+    Returns:
+        Replies written and those that were there, errors among all, tokens, seconds of answering.
 
     Raises:
         UserError: a file cannot be read or written, or a line is wrong; says which. Lines are checked before
@@ -89,7 +79,7 @@ def answer_file(run: str, job: Job) -> BatchTotals:
         return _answer(run, job, out)
 
 
-def _answer(run: str, job: Job, out: BinaryIO) -> BatchTotals:
+def _answer(run: str, job: Job, out: BinaryIO) -> dict[str, Any]:
     kept, errors, made_by = _kept(job, out)
     from muomni.infer.offline import show_progress
 
@@ -105,18 +95,7 @@ def _answer(run: str, job: Job, out: BinaryIO) -> BatchTotals:
     for line in _lines(job, kept):
         left += 1
         longest = max(longest, _length(model, job, line))
-    totals: BatchTotals = {
-        "out": str(job.replies),
-        "replies": 0,
-        "kept": kept,
-        "errors": errors,
-        "prompt_tokens": 0,
-        "new_tokens": 0,
-        "seconds": 0.0,
-        "tokens_per_s": 0.0,
-    }
-    if not left:
-        return totals
+    totals = {"replies": 0, "kept": kept, "errors": errors, "prompt_tokens": 0, "new_tokens": 0}
     pending: deque[_Line] = deque()
     runtime, draft = model.runtime, job.decoding.drafts(model)
 
@@ -133,7 +112,7 @@ def _answer(run: str, job: Job, out: BinaryIO) -> BatchTotals:
         model,
         model.tokenizer,
         inputs(),
-        slots=min(job.batch_size, left),
+        slots=max(1, min(job.batch_size, left)),
         capacity=longest,
         batch_invariant=job.batch_invariant,
         speculate=draft,
@@ -146,9 +125,8 @@ def _answer(run: str, job: Job, out: BinaryIO) -> BatchTotals:
         totals["errors"] += reply.error is not None
         totals["prompt_tokens"] += reply.timing.prompt_tokens
         totals["new_tokens"] += reply.timing.new_tokens
-    totals["seconds"] = time.perf_counter() - started
-    totals["tokens_per_s"] = totals["new_tokens"] / totals["seconds"]
-    return totals
+    seconds = time.perf_counter() - started
+    return {"out": str(job.replies), **totals, "seconds": seconds, "tokens_per_s": totals["new_tokens"] / seconds}
 
 
 def _check_settings(job: Job) -> None:

@@ -1,6 +1,7 @@
 """`muomni bench infer` from the command line: one JSON line at the end, tables for people, mistakes named."""
 
 import json
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -46,10 +47,10 @@ def test_mistakes_are_named(options, message):
     assert isinstance(done.exception, ConfigError | UserError) and message in str(done.exception)
 
 
-def figures(name: str, **more: object) -> Decoding:
+def figures(name: str, **more: Any) -> Decoding:
     numbers = dict.fromkeys(("decode_per_s", "low", "high", "call_per_s", "first_token_ms", "load_s", "peak_mib"), 10.0)
     shares = dict.fromkeys(("gb_per_s", "bandwidth_share", "agreement", "ratio", "ratio_low", "ratio_high"), 1.0)
-    rest = {"call_ratio": 1.0, "worst_gap": 0.0, "verdict": "no difference", "settings": ""}
+    rest: dict[str, Any] = {"call_ratio": 1.0, "worst_gap": 0.0, "verdict": "no difference", "settings": ""}
     none = dict.fromkeys(("public_loss", "top1", "kl", "worst"))
     return Decoding(**{"name": name, **numbers, **shares, **rest, **none, **more})
 

@@ -1,5 +1,7 @@
 """`muomni bench` from the command line: what each way to call it measures, repeats, claims, and mistakes."""
 
+from typing import Any
+
 import pytest
 
 from muomni.bench import suite
@@ -21,7 +23,7 @@ def asked(monkeypatch, tmp_path) -> list[suite.Asked]:
     """What is measured, instead of measuring; verdicts come from `verdicts` in turn."""
     monkeypatch.chdir(tmp_path)
     found: list[suite.Asked] = []
-    verdicts = ["on", "no difference", "on", "off"]
+    verdicts: list[Any] = ["on", "no difference", "on", "off"]
 
     def run(asked: suite.Asked, say) -> Report:
         found.append(asked)
