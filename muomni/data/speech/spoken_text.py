@@ -97,7 +97,7 @@ class SpokenText:
         self._item = False  # an item of a list or a heading began since
         self._fenced = False
         self._held: Word | None = None
-        self._held_bare = ""
+        self._held_bare = self._bare_before = ""
         self._units = _MARGIN
 
     def push(self, text: str) -> list[Word]:
@@ -172,6 +172,8 @@ class SpokenText:
                 words.append(self._ended(self._held) if ends else self._held)
                 self._units = _MARGIN if ends else self._units
             first = self._held is None or words[-1].last
+            if self._held is None or self._held.end != source.end:
+                self._bare_before = self._held_bare
             self._held = Word(source.source, _capital(piece) if first else piece, first, False, source.end)
             self._held_bare = source.bare
             self._units += len(piece.encode()) + (not first)
@@ -192,7 +194,10 @@ class SpokenText:
         if self._held.end == source.end:  # of the same source word
             return False
         end = _END.search(self._held_bare)
-        return end is not None and is_sentence_end(self._held_bare[: end.start()], end[0], bare, self._language)
+        if end is None:
+            return False
+        before = f"{self._bare_before} {self._held_bare[: end.start()]}"
+        return is_sentence_end(before, end[0], bare, self._language)
 
     def _pause(self, source: "_Piece") -> None:
         """A dash between words, or dots, is heard like a comma."""

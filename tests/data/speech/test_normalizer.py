@@ -131,6 +131,8 @@ ENGLISH = {
         1/3 => one third
         2/3 => two thirds
         3 1/2 cups => three and a half cups
+        1/2 kg => one half kilogram
+        2 1/2 kg of => two and a half kilograms of
         2¾ => two and three quarters
         1¼ => one and a quarter
         5/8 => five eighths
@@ -231,6 +233,7 @@ ENGLISH = {
     """,
     "telephone numbers": """
         555-1234 => five five five, one two three four
+        +61 2 8319 9888 => plus six one, two, eight three one nine, nine eight eight eight
         call 555-1234. => call five five five, one two three four.
         555-123-4567 => five five five, one two three, four five six seven
         (555) 123-4567 => five five five, one two three, four five six seven
@@ -322,6 +325,9 @@ ENGLISH = {
     """,
     "abbreviations": """
         p. 12 => page twelve
+        Pt. 1 => part one
+        Coast Hwy. => Coast Highway.
+        Ben, a.k.a. Bob => Ben, also known as Bob
         Jan. is cold => January is cold
         Sgt. Pepper => Sergeant Pepper
         Mt. Everest => Mount Everest
@@ -361,6 +367,10 @@ ENGLISH = {
         6'1" => six feet one inch
         He is 6'2". => He is six feet two inches.
         5' 10" => five feet ten inches
+        5 ft 2 in => five feet two inches
+        He is 5 ft 2 in tall. => He is five feet two inches tall.
+        5 ft 2 in the morning => five feet two in the morning
+        B-17s flew => B-seventeens flew
     """,
     "addresses": """
         https://a.b/c => a dot b slash c
@@ -377,6 +387,7 @@ ENGLISH = {
         @home => at home
         #news => hashtag news
         Road # 206 => Road number two hundred and six
+        Boulevard # C3 => Boulevard number C three
         Door#2 => Door number two
     """,
     "emoji": """
@@ -504,6 +515,14 @@ GERMAN = """
     A & B => A und B
     a@b.de => a ät b Punkt de
     1.2.3 => eins Punkt zwei Punkt drei
+    Der 2. Weltkrieg => Der zweite Weltkrieg
+    im 2. Stock => im zweiten Stock
+    die 90er Jahre => die neunziger Jahre
+    0171 1234567 => null eins sieben eins, eins zwei drei vier fünf sechs sieben
+    Hauptstr. 12 => Hauptstraße zwölf
+    max. 5 Std. => maximal fünf Stunden.
+    1/2 l Milch => ein halb Liter Milch
+    Es waren 3. Dann => Es waren drei. Dann
     Ludwig XIV => Ludwig der vierzehnte
     Ludwig XIV. war König => Ludwig der vierzehnte war König
     Elisabeth II. => Elisabeth die zweite.
@@ -556,6 +575,9 @@ FRENCH = """
     1/2 => un demi
     3/4 => trois quarts
     M. Dupont => Monsieur Dupont
+    n° 5 => numéro cinq
+    Dr Martin => Docteur Martin
+    c.-à-d. ici => c'est-à-dire ici
     Louis XIV => Louis quatorze
     le XIXe siècle => le dix-neuvième siècle
     François Ier => François premier
@@ -605,6 +627,14 @@ SPANISH = """
     1/2 => un medio
     3/4 => tres cuartos
     Sr. Zorro => Señor Zorro
+    21 años => veintiún años
+    31 casas => treinta y una casas
+    1 gato => un gato
+    11 gatos => once gatos
+    n.º 5 => número cinco
+    el 1.er piso => el primer piso
+    2x => dos veces
+    8:30 h => ocho treinta
     Felipe II => Felipe segundo
     Alfonso XIII => Alfonso trece
     el siglo XIX => el siglo diecinueve
@@ -735,6 +765,8 @@ def test_any_number_of_digits(digits: int) -> None:
         ("It was I", ".", "Yes", "en", True),
         ('"Stop', "!", "he said", "en", False),
         ("am 3", ".", "Mai", "de", False),
+        ("Der 2", ".", "Weltkrieg", "de", False),
+        ("Es waren 2", ".", "Dann", "de", True),
         ("z. B", ".", "hier", "de", False),
         ("यह है", "\N{DEVANAGARI DANDA}", "और", "hi", True),
         ("یہ ہے", "\N{ARABIC FULL STOP}", "اور", "ur", True),

@@ -65,12 +65,18 @@ class English(FullLanguage):
         month_day = re.compile(rf"\b({month}) (\d\d?)(?:st|nd|rd|th)?(?: to (\d\d?))?\b(?![:.,]\d){year}")
         rank = re.compile(r"(?<![\w.])(\d{1,15}|\d{1,3}(?:,\d{3}){1,4})(?:st|nd|rd|th)\b", re.IGNORECASE)
         rank_of = r"([IVX]{2,}|V(?!\. ?[A-Z])|I(?= of\b))(?!\w)"
+        height = re.compile(r"(?<![\w'.,])(\d)(?:'| ?ft\.?) ?(1[01]|\d)(?:\"(?!\w)| ?in\b\.?(?= ?[^\sa-z]|$| tall))")
         return (
             Rule("price", re.compile(rf"\b([Aa]n?) ({signs})({number})({scale})? (?=[a-z])"), self._price),
             Rule("time of day", meridiem, self._meridiem),
             Rule("month and day", month_day, self._month_day),
             Rule("day and month", re.compile(rf"(?<![\d.,:/-])(\d\d?) ({month})\b{year}"), self._day_month),
-            Rule("height", re.compile(r"(?<![\w'.,])(\d)' ?(1[01]|\d)\"(?!\w)"), self._height),
+            Rule("height", height, self._height),
+            Rule(
+                "plural of a name",
+                re.compile(r"(?<=[A-Za-z]-)(\d{1,3})s\b"),
+                lambda match: f"{cardinal(int(match[1]))}s",
+            ),
             Rule("all the time", re.compile(r"(?<![\d/])24/7(?![\d/])"), "twenty-four seven"),
             Rule("the attacks", re.compile(r"(?<![\d/])9/11(?![\d/])"), "nine eleven"),
             Rule("decade", re.compile(r"(?<![\w.,])'?([2-9]0|[1-9]00|(?:1[0-9]|20)\d0)'?s\b"), self._decade),
@@ -80,7 +86,7 @@ class English(FullLanguage):
             Rule("roman numeral", re.compile(r"\b([A-Z][a-z]+) ([IVX]{2,})\b"), self._roman_cardinal, digits=False),
             Rule("ordinal", rank, lambda match: ordinal(int(match[1].replace(",", "")))),
             Rule("C#", re.compile(r"\b([CF])#(?!\w)"), r"\1 sharp", digits=False),
-            Rule("number sign", re.compile(r"#(?= ?\d)"), " number "),
+            Rule("number sign", re.compile(r"#(?= ?[A-Z]?\d)"), " number "),
             Rule("about", re.compile(r"~(?=\d)"), "about "),
         )
 

@@ -27,6 +27,8 @@ class French(FullLanguage):
                 digits=False,
             ),
             Rule("first king", re.compile(r"(?<=[a-zé] )Ier(?!\w)"), "premier", digits=False),
+            Rule("doctor", re.compile(r"\bDr(?= [A-ZÀ-Ý])"), "Docteur", digits=False),
+            Rule("numéro", re.compile(r"\b[nN]°(?= ?\d)"), "numéro "),
             Rule("lady", re.compile(r"\bMme\b"), "Madame", digits=False),
             Rule("young lady", re.compile(r"\bMlle\b"), "Mademoiselle", digits=False),
             Rule("first", first, lambda match: "premier" if match[1] == "er" else "première"),

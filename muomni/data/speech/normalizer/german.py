@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from muomni.data.speech.normalizer.language import FullLanguage, Rule, alternatives, roman
 
 _RANKS = {1: "erste", 3: "dritte", 7: "siebte", 8: "achte"}
+_NOMINATIVE = ("der", "die", "das", "Der", "Die", "Das")
+_ARTICLES = rf"\b(?:{'|'.join(_NOMINATIVE)}|[Ii]m|[Aa]m|[Vv]om|[Zz]um|[Bb]eim|[Dd]em|[Dd]en|[Dd]es|[Ii]ns)"
 _QUEENS = frozenset(["Elisabeth", "Katharina", "Maria", "Margarethe", "Beatrix", "Isabella", "Christina", "Anna"])
 _BEFORE_DATIVE = r"(?:\b(?:am|vom|zum|dem|den|im|ab|beim|bis) )"
 
@@ -16,23 +18,32 @@ class German(FullLanguage):
 
     @property
     def word_rules(self) -> tuple[Rule, ...]:
-        """Days."""
+        """Days and streets."""
         day = rf"({_BEFORE_DATIVE}?)(?<![\d.,])([12]?\d|3[01])\. ?({alternatives(self.months)})\b(?: (\d{{4}})\b)?"
         number = rf"({_BEFORE_DATIVE}?)(?<![\d.,])([12]?\d|0\d|3[01])\.(0?[1-9]|1[0-2])\.(\d{{4}}|\d\d)\b"
         return (
+            Rule("street", re.compile(r"(?<=[a-zäöüß])str\.(?=\s|$|,)"), "straße", digits=False),
             Rule("day and month", re.compile(day), lambda match: self._day(match, match[3])),
             Rule("day in figures", re.compile(number), lambda match: self._day(match, self.months[int(match[3]) - 1])),
         )
 
     @property
     def rules(self) -> tuple[Rule, ...]:
-        """Centuries and times of day."""
+        """Centuries, ranks behind an article, decades, telephone numbers, times of day."""
         time = re.compile(r"(?<![\d:.,])([01]?\d|2[0-4])(?:[:.]([0-5]\d))? Uhr\b")
+        phone = re.compile(r"(?<![\w.,])(?<!\d )0\d{2,4}(?:[ /-]\d{3,}|(?:[ /-]\d{2}){2,})+(?![\w.,]\d)")
         return (
             Rule("king", re.compile(r"\b([A-ZÄÖÜ][a-zäöüß]+) ([IVX]{2,})(\.(?= [a-zäöü]))?"), self._king, digits=False),
             Rule("century", re.compile(r"\b(im |des )?(\d{1,2})\. (?=Jahrhundert)"), self._century),
+            Rule("rank", re.compile(rf"({_ARTICLES}) (\d{{1,3}})\. ?(?=[A-ZÄÖÜ]|$)"), self._rank),
+            Rule("decade", re.compile(r"(?<![\w.,])(\d{2}|\d{4})er\b"), lambda match: f"{self.year(int(match[1]))}er"),
+            Rule("telephone number", phone, lambda match: ", ".join(map(self.spell, re.findall(r"\d+", match[0])))),
             Rule("time of day", time, lambda match: self.hours(int(match[1]), int(match[2] or 0))),
         )
+
+    def is_day(self, before: str, rest: str) -> bool:
+        """Whether a full stop behind a number makes it a rank: "3. Mai", "der 2. Weltkrieg"."""
+        return super().is_day(before, rest) or re.search(rf"{_ARTICLES} \d{{1,3}}$", before) is not None
 
     def below_million(self, number: int) -> str:
         """As in "zweitausendfünf"."""
@@ -81,6 +92,10 @@ class German(FullLanguage):
         number = roman(match[2])
         article = "die" if match[1] in _QUEENS else "der"
         return match[0] if number is None else f"{match[1]} {article} {self.ordinal(number)}"
+
+    def _rank(self, match: re.Match[str]) -> str:
+        ending = "" if match[1] in _NOMINATIVE else "n"
+        return f"{match[1]} {self.ordinal(int(match[2]))}{ending} "
 
     def _century(self, match: re.Match[str]) -> str:
         return f"{match[1] or ''}{self.ordinal(int(match[2]))}{'n' if match[1] else 's'} "

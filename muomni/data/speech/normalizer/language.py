@@ -128,9 +128,9 @@ class Language(ABC):
         """Whether a word, given without its full stop, is an abbreviation that ends no sentence: "Dr", "Mio"."""
         return word in self.titles or f"{word}." in self.scales
 
-    def is_day(self, word: str, rest: str) -> bool:
-        """Whether a full stop behind a number makes it a day: "3. Mai"."""
-        return self.dotted_days and word.isdigit() and rest.startswith(self.months)
+    def is_day(self, before: str, rest: str) -> bool:
+        """Whether a full stop between two pieces of a text makes the number before it a day: "3. Mai"."""
+        return self.dotted_days and before.rpartition(" ")[2].isdigit() and rest.startswith(self.months)
 
     @property
     def number_pattern(self) -> str:

@@ -135,5 +135,5 @@ def is_sentence_end(before: str, mark: str, rest: str, language: str = "en") -> 
     if (len(last) == 1 and last.isupper() and last != "I") or (known is not None and known.is_inside(last)):
         return False
     return known is None or not (
-        known.is_day(last, rest) or (rest[0].isdigit() and (known.is_abbreviation(last) or known.awaits_number(last)))
+        known.is_day(before, rest) or (rest[0].isdigit() and (known.is_abbreviation(last) or known.awaits_number(last)))
     )

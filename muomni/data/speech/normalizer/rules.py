@@ -13,14 +13,14 @@ _ADDRESS = re.compile(
 _HOST = re.compile(r"(?<![\w.])(\d{1,3}(?:\.\d{1,3}){3})(?::(\d{1,5}))?(?!\w|[.:]\d)")
 _VERSION = re.compile(r"(?<![\w.,])(?:v(\d{1,15}(?:\.\d{1,15})*)|(\d{1,15}(?:\.\d{1,15}){2,}))(?!\w|[.,]\d)")
 _PHONE = re.compile(
-    r"(?<![\w.,+-])(?:\+\d{1,3}(?:[ .-]?\(\d{1,5}\)|[ .-]\d{2,6})(?:[ .-]?\d{2,6}){1,4}"
+    r"(?<![\w.,+-])(?:\+\d{1,3}(?:[ .-]?\(\d{1,5}\)|[ .-]\d{1,6})(?:[ .-]?\d{2,6}){1,4}"
     r"|(?:\(\d{3}\) ?|\d{3}[.-])\d{3}[.-]\d{4}|\d{3}-\d{4}|\d{3}-\d{2}-\d{4})(?![\w-]|\.\d)"
 )
 _ISO_DATE = re.compile(r"(?<![\w.,/-])(\d{4})-(\d\d)-(\d\d)(?![\w-]|[.,]\d)")
 _SLASH_DATE = re.compile(r"(?<![\w.,/-])(\d{1,2})/(\d{1,2})/(\d{4}|\d\d)(?![\w/-]|[.,]\d)")
 _CHAIN = re.compile(r"(?<![\w.,-])\d+(?:-\d+){2,}(?![\w-]|[.,]\d)")
-_CLOCK = re.compile(r"(?<![\w:.,])([01]?\d|2[0-3]):([0-5]\d)(?::([0-5]\d))?(?![\w:]|[.,]\d)")
-_FRACTION = re.compile(r"(?<![\w.,/])(?:(\d{1,15}) )?(\d{1,3})/(\d{1,3})(?![\w/]|[.,]\d)")
+_CLOCK = re.compile(r"(?<![\w:.,])([01]?\d|2[0-3]):([0-5]\d)(?::([0-5]\d))?(?: h\b)?(?![\w:]|[.,]\d)")
+_FRACTION = r"(?<![\w.,/])(?:(\d{1,15}) )?(\d{1,3})/(\d{1,3})"
 _POWER = re.compile(r"(?<=[\w)])\^(\d{1,15})(?!\d)")
 _YEAR = re.compile(r"(?<![\w.,:/-])(1[1-9]\d\d|20\d\d)(?![\w:/-]|[.,]\d)")
 
@@ -197,9 +197,12 @@ def _measure_rules(language: FullLanguage) -> tuple[Rule, ...]:
 
     def fraction(match: re.Match[str]) -> str:
         numerator, denominator = int(match[2]), int(match[3])
+        noun = language.units.get(match[4] or "")
         if match[1]:
-            return language.mixed(language.whole(match[1]), numerator, denominator)
-        return language.fraction(numerator, denominator)
+            said = language.mixed(language.whole(match[1]), numerator, denominator)
+            return f"{said} {noun.many}" if noun else said
+        said = language.fraction(numerator, denominator)
+        return f"{said} {noun.one.partition(' ')[2]}" if noun else said
 
     def power(match: re.Match[str]) -> str:
         return f" {language.powers.get(match[1]) or f'{language.power} {language.whole(match[1])}'}"
@@ -207,13 +210,14 @@ def _measure_rules(language: FullLanguage) -> tuple[Rule, ...]:
     def measure(match: re.Match[str]) -> str:
         return language.count(match[1], language.units[match[2]])
 
+    units = alternatives(language.units)
     times = f" {language.symbols['×']} "
-    unit = rf"(?<![\w.,])({number}) ?({alternatives(language.units)})(?![\w^])"
+    unit = rf"(?<![\w.,])(?<![^\W\d_]-)({number}) ?({units})(?![\w^])"
     return (
         Rule("time of day", _CLOCK, clock),
         Rule("ratio", re.compile(r"(?<=\d):(?=\d)"), f" {language.to} "),
         Rule("product with a result", re.compile(r"(?<=\d) ?x ?(?=\d[\d.,/]*+ ?=)"), times),
-        Rule("fraction", _FRACTION, fraction),
+        Rule("fraction", re.compile(rf"{_FRACTION}(?: ({units})(?![\w^]))?(?![\w/]|[.,]\d)"), fraction),
         Rule("unit", re.compile(unit), measure),
         Rule(
             "multiplier",

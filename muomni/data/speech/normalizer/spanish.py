@@ -5,6 +5,10 @@ from dataclasses import dataclass
 
 from muomni.data.speech.normalizer.language import Currency, FullLanguage, Rule, roman
 
+_NO_NOUNS = frozenset(
+    ["para", "que", "con", "por", "más", "menos", "del", "los", "las", "entre", "sobre", "punto", "coma"]
+)
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Spanish(FullLanguage):
@@ -13,7 +17,18 @@ class Spanish(FullLanguage):
     @property
     def rules(self) -> tuple[Rule, ...]:
         """Ranks, whose signs are letters by now, centuries and kings."""
+        number = re.compile(r"(?<![\w.,])(\d{0,14}1)(?= ([a-záéíóúñ]{3,})\b)")
         return (
+            Rule("número", re.compile(r"\b[nN]\.?o\.? ?(?=\d)"), "número "),
+            Rule(
+                "short ordinal",
+                re.compile(r"(?<![\w.,])([13])\.?er\b"),
+                lambda match: self.ranks[int(match[1]) - 1][:-1],
+            ),
+            Rule("number of things", number, self._number),
+            Rule(
+                "times", re.compile(r"(?<![\w.,])(\d{1,15})x\b(?! ?\d)"), lambda match: f"{self.whole(match[1])} veces"
+            ),
             Rule("ordinal", re.compile(r"(?<![\w.,])(\d{1,15})\.?([oa])\b"), self._rank),
             Rule("century", re.compile(r"\b([Ss]iglos?) ([IVX]+)(?!\w)"), self._roman, digits=False),
             Rule("king", re.compile(r"\b([A-ZÁÉÍÓÚ][a-záéíóúñ]+) ([IVX]{2,})(?!\w)"), self._roman, digits=False),
@@ -61,6 +76,15 @@ class Spanish(FullLanguage):
     def _rank(self, match: re.Match[str]) -> str:
         words = self.ordinal(int(match[1]))
         return f"{words[:-1]}a" if match[2] == "a" and words.endswith("o") else words
+
+    def _number(self, match: re.Match[str]) -> str:
+        """As in "veintiún años" and "veintiuna casas", by the noun's ending."""
+        words, noun = self.whole(match[1]), match[2]
+        if match[1].endswith("11") or noun in _NO_NOUNS:
+            return words
+        if words.endswith("uno") and noun.endswith(("a", "as", "ción", "dad")) and noun not in ("día", "días"):
+            return f"{words[:-1]}a"
+        return self.before_noun(words)
 
     def _roman(self, match: re.Match[str]) -> str:
         number = roman(match[2])
