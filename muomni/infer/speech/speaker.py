@@ -57,6 +57,9 @@ _SLOWEST_S = 0.3
 _BLOCK = 64
 # Of the free memory, for the cache of a speaker.
 _SHARE = 0.5
+# Listeners who share a speaker, and the seconds of a sentence that are computed ahead of its listener for others' sake.
+_LISTENERS = 8
+_WAITING_S = 2.0
 # Saved up at the beginning, in units: makes rounding down rounding to the nearest.
 _HALF = 0.5
 
@@ -80,26 +83,36 @@ class Sentence:
         settings: how it is spoken.
         voice: number of the voice.
         seed: of its own numbers; see `sentence_seed`.
-        steps: that were computed.
-        pointer: the unit it stands at, as was read last.
+        progress: how far it has come; changes in one assignment, so that an exception leaves it whole.
         frames: of the whole sentence, once it has ended.
         error: why it could not be spoken.
         slot: of its keys and values, -1 without one.
-        drawn: (n, K) codes of the steps, run by run.
+        sounded: frames that have become sound.
+        left: nobody listens any more.
     """
 
     text: SentenceText
     settings: SpeechSettings
     voice: int
     seed: int
-    slot: int = -1
-    steps: int = 0
-    pointer: int = 0
+    progress: "Progress | None" = None
     frames: int | None = None
     error: SpeechError | None = None
-    drawn: list[Tensor] = field(default_factory=list)
+    slot: int = -1
+    sounded: int = 0
+    left: bool = False
     _generator: torch.Generator | None = None
     _numbers: list[Tensor] = field(default_factory=list)
+
+    @property
+    def steps(self) -> int:
+        """That were computed."""
+        return 0 if self.progress is None else self.progress.steps
+
+    @property
+    def pointer(self) -> int:
+        """The unit it stands at."""
+        return 0 if self.progress is None else self.progress.pointer
 
     @property
     def done(self) -> bool:
@@ -112,7 +125,8 @@ class Sentence:
 
     def codes(self, begin: int, end: int, flush: int) -> Tensor:
         """(end − begin, K) codes of frames."""
-        steps = torch.cat(self.drawn)[begin : end + flush]
+        assert self.progress is not None
+        steps = torch.cat(self.progress.drawn)[begin : end + flush]
         return undelay(steps) if flush else steps
 
     def numbers(self, count: int, columns: int) -> Tensor:
@@ -158,18 +172,32 @@ class Place(NamedTuple):
         ended = torch.zeros(rows, dtype=torch.bool, device=device)
         return cls(zeros, saved, torch.ones_like(saved), zeros.clone(), zeros.clone(), ended)
 
-    def select(self, rows: Tensor) -> "Place":
-        """Those rows, as copies."""
-        return Place(*(x[rows] for x in self))
+    @classmethod
+    def join(cls, places: Sequence["Place"]) -> "Place":
+        """The rows of all of them."""
+        return cls(*(torch.cat(columns) for columns in zip(*places, strict=True)))
 
-    def store(self, rows: Tensor, values: "Place") -> None:
-        """Writes rows, in place."""
-        for own, new in zip(self, values, strict=True):
-            own[rows] = new
+
+class Progress(NamedTuple):
+    """How far a sentence has come.
+
+    Attributes:
+        place: of one row.
+        codes: (K,) of the newest step.
+        steps: that were computed.
+        pointer: the unit it stands at.
+        drawn: (n, K) codes of the steps, run by run.
+    """
+
+    place: Place
+    codes: Tensor
+    steps: int = 0
+    pointer: int = 0
+    drawn: tuple[Tensor, ...] = ()
 
 
 class Speaker:
-    """Speaks sentences in the slots of a cache.
+    """Speaks sentences in the slots of a cache, for any number of threads: whoever computes does so for all.
 
     Args:
         talker: in evaluation mode while it computes, then as it was.
@@ -179,6 +207,8 @@ class Speaker:
 
     Attributes:
         slots: of the cache.
+        lock: held while it computes; who changes the text of a sentence that has a slot holds it, too.
+        listeners: who have a slot for the sentence that they listen to; see `SpeakerPool.join`.
     """
 
     def __init__(
@@ -191,37 +221,61 @@ class Speaker:
         config, place = talker.config, talker.norm.weight
         slots = backbones.now.cache.slots
         self.slots, self.key = Slots(slots), key
+        self.listeners = 0
         self._rows: list[Sentence] = []
+        # The garbage collector may close a listener inside a run, on the thread that holds it.
+        self.lock = threading.RLock()
+        self._running = False
         self._talker, self._backbones, self._rate = talker, backbones, frame_rate
         self._patience = int(PATIENCE_S * frame_rate)
         self._device = place.device
-        self._place = Place.start(slots, self._device)
         self._text = torch.zeros(slots, 0, config.hidden_size, dtype=place.dtype, device=self._device)
-        self._codes = torch.zeros(slots, config.num_codebooks, dtype=torch.int64, device=self._device)
         self._sampler: tuple[list[SpeechSettings], Sampler] = ([], Sampler([], self._device))
 
     def add(self, sentence: Sentence) -> None:
         """Gives a sentence a free slot; its text has been encoded, at least its beginning."""
-        sentence.slot = self.slots.take()
-        self._rows.append(sentence)
-        self._place.store(torch.tensor([sentence.slot], device=self._device), Place.start(1, self._device))
-        self.renew(sentence)
+        with self.lock:
+            self._sweep()
+            codes = torch.zeros(self._talker.config.num_codebooks, dtype=torch.int64, device=self._device)
+            sentence.progress = Progress(Place.start(1, self._device), codes)
+            sentence.slot = self.slots.take()
+            self._rows.append(sentence)
+            self.renew(sentence)
+
+    def remove(self, sentence: Sentence) -> None:
+        """Takes a sentence out that nobody listens to any more, at the latest before the next run."""
+        sentence.left = True
+        if self.lock.acquire(blocking=False):
+            try:
+                if not self._running:
+                    self._sweep()
+            finally:
+                self.lock.release()
 
     def clear(self) -> None:
         """Takes all sentences out."""
+        with self.lock:
+            for sentence in self._rows:
+                sentence.left = True
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Takes out what is done or left; every slot without a sentence is free, also after an exception anywhere."""
         for sentence in self._rows:
-            sentence.slot = -1
-        self._rows = []
-        self.slots.reset()  # all, also one that an exception has left without a sentence
+            if sentence.done or sentence.left:
+                sentence.slot = -1
+        self._rows = [sentence for sentence in self._rows if sentence.slot >= 0]
+        self.slots.reset({sentence.slot for sentence in self._rows})
 
     def renew(self, sentence: Sentence) -> None:
         """More of its text has been encoded."""
         assert sentence.text.encoded is not None
-        missing = sentence.text.known - self._text.shape[1]
-        if missing > 0:
-            wider = -(-missing // 64) * 64
-            self._text = torch.nn.functional.pad(self._text, (0, 0, 0, wider))
-        self._text[sentence.slot, : sentence.text.known] = sentence.text.encoded
+        with self.lock:
+            missing = sentence.text.known - self._text.shape[1]
+            if missing > 0:
+                wider = -(-missing // 64) * 64
+                self._text = torch.nn.functional.pad(self._text, (0, 0, 0, wider))
+            self._text[sentence.slot, : sentence.text.known] = sentence.text.encoded
 
     def safe(self, sentence: Sentence) -> int:
         """Steps the sentence can go for certain with the text that is known; 0 where it waits for more."""
@@ -233,27 +287,43 @@ class Speaker:
         return min(_BLOCK, ahead // config.max_advance + 1) if ahead >= 0 else 0
 
     @torch.inference_mode()
-    def run(self, most: int) -> list[Sentence]:
+    def run(self, most: int, leader: Sentence | None = None) -> list[Sentence]:
         """Computes at most so many steps for every sentence that can go on; those that are done leave their slots.
+
+        Args:
+            most: steps.
+            leader: whose listener waits: it takes as many steps as it can, and those that can go as far take part,
+                but for whom much waits to be heard already. None lets the slowest decide.
 
         Returns:
             the sentences that have come further.
         """
-        sentences = [sentence for sentence in self._rows if self.safe(sentence) > 0]
-        if not sentences:
-            return []
-        self._backbones.switch()
-        backbone = self._backbones.now
-        count = min(most, *(self.safe(sentence) for sentence in sentences))
-        alone = torch_on_one_thread() if backbone.own_threads else nullcontext()
-        with eval_mode(self._talker), alone:
-            self._compute(backbone, sentences, count)
-        for sentence in sentences:
-            if sentence.done:
-                self._rows.remove(sentence)
-                self.slots.release(sentence.slot)
-                sentence.slot = -1
-        return sentences
+        goal = most if leader is None else leader.steps + most
+        with self.lock:
+            self._sweep()
+            if leader is None:
+                sentences = [sentence for sentence in self._rows if self.safe(sentence) > 0]
+                count = min(most, *(self.safe(sentence) for sentence in sentences), _BLOCK)
+            else:  # others may have taken it further since
+                count = 0 if leader.slot < 0 else min(goal - leader.steps, self.safe(leader))
+                sentences = [s for s in self._rows if s is leader or (self.safe(s) >= count and self._is_short(s))]
+            if count <= 0 or not sentences:
+                return []
+            self._backbones.switch()
+            backbone = self._backbones.now
+            alone = torch_on_one_thread() if backbone.own_threads else nullcontext()
+            self._running = True
+            try:
+                with eval_mode(self._talker), alone:
+                    self._compute(backbone, sentences, count)
+            finally:
+                self._running = False
+            self._sweep()
+            return sentences
+
+    def _is_short(self, sentence: Sentence) -> bool:
+        """Whether little of a sentence waits to be heard."""
+        return sentence.ready(self._talker.config.flush) - sentence.sounded < _WAITING_S * self._rate
 
     def _compute(self, backbone: Backbone, sentences: Sequence[Sentence], count: int) -> None:
         talker, device = self._talker, self._device
@@ -264,7 +334,8 @@ class Speaker:
         begins = (positions == 0).to(device)
         voices = torch.tensor([sentence.voice for sentence in sentences], device=device)
         ends = torch.tensor([sentence.text.end for sentence in sentences], device=device)
-        place, codes = self._place.select(rows), self._codes[rows]
+        progress = [sentence.progress for sentence in sentences if sentence.progress is not None]
+        place, codes = Place.join([each.place for each in progress]), torch.stack([each.codes for each in progress])
         draws, drawn = self._draws(sentences, count)
         sampler = self._sampler_of(sentences)
         steps = []
@@ -287,19 +358,17 @@ class Speaker:
             if talker.config.flush:
                 codes = _existing(codes, (positions + step).to(device), place.frames)
             steps.append(codes)
-        self._place.store(rows, place)
-        self._codes[rows] = codes
         whole = torch.stack(steps)
         # The one wait for the device.
         state = torch.stack((place.pointer, place.waited, place.frames, place.ended.long(), lost.long())).tolist()
-        for n, sentence in enumerate(sentences):
-            sentence.drawn.append(whole[:, n])
-            sentence.steps += count
+        for n, (sentence, old) in enumerate(zip(sentences, progress, strict=True)):
+            row = Place(*(x[n : n + 1] for x in place))
+            drawn_now = (*old.drawn, whole[:, n])
+            sentence.progress = Progress(row, codes[n], old.steps + count, state[0][n], drawn_now)
             self._look(sentence, *(column[n] for column in state))
 
     def _look(self, sentence: Sentence, pointer: int, waited: int, frames: int, ended: int, lost: int) -> None:
         """What became of a sentence."""
-        sentence.pointer = pointer
         words = sentence.text.words
         name = f"the sentence {' '.join(word.spoken for word in words)!r}"
         most = most_frames(sentence.text.known if sentence.text.complete else MAX_UNITS, self._rate)
@@ -393,7 +462,8 @@ def advance(
 class SpeakerPool:
     """Lends speakers: one that was given back is lent again while the weights stay and it has slots enough.
 
-    Any number may be lent at a time, each to one thread or stream. Copies and pickles of a pool are new ones.
+    Texts that are known get one to themselves; listeners to texts that still come share one, so that their sentences
+    are computed side by side. Any number may be lent at a time. Copies and pickles of a pool are new ones.
 
     Args:
         runner: computes the Talker; see `make_backbone`.
@@ -401,8 +471,9 @@ class SpeakerPool:
 
     def __init__(self, runner: RunnerName | None = None) -> None:
         self.runner = runner
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the garbage collector may close a listener while another one comes
         self._kept: Speaker | None = None
+        self._shared: Speaker | None = None
         self._key: tuple[object, ...] | None = None
 
     def __deepcopy__(self, _: dict[int, object]) -> "SpeakerPool":
@@ -423,20 +494,48 @@ class SpeakerPool:
             ConfigError: the runner cannot compute this Talker.
             EngineError: the memory does not hold one slot.
         """
-        talker, codec = talker_of(model), codec_of(model)
-        place = talker.norm.weight
         with self._lock:
-            self._key = fingerprint([talker], self.runner, place.device, place.dtype)
+            self._key = self._key_of(model)
             speaker, self._kept = self._kept, None
             same = speaker is not None and self._key is not None and speaker.key == self._key
             if speaker is not None and same and speaker.slots.count >= slots:
                 return speaker
             speaker = None  # its cache is freed before the next one is made
-            config, capacity = talker.config.backbone, capacity_for(talker, codec.frame_rate)
-            remedy = "free some memory, or speak fewer sentences side by side with batch_size"
-            cache = make_slot_cache(config, slots, capacity, place.dtype, place.device, _SHARE, "speech", remedy)
-            backbones = make_backbone(model, talker, cache, self.runner)
-            return Speaker(talker, backbones, codec.frame_rate, self._key)
+            return self._make(model, slots, self._key)
+
+    def join(self, model: OmniModel) -> Speaker:
+        """A speaker that is shared with other listeners and has a slot for one sentence at a time, until `leave`.
+
+        Raises:
+            as `take`.
+        """
+        with self._lock:
+            key, speaker = self._key_of(model), self._shared
+            if speaker is None or key is None or speaker.key != key or speaker.listeners >= speaker.slots.count:
+                # An old one goes on for as long as it has listeners; else its cache is freed first.
+                self._shared = speaker = None
+                self._shared = speaker = self._make(model, _LISTENERS, key)
+            speaker.listeners += 1
+            return speaker
+
+    def leave(self, speaker: Speaker, sentence: Sentence | None) -> None:
+        """Ends a `join`, once; the sentence that is not finished leaves the speaker."""
+        if sentence is not None:
+            speaker.remove(sentence)
+        with self._lock:
+            speaker.listeners -= 1
+
+    def _key_of(self, model: OmniModel) -> tuple[object, ...] | None:
+        talker = talker_of(model)
+        return fingerprint([talker], self.runner, talker.norm.weight.device, talker.norm.weight.dtype)
+
+    def _make(self, model: OmniModel, slots: int, key: tuple[object, ...] | None) -> Speaker:
+        talker, codec = talker_of(model), codec_of(model)
+        place, config = talker.norm.weight, talker.config.backbone
+        capacity = capacity_for(talker, codec.frame_rate)
+        remedy = "free some memory, or speak fewer sentences side by side with batch_size"
+        cache = make_slot_cache(config, slots, capacity, place.dtype, place.device, _SHARE, "speech", remedy)
+        return Speaker(talker, make_backbone(model, talker, cache, self.runner), codec.frame_rate, key)
 
     def give_back(self, speaker: Speaker) -> None:
         """Takes back a speaker, once; sentences that are not finished leave it."""

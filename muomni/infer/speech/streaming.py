@@ -63,13 +63,13 @@ class TextSpeech:
         self._count = 0
         self._finished = False
         self._decoder: StreamingDecoder | None = None
-        self._out = self._heard = 0  # frames of the sentence that have become sound, and its samples
+        self._heard = 0  # samples of the sentence that have been given
         self._piece = 0  # which of the pieces is next
         self._began: float | None = None
         self._first: float | None = None
         self._work = self._samples = 0.0
         self._pool = pool
-        self._speaker: Speaker | None = pool.take(model, 1)
+        self._speaker: Speaker | None = pool.join(model)
 
     @property
     def sample_rate(self) -> int:
@@ -114,10 +114,10 @@ class TextSpeech:
 
     def close(self) -> None:
         """Gives back what was borrowed; nothing can be computed after it."""
-        self._sentences.clear()
         speaker, self._speaker = self._speaker, None
         if speaker is not None:
-            self._pool.give_back(speaker)
+            self._pool.leave(speaker, self._sentences[0] if self._sentences else None)
+        self._sentences.clear()
 
     def work(self) -> Tensor | None:
         """One turn of computing.
@@ -148,16 +148,21 @@ class TextSpeech:
         sentence = self._sentences[0]
         if sentence.error is not None:
             return True
-        return self._reads_on(sentence) or self._goes_on(sentence) or sentence.ready(self._flush) > self._out
+        return self._reads_on(sentence) or self._goes_on(sentence) or sentence.done or self._waiting(sentence) > 0
+
+    def _waiting(self, sentence: Sentence) -> int:
+        """Frames that have not become sound."""
+        return sentence.ready(self._flush) - sentence.sounded
 
     def _goes_on(self, sentence: Sentence) -> bool:
         speaker = self._speaker
-        return speaker is not None and sentence.text.encoded is not None and speaker.safe(sentence) > 0
+        known = sentence.text.encoded is not None and not sentence.done
+        return speaker is not None and known and speaker.safe(sentence) > 0
 
     def _reads_on(self, sentence: Sentence) -> bool:
         """Whether encoding the words that came lets the sentence go on."""
         text = sentence.text
-        more = text.coming > text.known
+        more = text.coming > text.known and not sentence.done
         return more and (text.whole or text.coming - self._lookahead > sentence.pointer)
 
     def _take(self, words: Iterable[Word]) -> None:
@@ -177,14 +182,14 @@ class TextSpeech:
         if sentence.error is not None:
             raise sentence.error
         wanted = _PIECES[min(self._piece, len(_PIECES) - 1)]
-        missing = max(1, wanted - (sentence.ready(self._flush) - self._out))
+        missing = wanted - self._waiting(sentence)  # none where another listener's turn has computed it
         if sentence.text.encoded is None or speaker.safe(sentence) < min(_TURN, missing):
             self._read(speaker, sentence)
-        if self._goes_on(sentence):
-            speaker.run(min(_TURN, missing + self._flush * (sentence.steps == 0)))
-            if sentence.error is not None:
-                raise sentence.error
-        frames = sentence.ready(self._flush) - self._out
+        if missing > 0 and self._goes_on(sentence):
+            speaker.run(min(_TURN, missing + self._flush * (sentence.steps == 0)), sentence)
+        if sentence.error is not None:
+            raise sentence.error
+        frames = min(wanted, self._waiting(sentence))
         stuck = not self._goes_on(sentence) and not self._reads_on(sentence)
         if not sentence.done and not (frames >= wanted or (stuck and frames)):
             return None
@@ -195,12 +200,12 @@ class TextSpeech:
         if not self._reads_on(sentence):
             return
         begins = sentence.text.encoded is None
-        with torch.inference_mode(), eval_mode(self._model):
+        with speaker.lock, torch.inference_mode(), eval_mode(self._model):
             encode_sentences(self._model, self._tokenizer, [sentence.text])
-        if begins:
-            speaker.add(sentence)
-        else:
-            speaker.renew(sentence)
+            if begins:
+                speaker.add(sentence)
+            else:
+                speaker.renew(sentence)
 
     def _sound(self, sentence: Sentence, frames: int) -> Tensor:
         """(samples,) of the next frames."""
@@ -209,16 +214,16 @@ class TextSpeech:
             self._decoder = StreamingDecoder(self._codec)
             if self._samples:
                 pause = torch.zeros(round(self._settings.pause * self.sample_rate))
-        codes = sentence.codes(self._out, self._out + frames, self._flush)
+        codes = sentence.codes(sentence.sounded, sentence.sounded + frames, self._flush)
         with eval_mode(self._codec):
             sound = self._decoder.push(codes.T[None])[0].float().cpu() if frames else torch.empty(0)
         sound = fade_in(sound, self._heard, self.sample_rate)
         self._heard += len(sound)
-        self._out += frames
+        sentence.sounded += frames
         self._piece += 1
-        if sentence.done:
+        if sentence.sounded == sentence.frames:
             self._sentences.popleft()
-            self._decoder, self._out, self._heard = None, 0, 0
+            self._decoder, self._heard = None, 0
         return sound if pause is None else torch.cat((pause, sound))
 
 

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from muomni import MuOmni
 from muomni.config import preset
 from muomni.config.codec import codec_preset
@@ -39,4 +41,10 @@ def make_speaking(tokenizer: "Tokenizer", pattern: Pattern = "depth", **sizes: A
     )
     thinker = base.thinker.replace(vocab_size=tokenizer.vocab_size, initializer_range=0.1)
     config = base.replace(thinker=thinker, talker=talker, codec=codec)
-    return MuOmni.from_config(config, tokenizer=tokenizer, device="cpu", seed=0).eval()
+    model = MuOmni.from_config(config, tokenizer=tokenizer, device="cpu", seed=0).eval()
+    assert model.codec is not None
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # a new codec's codebooks are empty: without vectors all codes sound the same
+        model.codec.quantizer.counts.fill_(1)
+        model.codec.quantizer.sums.normal_(generator=generator)
+    return model
