@@ -1,10 +1,10 @@
 """A step configuration: how a training step is computed. Another one changes nothing that is learnt beyond rounding."""
 
-from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 from muomni.accel.attention_backend import BackendName
 from muomni.accel.cpu_allocator.choice import Name as AllocatorName
+from muomni.config.base import Frozen
 from muomni.config.recipe import Recipe
 
 Checkpointing = Literal["off", "selective", "full"]
@@ -12,8 +12,7 @@ Checkpointing = Literal["off", "selective", "full"]
 MODES: tuple[Checkpointing, ...] = ("off", "selective", "full")
 
 
-@dataclass(frozen=True)
-class StepConfig:
+class StepConfig(Frozen):
     """One step configuration.
 
     Attributes:
@@ -53,7 +52,7 @@ class StepConfig:
 
     def with_micro_batch(self, size: int) -> Self:
         """The same effective batch in micro-batches of `size` rows, which divides it."""
-        return replace(self, micro_batch=size, accumulation=self.rows // size)
+        return self.replace(micro_batch=size, accumulation=self.rows // size)
 
     def fragment(self, base: "StepConfig | None" = None) -> dict[str, Any]:
         """The keys of a recipe that give this configuration.

@@ -1,14 +1,13 @@
 """A case in a process of its own: it works when asked and sleeps while others have their turn."""
 
 import os
-import sys
-from typing import Any, Literal
+from typing import Any
 
 from muomni.accel.measurements.verdicts import IGNORE
+from muomni.accel.measurements.worker import COMMAND
 from muomni.child_process import ChildEndedError, ChildProcess
 from muomni.errors import MuOmniError
 
-Kind = Literal["train", "infer", "judge", "bandwidth", "write", "scaling", "speculation", "speech"]
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 
 
@@ -25,10 +24,10 @@ class RefusedError(MuOmniError):
 
 
 class CaseProcess(ChildProcess):
-    """Runs `muomni.bench.worker` on one case.
+    """Runs `accel.measurements.worker` on one case.
 
     Args:
-        kind: what the case is; see `muomni.bench.worker`.
+        subject: what is set up with the case: `MODULE:NAME` below `muomni.bench`.
         name: the case's, for messages.
         case: its fields, JSON values.
         threads: of every library that it loads; None leaves them their own choice.
@@ -41,13 +40,13 @@ class CaseProcess(ChildProcess):
         MuOmniError: the process ended; with the last of its standard error.
     """
 
-    def __init__(self, kind: Kind, name: str, case: dict[str, Any], threads: int | None = None) -> None:
+    def __init__(self, subject: str, name: str, case: dict[str, Any], threads: int | None = None) -> None:
         self.name = name
         limits = {} if threads is None else {key: str(threads) for key in _THREADS}
         # Libraries print while they load; that is shown when the case fails.
-        super().__init__([sys.executable, "-m", "muomni.bench.worker"], env={**os.environ, **limits, IGNORE: "1"})
+        super().__init__(COMMAND, env={**os.environ, **limits, IGNORE: "1"})
         try:
-            self.first = self.ask({"kind": kind, "case": case})
+            self.first = self.ask({"subject": f"muomni.bench.{subject}", **case})
         except BaseException:
             self.close()
             raise

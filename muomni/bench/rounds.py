@@ -5,8 +5,8 @@ from contextlib import ExitStack
 from typing import Any, Literal, Protocol
 
 from muomni.accel.measurements.statistics import NOISY_SPREAD, Interval, decide, spread_of
-from muomni.accel.measurements.turns import Answer
-from muomni.bench.process import CaseProcess, Kind, RefusedError
+from muomni.accel.measurements.worker import Answer
+from muomni.bench.process import CaseProcess, RefusedError
 
 Update = Callable[[str], None]
 SpeedVerdict = Literal["faster", "slower", "no difference"]
@@ -23,13 +23,13 @@ class Case(Protocol):
 
 
 def open_cases(
-    stack: ExitStack, kind: Kind, cases: Sequence[Case], on_update: Update, threads: int | None = None
+    stack: ExitStack, subject: str, cases: Sequence[Case], on_update: Update, threads: int | None = None
 ) -> tuple[dict[str, CaseProcess], dict[str, str]]:
     """Starts a process for each case.
 
     Args:
         stack: closes them.
-        kind: of all cases.
+        subject: of all cases, see `CaseProcess`.
         cases: of different names.
         on_update: called with each case's name before it starts.
         threads: of every library in the processes; None leaves them their own choice.
@@ -41,7 +41,7 @@ def open_cases(
     for case in cases:
         on_update(f"setting up {case.name}")
         try:
-            process = CaseProcess(kind, case.name, case.model_dump(mode="json"), threads)
+            process = CaseProcess(subject, case.name, case.model_dump(mode="json"), threads)
         except RefusedError as error:
             unmeasured[case.name] = error.reason
         else:

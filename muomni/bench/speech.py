@@ -5,12 +5,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
 from muomni.accel.measurements.statistics import interval_of, margin_of, ratios_of
-from muomni.accel.measurements.turns import Answer, take_turns
+from muomni.accel.measurements.turns import take_turns
+from muomni.accel.measurements.worker import Answer
 from muomni.accel.technique import Technique, measured_by
 from muomni.bench.decoding.case import BASELINE, case_name
 from muomni.bench.decoding.compare import short
@@ -75,7 +76,7 @@ class SpeechCase(Frozen):
 
 
 class SpeechSubject:
-    """A case for `muomni.bench.worker`.
+    """A case for `accel.measurements.worker`.
 
     Attributes:
         first: `load_s` from a started process to a model in memory, `warm_s` of a first turn, and the `samples` of each
@@ -108,6 +109,11 @@ class SpeechSubject:
         self.turn()
         warm_s = time.perf_counter() - loaded
         self.first: dict[str, Any] = {"load_s": loaded - began, "warm_s": warm_s, "samples": self._samples}
+
+    @classmethod
+    def of(cls, **fields: Any) -> Self:
+        """Of the fields of a case, as JSON values."""
+        return cls(SpeechCase.model_validate(fields))
 
     def turn(self) -> dict[str, Any]:
         """Says all texts: seconds of work, of sound, and until the first sound of some texts, one row alone."""
@@ -222,7 +228,7 @@ def compare_speaking(
         MuOmniError: no case could be set up, or one of them failed to speak.
     """
     with ExitStack() as stack:
-        processes, unmeasured = open_cases(stack, "speech", cases, on_update, cases[0].threads)
+        processes, unmeasured = open_cases(stack, "speech:SpeechSubject.of", cases, on_update, cases[0].threads)
         if not processes:
             raise MuOmniError("; ".join(f"{name}: {reason}" for name, reason in unmeasured.items()))
         answers = take_turns(processes, rounds, on_update)

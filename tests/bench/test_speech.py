@@ -27,7 +27,7 @@ class Process:
     order: list[str]
 
     def __init__(self, kind: str, name: str, case: dict[str, Any], threads: int) -> None:
-        assert kind == "speech" and threads >= 1
+        assert kind == "speech:SpeechSubject.of" and threads >= 1
         self.case = SpeechCase.model_validate(case)
         if self.case.weights == "int8":
             raise RefusedError(name, "no int8 here")

@@ -355,7 +355,7 @@ def test_memory_that_runs_out_while_measuring_is_told_in_plain_words(monkeypatch
 
 def test_a_worker_without_memory_says_so_and_goes_on_to_live(monkeypatch):
     """At the start and in a turn; a bug still ends it with its traceback."""
-    from muomni.bench import worker
+    from muomni.accel.measurements import worker
 
     class Hungry:
         first: dict[str, int] = {}  # noqa: RUF012 - the protocol's
@@ -363,10 +363,10 @@ def test_a_worker_without_memory_says_so_and_goes_on_to_live(monkeypatch):
         def turn(self, error: str) -> dict[str, int]:
             raise torch.OutOfMemoryError("CUDA out of memory.\nTried much") if error == "memory" else ValueError(error)
 
-    monkeypatch.setitem(worker._OPEN, "hungry", lambda _case: Hungry())
+    monkeypatch.setattr(worker, "_find", lambda _subject: Hungry)
     monkeypatch.setattr(worker, "reset_peak", lambda: None)
-    answer = worker.BenchWorker(worker.set_up)
-    assert answer({"kind": "hungry", "case": {}}) == {}
+    answer = worker.Worker()
+    assert answer({"subject": "hungry"}) == {}
     assert answer({"error": "memory"}) == {"refused": "memory ran out: CUDA out of memory.", "short": True}
     with pytest.raises(ValueError, match="bug"):
         answer({"error": "bug"})

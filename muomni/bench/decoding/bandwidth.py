@@ -10,10 +10,10 @@ _REPEATS = 4
 
 
 class Bandwidth:
-    """Reads 256 MiB of random numbers (a GPU 2 GiB), for `muomni.bench.worker`; a host may keep equal pages only once.
+    """Reads 256 MiB of random numbers (a GPU 2 GiB), for `accel.measurements.worker`.
 
-    On a CPU the buffer is numpy's, which asks the system for huge pages: with them reading is fastest, so the share of
-    the bandwidth that a case reaches is not flattered.
+    A host may keep equal pages only once, so the numbers differ. On a CPU the buffer is numpy's, which asks the system
+    for huge pages: with them reading is fastest, so the share of the bandwidth that a case reaches is not flattered.
 
     Args:
         threads: readers.

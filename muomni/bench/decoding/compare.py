@@ -170,7 +170,9 @@ def compare_decoding(
         if not processes:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in unmeasured.items())
             raise MuOmniError(f"{group.name}: nothing could be measured. {reasons}")
-        memory = stack.enter_context(CaseProcess("bandwidth", _BANDWIDTH, {"threads": threads}, threads))
+        memory = stack.enter_context(
+            CaseProcess("decoding.bandwidth:Bandwidth", _BANDWIDTH, {"threads": threads}, threads)
+        )
         load = _Load([memory.pid, *(process.pid for process in processes.values())])
         turns = take_turns({_BANDWIDTH: memory, **processes}, rounds, on_update, enough)
         foreign = load.foreign()
@@ -192,10 +194,12 @@ def _set_up(
     """Opens the cases and has a first run of each judged; the reference's own process is gone afterwards."""
     on_update(f"{group.name}: the reference decodes")
     fields = {"model": reference.model, "prompt": task.ids[0], "new": task.new, "forced": reference.forced}
-    with CaseProcess("judge", "the reference", fields, group.cases[0].threads) as judge:
+    with CaseProcess("decoding.fidelity:Judge", "the reference", fields, group.cases[0].threads) as judge:
         cases = {case.name: case.replace(forced=reference.forced) for case in group.cases}
         threads = group.cases[0].threads
-        processes, unmeasured = open_cases(stack, "infer", list(cases.values()), on_update, threads)
+        processes, unmeasured = open_cases(
+            stack, "decoding.subject:InferSubject.of", list(cases.values()), on_update, threads
+        )
         marks = {}
         for name, process in processes.items():
             rows = min(cases[name].batch, reference.rows)

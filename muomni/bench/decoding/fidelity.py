@@ -15,7 +15,7 @@ Logits = NDArray[np.float32]
 
 
 class Judge:
-    """The reference, for `muomni.bench.worker`.
+    """The reference, for `accel.measurements.worker`.
 
     Args:
         model: a folder.

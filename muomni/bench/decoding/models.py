@@ -164,7 +164,7 @@ def _convert_ct2(source: Path, target: Path, kind: str) -> None:
 
 
 class Written:
-    """`write_form` for `muomni.bench.worker`: in a process of its own, so that memory and chatter end with it."""
+    """`write_form` for `accel.measurements.worker`: in a process of its own, so that memory and chatter end with it."""
 
     def __init__(self, folder: str, target: str, form: str) -> None:
         write_form(Path(folder), Path(target), form)
@@ -203,6 +203,6 @@ class Files:
         if not target.exists():
             partial = target.with_name(f".partial-{target.name}")
             case = {"folder": str(self.folder), "target": str(partial), "form": form}
-            with CaseProcess("write", form, case):
+            with CaseProcess("decoding.models:Written", form, case):
                 partial.rename(target)
         return target

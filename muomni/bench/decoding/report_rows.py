@@ -191,7 +191,7 @@ def speculation(plan: Plan, effort: Effort, margin: float, random_weights: bool,
     new = min(_NEW, plan.thinker.max_position_embeddings // 4)
     case = {"model": str(plan.files.folder), "new": new, "threads": plan.threads}
     try:
-        with CaseProcess("speculation", technique.title, case, plan.threads) as process:
+        with CaseProcess("decoding.speculation:SpeculationSubject", technique.title, case, plan.threads) as process:
             turns = [process.ask({"speculate_first": bool(turn % 2)}) for turn in range(effort.rounds)]
             equal = bool(process.first["equal"])
     except RefusedError as error:
@@ -233,7 +233,7 @@ def scaling(plan: Plan, effort: Effort, say: Say) -> Scaling:
         "steps": _SCALING_STEPS,
         "threads": plan.threads,
     }
-    with CaseProcess("scaling", "scaling", case, plan.threads) as process:
+    with CaseProcess("decoding.scaling:ScalingSubject", "scaling", case, plan.threads) as process:
         turns = [process.ask({})["tokens_per_s"] for _ in range(effort.rounds)]
     measured = [
         ScalePoint(at=at, tokens_per_s=statistics.median(speeds), low=min(speeds), high=max(speeds))

@@ -27,7 +27,7 @@ class _Point:
 
 
 class ScalingSubject:
-    """For `muomni.bench.worker`.
+    """For `accel.measurements.worker`.
 
     Args:
         model: a folder.

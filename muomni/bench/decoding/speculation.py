@@ -17,7 +17,7 @@ _SETTLE_S = 0.5
 
 
 class SpeculationSubject:
-    """For `muomni.bench.worker`.
+    """For `accel.measurements.worker`.
 
     Args:
         model: a folder with its tokenizer.

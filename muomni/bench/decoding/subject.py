@@ -3,7 +3,7 @@
 import statistics
 import time
 from importlib import import_module
-from typing import Any
+from typing import Any, Self
 
 from muomni.bench.decoding.case import Backend, Decoded, InferCase, read_task
 from muomni.bench.decoding.fidelity import fidelity
@@ -14,7 +14,7 @@ _SETTLE_S = 0.5
 
 
 class InferSubject:
-    """A case for `muomni.bench.worker`.
+    """A case for `accel.measurements.worker`.
 
     Attributes:
         first: `load_s`; `tokens` of a first run; `settings`; `fidelity` to the reference where the case names one.
@@ -41,6 +41,11 @@ class InferSubject:
             self._backend.call(task.new)
             time.sleep(_SETTLE_S)  # an engine may take a faster runner once that is made
             self._backend.call(task.new)
+
+    @classmethod
+    def of(cls, **fields: Any) -> Self:
+        """Of the fields of a case, as JSON values."""
+        return cls(InferCase.model_validate(fields))
 
     def turn(self, calls: bool = True) -> dict[str, Any]:
         """Medians over as many runs as fill some tenths of a second; `public_s` where the library has such a call."""

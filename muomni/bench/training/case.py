@@ -5,23 +5,24 @@ import itertools
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import model_validator
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from muomni.accel import activation_checkpointing, attention_backend
-from muomni.accel.attention_backend import BackendName
 from muomni.accel.compile import blocks as compilation
 from muomni.accel.cpu_allocator import choice as allocator
 from muomni.accel.device import pick_device
+from muomni.accel.measurements.worker import Answer, StepTimer
 from muomni.accel.memory.monitor import storage_bytes
 from muomni.accel.mixed_precision import Precision, pick_precision
+from muomni.accel.step_config import StepConfig
 from muomni.bench.training import synthetic_batches
 from muomni.config import AudioConfig, OmniConfig, ThinkerConfig, VisionConfig
-from muomni.config.base import Frozen
 from muomni.config.recipe import OptimizerSpec
 from muomni.data import Batch
 from muomni.errors import ConfigError
@@ -43,30 +44,24 @@ _PART = 2**18
 _WARM_UP_STEPS = 2
 
 
-class TrainCase(Frozen):
-    """One way to take a training step.
+class TrainCase(StepConfig):
+    """A step configuration with what it computes: the model, the rows, the losses and the optimizer.
 
     Attributes:
         name: shown in tables.
         implementation: `muomni`, or `transformers`' Qwen3 with the plain loop of its users, which
             takes `precision` and `compile` only.
         thinker: the shape.
-        batch_size, seq_len: rows and tokens of a step; random tokens, one document a row.
+        seq_len: tokens of a row; random ones, one document a row.
         documents: rows are packed from documents of this many tokens; 0 for one a row.
         media: `off`, or what stands in the places of the documents of `bench.training.synthetic_batches`, drawn anew
             for every step: `text`, `pictures`, `clips` or `mixed`. The model has the encoders that it needs.
         vision, audio: the encoders, for `media`; with their heads, those learn too.
-        accumulation: the rows are cut into this many micro-batches.
-        precision: fp32, bf16 or fp16.
-        compile: `off`, `blocks` or `full`.
-        checkpointing: `off`, `full` or `selective`.
-        attention: a backend of `accel.attention_backend`.
         loss: `chunked`; `logits` for cross-entropy over the logits of all tokens at once; `torch` for
             `F.linear_cross_entropy` as it is, and `torch chunked` for the same with its default options.
         optimizer: `adamw` or `muon`.
         adamw: `fused` in one kernel, which also clips; `foreach` in a few, `for-loop` one parameter after the
             other, both after a pass for clipping.
-        allocator: see `accel.cpu_allocator.choice`; `auto` as a run has it, and transformers' users have `system`.
         updates: also compare what three steps did to the weights.
         device: where.
     """
@@ -74,28 +69,33 @@ class TrainCase(Frozen):
     name: str
     implementation: Literal["muomni", "transformers"] = "muomni"
     thinker: ThinkerConfig
-    batch_size: int
     seq_len: int
     documents: int = 0
     media: Literal["off"] | synthetic_batches.Kind = "off"
     vision: VisionConfig | None = None
     audio: AudioConfig | None = None
-    accumulation: int = 1
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    compile: Literal["off", "blocks", "full"] = "off"
-    checkpointing: Literal["off", "full", "selective"] = "off"
-    attention: BackendName = "auto"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "fp32"
     loss: Literal["chunked", "logits", "torch", "torch chunked"] = "chunked"
     optimizer: Literal["adamw", "muon"] = "adamw"
     adamw: Literal["fused", "foreach", "for-loop"] = "fused"
-    allocator: Literal["auto", "arena", "retain", "system"] = "auto"
     updates: bool = False
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _divide(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Takes `batch_size`, rows of a step, and divides it into at most `accumulation` equal micro-batches."""
+        if "batch_size" not in values:
+            return values
+        rows = values["batch_size"]
+        parts = next(n for n in range(values.get("accumulation", 1), 0, -1) if rows % n == 0)
+        kept = {key: value for key, value in values.items() if key != "batch_size"}
+        return kept | {"micro_batch": rows // parts, "accumulation": parts}
 
     @property
     def tokens(self) -> int:
         """Tokens of one step."""
-        return self.batch_size * self.seq_len
+        return self.rows * self.seq_len
 
     @property
     def model(self) -> OmniConfig:
@@ -184,7 +184,7 @@ def build(case: TrainCase) -> Built:
     device = pick_device(case.device)
     allocator.apply(allocator.choose(case.allocator, device))
     precision = pick_precision(case.precision, device)
-    ids = torch.randint(case.thinker.vocab_size, (case.batch_size, case.seq_len), device=device)
+    ids = torch.randint(case.thinker.vocab_size, (case.rows, case.seq_len), device=device)
     if case.implementation == "transformers":
         return _transformers(case, ids, precision)
     config = case.model
@@ -218,7 +218,7 @@ def build(case: TrainCase) -> Built:
 
 def _media_batch(case: TrainCase, number: int) -> Batch:
     assert case.media != "off" and case.vision is not None and case.audio is not None
-    sizes = (case.batch_size, case.seq_len, case.thinker.vocab_size)
+    sizes = (case.rows, case.seq_len, case.thinker.vocab_size)
     return synthetic_batches.draw_rows(case.media, *sizes, case.vision, case.audio, number)
 
 
@@ -359,8 +359,8 @@ def memory_in_use() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-class TrainSubject:
-    """A case for `muomni.bench.worker`; a turn takes `steps` optimizer steps.
+class TrainSubject(StepTimer):
+    """A case for `accel.measurements.worker`.
 
     Attributes:
         first: `first_step_s`, of building, compiling and the first step; the `gradients` of the first weights; with
@@ -392,13 +392,15 @@ class TrainSubject:
             after["sketch"] = [b - a for a, b in zip(before["sketch"], after["sketch"], strict=True)]
             self.first["updates"] = after
 
-    def turn(self, steps: int) -> dict[str, Any]:
-        """Seconds and floating-point operations of each step, and the last loss."""
-        times, flops, loss = [], [], 0.0
-        for _ in range(steps):
-            self._built.renew()
-            flops.append(self._built.flops())
-            began = time.perf_counter()
-            loss = float(self._built.step())  # waits for the device
-            times.append(time.perf_counter() - began)
-        return {"times_s": times, "flops": flops, "loss": loss}
+    @classmethod
+    def of(cls, **fields: Any) -> Self:
+        """Of the fields of a case, as JSON values."""
+        return cls(TrainCase.model_validate(fields))
+
+    def take(self) -> Answer:
+        """Takes a step: its seconds, its floating-point operations and its loss."""
+        self._built.renew()
+        flops = self._built.flops()
+        began = time.perf_counter()
+        loss = float(self._built.step())  # waits for the device
+        return {"step_s": time.perf_counter() - began, "flops": flops, "loss": loss}

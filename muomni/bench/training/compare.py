@@ -110,19 +110,19 @@ def take_turns(
         By name, all with the same number of rounds.
     """
     with ExitStack() as stack:
-        processes, unmeasured = open_cases(stack, "train", cases, say)
+        processes, unmeasured = open_cases(stack, "training.case:TrainSubject.of", cases, say)
         if refused is not None:
             refused |= unmeasured
         elif unmeasured:
             raise RefusedError(*next(iter(unmeasured.items())))
-        answers = ask_in_turns(processes, rounds, say, enough, {"steps": steps})
+        answers = ask_in_turns(processes, rounds, say, enough, {"least": steps})
     by_name = {case.name: case for case in cases}
     return {name: _figures(by_name[name], processes[name].first, answers[name]) for name in processes}
 
 
 def _figures(case: TrainCase, first: dict[str, Any], turns: Sequence[dict[str, Any]]) -> CaseMetrics:
     return CaseMetrics(
-        [case.tokens / statistics.median(turn["times_s"]) for turn in turns],
+        [case.tokens / statistics.median(turn["step_s"]) for turn in turns],
         peak_mib(turns),
         first,
         statistics.mean(statistics.mean(turn["flops"]) for turn in turns) / case.tokens,

@@ -118,11 +118,8 @@ def setup_of(recipe: Recipe, config: OmniConfig | None = None, device: str | Non
         precision = pick_precision(recipe.precision, torch.device(kind)).name
     elif precision == "auto":
         precision = "bf16"
-    step = replace(
-        StepConfig.of(recipe),
-        precision=precision,
-        allocator=allocator.choose(recipe.allocator, torch.device(kind)).mode,
-    )
+    mode = allocator.choose(recipe.allocator, torch.device(kind)).mode
+    step = StepConfig.of(recipe).replace(precision=precision, allocator=mode)
     return Setup(
         config=config,
         step=step,

@@ -93,7 +93,7 @@ def options(
     for mode in MODES:
         for size in micro_batches(setup.step.rows):
             for compiled, baseline in zip(_COMPILE, baselines, strict=False):
-                step = replace(setup.step.with_micro_batch(size), checkpointing=mode, compile=compiled)
+                step = setup.step.with_micro_batch(size).replace(checkpointing=mode, compile=compiled)
                 variant = replace(setup, step=step)
                 key = variant.checkpointing, size
                 if key not in known:

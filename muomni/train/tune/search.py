@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import get_args
 
@@ -69,7 +68,9 @@ def tune(recipe: Recipe, run: Path, say: Say | None = None) -> tuple[Recipe, Tok
     fragment = best.step.fragment(search.base)
     if recipe.compile == "auto" and not any(trial.step.compile == "blocks" and trial.step_s for trial in search.trials):
         del fragment["compile"]  # there was no time to try it: the run does that itself
-    trials_of_search = [{**asdict(t), "seconds": t.seconds if t.step_s else None} for t in search.trials]
+    trials_of_search = [
+        vars(t) | {"step": t.step.model_dump(), "seconds": t.seconds if t.step_s else None} for t in search.trials
+    ]
     try:
         write_atomic(run / TUNED, json.dumps(fragment, indent=2) + "\n")
         write_atomic(run / TUNING, json.dumps({"chosen": fragment, "trials": trials_of_search}, indent=2) + "\n")
@@ -202,39 +203,39 @@ class Search:
         """Less recomputation where it fits; more where larger micro-batches then do."""
         mode = MODES.index(best.step.checkpointing)
         for lighter in MODES[:mode]:
-            step = replace(best.step, checkpointing=lighter)
+            step = best.step.replace(checkpointing=lighter)
             if not self._is_too_large(step):
                 yield step
         larger = [size for size in range(best.step.micro_batch + 1, self.rows + 1) if self.rows % size == 0]
         refused = {trial.step.micro_batch for trial in self.trials if trial.short}
         for heavier in MODES[mode + 1 :]:
             for size in larger[:1]:
-                step = replace(best.step.with_micro_batch(size), checkpointing=heavier)
-                short = size in refused or self._is_too_large(replace(step, checkpointing=best.step.checkpointing))
+                step = best.step.with_micro_batch(size).replace(checkpointing=heavier)
+                short = size in refused or self._is_too_large(step.replace(checkpointing=best.step.checkpointing))
                 if short and not self.recipe.losses.contrastive and not self._is_too_large(step):
                     yield step
         if not best.step_s:
-            yield replace(best.step, checkpointing="full")
-            yield replace(best.step.with_micro_batch(1), checkpointing="full")
+            yield best.step.replace(checkpointing="full")
+            yield best.step.with_micro_batch(1).replace(checkpointing="full")
 
     def _compiled(self, best: Trial) -> Iterator[StepConfig]:
         device = pick_device(self.recipe.device)
         if self.recipe.compile == "auto" and compilation.what_is_missing(device) is None:
-            yield replace(best.step, compile="blocks")
+            yield best.step.replace(compile="blocks")
 
     def _kernels(self, best: Trial) -> Iterator[StepConfig]:
         if self.recipe.attention != "auto" or pick_device(self.recipe.device).type != "cuda":
             return  # on a CPU `auto` has one
         for name in get_args(Backend):
             if name != "reference":
-                yield replace(best.step, attention=name)
+                yield best.step.replace(attention=name)
 
     def _readers(self, best: Trial) -> Iterator[StepConfig]:
         if not best.reads_ahead:
             return
         for count in (1, 2, 4, 8):
             if count != best.step.num_workers and count <= 2 * cores():
-                yield replace(best.step, num_workers=count)
+                yield best.step.replace(num_workers=count)
 
     def _pays(self, trial: Trial, best: Trial) -> bool:
         """Compiling, which takes time itself, over the run."""

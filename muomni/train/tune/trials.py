@@ -1,8 +1,7 @@
-"""Trials of step configurations: each in a child process, see `train.tune.worker`."""
+"""Trials of step configurations: each in a child process, see `train.tune.subject`."""
 
 import signal
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -12,6 +11,7 @@ from typing import Any
 
 from muomni.accel.device import free_memory, pick_device
 from muomni.accel.measurements.turns import take_turns as ask_in_turns
+from muomni.accel.measurements.worker import COMMAND
 from muomni.accel.step_config import StepConfig
 from muomni.child_process import ChildEndedError, ChildProcess
 from muomni.config import Recipe, parse
@@ -24,7 +24,6 @@ HEADROOM = 0.9
 _STEP_SECONDS, _LEAST_STEPS, _MOST_STEPS = 4.0, 3, 20
 _WARM_UP_STEPS, _ROUNDS, _MOST_MICRO_BATCHES = 2, 3, 4
 Say = Callable[[str], None]
-_WORKER = (sys.executable, "-m", "muomni.train.tune.worker")
 
 
 @dataclass(frozen=True)
@@ -108,11 +107,11 @@ class Trials:
         # The first one shows the progress of preparing the data.
         prepared, self._prepared = self._prepared, True
         try:
-            with ChildProcess(_WORKER, stderr="kept" if prepared else "shown") as child:
-                answer = child.ask(command, max(1.0, deadline - time.monotonic()) if prepared else None)
-                if "refused" not in answer:
+            with ChildProcess(COMMAND, stderr="kept" if prepared else "shown") as child:
+                first = answer = child.ask(command, max(1.0, deadline - time.monotonic()) if prepared else None)
+                if "refused" not in first:
                     turn = {"least": _LEAST_STEPS, "most": _MOST_STEPS, "seconds": _STEP_SECONDS}
-                    answer |= child.ask(turn, max(1.0, deadline - time.monotonic()) if prepared else None)
+                    answer = child.ask(turn, max(1.0, deadline - time.monotonic()) if prepared else None)
         except ChildEndedError as error:
             if error.timed_out:
                 return Trial(step, why_not="not measured: the time for tuning is over")
@@ -121,7 +120,10 @@ class Trials:
             answer = {"refused": "the system ended it: memory ran out", "short": True}
         if "refused" in answer:
             return Trial(step, why_not=answer["refused"], short=answer.get("short", False))
-        trial = Trial(step, **{**answer, "step_s": tuple(answer["step_s"])})
+        peak = max(first["peak"], *answer["peak"])
+        trial = Trial(
+            step, tuple(answer["step_s"]), first["step_s"], peak, first["total_steps"], first["reads_ahead"]
+        )  # fmt: skip
         if trial.peak > self.memory:
             limit = f"{words(trial.peak)}, more than {HEADROOM:.0%} of what is free ({words(self.memory)})"
             return replace(trial, step_s=(), why_not=limit, short=True)
@@ -147,8 +149,8 @@ def take_turns(recipe: Recipe, steps: Sequence[StepConfig], say: Say) -> dict[St
     with ExitStack() as stack:
         for step in steps:
             say(f"setting up {step}")
-            few = replace(step, accumulation=min(step.accumulation, _MOST_MICRO_BATCHES))
-            child = stack.enter_context(ChildProcess(_WORKER))
+            few = step.replace(accumulation=min(step.accumulation, _MOST_MICRO_BATCHES))
+            child = stack.enter_context(ChildProcess(COMMAND))
             answer = child.ask(_command(with_step(recipe, few), None))
             if "refused" not in answer:
                 answer = child.ask({"least": _WARM_UP_STEPS})
@@ -166,4 +168,9 @@ def take_turns(recipe: Recipe, steps: Sequence[StepConfig], say: Say) -> dict[St
 
 def _command(recipe: Recipe, tokenizer: str | None) -> dict[str, Any]:
     dumped = recipe.model_dump(mode="json", by_alias=True, exclude_unset=True)
-    return {"recipe": dumped, "tokenizer": tokenizer, "memory": None}
+    return {
+        "subject": "muomni.train.tune.subject:RecipeSubject",
+        "recipe": dumped,
+        "tokenizer": tokenizer,
+        "memory": None,
+    }

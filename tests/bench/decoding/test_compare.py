@@ -202,9 +202,9 @@ def test_peers_that_cannot_be_had_are_listed_and_the_others_compared(plan, monke
 def test_a_case_that_dies_shows_what_it_said(tmp_path):
     case = {"model": str(tmp_path / "nothing"), "prompt": [1], "new": 1, "forced": "x"}
     with pytest.raises(RefusedError, match="no run or model"):
-        CaseProcess("judge", "the judge", case)
+        CaseProcess("decoding.fidelity:Judge", "the judge", case)
     with pytest.raises(MuOmniError, match=r"(?s)case 'bad' ended with exit code 1:.*TypeError"):
-        CaseProcess("bandwidth", "bad", {"no": "such"})
+        CaseProcess("decoding.bandwidth:Bandwidth", "bad", {"no": "such"})
 
 
 def reference_tokens(plan: Plan) -> tuple[Reference, list[int]]:

@@ -57,7 +57,7 @@ def test_media_fill_their_places_and_are_learnt_from():
 
 def test_flops_come_with_the_times():
     text, *others = media_cases(COMMON, VISION, AUDIO_ENCODER)
-    found = {case.name: TrainSubject(case).turn(steps=1)["flops"][0] for case in (text, *others)}
+    found = {case.name: TrainSubject(case).turn(least=1)["flops"][0] for case in (text, *others)}
     # Set-up takes steps 0 to 2.
     lengths = rows("text", 3).cu_seqlens.diff().tolist()
     assert found[text.name] == model_flops(text.model, lengths)["thinker"].training

@@ -28,7 +28,7 @@ SCRIPT = Path(__file__).parents[3] / "scripts" / "measure_forecast.py"
 def with_(**changes: Any) -> Setup:
     """`NANO` with other fields of its own or of its step."""
     of_step = {key: changes.pop(key) for key in list(changes) if key in vars(STEP)}
-    return replace(NANO, step=replace(STEP, **of_step), **changes)
+    return replace(NANO, step=STEP.replace(**of_step), **changes)
 
 
 def test_weights_and_adamw_are_exact() -> None:

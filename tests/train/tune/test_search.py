@@ -1,7 +1,6 @@
 """The search before a run: over trials that the test makes up, and a real one."""
 
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 
 from muomni.accel.compile import blocks as compilation
+from muomni.accel.measurements.worker import COMMAND
 from muomni.accel.step_config import StepConfig
 from muomni.child_process import ChildEndedError, ChildProcess
 from muomni.config import Recipe, read_json
@@ -20,6 +20,7 @@ from muomni.train.tune.search import TUNED, TUNING, Search, tune
 from muomni.train.tune.trials import Trial
 
 MIB = 2**20
+BROKEN = {"subject": "muomni.train.tune.subject:RecipeSubject"}
 
 
 def make_recipe(**more: Any) -> Recipe:
@@ -175,17 +176,16 @@ def test_several_processes_are_not_tuned(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_run_folder_that_cannot_be_made_is_told_before_anything_is_tried(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the step")
-    with pytest.raises(UserError, match="cannot be made"):
+    with pytest.raises(UserError, match="cannot be written"):
         train(make_recipe(), tmp_path / "file" / "run")
 
 
 def test_a_worker_that_fails_is_told_with_its_standard_error() -> None:
-    worker = [sys.executable, "-m", "muomni.train.tune.worker"]
-    with ChildProcess(worker) as child, pytest.raises(ChildEndedError, match="TypeError") as failed:
-        child.ask({}, 60)
+    with ChildProcess(COMMAND) as child, pytest.raises(ChildEndedError, match="TypeError") as failed:
+        child.ask(BROKEN, 60)
     assert failed.value.code == 1
-    with ChildProcess(worker) as child, pytest.raises(ChildEndedError, match="in time") as late:
-        child.ask({}, 0.01)
+    with ChildProcess(COMMAND) as child, pytest.raises(ChildEndedError, match="in time") as late:
+        child.ask(BROKEN, 0.01)
     assert late.value.timed_out
 
 

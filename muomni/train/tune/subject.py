@@ -1,8 +1,4 @@
-"""Times optimizer steps of a recipe in a process of their own: `python -m muomni.train.tune.worker`.
-
-Its peak memory is its own, and where memory runs out only this process ends. `train.tune.trials` asks it: the first
-command sets the run up and takes a step, every other takes more steps.
-"""
+"""Optimizer steps of a recipe, for `accel.measurements.worker`: where memory runs out only that process ends."""
 
 import sys
 import tempfile
@@ -14,9 +10,8 @@ from typing import Any
 import torch
 
 from muomni.accel.distributed import connect
-from muomni.accel.measurements.turns import Worker
+from muomni.accel.measurements.worker import Answer, StepTimer
 from muomni.accel.memory.monitor import MemoryMonitor
-from muomni.child_process import serve
 from muomni.config import Recipe, parse
 from muomni.data import PreparedRows, Tokenizer
 from muomni.train.oom_recovery import RecoveringStep
@@ -25,7 +20,7 @@ from muomni.train.setup import Read, build, open_rows
 from muomni.train.synthetic_rows import RandomRows
 
 
-class StepTimer:
+class RecipeSubject(StepTimer):
     """A recipe that is ready to take steps, from its first row on.
 
     Args:
@@ -34,8 +29,7 @@ class StepTimer:
         memory: bytes that the process may take on a CPU; None for no limit.
 
     Attributes:
-        first: `first_s`, seconds of the first step; `total_steps` of the run; `reads_ahead`, whether threads read the
-            data.
+        first: the first step's; `total_steps` of the run; `reads_ahead`, whether threads read the data.
 
     Raises:
         UserError: the recipe cannot be trained here.
@@ -64,28 +58,18 @@ class StepTimer:
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
         self._step = RecoveringStep(stage, self._model, step, rows, self._monitor, folder, stage.batch_size)
         self._taken = 0
-        self.first = {"first_s": self._take(), "total_steps": total, "reads_ahead": rows.num_workers > 0}
+        self.first = self.take() | {"total_steps": total, "reads_ahead": rows.num_workers > 0}
 
-    def turn(self, least: int, most: int = 1, seconds: float = 0.0) -> dict[str, Any]:
-        """Takes steps: at least `least`, then more until `seconds` are over or there are `most`.
-
-        Returns:
-            `step_s`, seconds of each; `peak`, bytes so far.
-        """
-        end = time.perf_counter() + seconds
-        times: list[float] = []
-        while len(times) < least or (time.perf_counter() < end and len(times) < most):
-            times.append(self._take())
-        reading = self._monitor.read()
-        return {"step_s": times, "peak": reading.reserved_peak or reading.peak}
-
-    def _take(self) -> float:
+    def take(self) -> Answer:
+        """Takes a step: its seconds, and `peak`, bytes of the process or of the GPU so far."""
         began = time.perf_counter()
         self._step(self._taken * self._step.rows_per_step, self._taken + 1, lambda _: None)
         if self._model.device.type == "cuda":
             torch.cuda.synchronize(self._model.device)
         self._taken += 1
-        return time.perf_counter() - began
+        seconds = time.perf_counter() - began
+        reading = self._monitor.read()
+        return {"step_s": seconds, "peak": reading.reserved_peak or reading.peak}
 
 
 def _limit(size: int) -> None:
@@ -96,7 +80,3 @@ def _limit(size: int) -> None:
 
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (size if hard == resource.RLIM_INFINITY else min(size, hard), hard))
-
-
-if __name__ == "__main__":
-    serve(Worker(StepTimer))
