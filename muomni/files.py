@@ -27,6 +27,11 @@ def user_path(name: str | Path) -> Path:
     return Path(os.path.expanduser(name))  # noqa: PTH111 (Path.expanduser raises where there is no such home)
 
 
+def exists(path: str | Path) -> bool:
+    """Whether there is such a file or folder; False, too, for a name that no file can have."""
+    return os.path.exists(path)  # noqa: PTH110 (Path.exists raises for names that are too long)
+
+
 def path_of_url(url: str) -> str:
     """The path that a `file:` URL names."""
     return unquote(re.sub("^file:(//[^/]*)?", "", url, flags=re.IGNORECASE))

@@ -210,10 +210,13 @@ def _archives() -> Iterator[Target]:
 
 def _recipes() -> Iterator[Target]:
     from muomni.config.loader import RECIPES, bundled_recipes, load_recipe
+    from muomni.data.sources.sources import source_files
     from muomni.train.resolve import resolve
 
     def read(path: Path) -> None:
         recipe = load_recipe(str(path))
+        for spec in recipe.data.train:
+            source_files(spec)
         if recipe.codec is None:
             resolve(recipe)
 

@@ -8,6 +8,7 @@ import pytest
 
 from muomni.files import (
     atomic_folder,
+    exists,
     json_line,
     link_atomic,
     path_of_url,
@@ -91,4 +92,5 @@ def test_names_that_are_not_utf_8_are_written_and_read_back():
 def test_paths_as_people_write_them():
     assert user_path("~/a") == Path.home() / "a"
     assert user_path("~$a.png") == Path("~$a.png")
+    assert not exists("x" * 5000) and exists("/")
     assert path_of_url("file:///a%20b") == "/a b" == path_of_url("FILE://localhost/a b") == path_of_url("file:/a b")

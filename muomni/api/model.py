@@ -17,7 +17,7 @@ from muomni.config import AudioConfig, OmniConfig, VisionConfig
 from muomni.data.text.chat import expand
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.errors import PromptError, UserError
-from muomni.files import atomic_folder, user_path
+from muomni.files import atomic_folder, exists, user_path
 from muomni.formats.gguf import GgufDtype
 from muomni.formats.hub import MODEL_CARD, download
 from muomni.formats.pretrained import check_replaceable, load_model, save_model
@@ -125,7 +125,7 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
         """
         place = pick_device(device)
         path = user_path(name_or_path)
-        if not path.exists():
+        if not exists(path):
             hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
             path = download(str(name_or_path), hub)
         folder = resolve_folder(path)

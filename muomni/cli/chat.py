@@ -11,7 +11,7 @@ import typer
 
 from muomni.cli.common import options
 from muomni.errors import PromptError, SpeechError, UserError
-from muomni.files import user_path
+from muomni.files import exists, user_path
 
 if TYPE_CHECKING:
     from muomni.api.model import MuOmni
@@ -305,7 +305,7 @@ def _value(text: str) -> Any:
 
 def _typed_path(text: str) -> str:
     """A path as it is typed, or dropped into a terminal, which quotes it or escapes its spaces."""
-    if not user_path(text).exists():
+    if not exists(user_path(text)):
         with contextlib.suppress(ValueError):  # a quotation mark of its own
             words = shlex.split(text)
             text = words[0] if len(words) == 1 else text

@@ -12,6 +12,7 @@ from muomni.config.base import parse
 from muomni.config.recipe import Recipe
 from muomni.config.validation_errors import Layer
 from muomni.errors import ConfigError
+from muomni.files import exists
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 _MAX_BYTES = 256 * 1024
@@ -162,7 +163,7 @@ def _read_with_parents(path: Path, below: tuple[Path, ...]) -> tuple[Layer, ...]
         raise ConfigError(f"{path}: extends = {parent!r}: must be the path or name of a recipe, in quotes")
     beside = path.parent / parent
     try:
-        base = beside if beside.is_file() else find_recipe(parent)
+        base = beside if exists(beside) and beside.is_file() else find_recipe(parent)
     except ConfigError as error:
         raise ConfigError(f"{path}: extends: {error}") from None
     return (*_read_with_parents(base, (*below, path)), own)

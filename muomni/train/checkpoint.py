@@ -205,7 +205,7 @@ def read_checkpoint(folder: Path) -> tuple[Progress, dict[str, Tensor], dict[str
                 raise CheckpointError(f"{folder / name} is corrupt: its SHA-256 is not the one it was written with")
         tensors = load_file(folder / _TENSORS)
         return Progress(**state["progress"]), tensors, load_file(folder / "model.safetensors")
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {folder} does not load: {error}{_others(folder)}") from None
     except CheckpointError as error:
         raise CheckpointError(f"{error}{_others(folder)}") from None

@@ -33,14 +33,14 @@ def test_each_fault_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     rows = [{"image": f"{name}.png", "caption": "x"} for name in ("good", "same", "blank", "broken", "none")]
     soundfile.write(tmp_path / "fast.wav", np.sin(np.arange(1600)) / 2, 16_000)
     rows += [{"audio": "silent.wav", "text": "x"}, {"audio": "long.wav", "text": "x"}, {"image": "good.png"}]
-    rows += [{"audio": "fast.wav", "text": "eighteen"}]
+    rows += [{"audio": "fast.wav", "text": "eighteen"}, {"image": "x" * 5000, "caption": "x"}]
     manifest = tmp_path / "rows.jsonl"
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{not json\n")
     code, out = run(capsys, str(manifest), "--json", "--max-seconds", "1", "--out", str(tmp_path / "out"))
     assert code == 1
     counts = json.loads(out)["counts"]
     assert {kind: count for kind, count in counts.items() if count} == {
-        "row": 1, "missing": 1, "broken": 1, "too long": 1, "silent": 1, "too fast": 1, "blank": 1,
+        "row": 1, "missing": 2, "broken": 1, "too long": 1, "silent": 1, "too fast": 1, "blank": 1,
         "unpaired": 1, "duplicate": 1,
     }  # fmt: skip
     for name in ("histogram.png", "contact_sheet.png"):

@@ -93,6 +93,7 @@ def test_what_is_there_is_kept_and_a_torn_line_is_done_again(
         ('{"prompt": "x", "temprature": 1}', "line 6: unknown sampling setting 'temprature'; did you mean temperature"),
         ('{"prompt": "x", "temperature": -1}', "line 6: temperature = -1: must be 0 (greedy)"),
         ('{"prompt": ""}', "line 6: the prompt is empty"),
+        ('{"prompt": null}', "line 6: messages: must be a list"),
         (json.dumps({"prompt": "word " * 300}), "line 6: the prompt has"),
         ('{"prompt": [{"type": "image"}]}', "line 6: messages: message 1: part 1: this model has no image input"),
         ('{"messages": [{"role": "assistant", "content": "x"}]}', "line 6: messages: message 1"),

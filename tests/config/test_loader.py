@@ -113,6 +113,11 @@ def test_extends_a_bundled_recipe(tmp_path: Path) -> None:
     assert recipe.model.preset == "nano"
 
 
+def test_extends_a_name_that_no_file_can_have(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="extends: x+: cannot be read"):
+        load_recipe(str(write(tmp_path, json.dumps({"extends": "x" * 5000}))))
+
+
 def test_extends_in_a_circle(tmp_path: Path) -> None:
     write(tmp_path, '{"extends": "b.json"}', "a.json")
     write(tmp_path, json.dumps({"extends": f"../{tmp_path.name}/a.json"}), "b.json")

@@ -196,6 +196,16 @@ def test_a_corrupt_checkpoint_is_named_and_an_earlier_one_resumes(recipe, tmp_pa
     assert (run / "last").resolve().name == "step-00000012"
 
 
+@pytest.mark.parametrize(
+    "state", ["null", "[" * 100_000, '{"sha256": "x", "progress": {}}', '{"sha256": {}, "progress": 7}']
+)
+def test_a_checkpoint_whose_state_is_another_is_told(tmp_path, state):
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "state.json").write_text(state)
+    with pytest.raises(CheckpointError, match="does not load"):
+        checkpoint_module.read_checkpoint(tmp_path)
+
+
 def test_an_existing_run_is_not_overwritten(recipe, tmp_path):
     train(recipe, tmp_path / "run")
     with pytest.raises(UserError, match="already holds a run; --resume"):

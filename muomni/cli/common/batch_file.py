@@ -194,7 +194,7 @@ def _parse(job: Job, number: int, content: bytes) -> _Line:
         raise PromptError(f'{where}: must hold either "prompt" or "messages"')
     name = entry.pop("id", None)
     prompt = entry.pop("prompt", None)
-    if prompt is None:
+    if "messages" in entry:
         prompt = entry.pop("messages")
         if not isinstance(prompt, list):
             raise PromptError(f'{where}: "messages" must be a list')

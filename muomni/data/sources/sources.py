@@ -19,7 +19,7 @@ from muomni.data.sources.readers import (
 )
 from muomni.data.text.chat import text_of
 from muomni.errors import DataError
-from muomni.files import user_path
+from muomni.files import exists, user_path
 
 FileFormat = Literal["text", "jsonl", "parquet"]
 
@@ -53,16 +53,16 @@ def source_files(spec: SourceSpec) -> list[SourceFile] | None:
     if spec.format == "datasets":
         return None
     path = user_path(spec.path)
-    if path.is_dir():
-        if spec.format == "auto" and is_saved_dataset(path):
-            return None
-        return _files_below(path, spec)
-    if not path.exists():
+    if not exists(path):
         like_a_name = spec.path.count("/") <= 1 and not spec.path.startswith(("/", ".", "~"))
         hint = (
             f'; if it names a data set of the Hugging Face Hub, write {{"path": "{spec.path}", "format": "datasets"}}'
         )
         raise DataError(f"{spec.path}: no such file or folder{hint if like_a_name else ''}")
+    if path.is_dir():
+        if spec.format == "auto" and is_saved_dataset(path):
+            return None
+        return _files_below(path, spec)
     if path.stat().st_size == 0:
         raise DataError(f"{path}: is empty")
     by_name = _format_of(path)

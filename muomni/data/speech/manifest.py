@@ -12,7 +12,7 @@ from muomni.config.base import LANGUAGE_PATTERN
 from muomni.data.index.cache_folder import file_stamp
 from muomni.data.media.media_ref import MediaRef
 from muomni.errors import DataError
-from muomni.files import user_path
+from muomni.files import exists, user_path
 
 MANIFEST = "manifest.jsonl"
 # What a folder of sounds may hold; the last ones are not read, so that whoever has them is told.
@@ -33,7 +33,7 @@ def recordings_path(source: SourceSpec) -> Path:
     path = user_path(source.path)
     if source.format not in ("auto", "jsonl"):
         raise DataError(f'{source.path}: format "{source.format}": speech is read from sounds or .jsonl manifests')
-    if not path.exists():
+    if not exists(path):
         raise DataError(f"{source.path}: no such file or folder")
     return path
 

@@ -19,7 +19,7 @@ from muomni.data.speech.manifest import SILENT, SOUND_SUFFIXES
 from muomni.data.speech.normalizer import missing_numbers
 from muomni.data.speech.sentences import spoken_form
 from muomni.errors import DataError, MediaError
-from muomni.files import atomic_file, json_line
+from muomni.files import atomic_file, exists, json_line
 from muomni.ops.audio_frames import SAMPLE_RATE
 
 METADATA = "metadata.csv"
@@ -110,7 +110,7 @@ def _checked(sound: Path, text: Path | str | None, language: str, max_seconds: f
     Raises:
         DataError, MediaError: what is wrong with the pair.
     """
-    if not sound.exists():
+    if not exists(sound):
         raise DataError("there is a text but no sound")
     if text is None:
         raise DataError(f"has no text: neither a line in {METADATA} nor a file {sound.with_suffix('.txt').name}")
@@ -138,7 +138,7 @@ def _pairs(folder: Path) -> Iterator[tuple[Path, Path | str | None]]:
     for name, text in texts.items():
         places = [folder / "wavs" / name, folder / name]
         options = [place.with_name(place.name + end) for place in places for end in ("", *SOUND_SUFFIXES)]
-        sounds[next((path for path in options if path.is_file()), folder / f"{name}.wav")] = text
+        sounds[next((path for path in options if exists(path)), folder / f"{name}.wav")] = text
     for parent, folders, names in os.walk(folder):
         folders.sort()
         for name in sorted(names):

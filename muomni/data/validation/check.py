@@ -26,6 +26,7 @@ from muomni.data.sources.sources import source_files
 from muomni.data.text.content_parts import MediaPart, PartRules
 from muomni.data.text.special_tokens import PLACEHOLDERS
 from muomni.errors import DataError, MediaError
+from muomni.files import exists
 from muomni.ops.audio_frames import CTC_STEPS, SAMPLE_RATE, ctc_steps, num_frames, num_tokens
 
 Kind = Literal[
@@ -295,7 +296,7 @@ def _sound(source: Any, digest: bytes, processor: MediaProcessor, max_seconds: f
 def _is_missing(source: object) -> bool:
     if not isinstance(source, MediaRef):
         return False
-    if not Path(source.path).exists():
+    if not exists(source.path):
         return True
     try:
         return source.member is not None and source.member not in open_archive(source.path).names
@@ -339,7 +340,7 @@ def _parts(row: Mapping[str, Any], where: str, root: Path) -> tuple[list[MediaPa
 
 def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | DataError]]:
     """Each row's name, and the row or what is wrong with it."""
-    files = source_files(source_of(path)) if path.is_file() or not path.exists() else None
+    files = source_files(source_of(path)) if not exists(path) or path.is_file() else None
     if files is None or files[0].format == "text":
         raise DataError(f"{path}: is no manifest; a manifest is JSON lines (.jsonl, .jsonl.gz) or Parquet (.parquet)")
     yield from parquet_rows(path) if files[0].format == "parquet" else jsonl_rows(path)

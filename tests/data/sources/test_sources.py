@@ -338,3 +338,8 @@ def test_a_part_of_no_type_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
     with pytest.raises(DataError, match="line 1: message 1: part 1"):
         read(tmp_path / "a.jsonl")
+
+
+def test_a_name_that_no_file_can_have_is_missing() -> None:
+    with pytest.raises(DataError, match="no such file or folder"):
+        read(Path("x" * 5000))
