@@ -113,6 +113,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, nano_folder: Path) -> Path:
     (folder / "text.txt").write_text("The cat sat on the mat. " * 200)
     (folder / "prompts.jsonl").write_text('"Hello"\n')
     (folder / "good.jsonl").write_text('{"text": "Hello there."}\n')
+    (folder / "runs").mkdir()
     (folder / "RUN").symlink_to(nano_folder)
     return folder
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from muomni import MuOmni
 
@@ -171,7 +172,6 @@ def test_a_kill_loses_nothing_that_was_written(muomni: Any, nano_folder: Path, t
 def test_one_process_writes_a_file_and_it_knows_what_made_it(
     muomni: Any, nano_folder: Path, prompts: Path, tmp_path: Path
 ) -> None:
-    fcntl = pytest.importorskip("fcntl")
     out = tmp_path / "replies.jsonl"
     command = ("generate", nano_folder, "--batch", prompts, "--out", out)
     assert muomni(*command, *SETTINGS)[0] == 0
@@ -184,11 +184,11 @@ def test_one_process_writes_a_file_and_it_knows_what_made_it(
     model.thinker.norm.weight.data[0] += 1
     model.save_pretrained(tmp_path / "other")
     assert "of another model" in muomni("generate", tmp_path / "other", *command[2:], *SETTINGS)[2]
-    with out.open("ab") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with FileLock(f"{out}.lock"):
         code, _, err = muomni(*command, *SETTINGS)
         assert code == 2 and err == f"muomni: {out}: another process is writing replies there\n"
     assert muomni(*command, *SETTINGS)[0] == 0 and out.read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"prompts.jsonl", "replies.jsonl", "other"}
 
 
 def test_an_id_may_be_any_json_string(muomni: Any, nano_folder: Path, tmp_path: Path) -> None:

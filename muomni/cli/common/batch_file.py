@@ -12,11 +12,13 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+
+from filelock import FileLock, Timeout
 
 from muomni.cli.common.options import Decoding
 from muomni.cli.common.output import writing
@@ -249,24 +251,21 @@ def _replies(job: Job) -> Iterator[BinaryIO]:
         raise UserError(f"{job.replies}: its folder does not exist")
     if job.replies.exists() and (not job.replies.is_file() or job.replies.samefile(job.prompts)):
         raise UserError(f"{job.replies}: replies cannot go there: give the name of a new file")
-    new = not job.replies.exists()
+    new, lock = not job.replies.exists(), FileLock(f"{job.replies}.lock", timeout=0)
     with writing(job.replies):
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UserError(f"{job.replies}: another process is writing replies there") from None
         out = job.replies.open("ab", buffering=0)
     with out:
-        with suppress(ImportError):  # Windows has no such lock
-            import fcntl
-
-            try:
-                fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"{job.replies}: another process is writing replies there") from None
-            except OSError as error:
-                raise UserError(f"{job.replies}: replies cannot go there: {error.strerror}") from None
         try:
             yield out
         finally:
             if new and not out.tell():
                 job.replies.unlink()
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
 
 
 def _maker(job: Job, model: "MuOmni") -> str:
