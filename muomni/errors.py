@@ -53,5 +53,9 @@ class BusyError(EngineError):
     """As many requests as may are waiting already."""
 
 
+class NonFiniteError(MuOmniError):
+    """A model that gives NaN or infinity: weights that are not finite, or numbers too large for their dtype."""
+
+
 class SpeechError(MuOmniError):
     """A text that could not be spoken: it has nothing to say, or the speech came to no end; says what and where."""

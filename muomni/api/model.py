@@ -196,6 +196,7 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
             PromptError: an empty or too long prompt, or a setting that is not allowed.
             MediaError: a picture or sound that cannot be read.
             UserError: the smaller model has other tokens, or the model does not speak.
+            NonFiniteError: the model's weights, or what it computes with them, are NaN or infinite.
             SpeechError: the reply cannot be spoken. Where its text is wanted then, take `stream` or `chat_batch`.
         """
         settings = reply_speech(self, speak, sampling.get("seed"))

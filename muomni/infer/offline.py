@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from muomni.errors import EngineError, PromptError
+from muomni.errors import EngineError, NonFiniteError, PromptError
 from muomni.infer.engine.engine import Engine
 from muomni.infer.engine.scheduler import Request
 from muomni.infer.preprocess import STOP_NEEDS_TEXT, EngineInput
@@ -50,7 +50,7 @@ def generate_all(
 
     Raises:
         PromptError: a prompt that is empty or does not fit; replies to those before it have been given.
-        EngineError: the model gave no finite logits.
+        NonFiniteError: the model gave no finite logits.
     """
     running: deque[TextStream | Reply] = deque()
 
@@ -90,7 +90,7 @@ def _finished(stream: TextStream | Reply, keep_going: bool) -> Reply:
     with closing(stream):
         try:
             return stream.finish()
-        except EngineError as error:
+        except (EngineError, NonFiniteError) as error:
             if not keep_going:
                 raise
             return Reply.failed(str(error))

@@ -9,7 +9,7 @@ from contextlib import closing
 import torch
 from torch import Tensor
 
-from muomni.errors import EngineError, PromptError
+from muomni.errors import NonFiniteError, PromptError
 from muomni.infer.preprocess import STOP_NEEDS_TEXT, token_budget
 from muomni.infer.prompt_media import PromptMedia
 from muomni.infer.sampling import Sampler, SamplingParams, draw_uniform, make_random, on_device, why_not_finite
@@ -43,7 +43,7 @@ def generate(
 
     Raises:
         PromptError: there is nothing to continue, or no room for it.
-        EngineError: a logit is NaN or infinite.
+        NonFiniteError: a logit is NaN or infinite.
     """
     if params.stops:
         raise PromptError(STOP_NEEDS_TEXT)
@@ -63,7 +63,7 @@ def generate(
                 break
     result = torch.stack(new, dim=1)
     if bool((result < 0).any()):
-        raise EngineError(why_not_finite(model))
+        raise NonFiniteError(why_not_finite(model))
     return result
 
 

@@ -350,3 +350,31 @@ def test_a_picture_is_opened_once_and_hashed_once(
     assert opened == list(content) and hashed == [len(data) for data in content.values()]
     model.encode([tmp_path / "a.png", "What is this?"])
     assert opened == [*content, "a.png"] and len(hashed) == 3
+
+
+def test_what_is_done_to_the_encoder_later_is_seen(trained: MuOmni) -> None:
+    """A hook, another one in its place, and its removal: embeddings that are kept are those of the encoder as it is."""
+    model = copy.deepcopy(trained)
+    assert model.vision is not None
+
+    def features() -> torch.Tensor:
+        asked = model.runtime.prepare(model, model.tokenizer, [([picture(1)], SamplingParams())], [""])[0]
+        assert asked.media is not None
+        return asked.media.features
+
+    def reply() -> tuple[int, ...]:
+        return model.chat(["What is this?", picture(1)], **GREEDY).tokens
+
+    plain, first = features(), reply()
+    assert features() is not None and model.runtime.media.encoded == 1
+    handle = model.vision.register_forward_hook(lambda _, args, out: -out)
+    hooked = features()
+    assert not torch.equal(hooked, plain)
+    handle.remove()
+    handle = model.vision.register_forward_hook(lambda _, args, out: 3 * out)
+    assert not torch.equal(features(), hooked)
+    changed = reply()
+    fresh = copy.deepcopy(model).chat(["What is this?", picture(1)], **GREEDY).tokens
+    assert changed == fresh
+    handle.remove()
+    assert torch.equal(features(), plain) and reply() == first

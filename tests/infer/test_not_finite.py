@@ -9,7 +9,7 @@ from torch import Tensor
 
 from muomni import MuOmni
 from muomni.data.text.tokenizer import Tokenizer
-from muomni.errors import EngineError, SpeechError
+from muomni.errors import NonFiniteError, SpeechError
 from muomni.infer.runners.compiled_step import run_step
 from muomni.infer.runners.select import EagerRunner
 from muomni.infer.sampling import SamplingParams, most_likely, sample
@@ -70,15 +70,15 @@ def overflow(model: MuOmni) -> str:
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_a_reply_is_an_error_that_names_the_weights(model: MuOmni, settings: dict[str, Any]) -> None:
     message = break_layer(model)
-    with pytest.raises(EngineError, match=message):
+    with pytest.raises(NonFiniteError, match=message):
         model.complete("The cat sat", max_new_tokens=20, ignore_eos=True, **settings)
     if "speculate" not in settings:
-        with pytest.raises(EngineError, match=message):
+        with pytest.raises(NonFiniteError, match=message):
             model.generate(torch.tensor([[1, 2, 3]]), use_cache=False, max_new_tokens=3, **settings)
 
 
 def test_an_overflow_is_told_and_the_other_replies_are_given(model: MuOmni) -> None:
-    with pytest.raises(EngineError, match=overflow(model)):
+    with pytest.raises(NonFiniteError, match=overflow(model)):
         model.chat("Hello", max_new_tokens=3, temperature=0)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from muomni.errors import EngineError
+from muomni.errors import NonFiniteError
 from muomni.infer.engine.scheduler import FinishReason, Request, Scheduler
 from muomni.infer.prompt_media import MediaChunk
 from muomni.infer.runners.select import EagerRunner, Runner, Runners, torch_on_one_thread
@@ -412,7 +412,7 @@ class EngineCore:
             request.last = now
             try:
                 if min(new, default=0) < 0:
-                    raise EngineError(why_not_finite(self._model))
+                    raise NonFiniteError(why_not_finite(self._model))
                 reason = _append(request, new)
                 if reason is None:
                     if request.event is not None:

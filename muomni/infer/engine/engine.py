@@ -8,10 +8,9 @@ all requests, until it is served (`wait`); a server starts the one model thread 
     engine.finish(request).tokens
 """
 
-import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, Self, TypeVar
 
@@ -211,39 +210,6 @@ class Engine:
                 seen += len(new)
                 if finished and seen == len(request.tokens):
                     break
-        finally:
-            self.cancel(request)
-        if request.error is not None:
-            raise request.error
-
-    async def stream(self, request: Request) -> AsyncIterator[list[int]]:
-        """Submits a request and gives its new tokens as they come, in an event loop; needs `start`.
-
-        Leaving the loop early cancels the request.
-
-        Raises:
-            as `submit`, and what the request failed with.
-        """
-        if self._thread is None:
-            raise EngineError("the engine's thread is not running: call start first")
-        loop, woken, seen = asyncio.get_running_loop(), asyncio.Event(), 0
-
-        def wake() -> None:
-            loop.call_soon_threadsafe(woken.set)
-
-        request.on_update = wake
-        self.submit(request)
-        try:
-            while True:
-                woken.clear()
-                finished, new = request.finished, request.tokens[seen:]
-                if new:
-                    seen += len(new)
-                    yield new
-                elif finished:
-                    break
-                else:
-                    await woken.wait()
         finally:
             self.cancel(request)
         if request.error is not None:

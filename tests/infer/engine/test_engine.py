@@ -1,8 +1,6 @@
 """The engine's front and its manners: threads, cancellation, order, errors that stay where they belong."""
 
-import asyncio
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -263,30 +261,6 @@ def test_many_threads_are_served_by_one(model: OmniModel) -> None:
             thread.join(timeout=60)
         assert [got[i] for i in range(24)] == expected
         engine.close()
-
-
-def test_an_event_loop_streams_many_at_once(model: OmniModel) -> None:
-    async def one(engine: Engine, i: int) -> list[int]:
-        return [token async for new in engine.stream(ask([i])) for token in new]
-
-    async def all_of_them(engine: Engine) -> list[list[int]]:
-        return list(await asyncio.gather(*(one(engine, i) for i in range(6))))
-
-    engine = new_engine(model).start()
-    assert asyncio.run(all_of_them(engine)) == [alone(model, [i]) for i in range(6)]
-
-    async def leaves_early() -> None:
-        stream = engine.stream(ask([1], SamplingParams(temperature=0, max_new_tokens=60)))
-        async for _ in stream:
-            break
-        await stream.aclose()
-
-    asyncio.run(leaves_early())
-    deadline = time.monotonic() + 10
-    while engine.active and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not engine.active
-    engine.close()
 
 
 def test_closing_ends_the_thread_and_fails_who_waits(model: OmniModel) -> None:
