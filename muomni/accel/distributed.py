@@ -247,11 +247,9 @@ class Group:
         """
         if self.kind != "fsdp":
             return model
-        weights = {}
-        for name, parameter in model.state_dict().items():
-            gathered = whole(parameter)
-            if self.is_main:
-                weights[name] = gathered.cpu()
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+        weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         if not self.is_main:
             return None
         with torch.device("meta"):

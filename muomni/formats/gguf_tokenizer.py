@@ -28,8 +28,12 @@ def save_gguf(
     """Writes a model with its tokenizer, whole or not at all; see `formats.gguf.write_gguf`.
 
     Args:
+        model: int8 weights are dequantised first.
+        tokenizer: None writes none.
         end_ids: the tokens that end a reply, the one of a turn first.
         target: the file; one that is there is replaced.
+        dtype: of the matrices.
+        each: called with the name of each tensor before its turn.
 
     Raises:
         DataError: as `gguf_vocabulary`.

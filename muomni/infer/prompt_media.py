@@ -12,7 +12,7 @@ class MediaChunk(NamedTuple):
 
     Attributes:
         features: (K, D) what the encoders made, in the place of K token embeddings.
-        places: (K,) int64 on the CPU, which tokens those are, counted from the first of the chunk.
+        places: (T,) bool on the CPU, which tokens of the chunk those are.
         positions: (3, T) int64 on the CPU, of all tokens of the chunk.
     """
 
@@ -43,4 +43,7 @@ class PromptMedia:
         first, last = torch.searchsorted(self.places, torch.tensor([begin, end])).tolist()
         if first == last:
             return None
-        return MediaChunk(self.features[first:last], self.places[first:last] - begin, self.positions[:, begin:end])
+        positions = self.positions[:, begin:end]
+        places = torch.zeros(positions.shape[1], dtype=torch.bool)
+        places[self.places[first:last] - begin] = True
+        return MediaChunk(self.features[first:last], places, positions)

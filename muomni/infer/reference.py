@@ -7,6 +7,7 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from muomni.errors import NonFiniteError, PromptError
@@ -16,6 +17,7 @@ from muomni.infer.sampling import Sampler, SamplingParams, draw_uniform, make_ra
 from muomni.model import KVCache, OmniModel
 from muomni.model.kv_cache import check_places
 from muomni.model.module_modes import eval_mode
+from muomni.model.placeholders import fill_placeholders
 
 
 def generate(
@@ -124,8 +126,10 @@ def _logits(model: OmniModel, ids: Tensor, begin: int, media: PromptMedia | None
         positions = torch.arange(begin, end).repeat(3, 1)
         chunk = media.chunk(begin, end)
         if chunk is not None:
-            x[0, chunk.places.to(x.device)] = chunk.features.to(x.dtype)
-            positions[:, : chunk.positions.shape[1]] = chunk.positions
+            width = chunk.positions.shape[1]
+            places = F.pad(chunk.places, (0, ids.shape[1] - width)).to(x.device)[None]
+            x = fill_placeholders(x, places, chunk.features, "of media")
+            positions[:, :width] = chunk.positions
         hidden = model.thinker(inputs_embeds=x, positions=positions[:, None].to(x.device), cache=cache)
     logits: Tensor = model.thinker.lm_head(hidden[:, -1:])
     return logits

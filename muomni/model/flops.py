@@ -185,7 +185,8 @@ def contrastive_flops(image_size: int, text_size: int, size: int, pictures: int,
         image_size: width of the encoder's tokens.
         text_size: width of the Thinker's embedding, which gets no gradient from here.
         size: of the shared space.
-        pictures, captions: how many.
+        pictures: how many.
+        captions: how many.
     """
     pictures, captions = row_length(pictures), row_length(captions)
     embedding = 2 * captions * text_size * size

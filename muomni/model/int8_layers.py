@@ -106,6 +106,7 @@ class Int8Linear(Int8Weight):
         return out.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., K) to (..., N); refuses what wants gradients."""
         if x.requires_grad and torch.is_grad_enabled():
             raise UserError("int8 weights give no gradients: use torch.no_grad(), or train the float model")
         if self.float_copy is not None:
@@ -121,6 +122,7 @@ class Int8Linear(Int8Weight):
         return self
 
     def extra_repr(self) -> str:
+        """As of the float layer."""
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
@@ -145,9 +147,11 @@ class Int8Embedding(Int8Weight):
         return out.train(embedding.training)
 
     def forward(self, ids: Tensor) -> Tensor:
+        """Integers of any shape to their rows, in `dtype`."""
         return (self.weight[ids].float() * self.scale[ids][..., None]).to(self.dtype)
 
     def extra_repr(self) -> str:
+        """As of the float layer."""
         return f"{self.num_embeddings}, {self.embedding_dim}"
 
 

@@ -31,7 +31,8 @@ class Cache(Protocol):
         Args:
             layer: which of the L.
             q: (B, T, H, D).
-            k, v: (B, T, K, D), of the new tokens; keys after norm and rotation.
+            k: (B, T, K, D), of the new tokens; keys after norm and rotation.
+            v: as `k`.
             attention: the backend.
 
         Returns:
@@ -69,14 +70,17 @@ class KVCache:
 
     @property
     def length(self) -> int:
+        """Tokens stored so far."""
         return self._length
 
     @property
     def capacity(self) -> int:
+        """Tokens that fit (into a slot)."""
         return self.keys.shape[3]
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the storage."""
         return self.keys.nbytes + self.values.nbytes
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,9 +93,11 @@ class KVCache:
         return self.keys[layer, :, :, :end].transpose(1, 2), self.values[layer, :, :, :end].transpose(1, 2)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attention: AttentionFunction) -> Tensor:
+        """See `Cache`."""
         return attention(q, *self.append(layer, k, v))
 
     def advance(self, count: int) -> None:
+        """See `Cache`."""
         self._length += count
 
     def truncate(self, length: int) -> None:
@@ -143,22 +149,27 @@ class SlotCache:
 
     @property
     def slots(self) -> int:
+        """How many there are."""
         return self.keys.shape[1]
 
     @property
     def capacity(self) -> int:
+        """Tokens that fit (into a slot)."""
         return self.keys.shape[3]
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of the storage."""
         return self.keys.dtype
 
     @property
     def device(self) -> torch.device:
+        """Of the storage."""
         return self.keys.device
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the storage."""
         return sum(tensor.nbytes for tensor in self._tensors())
 
     def copy(self, source: int, target: int, length: int) -> None:
@@ -240,12 +251,14 @@ class SlotBatch:
 
     @property
     def length(self) -> int:
+        """Not known: see the error."""
         raise ValueError("tokens of different slots have no common length: give their positions")
 
     def advance(self, count: int) -> None:
         """Lengths are the scheduler's."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attention: AttentionFunction) -> Tensor:
+        """See `Cache`."""
         cache = self._cache
         self._store(cache.keys[layer], None if cache.key_scales is None else cache.key_scales[layer], k)
         self._store(cache.values[layer], None if cache.value_scales is None else cache.value_scales[layer], v)
@@ -281,7 +294,8 @@ def find_spans(slots: Tensor, positions: Tensor) -> list[Span]:
     """Cuts a flattened batch where the slot changes or a position does not follow the one before.
 
     Args:
-        slots, positions: (N,) int64 on the CPU: reading them waits for nothing.
+        slots: (N,) int64 on the CPU: reading them waits for nothing.
+        positions: as `slots`.
     """
     if len(slots) <= _FEW:  # a decode step: numbers are handled faster than tensors
         spans: list[Span] = []

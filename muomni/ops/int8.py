@@ -76,7 +76,7 @@ def dequantize(weight: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32
 def int8_linear(
     x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, kernel: Kernel = "reference"
 ) -> Tensor:
-    """x · Wᵀ + bias with W = weight · scale[:, None].
+    """Computes x · Wᵀ + bias with W = weight · scale[:, None].
 
     Args:
         x: (..., K) floating point.
@@ -119,7 +119,7 @@ def _packed(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     if not torch.compiler.is_compiling():
         # The kernel loads 16 elements at a time and crashes the process where they are not aligned.
         low, weight = (t if t.data_ptr() % _ALIGNMENT == 0 else t.clone() for t in (low, weight))
-    return torch._weight_int8pack_mm(low, weight, scale.to(low.dtype)).to(x.dtype)
+    return torch._weight_int8pack_mm(low, weight, scale.to(low.dtype)).to(x.dtype)  # noqa: SLF001 - see the top
 
 
 # What `packed` needs: the bytes its addresses, and the input channels that K, are a multiple of.
@@ -135,7 +135,7 @@ def _dynamic(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     M = x.shape[0]
     if x.is_cuda and M < _CUDA_ROWS:
         values = F.pad(values, (0, 0, 0, _CUDA_ROWS - M))
-    product = torch._int_mm(values, weight.t())[:M]
+    product = torch._int_mm(values, weight.t())[:M]  # noqa: SLF001 - see the top
     return (product.float() * own * scale).to(x.dtype)
 
 
@@ -153,8 +153,10 @@ def why_not(kernel: Kernel, device: torch.device, N: int, K: int) -> str | None:
     """Why a kernel cannot serve this shape here; None when it can, which is tried with a few rows.
 
     Args:
-        kernel, device: which, and where.
-        N, K: of the weight.
+        kernel: which one.
+        device: where it is to run.
+        N: rows of the weight.
+        K: its columns.
     """
     if kernel in ("reference", "cast", "fused"):
         return None
@@ -172,10 +174,9 @@ def why_not(kernel: Kernel, device: torch.device, N: int, K: int) -> str | None:
     x = torch.randn(3, K, generator=draw).to(device)
     right = _reference(x, weight, scale)
     try:
-        found = int8_linear(x, weight, scale, kernel=kernel)
+        product = int8_linear(x, weight, scale, kernel=kernel)
     except (RuntimeError, TypeError, ValueError) as error:
         return f"torch.{operator} does not work here: {next(iter(str(error).splitlines()), type(error).__name__)}"
     # Written so that a result that is not a number fails.
-    if not bool((found - right).norm() <= 0.03 * right.norm()):
-        return f"torch.{operator} comes out wrong for a small case"
-    return None
+    is_right = bool((product - right).norm() <= 0.03 * right.norm())
+    return None if is_right else f"torch.{operator} comes out wrong for a small case"

@@ -40,7 +40,8 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Args:
         x: (B, T, H, D).
-        cos, sin: (B, T, 1, D / 2) from `rope_tables`.
+        cos: (B, T, 1, D / 2) from `rope_tables`.
+        sin: as `cos`.
 
     Returns:
         (B, T, H, D) in the dtype of `x`.

@@ -222,5 +222,5 @@ def test_what_fails_with_one_picture_ends_that_request_alone(model: OmniModel) -
         engine.submit(one)
     assert engine.finish(asked[0]).tokens == alone(model, [PICTURE, TEXT])
     assert engine.finish(asked[2]).tokens == alone(model, [TEXT])
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="features of width 7 cannot stand between embeddings"):
         engine.finish(asked[1])

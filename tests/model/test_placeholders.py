@@ -22,7 +22,7 @@ def test_splice_is_masked_scatter(seed, rows, tokens, width, share):
     ids = torch.randint(10, 20, (rows, tokens), generator=draw).masked_fill(mask, 7)
     x = torch.randn(rows, tokens, width, generator=draw, dtype=torch.float64, requires_grad=True)
     features = torch.randn(int(mask.sum()), width, generator=draw, dtype=torch.float64, requires_grad=True)
-    found, wanted = fill_placeholders(x, ids, 7, features), x.masked_scatter(mask[..., None], features)
+    found, wanted = fill_placeholders(x, ids == 7, features, "id 7"), x.masked_scatter(mask[..., None], features)
     assert torch.equal(found, wanted)
     upstream = torch.randn(found.shape, generator=draw, dtype=torch.float64)
     grads = [torch.autograd.grad(out, (x, features), upstream, allow_unused=True) for out in (found, wanted)]
@@ -34,24 +34,25 @@ def test_splice_is_masked_scatter(seed, rows, tokens, width, share):
 
 def test_the_dtype_of_the_embeddings_stays():
     x, ids = torch.zeros(1, 3, 2), torch.tensor([[1, 7, 7]])
-    out = fill_placeholders(x, ids, 7, torch.ones(2, 2, dtype=torch.bfloat16))
+    out = fill_placeholders(x, ids == 7, torch.ones(2, 2, dtype=torch.bfloat16), "")
     assert out.dtype == torch.float32 and out[0, :, 0].tolist() == [0, 1, 1]
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_numbers_that_differ_are_an_error(count):
     with pytest.raises(ValueError, match=rf"2 places \(id 7\) for the {count} features"):
-        fill_placeholders(torch.zeros(1, 3, 2), torch.tensor([[1, 7, 7]]), 7, torch.ones(count, 2))
+        fill_placeholders(torch.zeros(1, 3, 2), torch.tensor([[False, True, True]]), torch.ones(count, 2), "id 7")
 
 
 def test_widths_that_differ_are_an_error():
     with pytest.raises(ValueError, match="width 3 cannot stand between embeddings of width 2"):
-        fill_placeholders(torch.zeros(1, 1, 2), torch.tensor([[7]]), 7, torch.ones(1, 3))
+        fill_placeholders(torch.zeros(1, 1, 2), torch.tensor([[True]]), torch.ones(1, 3), "")
 
 
 def test_it_is_traced_without_a_break_and_then_checks_on_the_device():
     compiled = torch.compile(fill_placeholders, backend="eager", fullgraph=True)
     x, ids = torch.zeros(1, 3, 2), torch.tensor([[1, 7, 7]])
-    assert torch.equal(compiled(x, ids, 7, torch.ones(2, 2)), fill_placeholders(x, ids, 7, torch.ones(2, 2)))
+    two = torch.ones(2, 2)
+    assert torch.equal(compiled(x, ids == 7, two, ""), fill_placeholders(x, ids == 7, two, ""))
     with pytest.raises(RuntimeError, match="differ in number"):
-        compiled(x, ids, 7, torch.ones(3, 2))
+        compiled(x, ids == 7, torch.ones(3, 2), "")

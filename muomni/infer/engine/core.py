@@ -429,16 +429,17 @@ class EngineCore:
 def _joined(parts: Sequence[_Part], positions: Tensor) -> MediaChunk:
     """The media of a flattened batch of (N,) positions."""
     axes = positions.repeat(3, 1)
-    features, places = [], []
+    places = torch.zeros(len(positions), dtype=torch.bool)
+    features = []
     begin = 0
     for part in parts:
         end = begin + len(part.tokens)
         if part.media is not None:
             axes[:, begin:end] = part.media.positions
             features.append(part.media.features)
-            places.append(part.media.places + begin)
+            places[begin:end] = part.media.places
         begin = end
-    return MediaChunk(torch.cat(features), torch.cat(places), axes)
+    return MediaChunk(torch.cat(features), places, axes)
 
 
 def _append(request: Request, new: Sequence[int]) -> FinishReason | None:

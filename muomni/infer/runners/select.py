@@ -32,6 +32,7 @@ from muomni.model import OmniModel, SlotBatch, SlotCache
 from muomni.model.int8_layers import is_quantized
 from muomni.model.kv_cache import check_places, slot_bytes
 from muomni.model.module_modes import eval_mode
+from muomni.model.placeholders import fill_placeholders
 from muomni.model.talker import Talker
 from muomni.ops.native import Library
 
@@ -115,10 +116,10 @@ class EagerRunner:
         if media is None:
             hidden = thinker(tokens.to(device)[None], positions.to(device)[None], cache=batch)[0]
         else:
-            x = thinker.embed_tokens(tokens.to(device))
-            x = x.index_copy(0, media.places.to(device), media.features.to(x.dtype))
+            x = thinker.embed_tokens(tokens.to(device)[None])
+            x = fill_placeholders(x, media.places.to(device)[None], media.features, "of media")
             axes = media.positions.to(device)[:, None]
-            hidden = thinker(inputs_embeds=x[None], positions=axes, cache=batch)[0]
+            hidden = thinker(inputs_embeds=x, positions=axes, cache=batch)[0]
         if len(wanted) != len(tokens):
             hidden = hidden[wanted.to(device)]
         logits: Tensor = thinker.lm_head(hidden)

@@ -166,8 +166,10 @@ class SpeechCodec(nn.Module):
         return [samples[n, : self.num_samples(count)].clone() for n, count in enumerate(counts)]
 
     def check_codes(self, codes: Tensor) -> None:
-        """Raises:
-        ValueError: `codes` are not (B, K, T) integers from 0 to codebook_size.
+        """Refuses what are no codes.
+
+        Raises:
+            ValueError: `codes` are not (B, K, T) integers from 0 to codebook_size.
         """
         if codes.ndim != 3 or codes.shape[1] != self.num_codebooks or codes.is_floating_point():
             raise ValueError(

@@ -3,33 +3,16 @@
 Legend: B batch, T tokens, D hidden_size.
 """
 
-from typing import Protocol
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from muomni.config import SiglipConfig, WhisperConfig
 from muomni.model.layers import Attention, Block
 from muomni.ops.attention import AttentionFunction, Segments, attention
 
-
-class PublishedConfig(Protocol):
-    """What a block asks of a configuration."""
-
-    @property
-    def hidden_size(self) -> int: ...
-    @property
-    def intermediate_size(self) -> int: ...
-    @property
-    def num_attention_heads(self) -> int: ...
-    @property
-    def head_dim(self) -> int: ...
-    @property
-    def activation(self) -> str: ...
-    @property
-    def layer_norm_eps(self) -> float: ...
-    @property
-    def dropout(self) -> float: ...
+# What has sizes of such blocks.
+PublishedConfig = SiglipConfig | WhisperConfig
 
 
 class PublishedAttention(nn.Module):
@@ -50,6 +33,7 @@ class PublishedAttention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, segments: Segments | None) -> Tensor:
+        """(B, T, D) to the same; with `segments` a token sees its own document only."""
         B, T, _ = x.shape
         q, k, v = (project(x).view(B, T, -1, self.head_dim) for project in (self.q_proj, self.k_proj, self.v_proj))
         out: Tensor = self.out_proj(self.attend(q, k, v, segments, causal=False).flatten(2))
@@ -70,6 +54,7 @@ class PublishedBlock(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, segments: Segments | None) -> Tensor:
+        """(B, T, D) to the same; with `segments` a token sees its own document only."""
         x = x + self.dropout(self.self_attn(self.layer_norm1(x), segments))
         x = x + self.dropout(self.fc2(F.gelu(self.fc1(self.layer_norm2(x)), approximate=self.gelu)))
         return x

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from muomni.ops.attention.cpu_flash import LOW, flash_backward, flash_forward
+from muomni.ops.attention.cpu_flash import LOW, fake_gradients, flash_backward, flash_forward
 
 _STEP = 32
 # Scores of a batch that are in memory at once, and rows of scores in one product.
@@ -31,7 +31,9 @@ def bidirectional_attention_cpu(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Ten
     """Every token attends to all tokens of its document.
 
     Args:
-        q: (N, H, D). k, v: (N, K, D). All of one dtype: fp64, fp32, bf16 or fp16.
+        q: (N, H, D), fp64, fp32, bf16 or fp16.
+        k: (N, K, D), of the same dtype.
+        v: as `k`.
         cu_seqlens: (documents + 1,) int32 on the CPU, from 0 to N. Documents may be empty.
 
     Returns:
@@ -170,7 +172,7 @@ def _padded_backward(
     grad_k, grad_v = (torch.zeros(keys.shape, dtype=wide) for _ in range(2))
     for rows, upstream in zip(torch.split(queries, _ROWS, 1), torch.split(incoming, _ROWS, 1), strict=True):
         p = _probabilities(rows, keys, hidden)
-        grad_scores = torch._softmax_backward_data(torch.bmm(upstream, values.mT), p, -1, p.dtype)
+        grad_scores = torch._softmax_backward_data(torch.bmm(upstream, values.mT), p, -1, p.dtype)  # noqa: SLF001 - torch has no public one
         grad_v += torch.bmm(p.mT, upstream)
         grad_k += _scaled(grad_scores.mT, rows, scale)
         parts.append(_scaled(grad_scores, keys, scale))
@@ -204,7 +206,7 @@ def _bidirectional(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> tuple
 
 
 @_bidirectional.register_fake
-def _bidirectional_fake(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
+def _bidirectional_fake(q: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
     return _empty(q)
 
 
@@ -224,11 +226,7 @@ def _bidirectional_backward(
     return grads
 
 
-@_bidirectional_backward.register_fake
-def _bidirectional_backward_fake(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sum_exp: Tensor, cu_seqlens: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+_bidirectional_backward.register_fake(fake_gradients)
 
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]

@@ -23,7 +23,9 @@ def blocked_forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention.
 
     Args:
-        q: (T, H, D). k, v: (T, K, D), of one dtype.
+        q: (T, H, D).
+        k: (T, K, D), of the same dtype.
+        v: as `k`.
 
     Returns:
         (T, H, D), contiguous.
@@ -40,7 +42,10 @@ def blocked_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Ten
     """Gradients of q, k and v; the probabilities are computed again.
 
     Args:
-        grad: (T, H, D), of the output; others as in `blocked_forward`.
+        grad: (T, H, D), of the output.
+        q: as in `blocked_forward`.
+        k: likewise.
+        v: likewise.
     """
     T, groups, D = k.shape
     keys, values = k.transpose(0, 1), v.transpose(0, 1)
@@ -52,7 +57,7 @@ def blocked_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Ten
         p = _probabilities(rows, keys[:, :end], mask)
         grad_v[:, :end] += torch.bmm(p.mT, grad_rows)
         grad_p = torch.bmm(grad_rows, values[:, :end].mT)
-        grad_scores = torch._softmax_backward_data(grad_p, p, -1, p.dtype)
+        grad_scores = torch._softmax_backward_data(grad_p, p, -1, p.dtype)  # noqa: SLF001 - torch has no public one
         grad_q[start:end] = _apart(torch.bmm(grad_scores, keys[:, :end]), end - start)
         grad_k[:, :end] += torch.bmm(grad_scores.mT, rows)
     scale = D**-0.5

@@ -12,7 +12,7 @@ Legend: B batch, H query heads, K key/value heads, T queries, S keys, D head_dim
 import torch
 from torch import Tensor
 
-from muomni.ops.attention.cpu_flash import flash_backward, flash_forward
+from muomni.ops.attention.cpu_flash import fake_gradients, flash_backward, flash_forward
 
 
 def cached_attention_cpu(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -20,7 +20,8 @@ def cached_attention_cpu(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     Args:
         q: (B, H, T, D).
-        k, v: (B, K, S, D), S > T. All of one dtype: fp64, fp32, bf16 or fp16.
+        k: (B, K, S, D), S > T. All of one dtype: fp64, fp32, bf16 or fp16.
+        v: as `k`.
 
     Returns:
         (B, H, T, D).
@@ -47,7 +48,7 @@ def _cached(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @_cached.register_fake
-def _cached_fake(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def _cached_fake(q: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=wide)
 
@@ -64,11 +65,7 @@ def _cached_backward(
     return (past[0] + own[0]).contiguous(), torch.cat((past[1], own[1]), 2), torch.cat((past[2], own[2]), 2)
 
 
-@_cached_backward.register_fake
-def _cached_backward_fake(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sum_exp: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+_cached_backward.register_fake(fake_gradients)
 
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]

@@ -6,8 +6,9 @@ Legend: B batch, H query heads, K key/value heads, T queries, S keys, D head_dim
 import torch
 from torch import Tensor
 
-_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
-_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+# torch has no public way to the sums of the softmax.
+_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default  # noqa: SLF001
+_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default  # noqa: SLF001
 
 LOW = (torch.bfloat16, torch.float16)
 
@@ -16,7 +17,9 @@ def flash_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor
     """Attention and the logarithm of each softmax's sum.
 
     Args:
-        q: (B, H, T, D). k, v: (B, K, S, D), of one dtype.
+        q: (B, H, T, D).
+        k: (B, K, S, D), of the same dtype.
+        v: as `k`.
         causal: query t sees keys 0 .. t.
 
     Returns:
@@ -36,7 +39,13 @@ def flash_backward(
     query head therefore gets a gradient of its own, and groups are added in fp32.
 
     Args:
-        grad, out: (B, H, T, D); others as in `flash_forward`.
+        grad: (B, H, T, D), of the output.
+        q: as in `flash_forward`.
+        k: likewise.
+        v: likewise.
+        out: what `flash_forward` gave.
+        log_sum_exp: likewise.
+        causal: as in `flash_forward`.
     """
     groups = k.shape[1]
     if q.shape[1] == groups or q.dtype not in LOW:
@@ -51,3 +60,8 @@ def flash_backward(
 def expand_groups(x: Tensor, heads: int) -> Tensor:
     """(B, K, S, D) as (B, heads, S, D): each key/value head once for every query head of its group."""
     return x.repeat_interleave(heads // x.shape[1], dim=1)
+
+
+def fake_gradients(_grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What a backward operation gives, for whoever traces it: gradients of q, k and v."""
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)

@@ -14,14 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from muomni.ops.attention.cpu_blocked import blocked_backward, blocked_forward
-from muomni.ops.attention.cpu_flash import LOW, flash_backward, flash_forward
+from muomni.ops.attention.cpu_flash import LOW, fake_gradients, flash_backward, flash_forward
 
 
 def varlen_attention_cpu(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> Tensor:
     """Causal attention inside each document.
 
     Args:
-        q: (N, H, D). k, v: (N, K, D). All of one dtype: fp64, fp32, bf16 or fp16.
+        q: (N, H, D), fp64, fp32, bf16 or fp16.
+        k: (N, K, D), of the same dtype.
+        v: as `k`.
         cu_seqlens: (documents + 1,) int32 on the CPU, from 0 to N. Empty documents (two equal
             entries) are allowed, so that the list can be padded to a fixed length.
 
@@ -50,6 +52,7 @@ class _Span:
         """Rows start..stop of (N, heads, D); a view where nothing has to change.
 
         Args:
+            x: (N, heads, D).
             behind: what the rows behind the document hold; None leaves what is there.
         """
         last = self.stop if behind is None else self.end
@@ -91,7 +94,7 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> tuple[Tensor
 
 
 @_varlen.register_fake
-def _varlen_fake(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
+def _varlen_fake(q: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     return q.new_empty(q.shape), q.new_empty((0, q.shape[1]) if q.dtype in LOW else q.shape[:2], dtype=wide)
 
@@ -117,11 +120,7 @@ def _varlen_backward(
     return grads[0], grads[1], grads[2]
 
 
-@_varlen_backward.register_fake
-def _varlen_backward_fake(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sum_exp: Tensor, cu_seqlens: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+_varlen_backward.register_fake(fake_gradients)
 
 
 def _heads_first(x: Tensor) -> Tensor:

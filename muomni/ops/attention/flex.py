@@ -55,7 +55,7 @@ def block_mask(document: Tensor, causal: bool = True) -> "BlockMask":
     if causal:
         shared, inside = shared & (starts[:, None] >= starts), inside & (starts[:, None] > starts)
 
-    def together(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    def together(b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return document[b, query] == document[b, key]
 
     def visible(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:

@@ -92,7 +92,10 @@ def packed_by(
     Args:
         kernel: takes (N, heads, D) queries, keys and values, both lists of bounds and both longest lengths.
         name: of the backend, for errors.
-        q, k, v, segments: as in `sdpa.attention`.
+        q: as in `sdpa.attention`.
+        k: likewise.
+        v: likewise.
+        segments: likewise.
         options: the kernel's own.
 
     Raises:

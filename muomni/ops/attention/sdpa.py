@@ -19,7 +19,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None,
 
     Args:
         q: (B, T, H, D).
-        k, v: (B, S, K, D), S ≥ T; with `segments` S = T.
+        k: (B, S, K, D), S ≥ T; with `segments` S = T.
+        v: as `k`.
         segments: documents of packed rows; None where a row is one document.
         causal: a query sees no key behind it; False, as in an encoder: it sees all keys of its document.
 
@@ -75,7 +76,8 @@ def _aligned_at_the_end(q: Tensor, k: Tensor, v: Tensor, grouped: bool) -> Tenso
 
     Args:
         q: (B, H, T, D).
-        k, v: (B, K, S, D), S > T.
+        k: (B, K, S, D), S > T.
+        v: as `k`.
         grouped: H differs from K.
     """
     queries, keys = q.shape[2], k.shape[2]

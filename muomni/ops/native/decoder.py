@@ -106,7 +106,6 @@ class Decoder:
         threads: that work on a call, the caller among them.
         int8_activations: int8 weights meet activations rounded to int8 in groups of 64 inputs; False
             computes with float activations, slower.
-        huge_pages: asks the system to move the weights onto huge pages, which read faster (Linux).
 
     Raises:
         ValueError: a tensor is not what is said above.
@@ -123,7 +122,6 @@ class Decoder:
         *,
         threads: int,
         int8_activations: bool = True,
-        huge_pages: bool = True,
     ) -> None:
         if threads < 1:
             raise ValueError(f"threads = {threads}: at least one is needed")
@@ -161,9 +159,9 @@ class Decoder:
             keys=self._pointer("keys", keys, shape, keys.dtype),
             values=self._pointer("values", values, shape, keys.dtype),
         )
-        if huge_pages:
-            for data in {id(m.data): m.data for m in _matrices(weights)}.values():
-                self._functions.muomni_huge_pages(data.data_ptr(), data.nbytes)
+        # Asks the system (Linux) to move the weights onto huge pages, which read faster.
+        for data in {id(m.data): m.data for m in _matrices(weights)}.values():
+            self._functions.muomni_huge_pages(data.data_ptr(), data.nbytes)
         self._handle = self._functions.muomni_create(ctypes.byref(model), threads)
         if not self._handle:
             raise MemoryError(f"no memory, or no {threads} threads, for the native decoder")
@@ -172,7 +170,9 @@ class Decoder:
         """Stores the keys and values of N tokens and computes the logits of M of them.
 
         Args:
-            tokens, slots, positions: (N,) int64. A token attends to positions 0 up to its own in its slot.
+            tokens: (N,) int64.
+            slots: (N,) int64, where each token belongs.
+            positions: (N,) int64. A token attends to positions 0 up to its own in its slot.
             wanted: (M,) int64 indices into the batch.
 
         Returns:
@@ -201,7 +201,10 @@ class Decoder:
         """Decodes `steps` tokens for each of N rows, each in a slot of its own, with the most likely token.
 
         Args:
-            tokens, slots, positions: (N,) int64, the last known token of each row and where it belongs.
+            tokens: (N,) int64, the last known token of each row.
+            slots: (N,) int64, where it belongs.
+            positions: (N,) int64.
+            steps: tokens of each row.
 
         Returns:
             (N, steps) int64. Of equal logits the lowest id wins; -1 where one is NaN or the largest infinite.
@@ -228,7 +231,8 @@ class Decoder:
 
         Args:
             inputs: (N, D) float32.
-            slots, positions: (N,) int64. An input attends to positions 0 up to its own in its slot.
+            slots: (N,) int64.
+            positions: (N,) int64. An input attends to positions 0 up to its own in its slot.
 
         Returns:
             (N, D) float32 hidden states after the final norm.
