@@ -368,7 +368,7 @@ def main() -> int:
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory(prefix="muomni-fuzz-") as folder:
         # A user's caches decide nothing, and nothing is put into them.
-        os.environ["MUOMNI_CACHE"] = str(Path(folder) / "cache")
+        os.environ |= {"MUOMNI_CACHE": str(Path(folder) / "cache"), "HOME": folder}
         targets = [t for t in all_targets(Path(folder)) if (options.only or "") in f"{t.group} {t.name}"]
         if not targets:
             parser.error(f"--only {options.only}: there is no such target")

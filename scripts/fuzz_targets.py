@@ -24,7 +24,7 @@ from PIL import Image
 Field = tuple[tuple[str, ...], list[Any]]
 _ODD_VALUES: list[Any] = [
     None, True, False, 0, -1, 1, 2**31, 2**63, -(2**63), 10**30, 0.5, -0.0, 1e308, float("nan"), float("inf"), "", " ",
-    "a", "~", "~nobody/x", "/", "/dev/null", "..", "\0", "\ud800", "<|im_end|>", "x" * 5000, "9" * 5000, [], [[]], {},
+    "a", "~", "~nobody/x", "/dev/null", "./.", "\0", "\ud800", "<|im_end|>", "x" * 5000, "9" * 5000, [], [[]], {},
     [None], ["a"], [0] * 1000, {"a": 1}, {"": {}}, {"type": "image", "image": "none.png"},
 ]  # fmt: skip
 

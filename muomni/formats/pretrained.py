@@ -133,8 +133,12 @@ def load_model(
     stored_int8 = read_quantization(folder) == "int8"
     if int8 and stored_int8:
         raise UserError(f"{folder} holds int8 weights already")
-    with torch.device("meta"):
-        model = make(config)
+    try:
+        with torch.device("meta"):
+            model = make(config)
+    except (TypeError, RuntimeError) as error:  # of torch, for sizes that no tensor can have
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{folder / CONFIG}: a model of these sizes cannot be built: {reason}") from error
     if stored_int8 or int8:
         to_int8(model)
     scales = {f"{name}.weight": f"{name}.scale" for name in int8_layers(model)}

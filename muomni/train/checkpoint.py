@@ -220,7 +220,10 @@ def restore_training(
 ) -> None:
     """Random states and optimizer moments from what `training_tensors` gave; those of `tensors` are taken out."""
     _restore_random(tensors, alone() if group is None else group, progress)
-    _restore(parameters, optimizers, tensors)
+    try:
+        _restore(parameters, optimizers, tensors)
+    except (KeyError, ValueError, IndexError) as error:
+        raise CheckpointError(f"the training state of the checkpoint is another model's: {error}") from None
 
 
 def _others(folder: Path) -> str:

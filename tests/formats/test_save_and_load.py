@@ -420,3 +420,13 @@ def test_without_a_seed_torchs_generator_is_used() -> None:
         return MuOmni.from_config("nano", device="cpu").thinker.embed_tokens.weight.detach()
 
     assert torch.equal(drawn(), drawn())
+
+
+def test_sizes_that_no_tensor_can_have_are_told(tmp_path: Path) -> None:
+    MuOmni.from_config("nano", device="cpu").save_pretrained(tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text())
+    config["thinker"]["intermediate_size"] = 2**64
+    path.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"config\.json: a model of these sizes cannot be built"):
+        MuOmni.from_pretrained(tmp_path / "model", device="cpu")

@@ -206,6 +206,14 @@ def test_a_checkpoint_whose_state_is_another_is_told(tmp_path, state):
         checkpoint_module.read_checkpoint(tmp_path)
 
 
+def test_a_training_state_of_another_model_is_told():
+    for name in ("optimizer/0/exp_avg/none.weight", "optimizer/7/exp_avg/a", "exp_avg"):
+        with pytest.raises(CheckpointError, match="is another model's"):
+            checkpoint_module.restore_training(
+                {"a": torch.nn.Parameter(torch.ones(1))}, [], {name: torch.ones(1)}, checkpoint_module.Progress()
+            )
+
+
 def test_an_existing_run_is_not_overwritten(recipe, tmp_path):
     train(recipe, tmp_path / "run")
     with pytest.raises(UserError, match="already holds a run; --resume"):
