@@ -1,5 +1,6 @@
 """Writing files so that a kill, a full disk or a power cut never leaves half of one under its name."""
 
+import errno
 import json
 import os
 import re
@@ -38,6 +39,17 @@ def path_of_url(url: str) -> str:
 
 
 @contextmanager
+def _naming(target: Path) -> Iterator[None]:
+    """Gives errors of writing, which name no file where the disk is full, the name of one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            error.filename = str(target)
+        raise
+
+
+@contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
     """A temporary folder beside `target` that takes its name when the block ends well.
 
@@ -50,7 +62,8 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(partial)
     partial.mkdir()
     try:
-        yield partial
+        with _naming(target):
+            yield partial
         for path in partial.rglob("*"):
             if path.is_file():
                 flush(path)
@@ -76,8 +89,9 @@ def atomic_file(target: Path) -> Iterator[Path]:
     """
     partial = target.with_name(f"{_PARTIAL}{os.getpid()}-{target.name}")
     try:
-        yield partial
-        flush(partial)
+        with _naming(target):
+            yield partial
+            flush(partial)
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
@@ -86,13 +100,8 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 def write_atomic(target: Path, text: str) -> None:
     """Writes a small text file whole or not at all."""
-    partial = target.with_name(f"{_PARTIAL}{os.getpid()}-{target.name}")
-    try:
+    with atomic_file(target) as partial:
         partial.write_text(text, encoding="utf-8")
-        flush(partial)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def link_atomic(link: Path, target: str) -> None:

@@ -1,5 +1,6 @@
 """Files and folders appear whole or not at all."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -66,6 +67,20 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
     (tmp_path / "kept").mkdir()
     remove_partial(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["kept"]
+
+
+def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path, monkeypatch):
+    def full(_path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left") as folder, atomic_folder(tmp_path / "folder") as partial:
+        full(partial)
+    assert folder.value.filename == str(tmp_path / "folder")
+    monkeypatch.setattr("muomni.files.flush", full)
+    with pytest.raises(OSError, match="No space left") as file:
+        write_atomic(tmp_path / "file", "text")
+    assert file.value.filename == str(tmp_path / "file")
+    assert not list(tmp_path.iterdir())
 
 
 def test_removing_a_folder_never_leaves_half_of_it_under_its_name(tmp_path, monkeypatch):

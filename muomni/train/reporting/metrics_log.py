@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from muomni.files import json_line, write_atomic
+from muomni.files import atomic_file, json_line, write_atomic
 
 METRICS = "metrics.jsonl"
 
@@ -130,7 +130,8 @@ def plot_losses(run: Path, unit: str = "nats per token") -> Path:
     axes.grid(alpha=0.3)
     axes.legend()
     path = run / "loss.png"
-    figure.savefig(path, dpi=120)
+    with atomic_file(path) as partial:
+        figure.savefig(partial, dpi=120, format="png")
     return path
 
 
