@@ -36,6 +36,8 @@ def make_app(engine: ServingEngine, settings: ServerSettings) -> Starlette:
         Route("/v1/models", endpoints.models),
         Route("/v1/models/{model:path}", endpoints.one_model),
         Route("/v1/chat/completions", endpoints.chat, methods=["POST"]),
+        Route("/v1/audio/speech", endpoints.speech, methods=["POST"]),
+        Route("/v1/audio/voices", endpoints.voices),
         Route("/v1/completions", endpoints.completions, methods=["POST"]),
         Route("/tokenize", endpoints.tokenize, methods=["POST"]),
         Mount("/", page),

@@ -40,25 +40,32 @@ async def _left(receive: Receive) -> None:
         pass
 
 
-class EventStream(Response):
-    """A response of server-sent events.
+class ByteStream(Response):
+    """A response whose bytes come one piece after the other, server-sent events unless it is said otherwise.
 
-    Starlette's own response does not close its iterator when the client leaves before the first event.
+    Starlette's own response does not close its iterator when the client leaves before the first piece.
 
     Args:
-        events: encoded events.
+        pieces: of the body.
         close: called once, however the response ends.
         headers: of the response.
+        media_type: of the body.
     """
 
-    def __init__(self, events: AsyncIterator[bytes], close: Callable[[], None], headers: dict[str, str]) -> None:
-        self._events = events
+    def __init__(
+        self,
+        pieces: AsyncIterator[bytes],
+        close: Callable[[], None],
+        headers: dict[str, str],
+        media_type: str = sse.MEDIA_TYPE,
+    ) -> None:
+        self._pieces = pieces
         self._close = close
-        super().__init__(headers={**sse.HEADERS, **headers}, media_type=sse.MEDIA_TYPE)
+        super().__init__(headers={**sse.HEADERS, **headers}, media_type=media_type)
         del self.headers["content-length"]
 
     async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
-        """Sends the events until they end or the client leaves."""
+        """Sends the pieces until they end or the client leaves."""
         try:
             await unless_left(receive, self._send(send))
         except DisconnectedError:
@@ -68,6 +75,6 @@ class EventStream(Response):
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async for data in self._events:
+        async for data in self._pieces:
             await send({"type": "http.response.body", "body": data, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,7 +1,7 @@
 """The endpoints: each reads a request, takes a place, and answers in OpenAI's form."""
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -13,12 +13,13 @@ from starlette.responses import JSONResponse, Response
 
 from muomni.infer.sampling import SamplingParams
 from muomni.serve import messages, schema, sse
-from muomni.serve.disconnect import DisconnectedError, EventStream, unless_left
+from muomni.serve.disconnect import ByteStream, DisconnectedError, unless_left
 from muomni.serve.engine import ServingEngine
 from muomni.serve.errors import ApiError, api_error
 from muomni.serve.metrics import Metrics
 from muomni.serve.replies import Answer, Head
 from muomni.serve.settings import ServerSettings
+from muomni.serve.speech import Spoken, chat_format, encoded, first_of, spoken_pieces, text_and_format
 
 log = logging.getLogger("muomni.serve")
 # Bodies from this size on are parsed in the pool: parsing holds up the event loop.
@@ -86,7 +87,32 @@ class Endpoints:
             asked = await self._read(request, schema.ChatRequest)
             prompt = messages.normalize(asked.messages, self._settings.max_media)
             limit = asked.max_completion_tokens or asked.max_tokens
-            return await self._answer(request, stack, asked, prompt, limit, "chat")
+            spoken = self._spoken(asked, stack)
+            return await self._answer(request, stack, asked, prompt, limit, "chat", spoken)
+
+    async def speech(self, request: Request) -> Response:
+        """`POST /v1/audio/speech`: a text is spoken; wav and pcm come as they are made, other formats at the end."""
+        with ExitStack() as stack:
+            stack.enter_context(self._engine.speaking_place())
+            asked = await self._read(request, schema.SpeechRequest)
+            ignored = self._ignored(asked)
+            self._check_model(asked.model)
+            text, form = await text_and_format(asked)
+            speech = self._engine.speech(asked.voice_name, asked.seed)
+            stack.callback(speech.close)
+            sounds = spoken_pieces(self._engine, speech, text)
+            # The first sound is made before the status is sent: what cannot be spoken is an error.
+            first = await unless_left(request.receive, first_of(sounds))
+            encoder = form.encoder(speech.sample_rate)
+            headers = {"x-sample-rate": str(form.sample_rate), **_named(ignored)}
+            held = stack.pop_all()
+            pieces = encoded(first, sounds, encoder, as_events=asked.stream_format == "sse")
+            media_type = sse.MEDIA_TYPE if asked.stream_format == "sse" else form.media_type
+            return ByteStream(pieces, held.close, headers, media_type)
+
+    async def voices(self, _: Request) -> Response:
+        """`GET /v1/audio/voices`."""
+        return JSONResponse({"voices": list(self._engine.voices)})
 
     async def completions(self, request: Request) -> Response:
         """`POST /v1/completions`: continues a text as it stands."""
@@ -109,6 +135,7 @@ class Endpoints:
         prompt: Any,
         limit: int | None,
         kind: str,
+        spoken: Spoken | None = None,
     ) -> Response:
         """Submits a request and answers it, whole or as a stream; what `stack` holds is given back at the end."""
         head = Head(kind, self._settings.model_name)
@@ -126,14 +153,14 @@ class Endpoints:
             stream = self._engine.stream(prepared, row=row, **options)
             stack.callback(stream.close)
             streams.append(stream)
-        answer = Answer(head, streams, self._engine.media_tokens(prepared), self._metrics)
-        headers = {"x-request-id": head.id} | ({"x-ignored-parameters": ", ".join(ignored)} if ignored else {})
+        answer = Answer(head, streams, self._engine.media_tokens(prepared), self._metrics, spoken)
+        headers = {"x-request-id": head.id, **_named(ignored)}
         if not asked.stream:
             return JSONResponse(await unless_left(request.receive, answer.whole()), headers=headers)
         include_usage = asked.stream_options is not None and asked.stream_options.include_usage
         # From here on the response holds the place and the streams.
         held = stack.pop_all()
-        return EventStream(_events(answer, include_usage), held.close, headers)
+        return ByteStream(_events(answer, include_usage), held.close, headers)
 
     async def _read(self, request: Request, kind: type[schema.T]) -> schema.T:
         body = await request.body()
@@ -147,7 +174,19 @@ class Endpoints:
         most = self._settings.max_tokens
         return SamplingParams.of(max_new_tokens=min(limit or most, most), **given)
 
-    def _ignored(self, asked: "schema.ChatRequest | schema.CompletionRequest") -> list[str]:
+    def _spoken(self, asked: schema.ChatRequest, stack: ExitStack) -> Spoken | None:
+        """What speaks the reply, where audio is asked for; `stack` gives it back."""
+        if "audio" not in (asked.modalities or ()):
+            return None
+        form = chat_format(asked)
+        if asked.n != 1:
+            raise ApiError(400, "n: one reply is spoken", param="n", code="invalid_value")
+        stack.enter_context(self._engine.speaking_place())
+        speech = self._engine.speech(asked.audio.voice_name if asked.audio is not None else None, asked.seed)
+        stack.callback(speech.close)
+        return Spoken(self._engine, speech, form)
+
+    def _ignored(self, asked: schema.AnyRequest) -> list[str]:
         ignored = [key for key in asked.ignored() if key.isascii() and key.isprintable()]
         if ignored and self._settings.strict:
             raise ApiError(400, f"unknown key: {ignored[0]}", param=ignored[0], code="unknown_parameter")
@@ -161,9 +200,14 @@ class Endpoints:
     def _model(self) -> dict[str, Any]:
         config = self._engine.model.config
         inputs = ["text", *(["image"] if config.vision else []), *(["audio"] if config.audio else [])]
-        architecture = {"input_modalities": inputs, "output_modalities": ["text"]}
+        outputs = ["text", *(["audio"] if config.talker else [])]
+        architecture = {"input_modalities": inputs, "output_modalities": outputs}
         entry = {"id": self._settings.model_name, "object": "model", "created": self._created, "owned_by": "muomni"}
         return {**entry, "max_model_len": self._engine.context, "architecture": architecture}
+
+
+def _named(ignored: Sequence[str]) -> dict[str, str]:
+    return {"x-ignored-parameters": ", ".join(ignored)} if ignored else {}
 
 
 async def _events(answer: Answer, include_usage: bool) -> AsyncIterator[bytes]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -16,7 +16,8 @@ from muomni.infer.engine.engine import make_engine
 from muomni.infer.preprocess import EngineInput, Reading, checked_tokenizer, prepare
 from muomni.infer.sampling import SamplingParams
 from muomni.infer.speculative.drafts import check_guessable
-from muomni.serve.errors import overloaded
+from muomni.infer.speech import SpeechSettings, TextSpeech
+from muomni.serve.errors import ApiError, overloaded
 from muomni.serve.settings import ServerSettings
 
 T = TypeVar("T")
@@ -36,6 +37,7 @@ class ServingEngine:
         tokenizer: of the model.
         context: tokens of the longest request, prompt and reply.
         running: requests that have a place.
+        speaking: texts that are being spoken.
 
     Raises:
         UserError: the model has no tokenizer.
@@ -46,6 +48,7 @@ class ServingEngine:
         self.model = model.eval()
         self.tokenizer = checked_tokenizer(model, model.tokenizer)
         self.running = 0
+        self.speaking = 0
         self.context = model.config.thinker.max_position_embeddings
         self._settings = settings
         self._places = settings.slots + settings.max_waiting
@@ -82,6 +85,47 @@ class ServingEngine:
             self.running -= 1
             if not self.running:
                 self._idle.set()
+
+    @contextmanager
+    def speaking_place(self) -> Iterator[None]:
+        """Holds one of the places of speech, beside a `place`.
+
+        Raises:
+            ApiError: all are taken, or the server stops.
+        """
+        if self._stopping:
+            raise overloaded("the server is stopping")
+        if self.speaking >= self._settings.max_speaking:
+            raise overloaded(f"{self.speaking} texts are being spoken already: try again later")
+        self.speaking += 1
+        try:
+            yield
+        finally:
+            self.speaking -= 1
+
+    @property
+    def voices(self) -> tuple[str, ...]:
+        """Names of the model's voices."""
+        talker = self.model.config.talker
+        return () if talker is None else talker.voices
+
+    def speech(self, voice: str | None, seed: int | None) -> TextSpeech:
+        """The speech of a text that comes in pieces; `close` ends it.
+
+        Raises:
+            ApiError: the model does not speak, or has no such voice.
+        """
+        if not self.voices:
+            raise ApiError(400, "this model does not speak", param="model", code="unsupported_value")
+        if voice is not None and voice not in self.voices:
+            message = f"voice: there are {', '.join(self.voices)}, not {voice[:40]!r}"
+            raise ApiError(400, message, param="voice", code="invalid_value")
+        settings = SpeechSettings(voice=voice, seed=seed)
+        return TextSpeech(self.model, self.tokenizer, self.model.runtime.speakers, settings)
+
+    async def compute(self, job: Callable[[], T]) -> T:
+        """The result of what the model thread computes between two steps."""
+        return await asyncio.wrap_future(self.engine.run_later(job))
 
     async def in_pool(self, function: "partial[T]") -> T:
         """Runs what would hold up the event loop: parsing of large bodies, decoding."""

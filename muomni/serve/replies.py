@@ -10,6 +10,7 @@ from typing import Any
 from muomni.infer.async_streaming import AsyncTextStream
 from muomni.infer.streaming import Chunk, Reply
 from muomni.serve.metrics import Metrics
+from muomni.serve.speech import Spoken
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,18 @@ class Answer:
         streams: one for each choice.
         media_tokens: tokens of the prompt's pictures and sounds, for its usage.
         metrics: measure the streams.
+        spoken: speaks the one reply, or None.
     """
 
     def __init__(
-        self, head: Head, streams: Sequence[AsyncTextStream], media_tokens: dict[str, int], metrics: Metrics
+        self,
+        head: Head,
+        streams: Sequence[AsyncTextStream],
+        media_tokens: dict[str, int],
+        metrics: Metrics,
+        spoken: Spoken | None = None,
     ) -> None:
+        self._spoken = spoken
         self._head = head
         self._streams = streams
         self._media_tokens = media_tokens
@@ -65,6 +73,8 @@ class Answer:
         for chunks in self._chunks:
             async for _ in chunks:
                 pass
+        if self._spoken is not None:
+            await self._spoken.speak(self._streams[0].reply.text)
         choices = [self._choice(number, stream.reply) for number, stream in enumerate(self._streams)]
         return self._head.of(choices, chunk=False, usage=self.usage())
 
@@ -76,6 +86,14 @@ class Answer:
         """
         # With `include_usage` every chunk has the key, and only the last one a value.
         more: dict[str, Any] = {"usage": None} if include_usage else {}
+        if self._spoken is not None:
+            yield self._chunk(0, {"role": "assistant", "content": None}, None, more)
+            async for delta in self._spoken.deltas(self._chunks[0], self._audio_id):
+                yield self._chunk(0, {"audio": delta}, None, more)
+            yield self._chunk(0, {}, self._streams[0].reply.finish_reason, more)
+            if include_usage:
+                yield self._head.of([], chunk=True, usage=self.usage())
+            return
         if self._head.kind == "chat":
             for number in range(len(self._streams)):
                 yield self._chunk(number, {"role": "assistant", "content": ""}, None, more)
@@ -87,6 +105,10 @@ class Answer:
         if include_usage:
             yield self._head.of([], chunk=True, usage=self.usage())
 
+    @property
+    def _audio_id(self) -> str:
+        return f"audio_{self._head.id}"
+
     def usage(self) -> dict[str, Any]:
         """Tokens of the prompt, counted once, and of all replies."""
         requests = [stream.request for stream in self._streams]
@@ -97,6 +119,9 @@ class Answer:
 
     def _choice(self, number: int, reply: Reply) -> dict[str, Any]:
         end = {"index": number, "finish_reason": reply.finish_reason, "logprobs": None}
+        if self._spoken is not None:
+            audio = self._spoken.as_part(self._audio_id, reply.text)
+            return {**end, "message": {"role": "assistant", "content": None, "refusal": None, "audio": audio}}
         if self._head.kind == "chat":
             return {**end, "message": {"role": "assistant", "content": reply.text, "refusal": None}}
         return {**end, "text": reply.text}

@@ -24,7 +24,6 @@ _WITHOUT_EFFECT = frozenset(
 )
 # Would change the reply. Their neutral values, which clients send by default, are let through.
 _NOT_SUPPORTED: Mapping[str, tuple[Any, ...]] = {
-    "audio": (None,),
     "echo": (None, False),
     "best_of": (None, 1),
     "frequency_penalty": (None, 0),
@@ -103,17 +102,43 @@ class _Request(BaseModel):
         return unknown
 
 
+Voice = str | Mapping[str, str] | None
+
+
+def _voice_name(voice: Voice) -> str | None:
+    return voice.get("id") if isinstance(voice, Mapping) else voice
+
+
+class AudioOptions(BaseModel):
+    """How a reply is spoken.
+
+    Attributes:
+        voice: its name, or `{"id": name}`; None takes the model's first.
+        format: pcm16 (24 kHz) or wav in streams, else also mp3, flac and opus.
+    """
+
+    voice: Voice = None
+    format: str = "wav"
+
+    @property
+    def voice_name(self) -> str | None:
+        """The name."""
+        return _voice_name(self.voice)
+
+
 class ChatRequest(_Request):
     """`POST /v1/chat/completions`.
 
     Attributes:
         messages: see `messages.normalize`.
         modalities: what the reply is made of.
+        audio: with `modalities` that hold "audio".
         max_completion_tokens: of the reply; comes before the older `max_tokens`.
     """
 
     messages: list[dict[str, Any]]
-    modalities: list[Literal["text"]] | None = None
+    modalities: list[Literal["text", "audio"]] | None = None
+    audio: AudioOptions | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
 
@@ -130,6 +155,47 @@ class CompletionRequest(_Request):
     max_tokens: Annotated[int, Field(ge=1)] | None = 16
 
 
+class SpeechRequest(BaseModel):
+    """`POST /v1/audio/speech`.
+
+    Attributes:
+        input: the text.
+        voice: see `AudioOptions`.
+        response_format: mp3, wav, pcm, flac or opus.
+        stream_format: the sound itself, or events that hold it in base64.
+        speed: 1.
+        seed: the same seed gives the same speech.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    input: Annotated[str, Field(min_length=1, max_length=4096)]
+    model: str | None = None
+    voice: Voice = None
+    response_format: str = "mp3"
+    stream_format: Literal["audio", "sse"] = "audio"
+    speed: float = 1.0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+
+    @property
+    def voice_name(self) -> str | None:
+        """The name."""
+        return _voice_name(self.voice)
+
+    def ignored(self) -> list[str]:
+        """Keys that had no effect.
+
+        Raises:
+            ApiError: a key would change the speech and is not supported.
+        """
+        extra = self.model_extra or {}
+        if self.speed != 1:
+            raise ApiError(400, "speed: must be 1", param="speed", code="unsupported_parameter")
+        if extra.get("instructions"):
+            raise ApiError(400, "instructions are not supported", param="instructions", code="unsupported_parameter")
+        return sorted(extra.keys() - {"instructions"})
+
+
 class TokenizeRequest(BaseModel):
     """`POST /tokenize`.
 
@@ -140,6 +206,7 @@ class TokenizeRequest(BaseModel):
     prompt: str
 
 
+AnyRequest = ChatRequest | CompletionRequest | SpeechRequest
 T = TypeVar("T", bound=BaseModel)
 
 

@@ -20,6 +20,7 @@ class ServerSettings:
         max_upload: bytes of an uploaded file.
         max_tokens: of a reply, where a request says nothing, and at most.
         max_choices: `n` at most.
+        max_speaking: replies and texts that are spoken side by side; more are refused with 503.
         max_media: pictures and sounds of one request at most.
         media_workers: threads that decode media.
         strict: refuse unknown keys of a request, in the place of naming them in a header.
@@ -39,6 +40,7 @@ class ServerSettings:
     max_upload: int = 25 << 20
     max_tokens: int = 4096
     max_choices: int = 8
+    max_speaking: int = 8
     max_media: int = 16
     media_workers: int = 2
     strict: bool = False

@@ -116,12 +116,16 @@ class Engine:
         if self._thread is None:
             with self._lock:
                 return job()
+        return self.run_later(job).result()
+
+    def run_later(self, job: Callable[[], T]) -> "Future[T]":
+        """As `run`, for who does not wait here; needs `start`."""
         result: Future[T] = Future()
         self._jobs.append((job, result))
         self._wake.set()
         if self._closed:
             self._run_jobs()
-        return result.result()
+        return result
 
     def submit(self, request: Request) -> Request:
         """Lets a request in.
@@ -253,6 +257,8 @@ class Engine:
     def _run_jobs(self) -> None:
         while self._jobs:
             job, result = self._jobs.popleft()
+            if not result.set_running_or_notify_cancel():  # who wanted it has gone
+                continue
             if self._closed:
                 result.set_exception(EngineError("the engine was closed before this was computed"))
                 continue
