@@ -3,8 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from muomni.config import PRESET_NAMES, Recipe, preset
-from muomni.config.model import ThinkerConfig
+from muomni.config import PRESET_NAMES, Recipe, ThinkerConfig, preset
 from muomni.config.recipe_model import ModelSpec, ThinkerOverrides
 from muomni.errors import ConfigError
 
@@ -40,7 +39,7 @@ def test_overrides_know_every_field_with_its_limits() -> None:
 
 
 def test_model_spec_builds_the_preset_with_changes() -> None:
-    spec = ModelSpec(preset="nano", thinker=ThinkerOverrides(num_hidden_layers=3))
+    spec = ModelSpec(preset="nano", thinker=ThinkerOverrides.model_validate({"num_hidden_layers": 3}))
     built = spec.build(vocab_size=500).thinker
     assert (built.num_hidden_layers, built.vocab_size, built.hidden_size) == (3, 500, 64)
 

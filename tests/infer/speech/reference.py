@@ -56,7 +56,8 @@ def speak_sentence(model: MuOmni, words: list[Word], settings: SpeechSettings, v
     rule = Pointer(len(units) - 1, settings.draws_moves)
     generator = torch.Generator().manual_seed(seed)
     draws = torch.cat([torch.rand(64, K + 1, generator=generator) for _ in range(40)])
-    fed, pointers, said = [torch.zeros(K, dtype=torch.int64)], [0], []
+    fed, pointers = [torch.zeros(K, dtype=torch.int64)], [0]
+    said: list[torch.Tensor] = []
     frames: int | None = None
     while True:
         M = len(pointers)
