@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from muomni.errors import UserError
+
 _PARTIAL = ".partial-"
 
 
@@ -24,8 +26,17 @@ def user_path(name: str | Path) -> Path:
     """A path that the user wrote, with `~` as the home folder; a name that only begins with `~` stays as it is.
 
     Names that come from data are never expanded.
+
+    Raises:
+        UserError: it is longer than the system allows.
     """
-    return Path(os.path.expanduser(name))  # noqa: PTH111 (Path.expanduser raises where there is no such home)
+    path = Path(os.path.expanduser(name))  # noqa: PTH111 (Path.expanduser raises where there is no such home)
+    try:
+        path.exists()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"{str(path)[:80]}…: the name is too long for a file") from None
+    return path
 
 
 def exists(path: str | Path) -> bool:

@@ -16,7 +16,7 @@ from muomni.config import SourceSpec
 from muomni.data import Document, iter_documents, iter_texts
 from muomni.data.sources import readers
 from muomni.data.sources.sources import total_bytes
-from muomni.errors import ConfigError, DataError
+from muomni.errors import ConfigError, DataError, UserError
 from tests.data.helpers import chat, write_jsonl
 
 
@@ -340,6 +340,6 @@ def test_a_part_of_no_type_is_refused(tmp_path: Path) -> None:
         read(tmp_path / "a.jsonl")
 
 
-def test_a_name_that_no_file_can_have_is_missing() -> None:
-    with pytest.raises(DataError, match="no such file or folder"):
+def test_a_name_that_no_file_can_have_is_told() -> None:
+    with pytest.raises(UserError, match="xxx…: the name is too long for a file"):
         read(Path("x" * 5000))
