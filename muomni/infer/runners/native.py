@@ -144,7 +144,7 @@ def _unlike(name: str, decoder: nn.Module, make: Callable[[], nn.Module]) -> str
     if is_quantized(decoder):
         to_int8(expected)
     problem = next(differences(decoder, expected), None)
-    return None if problem is None else f"{name}.{problem}, as its configuration says"
+    return None if problem is None else f"it is not what its configuration says: {name}.{problem}"
 
 
 def _unknown_layer(module: nn.Module) -> str | None:
