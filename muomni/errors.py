@@ -1,6 +1,11 @@
 """Errors that reach the user. The command line prints them without a traceback."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says first; libraries go on for pages."""
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
 class MuOmniError(Exception):
     """Base of every error μOmni raises on purpose; `exit_code` is what the command line returns."""
 

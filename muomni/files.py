@@ -166,6 +166,15 @@ def json_line(value: Any, indent: int | None = None) -> bytes:
     return (json.dumps(value, indent=indent, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 
+def text_lines(text: str) -> list[str]:
+    """The lines of a text: only a line feed ends one, and what follows the last is one if it is not empty.
+
+    `str.splitlines` also cuts at U+2028, U+0085 and others, which stand in texts, and unescaped in JSON.
+    """
+    *lines, rest = text.split("\n")
+    return [*lines, rest] if rest else lines
+
+
 def flush(path: Path) -> None:
     """Forces a file's content, or a folder's list of names, to disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -74,7 +74,7 @@ def measure(folder: Path) -> None:
 
 def memory(field: str) -> int:
     """A line of /proc/self/status in MB; VmHWM is the peak of the resident memory (Linux)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text().split("\n"):
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) // 1024
     raise SystemExit("this measurement reads /proc/self/status, which only Linux has")

@@ -75,7 +75,7 @@ def compare(case: dict[str, Any]) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, __file__, "--one", json.dumps(case)], stdout=subprocess.PIPE, text=True, check=True
     )
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(done.stdout.strip().split("\n")[-1])
     words = " ".join(f"{value}" for value in {**DEFAULTS, **case}.values())
     parts = " ".join(f"{k.removesuffix('_mib')} {v:.0f}" for k, v in found["forecast"].items())
     print(f"{words}: {found['measured']:.0f} MiB measured, {found['error']:+.1%}; forecast {parts}", flush=True)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from muomni.eval.wer import spoken_words
+from muomni.files import text_lines
 
 Row = dict[str, Any]
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -76,7 +77,7 @@ def read_rows(path: Path) -> Iterator[Row]:
     """The rows of a jsonl file, plain or `.gz`, whichever is there."""
     packed = path.with_name(path.name + ".gz")
     content = gzip.decompress(packed.read_bytes()) if packed.exists() else path.read_bytes()
-    for line in content.splitlines():
+    for line in text_lines(content.decode()):
         yield json.loads(line)
 
 

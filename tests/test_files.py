@@ -15,6 +15,7 @@ from muomni.files import (
     path_of_url,
     remove_folder,
     remove_partial,
+    text_lines,
     user_path,
     write_atomic,
 )
@@ -109,3 +110,18 @@ def test_paths_as_people_write_them():
     assert user_path("~$a.png") == Path("~$a.png")
     assert not exists("x" * 5000) and exists("/")
     assert path_of_url("file:///a%20b") == "/a b" == path_of_url("FILE://localhost/a b") == path_of_url("file:/a b")
+
+
+def test_only_a_line_feed_ends_a_line():
+    text = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\rh"
+    assert text_lines(text) == [text]
+    assert text_lines(f"{text}\n{text}\n") == [text, text]
+    assert text_lines("a\n\nb") == ["a", "", "b"]
+    assert text_lines("") == []
+
+
+def test_no_code_cuts_texts_at_what_is_no_line_feed():
+    """`splitlines` cuts JSON and texts at characters that may stand in a line; `text_lines` does not."""
+    files = list((Path(__file__).parent.parent / "muomni").rglob("*.py"))
+    assert len(files) > 100
+    assert [str(path) for path in files if ".splitlines(" in path.read_text(encoding="utf-8")] == []

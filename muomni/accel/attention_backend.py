@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from muomni.errors import ConfigError
+from muomni.errors import ConfigError, first_line
 from muomni.model.encoders.layers import ATTENTIONS
 from muomni.ops.attention import AttentionFunction, Segments, attention_reference, flash_attn, flex, sdpa, varlen
 
@@ -165,7 +165,7 @@ def _tried(choice: AttentionChoice, device: torch.device, dtype: torch.dtype, *h
     try:
         activate_flash_attention_impl(choice.registered)
     except (ImportError, OSError, RuntimeError) as error:
-        return f"{choice.registered} does not load: {_first_line(error)}"
+        return f"{choice.registered} does not load: {first_line(error)}"
     try:
         return _fails_any(choice.attend, device, dtype, *head_dims)
     finally:
@@ -194,7 +194,7 @@ def _fails(
     try:
         found = _results(attend, low, segments, causal)
     except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
-        return f"a small case fails: {_first_line(error)}"
+        return f"a small case fails: {first_line(error)}"
     exact = _results(attention_reference, [x.double() for x in low], segments, causal)
     plain = _results(attention_reference, low, segments, causal)
     for got, rough, right in zip(found, plain, exact, strict=True):
@@ -213,7 +213,3 @@ def _results(
     with torch.enable_grad():
         out = attend(*leaves, segments, causal=causal)
         return [out.detach(), *torch.autograd.grad(out, leaves, inputs[3])]
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -10,6 +10,7 @@ import typer
 from muomni.cli.common import options
 from muomni.cli.common.output import print_json, writing
 from muomni.errors import UserError
+from muomni.files import text_lines
 
 if TYPE_CHECKING:
     from muomni.api.model import MuOmni
@@ -127,7 +128,7 @@ def read_texts(text: list[str] | None, file: Path | None, *, whole: bool) -> dic
             raise UserError(f"{file}: cannot be read: {error.strerror or error}") from None
         except UnicodeDecodeError as error:
             raise UserError(f"{name}: is not UTF-8 text (byte {error.start})") from None
-        texts = [content] if whole else content.split("\n")
+        texts = [content] if whole else text_lines(content)
     else:
         texts = ["\n".join(text or ())] if whole else list(text or ())
     numbered = {number: each.strip() for number, each in enumerate(texts, 1) if each.strip()}

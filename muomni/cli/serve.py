@@ -8,6 +8,7 @@ import typer
 
 from muomni.cli.common import options
 from muomni.errors import UserError
+from muomni.files import text_lines
 
 _KEY_VARIABLE = "MUOMNI_API_KEY"
 
@@ -87,7 +88,7 @@ def _keys(file: Path | None) -> tuple[str, ...]:
     if file is None:
         return read_keys([os.environ.get(_KEY_VARIABLE, "")])
     try:
-        keys = read_keys(file.read_text(encoding="utf-8").split("\n"))
+        keys = read_keys(text_lines(file.read_text(encoding="utf-8")))
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:

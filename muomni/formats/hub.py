@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from muomni.errors import UserError
+from muomni.errors import UserError, first_line
 from muomni.files import user_path
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -49,7 +49,7 @@ def download(name: str, options: dict[str, Any]) -> Path:
     except LocalEntryNotFoundError:
         why = "the Hugging Face Hub cannot be reached, and the model is not in its local cache"
     except HfHubHTTPError as error:
-        why = f"the Hugging Face Hub has no such model, or it is not open to you ({str(error).splitlines()[0]})"
+        why = f"the Hugging Face Hub has no such model, or it is not open to you ({first_line(error)})"
     raise UserError(f"no run or model {name!r}: {looked}, and {why}")
 
 

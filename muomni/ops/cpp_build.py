@@ -94,8 +94,8 @@ def _run(command: Sequence[str], failure: str) -> subprocess.CompletedProcess[by
     except subprocess.TimeoutExpired:
         raise CompilationError(f"{failure}: {command[0]} took more than {_TIMEOUT_SECONDS} s") from None
     if done.returncode != 0:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        telling = next((line for line in lines if "error" in line), lines[-1] if lines else "it said nothing")
+        lines = done.stderr.decode(errors="replace").strip().split("\n")
+        telling = next((line for line in lines if "error" in line), lines[-1] or "it said nothing")
         raise CompilationError(f"{failure}: {command[0]} ended with {done.returncode}: {telling}")
     return done
 

@@ -28,6 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from muomni.errors import first_line
+
 Kernel = Literal["reference", "cast", "fused", "packed", "dynamic"]
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
 
@@ -176,7 +178,7 @@ def why_not(kernel: Kernel, device: torch.device, N: int, K: int) -> str | None:
     try:
         product = int8_linear(x, weight, scale, kernel=kernel)
     except (RuntimeError, TypeError, ValueError) as error:
-        return f"torch.{operator} does not work here: {next(iter(str(error).splitlines()), type(error).__name__)}"
+        return f"torch.{operator} does not work here: {first_line(error)}"
     # Written so that a result that is not a number fails.
     is_right = bool((product - right).norm() <= 0.03 * right.norm())
     return None if is_right else f"torch.{operator} comes out wrong for a small case"

@@ -154,7 +154,7 @@ def _run(
         write_atomic(run / RECIPE, json.dumps(stored, indent=2) + "\n")
         if start is None:
             write_atomic(run / DECLINED, json.dumps(declined) + "\n")
-    with RunLog(run, total_steps, progress.applied, not group.is_main) as log:
+    with RunLog(run, total_steps, progress.applied, progress.attempts, not group.is_main) as log:
         for text in (*task.opening(), *changed):
             log.say(text)
         trainer = Trainer(task, recipe.eval, recipe.checkpoint, recipe.log_every, log)

@@ -146,7 +146,7 @@ def test_a_run_whose_reader_is_gone_or_whose_terminal_closes_is_saved(changes: d
 
 
 def test_metrics_outlive_a_full_disk_and_any_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with MetricsLog(tmp_path, 0, tensorboard=False) as log:
+    with MetricsLog(tmp_path, 0, 0, tensorboard=False) as log:
         log.write("sample", 1, text="a\u0085b\u2028c\u2029d \ud800")
         assert log.flush() is None
         log.write("train", 2, loss=1.0)

@@ -21,6 +21,7 @@ from muomni.accel.compile import blocks as compilation
 from muomni.accel.compile.blocks import CompileChoice
 from muomni.accel.device import random_states, restore_random
 from muomni.accel.memory.out_of_memory import find_shortage
+from muomni.errors import first_line
 
 # Seconds that compiling blocks usually takes, and the share of a pass that it saves at best, as seen so far.
 _USUAL_COST_S = {"cpu": 20.0, "cuda": 30.0}
@@ -108,7 +109,7 @@ def _measure(model: nn.Module, seconds_of: _Timer, passes: int, device: torch.de
     except RuntimeError as error:
         if find_shortage(error, "forward") is not None:
             raise
-        return CompileChoice("off", f"compiling failed: {next(iter(str(error).splitlines()), type(error).__name__)}")
+        return CompileChoice("off", f"compiling failed: {first_line(error)}")
     eager, compiled = [], []
     for number in range(_COMPILING_PASSES, _COMPILING_PASSES + _TURNS):
         with torch.compiler.set_stance("force_eager"):

@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Any, Protocol
 
 from muomni.child_process import serve
-from muomni.errors import MemoryShortageError, UserError
+from muomni.errors import MemoryShortageError, UserError, first_line
 
 COMMAND = (sys.executable, "-m", "muomni.accel.measurements.worker")
 Answer = dict[str, Any]
@@ -80,7 +80,7 @@ class Worker:
             reset_peak()
             return self._subject.turn(**command) | {"peak_bytes": peak_bytes()}
         except MemoryShortageError as error:
-            return {"refused": _first_line(error), "short": True}
+            return {"refused": first_line(error), "short": True}
         except UserError as error:
             return {"refused": str(error)}
         except (MemoryError, RuntimeError) as error:
@@ -88,7 +88,7 @@ class Worker:
 
             if find_shortage(error, "forward") is None:
                 raise
-            return {"refused": f"memory ran out: {_first_line(error)}", "short": True}
+            return {"refused": f"memory ran out: {first_line(error)}", "short": True}
 
 
 def _find(subject: str) -> Any:
@@ -121,10 +121,6 @@ def peak_bytes() -> int:
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 if __name__ == "__main__":

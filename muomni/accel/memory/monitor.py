@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 
 from muomni.accel.distributed import local
 from muomni.accel.memory.nvml import open_nvml
+from muomni.files import text_lines
 
 MIB = 1024 * 1024
 
@@ -245,7 +246,7 @@ def _read_process() -> Reading:
 def _peak_rss() -> int:
     # `getrusage` would be simpler, but on Linux a process inherits that figure from the one that started it.
     if sys.platform == "linux":
-        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+        for line in text_lines(Path("/proc/self/status").read_text(encoding="ascii", errors="replace")):
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     import resource

@@ -12,7 +12,7 @@ from muomni.config.base import LANGUAGE_PATTERN
 from muomni.data.index.cache_folder import file_stamp
 from muomni.data.media.media_ref import MediaRef
 from muomni.errors import DataError
-from muomni.files import exists, user_path
+from muomni.files import exists, text_lines, user_path
 
 MANIFEST = "manifest.jsonl"
 # What a folder of sounds may hold; the last ones are not read, so that whoever has them is told.
@@ -58,7 +58,7 @@ def read_manifest(path: Path, *columns: str) -> Iterator[tuple[MediaRef, dict[st
         DataError: the file cannot be read, or a line is not of this form.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        lines = text_lines(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from None
     for number, line in enumerate(lines, 1):

@@ -19,7 +19,7 @@ from muomni.data.speech.manifest import SILENT, SOUND_SUFFIXES
 from muomni.data.speech.normalizer import missing_numbers
 from muomni.data.speech.sentences import spoken_form
 from muomni.errors import DataError, MediaError
-from muomni.files import atomic_file, exists, json_line
+from muomni.files import atomic_file, exists, json_line, text_lines
 from muomni.ops.audio_frames import SAMPLE_RATE
 
 METADATA = "metadata.csv"
@@ -154,7 +154,7 @@ def _pairs(folder: Path) -> Iterator[tuple[Path, Path | str | None]]:
 
 def _metadata(path: Path) -> dict[str, str]:
     texts: dict[str, str] = {}
-    for number, line in enumerate(_text(path).split("\n"), 1):
+    for number, line in enumerate(text_lines(_text(path)), 1):
         # A quote in such files is a quote of the text; there are no quoted fields.
         name, *columns = line.split("|")
         if not line.strip():

@@ -29,7 +29,7 @@ from muomni.data.speech.espeak_client import PITCHES, SPEEDS, Synthesiser, Voice
 from muomni.data.speech.manifest import MANIFEST
 from muomni.data.speech.sentences import wording
 from muomni.errors import DataError
-from muomni.files import atomic_file, json_line, remove_partial, write_atomic
+from muomni.files import atomic_file, json_line, remove_partial, text_lines, write_atomic
 from muomni.ops.audio_frames import SAMPLE_RATE
 
 SHARD_CLIPS = 250
@@ -187,10 +187,10 @@ def _finish(out: Path, shards: int, found: int) -> SpeechMade:
     clips, seconds = 0, 0.0
     with atomic_file(out / MANIFEST) as partial, partial.open("wb") as file:
         for number in range(shards):
-            for line in _rows_path(out, number).read_bytes().splitlines(keepends=True):
-                file.write(line)
-                clips += 1
-                seconds += json.loads(line)["duration"]
+            rows = _rows_path(out, number).read_bytes()
+            file.write(rows)
+            durations = [json.loads(line)["duration"] for line in text_lines(rows.decode())]
+            clips, seconds = clips + len(durations), seconds + sum(durations)
     size = sum(_archive_path(out, number).stat().st_size for number in range(shards))
     return SpeechMade(out / MANIFEST, clips, seconds, size, shards, found)
 

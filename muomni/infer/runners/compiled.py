@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from muomni.accel.int8 import copy_for_compiling
+from muomni.errors import first_line
 from muomni.infer.runners.compiled_step import run_step
 from muomni.infer.sampling import on_device
 from muomni.model import OmniModel, SlotCache
@@ -317,7 +318,7 @@ class CompiledRunner:
             try:
                 self._steps[bucket] = self._compile(bucket)
             except Exception as error:  # noqa: BLE001 - told by `note`; the modules compute this bucket
-                self.faults[bucket] = next(iter(str(error).splitlines()), type(error).__name__)
+                self.faults[bucket] = first_line(error)
 
     @torch.inference_mode()
     def _compile(self, bucket: Bucket) -> _Step:

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from muomni.errors import ForecastError
+from muomni.errors import ForecastError, first_line
 from muomni.ops.attention import cpu_blocked, cpu_flash
 
 # Bytes of a tensor itself and of what autograd notes of the operation that made it: small, but they lie between
@@ -147,7 +147,7 @@ def dry_run(longest: int) -> Iterator[Recorder]:
         with FakeTensorMode(allow_fallback_kernels=False), recorder:
             yield recorder
     except (RuntimeError, NotImplementedError) as error:
-        first = next(iter(str(error).splitlines()), type(error).__name__)
+        first = first_line(error)
         raise ForecastError(f"cannot be run without its data: {first}") from error
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from muomni.files import atomic_file, json_line, write_atomic
+from muomni.files import atomic_file, json_line, text_lines, write_atomic
 
 METRICS = "metrics.jsonl"
 
@@ -17,13 +17,13 @@ class MetricsLog:
 
     Args:
         run: the run folder.
-        first_step: a resumed run's step. Lines beyond it were written after the checkpoint and come
-            again, so they are dropped first; 0 begins a new file.
+        first_step, attempts: steps that a resumed run has applied and tried. Lines beyond them were written after the
+            checkpoint and come again, so they are dropped first; 0 begins a new file.
         tensorboard: also write event files below `run/tensorboard`; needs the `tensorboard` extra.
         silent: write nothing at all: of several processes one writes.
     """
 
-    def __init__(self, run: Path, first_step: int, tensorboard: bool, silent: bool = False) -> None:
+    def __init__(self, run: Path, first_step: int, attempts: int, tensorboard: bool, silent: bool = False) -> None:
         self.path = run / METRICS
         self._silent = silent
         self._size = 0
@@ -31,7 +31,7 @@ class MetricsLog:
         self._board: Any = None
         if silent:
             return
-        kept = [line for line in read_lines(self.path) if line["step"] <= first_step] if first_step else []
+        kept = _written_before(read_lines(self.path), first_step, attempts) if first_step else []
         write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self._size = self.path.stat().st_size
         if tensorboard:
@@ -88,16 +88,26 @@ def tensorboard_installed() -> bool:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; those that are no JSON, as a last one cut short by a kill, are left out."""
+    """The lines of a metrics file; what a kill, a full disk or a hand left unreadable is left out."""
     if not path.exists():
         return []
     parsed = []
-    for line in path.read_bytes().split(b"\n"):
+    for line in text_lines(path.read_text(encoding="utf-8", errors="replace")):
         with suppress(ValueError):
-            value = json.loads(line)
-            if isinstance(value, dict) and {"kind", "step"} <= value.keys():
-                parsed.append(value)
+            values = json.loads(line)
+            if isinstance(values, dict) and isinstance(values.get("step"), int) and "kind" in values:
+                parsed.append(values)
     return parsed
+
+
+def _written_before(lines: list[dict[str, Any]], applied: int, attempts: int) -> list[dict[str, Any]]:
+    """The lines from before a checkpoint; a skipped step has the number of the applied one before it."""
+    tried = 0
+    for number, line in enumerate(lines):
+        tried += line["kind"] == "train"
+        if line["step"] > applied or tried > attempts:
+            return lines[:number]
+    return lines
 
 
 def plot_losses(run: Path, unit: str = "nats per token") -> Path:

@@ -14,12 +14,13 @@ class RunLog:
     Args:
         run: the run folder.
         total_steps, done: optimizer steps.
+        attempts: steps that were tried so far, skipped ones included.
         silent: write nothing: of several processes one reports.
     """
 
-    def __init__(self, run: Path, total_steps: int, done: int, silent: bool = False) -> None:
+    def __init__(self, run: Path, total_steps: int, done: int, attempts: int, silent: bool = False) -> None:
         self._total_steps = total_steps
-        self._metrics = MetricsLog(run, done, tensorboard_installed(), silent)
+        self._metrics = MetricsLog(run, done, attempts, tensorboard_installed(), silent)
         self._line = ProgressLine(total_steps, done, silent)
         self._stack = ExitStack()
         self._trouble: str | None = None
