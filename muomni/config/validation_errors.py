@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple, get_args
 
@@ -82,8 +83,13 @@ def _line(problem: ErrorDetails, model: type[BaseModel], origin: str, layers: tu
     if problem["type"] == "literal_error" and (near := _nearest(value, _options(context["expected"]))):
         message += f"; did you mean {near!r}?"
     at = _walk(model, at)[1]
-    key = f"{_dotted(at)} = " if at else ""
-    return f"{_origin(at, origin, layers)}: {key}{_short(value)}: {message}"
+    key, source = f"{_dotted(at)} = " if at else "", _origin(at, origin, layers)
+    if problem["type"] == "conflict":
+        # Which of two values was meant is not known: where the other one comes from belongs to the error, too.
+        for other in re.findall(r"[a-z]+(?:[._][a-z]+)+", message):
+            above = _origin((*problem["loc"], *other.split(".")), source, layers)
+            message += f"; {other} comes from {above}" if above != source else ""
+    return f"{source}: {key}{_short(value)}: {message}"
 
 
 def _unknown(model: type[BaseModel], at: Location) -> str:

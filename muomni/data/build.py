@@ -1,6 +1,7 @@
 """From a recipe's `tokenizer` and `data` to a tokenizer, and to indexes and datasets."""
 
 from dataclasses import dataclass
+from itertools import chain
 
 from muomni.config import DataSpec, OmniConfig, SourceSpec, TokenizerSpec
 from muomni.data.datasets.batch import Batch
@@ -33,7 +34,12 @@ def prepare_tokenizer(spec: TokenizerSpec, data: DataSpec) -> Tokenizer:
     """
     if spec.path is not None:
         return Tokenizer.load(user_path(spec.path))
-    return Tokenizer.train(iter_texts(data.train, spec.max_bytes), spec.vocab_size)
+    texts = iter_texts(data.train, spec.max_bytes)
+    first = next(filter(None, texts), None)
+    if first is None:
+        sources = ", ".join(source.path for source in data.train)
+        raise DataError(f"{sources or 'data.train'}: holds no text, so no tokenizer can be trained on it")
+    return Tokenizer.train(chain([first], texts), spec.vocab_size)
 
 
 def prepare(data: DataSpec, tokenizer: Tokenizer, progress: bool = True) -> TokenIndexes:

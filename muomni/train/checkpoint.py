@@ -55,6 +55,7 @@ class Progress:
         scaler: the state of fp16's loss scaler; empty with other precisions.
         micro_batch: rows in a micro-batch since memory ran out; None while it is the recipe's `batch_size`.
         bad: media met so far that could not be read, each once with the reason.
+        bad_documents: numbers of the documents that were left out for them.
         compile: what `"compile": "auto"` became, so that a resumed run computes the same; None before that.
         data: a hash of the training data, so that a run goes on with the same; "" where none was taken.
     """
@@ -70,6 +71,7 @@ class Progress:
     scaler: dict[str, Any] = field(default_factory=dict)
     micro_batch: int | None = None
     bad: list[str] = field(default_factory=list)
+    bad_documents: list[int] = field(default_factory=list)
     compile: Literal["off", "blocks", "full"] | None = None
     data: str = ""
 

@@ -111,4 +111,4 @@ def _not_counted(batch: Batch) -> Batch:
     """The same rows without anything to predict."""
     media = batch.media and replace(batch.media, transcripts=None, captions=None)
     nothing = torch.full_like(batch.labels, IGNORE)
-    return replace(batch, labels=nothing, num_targets=0, media=media, speech=None, bad=())
+    return replace(batch, labels=nothing, num_targets=0, media=media, speech=None, bad=(), bad_documents=())

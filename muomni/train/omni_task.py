@@ -70,8 +70,8 @@ class OmniTask:
         self._step = RecoveringStep(recipe, model, step, rows.train, self.monitor, run, micro_batch)
         self._reads_text, self._speaks = bool(recipe.data.train), recipe.data.speech is not None
         self._byte_lengths = tokenizer.byte_lengths()
-        # Of each step that is not read yet: checksum, result, numbers of targets, unreadable media.
-        self._pending: list[tuple[int, StepResult, dict[str, int], tuple[str, ...]]] = []
+        # Of each step that is not read yet: checksum, result, numbers of targets, unreadable media and their documents.
+        self._pending: list[tuple[int, StepResult, dict[str, int], tuple[str, ...], tuple[int, ...]]] = []
         self._reported_unreadable_validation = False
 
     def opening(self) -> list[str]:
@@ -149,7 +149,8 @@ class OmniTask:
         counts = [num_targets(batch) for batch in batches]
         targets = {name: sum(count[name] for count in counts) for name in ("text", *self.main_step.losses.weights)}
         bad = tuple(name for batch in batches for name in batch.bad)
-        self._pending.append((self._checksum(batches), result, targets, bad))
+        documents = tuple(number for batch in batches for number in batch.bad_documents)
+        self._pending.append((self._checksum(batches), result, targets, bad, documents))
 
     @property
     def _tokens_per_step(self) -> int:
@@ -160,14 +161,17 @@ class OmniTask:
         return checksum(batches, places if self._reads_text else None)
 
     def read_steps(self) -> list[StepMetrics]:
-        read = read_results([result for _, result, _, _ in self._pending])
+        read = read_results([result for _, result, *_ in self._pending])
         mine = [
-            (values, rows, targets, bad) for values, (rows, _, targets, bad) in zip(read, self._pending, strict=True)
+            (values, rows, targets, bad, documents)
+            for values, (rows, _, targets, bad, documents) in zip(read, self._pending, strict=True)
         ]
         self._pending.clear()
         return [self._together(shares) for shares in zip(*self.group.gather(mine), strict=True)]
 
-    def _together(self, shares: Sequence[tuple[dict[str, float], int, dict[str, int], tuple[str, ...]]]) -> StepMetrics:
+    def _together(
+        self, shares: Sequence[tuple[dict[str, float], int, dict[str, int], tuple[str, ...], tuple[int, ...]]]
+    ) -> StepMetrics:
         """One step from the shares of all processes. Norm and learning rate are the same for all."""
         first = shares[0][0]
         sums = {name: sum(values.get(name, 0.0) for values, *_ in shares) for name in first}
@@ -183,9 +187,13 @@ class OmniTask:
             lr=first["lr_factor"] * self.recipe.optimizer.lr,
             counts={**counts, "batch": f"{sum(share[1] for share in shares) % 2**32:08x}"},
             bad=tuple(name for share in shares for name in share[3]),
+            bad_documents=tuple(number for share in shares for number in share[4]),
         )
 
     def summarize(self, steps: Sequence[StepMetrics], seconds: float, log: RunLog) -> Window:
+        # A document comes again in each epoch, and many may share a file.
+        left_out = {number for step in steps for number in step.bad_documents}
+        self.progress.bad_documents = sorted(left_out.union(self.progress.bad_documents))
         self._report_unreadable([name for step in steps for name in step.bad], log)
         rates: dict[str, float] = {}
         words = [losses_summary(steps)]
@@ -212,7 +220,7 @@ class OmniTask:
     def check(self, log: RunLog) -> None:
         """Stops the run where too many documents turned out to be unreadable."""
         bad, documents, limit = (
-            len(self.progress.bad),
+            len(self.progress.bad_documents),
             self.rows.train.num_media_documents,
             self.recipe.data.max_unreadable_fraction,
         )

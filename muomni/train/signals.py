@@ -1,5 +1,6 @@
 """Ctrl-C, SIGTERM and a closed terminal end a training after the current step, so that it is saved first."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -16,6 +17,15 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.asked = False
+        # Of a process that torchrun started; one that is killed takes no worker with it.
+        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+
+    def wanted(self, say: Callable[[str], None]) -> bool:
+        """Whether to stop: a signal came, or torchrun is gone. A process whose launcher is gone tells the user so."""
+        if not self.asked and self._launcher not in (None, os.getppid()):
+            self.asked = True
+            say("torchrun has ended; stopping after this step and saving")
+        return self.asked
 
     @contextmanager
     def listen(self, say: Callable[[str], None]) -> Iterator[None]:

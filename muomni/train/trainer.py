@@ -73,7 +73,7 @@ class Trainer:
             self._save()
 
     def _agreed_to_stop(self) -> bool:
-        self.stopped = self.task.group.any(self._stop.asked)
+        self.stopped = self.task.group.any(self._stop.wanted(self._log.say))
         return self.stopped
 
     def _after_step(self) -> None:

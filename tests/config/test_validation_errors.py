@@ -120,7 +120,7 @@ def test_an_error_names_the_file_its_value_came_from(tmp_path: Path) -> None:
 def test_a_conflict_names_the_place_of_its_key(tmp_path: Path) -> None:
     recipe = BASE | {"schedule": {"warmup_steps": 90}}
     assert lines(tmp_path, recipe, "max_steps=80") == [
-        "recipe.json: schedule.warmup_steps = 90: must be at most max_steps (80)"
+        "recipe.json: schedule.warmup_steps = 90: must be at most max_steps (80); max_steps comes from --set"
     ]
 
 

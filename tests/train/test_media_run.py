@@ -1,5 +1,6 @@
 """Whole runs with pictures and sounds: they learn, resume exactly, and name what they cannot read."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,17 @@ def test_a_broken_picture_is_left_out_and_named_once(media: Path, tmp_path: Path
     assert result.progress.applied == 12
     events = [name for line in lines_of(tmp_path / "run", "event") for name in line["names"]]
     assert len(events) == 1 and "0.png" in events[0] and events == result.progress.bad
+
+
+def test_documents_that_share_a_broken_picture_count_each(media: Path, tmp_path: Path) -> None:
+    data = broken(media, tmp_path / "data", 1)
+    manifest = data / "train.jsonl"
+    rows = [json.loads(line) for line in manifest.read_text().split("\n") if line]
+    shared = next(row for row in rows if '"0.png"' in json.dumps(row))
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in (*rows, *[shared] * len(rows))))
+    spec = recipe_of(data, tmp_path).data.replace(max_unreadable_fraction=0.3).model_dump(mode="json")
+    with pytest.raises(DataError, match=r"the media of \d\d of \d+ documents cannot be read"):
+        train(recipe_of(data, tmp_path, data=spec, max_steps=60), tmp_path / "run")
 
 
 def test_too_many_broken_pictures_end_the_run(media: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A training that is asked to stop: once politely, twice at once, and not at all afterwards."""
 
+import os
 import signal
 import threading
 
@@ -34,3 +35,17 @@ def test_in_another_thread_signals_stay_as_they_are() -> None:
     thread.start()
     thread.join()
     assert inside == [before] and not stop.asked
+
+
+def test_a_worker_whose_torchrun_is_killed_stops_and_saves(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(os, "getppid", lambda: 77)
+    alone = StopSignal()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    stop = StopSignal()
+    assert not stop.wanted(said.append)
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    assert stop.wanted(said.append) and stop.wanted(said.append)
+    assert said == ["torchrun has ended; stopping after this step and saving"]
+    # Without torchrun the process that started a run may end.
+    assert not alone.wanted(said.append)

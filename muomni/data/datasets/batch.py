@@ -30,7 +30,7 @@ class Row:
         starts: sorted positions where a segment begins; the first is 0.
         positions: (3, T) int64; None where they count from 0 in each segment.
         media: pictures and sounds in the order of their places, decoded.
-        bad: names of media that could not be read, with the reason.
+        bad: names of media that could not be read, with the reason; `bad_documents` are the numbers of their documents.
     """
 
     tokens: Ints
@@ -39,6 +39,7 @@ class Row:
     positions: Ints | None = None
     media: Sequence[Loaded] = ()
     bad: Sequence[str] = ()
+    bad_documents: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Batch:
             where there are none.
         bad: names of the media that could not be read, with the reason. Their documents are padding in
             these rows and nothing is learnt from them.
+        bad_documents: numbers of those documents in the data.
         speech: pairs of text and speech that go with the rows; None where there are none.
     """
 
@@ -72,6 +74,7 @@ class Batch:
     id: str
     media: "MediaBatch | None" = None
     bad: tuple[str, ...] = ()
+    bad_documents: tuple[int, ...] = ()
     speech: "SpeechBatch | None" = None
 
     @property
@@ -131,4 +134,5 @@ def collate(rows: Sequence[Row], name: str) -> Batch:
         id=name,
         media=media,
         bad=tuple(reason for row in rows for reason in row.bad),
+        bad_documents=tuple(number for row in rows for number in row.bad_documents),
     )

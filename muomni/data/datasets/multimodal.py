@@ -229,6 +229,7 @@ class MultimodalDataset(Dataset[Batch]):
         starts = []
         media: list[Loaded] = []
         bad: list[str] = []
+        bad_documents: list[int] = []
         done = 0
         for n, unit in enumerate(range(*shard.bounds(number))):
             length = int(shard.lengths[unit])
@@ -240,12 +241,14 @@ class MultimodalDataset(Dataset[Batch]):
             if ids is not None:
                 tokens[here] = ids
                 labels[here] = np.where(learnt, ids, IGNORE)
+            else:
+                bad_documents.append(int(shard.documents[unit]))
             done += length
         if done < T:
             starts.append(done)
             positions[:, done:] = np.arange(T - done)
         labels[starts] = IGNORE
-        return Row(tokens, labels, np.array(starts, np.int64), positions, media, bad)
+        return Row(tokens, labels, np.array(starts, np.int64), positions, media, bad, bad_documents)
 
     def _document(
         self, shard: "_Shard", unit: int, epoch: int, draw: int, media: list[Loaded], bad: list[str]

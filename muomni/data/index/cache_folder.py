@@ -22,7 +22,7 @@ from muomni.errors import DataError
 from muomni.files import cache_home, flush, write_json
 
 # Goes up when the same input would give other bytes, so that older folders are left alone or built anew.
-FORMAT = 2
+FORMAT = 3
 
 _META = "meta.json"
 _PARTIAL = ".partial-"

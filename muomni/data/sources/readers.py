@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from muomni.config import SourceSpec
 from muomni.data.media.parsing import reason_of
-from muomni.data.text.chat import Message, check_messages, text_of
+from muomni.data.text.chat import Message, check_messages, is_learnt, text_of
 from muomni.errors import DataError
 
 READ_BYTES = 1 << 20
@@ -250,9 +250,9 @@ def row_documents(
     if row.get(spec.messages_field) is not None:
         given = _with_columns(row[spec.messages_field], row, origin)
         messages = check_messages(given, origin, DataError, inputs=("image", "audio"), root=root)
-        if all(message["role"] != "assistant" for message in messages):
+        if not any(is_learnt(message) for message in messages):
             raise DataError(
-                f"{origin}: the conversation holds no answer of the assistant, so nothing is learnt from it"
+                f"{origin}: the conversation holds no answer of the assistant that is learnt, so it teaches nothing"
             )
         for message in messages:
             _refuse_surrogates(text_of(message), origin)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from muomni.data.text.content_parts import MediaPart, PartRules, kind_of_value, name_of_type
 from muomni.data.text.special_tokens import MEDIA_MARKS, PLACEHOLDERS, SPECIAL
@@ -24,11 +24,12 @@ class Message(TypedDict):
     """One turn.
 
     `role` is system, user or assistant. `content` is a text, or a list of parts where it holds a picture, sound or
-    video; see `PartRules.part` for their form.
+    video; see `PartRules.part` for their form. `weight` is 0 in an answer that is not learnt.
     """
 
     role: str
     content: str | list[dict[str, Any]]
+    weight: NotRequired[int]
 
 
 def as_messages(prompt: Any) -> Any:
@@ -92,9 +93,9 @@ def check_messages(
     A system message may come first; then user and assistant take turns, the user first. Content is a
     string, or a list of parts: `{"type": "text", "text": ...}`, `{"type": "image", "image": ...}` and so on
     (also OpenAI's `image_url` and `input_audio`). The texts of several parts are joined as they are; where
-    all are text, content becomes a string. Only the user's and the system's messages hold media. Other keys
-    of a message are annotations and left out, except those that would change its meaning, such as
-    `tool_calls`.
+    all are text, content becomes a string. Only the user's and the system's messages hold media. OpenAI's `weight` of
+    an answer, 0 or 1, says whether it is learnt; 1 is left out. Other keys of a message are annotations and left out,
+    except those that would change its meaning, such as `tool_calls`.
 
     Args:
         messages: what the user gave.
@@ -146,7 +147,16 @@ def _check_message(message: object, where: str, rules: PartRules) -> Message:
     content = _content_of(message["content"], where, rules)
     if role == "assistant" and not isinstance(content, str):
         raise error(f"{where}: the assistant answers in text; only the others' messages hold media")
-    return {"role": role, "content": content}
+    weight = message.get("weight")
+    if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
+        raise error(f"{where}: weight = {weight!r}: must be 0 (the answer is not learnt) or 1")
+    checked: Message = {"role": role, "content": content}
+    return {**checked, "weight": 0} if role == "assistant" and weight == 0 else checked
+
+
+def is_learnt(message: Message) -> bool:
+    """Whether a checked message is an answer that is learnt."""
+    return message["role"] == "assistant" and message.get("weight") != 0
 
 
 def _content_of(content: object, where: str, rules: PartRules) -> str | list[dict[str, Any]]:
@@ -177,7 +187,7 @@ class EncodedChat:
 
     Attributes:
         ids: the tokens.
-        answer_mask: as long as `ids`; True on the assistant's content and its `<|im_end|>`.
+        answer_mask: as long as `ids`; True on the assistant's content and its `<|im_end|>`; not where the weight is 0.
         media: pictures, sounds and frames of videos, in order.
         places: where in `ids` each medium's placeholder stands: the only one, or after `expand` the first.
     """
@@ -308,6 +318,7 @@ def _parts(
     rendered = tokenizer.chat_template.render(shielded, add_generation_prompt)
     header = "assistant\n"
     answer = False
+    learnt = iter([is_learnt(message) for message in chat if message["role"] == "assistant"])
     previous = ""
     pieces = re.split(f"({pattern.pattern})", rendered)
     if [PLACEHOLDERS[piece] for piece in pieces if piece in PLACEHOLDERS] != kinds:
@@ -323,7 +334,7 @@ def _parts(
             if previous == SPECIAL.im_start and piece.startswith(header):
                 yield _Part(header, None, False)
                 piece = piece.removeprefix(header)
-                answer = True
+                answer = next(learnt, True)
             if piece:
                 yield _Part(piece, None, answer)
         previous = piece

@@ -23,7 +23,7 @@ class StepMetrics:
         grad_norm: as in `StepResult`.
         lr: learning rate of the step.
         counts: what else the metrics file gets: targets, the checksum of the rows.
-        bad: media that could not be read.
+        bad: media that could not be read; `bad_documents` are the numbers of their documents.
     """
 
     losses: Mapping[str, float]
@@ -31,6 +31,7 @@ class StepMetrics:
     lr: float
     counts: Mapping[str, int | str]
     bad: tuple[str, ...] = ()
+    bad_documents: tuple[int, ...] = ()
 
 
 def read_results(results: Sequence[StepResult]) -> list[dict[str, float]]:

@@ -381,6 +381,12 @@ def test_prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert both.val.folder.parent.parent == tmp_path / "named"
 
 
+def test_a_tokenizer_without_text_names_the_files(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": ""}])
+    with pytest.raises(DataError, match=r"a.jsonl: holds no text, so no tokenizer can be trained"):
+        prepare_tokenizer(TokenizerSpec(vocab_size=400), DataSpec(train=[str(path)]))
+
+
 def test_real_stories(shared_data: Path, tmp_path: Path) -> None:
     data = DataSpec(
         train=[str(shared_data / "text/tinystories/val.jsonl.gz")], cache_dir=str(tmp_path), val_fraction=0.1

@@ -169,3 +169,15 @@ def test_nothing_to_answer(tokenizer: Tokenizer) -> None:
 
 def test_annotations_are_left_out() -> None:
     assert check_messages([GOOD | {"id": 3, "tool_calls": None}]) == [GOOD]
+
+
+def test_an_answer_of_weight_0_is_not_learnt(tokenizer: Tokenizer) -> None:
+    weights: list[dict[str, Any]] = [{}, {"weight": 0}, {}, {"weight": 1}]
+    messages = [{**m, **weight} for m, weight in zip(chat("a", "wrong", "b", "right"), weights, strict=True)]
+    encoded = encode_chat(tokenizer, messages)
+    assert encoded.ids == encode_chat(tokenizer, chat("a", "wrong", "b", "right")).ids
+    learnt = [i for i, answer in zip(encoded.ids, encoded.answer_mask, strict=True) if answer]
+    assert tokenizer.decode(learnt, skip_special=False) == "right<|im_end|>"
+    for weight in (2, 0.5, "1", True, [0]):
+        with pytest.raises(PromptError, match="weight"):
+            check_messages([GOOD, {"role": "assistant", "content": "b", "weight": weight}])
