@@ -106,8 +106,10 @@ class OmniConfig(Frozen):
         """The same with these encoders, in the place of any that were there.
 
         Args:
-            vision, audio: None for none.
-            image_token_id, audio_token_id: of the tokenizer; not used for an encoder that is not given.
+            vision: None for none.
+            audio: None for none.
+            image_token_id: of the tokenizer; not used without `vision`.
+            audio_token_id: of the tokenizer; not used without `audio`.
         """
         return self.replace(
             vision=None if vision is None else vision.model_dump(),

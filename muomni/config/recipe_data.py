@@ -105,8 +105,9 @@ class ImageAugmentSpec(Frozen):
 
 
 class AudioAugmentSpec(Frozen):
-    """Random changes of the training sounds; 0 turns one off. The features do not depend on loudness, so it is not
-    changed.
+    """Random changes of the training sounds; 0 turns one off.
+
+    The features do not depend on loudness, so it is not changed.
     """
 
     speed: float = Field(default=0.0, ge=0, le=0.5)
@@ -133,8 +134,9 @@ class AugmentSpec(Frozen):
 
 
 class SpeechDataSpec(Frozen):
-    """Pairs of a text and its recording, for the Talker; the codec and the alignment of a text with its recording are
-    computed once and kept below `cache_dir`.
+    """Pairs of a text and its recording, for the Talker.
+
+    Codes and the alignment of a text with its recording are computed once and kept below `cache_dir`.
     """
 
     train: Annotated[Sources, Hint("say `--set data.speech.train=FILE`, or write it into the recipe")] = Field(

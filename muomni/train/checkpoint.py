@@ -150,8 +150,12 @@ def write_checkpoint(
     """Writes one folder of a run whole or not at all, moves the links and removes old ones, see `save_checkpoint`.
 
     Args:
+        folder: of the checkpoint.
         save: writes the model into an existing folder.
         tensors: the training state, from `training_tensors` and what else has to be kept.
+        progress: where the run stands.
+        best: it is the best one so far.
+        keep: how many checkpoints are kept.
 
     Raises:
         CheckpointError: it could not be written; the checkpoints before it are untouched.

@@ -54,7 +54,8 @@ def evaluate(
     Args:
         model: its losses that have a weight are computed, each by itself.
         rows: not shuffled, so that every call reads the same.
-        max_rows, batch_size: how many rows are read, and how many at once.
+        max_rows: how many rows are read.
+        batch_size: and how many at once.
         byte_lengths: (V,) int64, UTF-8 bytes of each token's text, 0 for special tokens.
         autocast: makes the context of each forward pass.
         group: the processes that evaluate together; None for this one alone.

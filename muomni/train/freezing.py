@@ -9,10 +9,10 @@ from muomni.model import OmniModel
 
 
 def parts_of(model: OmniModel) -> dict[str, tuple[nn.Module, ...]]:
-    """What can be frozen: `thinker`, `vision`, `vision_projector`, `audio`, `audio_projector` and `talker`, if the
-    model has it.
+    """The parts of the model that can be frozen.
 
-    A head belongs to the encoder that it teaches.
+    They are `thinker`, `vision`, `vision_projector`, `audio`, `audio_projector` and `talker`, if the
+    model has it. A head belongs to the encoder that it teaches.
     """
     modules = {
         "thinker": (model.thinker,),

@@ -36,7 +36,7 @@ class OmniTask:
     """See `Task`.
 
     Args:
-        resolved, total_steps: what to do, how, and how long.
+        resolved: what to do and how.
         model, tokenizer: the tokenizer is written into checkpoints.
         step: takes the optimizer steps, together with the processes of its group; its counters agree with
             `progress`.
@@ -51,7 +51,6 @@ class OmniTask:
     def __init__(
         self,
         resolved: ResolvedRun,
-        total_steps: int,
         model: OmniModel,
         tokenizer: Tokenizer,
         step: TrainStep,
@@ -61,7 +60,8 @@ class OmniTask:
         sampler: Sampler | None = None,
     ) -> None:
         recipe = resolved.recipe
-        self.recipe, self.plan, self.total_steps = recipe, resolved.plan, total_steps
+        self.recipe, self.plan = recipe, resolved.plan
+        self.total_steps = recipe.num_steps(rows.train.num_rows)
         self.model, self.tokenizer, self.main_step, self.rows = model, tokenizer, step, rows
         self.run, self.progress, self.sampler = run, progress, sampler
         self.group = step.group
@@ -75,6 +75,7 @@ class OmniTask:
         self._reported_unreadable_validation = False
 
     def opening(self) -> list[str]:
+        """See `Task`."""
         recipe, model, rows = self.recipe, self.model, self.rows.train
         per_step = self._step.rows_per_step
         sizes = {name: sum(p.numel() for m in part for p in m.parameters()) for name, part in parts_of(model).items()}
@@ -135,6 +136,7 @@ class OmniTask:
         )
 
     def take_step(self, log: RunLog) -> None:
+        """See `Task`."""
         progress, rows_per_step = self.progress, self._step.rows_per_step
 
         def on_recovery(recovery: OomRecovery) -> None:
@@ -161,6 +163,7 @@ class OmniTask:
         return checksum(batches, places if self._reads_text else None)
 
     def read_steps(self) -> list[StepMetrics]:
+        """See `Task`."""
         read = read_results([result for _, result, *_ in self._pending])
         mine = [
             (values, rows, targets, bad, documents)
@@ -191,6 +194,7 @@ class OmniTask:
         )
 
     def summarize(self, steps: Sequence[StepMetrics], seconds: float, log: RunLog) -> Window:
+        """See `Task`."""
         # A document comes again in each epoch, and many may share a file.
         left_out = {number for step in steps for number in step.bad_documents}
         self.progress.bad_documents = sorted(left_out.union(self.progress.bad_documents))
@@ -234,6 +238,7 @@ class OmniTask:
         )
 
     def validate(self, log: RunLog) -> Validation:
+        """See `Task`."""
         step = self.progress.applied
         with self._step.explained("validation", step):
             result = evaluate(
@@ -260,6 +265,7 @@ class OmniTask:
         return Validation(_score(self.recipe.losses, result), values, summary)
 
     def sample(self) -> Sequence[tuple[str, str]]:
+        """See `Task`."""
         if self.sampler is None:
             raise TrainingError("eval.sample_every asks for samples, but this run was started without a sampler")
         model = self.group.whole_model(self.model)
@@ -270,6 +276,7 @@ class OmniTask:
         return list(zip(self.recipe.eval.prompts, texts, strict=False))
 
     def save(self, *, best: bool) -> None:
+        """See `Task`."""
         self.progress.scaler = self.main_step.scaler.state_dict()
         save_checkpoint(
             self.run,
@@ -283,6 +290,7 @@ class OmniTask:
         )
 
     def memory_forecast(self, memory: MemoryReport) -> dict[str, Any]:
+        """See `Task`."""
         compiled = self.progress.compile or "off"
         as_run = self.recipe.replace(
             compile=compiled, precision=self.plan.precision.name, allocator=self.plan.allocator.mode

@@ -14,10 +14,12 @@ DECLINED = "declined.json"
 
 @dataclass(frozen=True)
 class ResolvedRun:
-    """Attributes:
-    recipe: as it was asked for; each part of the run takes its own section.
-    model: the sizes of the model, and whose weights it begins with.
-    plan: device, precision and the other optimizations: what every `auto` became.
+    """A run before anything is allocated.
+
+    Attributes:
+        recipe: as it was asked for; each part of the run takes its own section.
+        model: the sizes of the model, and whose weights it begins with.
+        plan: device, precision and the other optimizations: what every `auto` became.
     """
 
     recipe: Recipe

@@ -129,7 +129,7 @@ def _open_omni_task(
                 restore_step(step, progress.counts, progress.scaler)
             sampler = make_sampler(tokenizer, recipe) if make_sampler is not None else None
             _check_prompts(recipe, tokenizer, read.config.thinker.max_position_embeddings)
-            yield OmniTask(resolved, total_steps, model, tokenizer, step, read.rows, run, progress, sampler)
+            yield OmniTask(resolved, model, tokenizer, step, read.rows, run, progress, sampler)
 
 
 def _run(

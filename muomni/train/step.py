@@ -46,6 +46,7 @@ class Counters:
 
     @classmethod
     def zeros(cls, device: torch.device) -> "Counters":
+        """Of a run that begins."""
         return cls(*(torch.zeros((), dtype=torch.int64, device=device) for _ in range(3)))
 
 

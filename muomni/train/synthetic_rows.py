@@ -53,7 +53,7 @@ class RandomRows(Dataset[Batch]):
         """Names the rows."""
         return f"random {self._num_rows} × {self._seq_len} below {self._vocab_size}"
 
-    def batch(self, first_index: int, count: int, stride: int = 1) -> Batch:
+    def batch(self, first_index: int, count: int, stride: int = 1) -> Batch:  # noqa: ARG002 - as in `Dataset`
         """`count` rows; the same for the same `first_index`."""
         draw = torch.Generator().manual_seed(first_index)
         return full_rows(torch.randint(self._vocab_size, (count, self._seq_len), generator=draw))

@@ -32,10 +32,12 @@ class Window:
 
 @dataclass(frozen=True)
 class Validation:
-    """Attributes:
-    score: lower is better; None where validation holds nothing of what is learnt.
-    values: of the `val` line of the metrics.
-    summary: for a person.
+    """What a validation gave.
+
+    Attributes:
+        score: lower is better; None where validation holds nothing of what is learnt.
+        values: of the `val` line of the metrics.
+        summary: for a person.
     """
 
     score: float | None
@@ -62,7 +64,8 @@ class Task(Protocol):
     loss_unit: str
 
     @property
-    def main_step(self) -> TrainStep: ...
+    def main_step(self) -> TrainStep:
+        """The step whose counters are the run's."""
 
     def opening(self) -> list[str]:
         """Sentences for the user at the beginning: what is trained on what, and how."""
@@ -82,6 +85,7 @@ class Task(Protocol):
         Args:
             steps: at least one, as `read_steps` gave them.
             seconds: they took.
+            log: where events are reported.
         """
 
     def check(self, log: RunLog) -> None:

@@ -65,7 +65,8 @@ def critic_loss(recorded: Sequence[Sequence[Tensor]], decoded: Sequence[Sequence
     """What the discriminator learns by: a sum over clips, 2 where it knows nothing.
 
     Args:
-        recorded, decoded: what `Discriminator` gives for each.
+        recorded: what `Discriminator` gives for the recordings.
+        decoded: and for what the codec makes of them.
     """
     parts = [
         _per_clip(F.relu(1 - real[-1].float())) + _per_clip(F.relu(1 + made[-1].float()))

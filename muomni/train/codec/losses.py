@@ -23,7 +23,8 @@ def spectral_losses(decoded: Tensor, recorded: Tensor, rate: int) -> dict[str, T
     """Both losses, each the sum over clips of a mean over resolutions.
 
     Args:
-        decoded, recorded: (B, S), S at least 2,048; fp32 or fp64.
+        decoded: (B, S), S at least 2,048; fp32 or fp64.
+        recorded: likewise.
         rate: samples a second.
 
     Returns:

@@ -77,6 +77,7 @@ class CodecTask:
         self._pending: list[tuple[int, StepResult]] = []
 
     def opening(self) -> list[str]:
+        """See `Task`."""
         config, sounds, per_step = self.codec.config, self.sounds, self.recipe.rows_per_step
         epochs = self.total_steps * per_step / self.rows.num_rows
         lines = [
@@ -98,7 +99,8 @@ class CodecTask:
     def begin(self, log: RunLog) -> None:
         """Nothing is left to a measurement."""
 
-    def take_step(self, log: RunLog) -> None:
+    def take_step(self, log: RunLog) -> None:  # noqa: ARG002 - as in `Task`
+        """See `Task`."""
         rows, recipe, step = self.rows, self.recipe, self.main_step
         first = self.progress.attempts * recipe.rows_per_step
         # Skipped steps count as attempts only, so this begins where it would without them.
@@ -119,6 +121,7 @@ class CodecTask:
         self.progress.tokens += recipe.rows_per_step * rows.samples // self.codec.config.frame_samples
 
     def read_steps(self) -> list[StepMetrics]:
+        """See `Task`."""
         read = read_results([result for _, result in self._pending])
         steps = []
         for values, (clips, _) in zip(read, self._pending, strict=True):
@@ -127,14 +130,16 @@ class CodecTask:
         self._pending.clear()
         return steps
 
-    def summarize(self, steps: Sequence[StepMetrics], seconds: float, log: RunLog) -> Window:
+    def summarize(self, steps: Sequence[StepMetrics], seconds: float, log: RunLog) -> Window:  # noqa: ARG002 - as in `Task`
+        """See `Task`."""
         rate = len(steps) * self.recipe.rows_per_step * self.rows.samples / self.codec.sample_rate / seconds
         return Window(steps, {"sound_s_per_s": rate}, f"{losses_summary(steps)}  {rate:.1f} s of sound/s")
 
     def check(self, log: RunLog) -> None:
         """Recordings were all read before the run."""
 
-    def validate(self, log: RunLog) -> Validation:
+    def validate(self, log: RunLog) -> Validation:  # noqa: ARG002 - as in `Task`
+        """See `Task`."""
         result = evaluate_codec(
             self.codec,
             self.val_rows,
@@ -178,6 +183,7 @@ class CodecTask:
         return CodecStep(self.codec, critic, self.spec.losses, optimizers=optimizers, factors=factors, **common)
 
     def save(self, *, best: bool) -> None:
+        """See `Task`."""
         tensors = training_tensors(self.trained, self._optimizers, self.group)
         critic = self.main_step.critic
         self.progress.scaler = {"codec": self.main_step.scaler.state_dict()}

@@ -159,6 +159,7 @@ class Forecast:
 
     @property
     def peak(self) -> int:
+        """The sum of all parts."""
         return sum(vars(self).values())
 
     def with_baseline(self, size: int) -> "Forecast":

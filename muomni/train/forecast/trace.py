@@ -104,7 +104,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def number(self, tensor: Tensor) -> int | None:
         """Of a tensor's storage; None where it was not made while this was entered."""
-        found = self._known.get(tensor.untyped_storage()._cdata)
+        found = self._known.get(tensor.untyped_storage()._cdata)  # noqa: SLF001 - nothing public names a storage
         return None if found is None or found[0]() is None else found[1]
 
     def _seen(self, tensor: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         size = storage.nbytes()
         if size and self.number(tensor) is None:
             number, held = self._block(storage, size, tuple(tensor.shape))
-            self._known[storage._cdata] = held, number
+            self._known[storage._cdata] = held, number  # noqa: SLF001
         if id(tensor) not in self._tensors:
             number, self._tensors[id(tensor)] = self._block(tensor, TENSOR, (), id(tensor))
             self.objects.add(number)

@@ -25,7 +25,10 @@ def contrastive_loss(
 
     Args:
         head: scores them.
-        tokens, counts, embeddings, captions: see `ContrastiveHead.forward`.
+        tokens: see `ContrastiveHead.forward`.
+        counts: likewise.
+        embeddings: likewise.
+        captions: likewise.
 
     Returns:
         Scalar, fp32 (fp64 for fp64).

@@ -28,8 +28,9 @@ _BY_NAME = {objective.name: objective for objective in OBJECTIVES}
 
 
 def num_targets(batch: Batch) -> dict[str, int]:
-    """What the losses of a batch are means over, known on the host: `text` tokens, `contrastive` captions, `ctc` bytes
-    of transcripts, `speech` frames.
+    """What the losses of a batch are means over, known on the host.
+
+    `text` tokens, `contrastive` captions, `ctc` bytes of transcripts, `speech` frames.
     """
     return {objective.name: objective.num_targets(batch) for objective in OBJECTIVES}
 
@@ -98,7 +99,7 @@ class LossModule(nn.Module):
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compiles what runs on the device; numbers known on the host would compile it anew for every batch."""
-        self.__dict__["_compute"] = torch.compile(type(self)._compute.__get__(self), *args, **kwargs)
+        self.__dict__["_compute"] = torch.compile(type(self)._compute.__get__(self), *args, **kwargs)  # noqa: SLF001 - its own
 
     def _compute(
         self, batch: Batch, segments: Segments, denominators: Mapping[str, int | Tensor], real: Mapping[str, bool]

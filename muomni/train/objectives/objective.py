@@ -29,9 +29,11 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Loss:
-    """Attributes:
-    total: scalar, summed over the targets.
-    details: scalars for the log, by name, also sums.
+    """A loss before it is divided.
+
+    Attributes:
+        total: scalar, summed over the targets.
+        details: scalars for the log, by name, also sums.
     """
 
     total: Tensor

@@ -67,7 +67,7 @@ class SpeechObjective:
         """Frames."""
         return 0 if batch.speech is None else batch.speech.num_frames
 
-    def loss(self, model: OmniModel, outputs: Outputs, batch: Batch) -> Loss:
+    def loss(self, model: OmniModel, outputs: Outputs, batch: Batch) -> Loss:  # noqa: ARG002 - as in `Objective`
         """Details: its two parts, `speech_codes` and `speech_moves`."""
         assert model.talker is not None and batch.speech is not None
         states = model.talker_states(batch.speech.ids, batch.speech.id_lengths)

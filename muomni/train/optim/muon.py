@@ -101,7 +101,7 @@ class Muon(Optimizer):
             torch._foreach_div_(grads, self.grad_scale)
         kept = [buffer.clone() for buffer in buffers] if self.found_inf is not None else []
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
-        updates = torch._foreach_lerp(grads, buffers, momentum)
+        updates = torch._foreach_lerp(grads, buffers, momentum)  # noqa: SLF001 - as in torch.optim
         tall = [p.shape[0] > p.shape[1] for p in parameters]
         whole = [gathered(u.to(self.dtype), p) for u, p in zip(updates, parameters, strict=True)]
         stacked = torch.stack([u.mT if t else u for u, t in zip(whole, tall, strict=True)])
