@@ -38,6 +38,7 @@ def make_plan(shape: str) -> comparisons.Plan:
 
 
 def main() -> None:
+    """Reads the options and measures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("prepare", "decode", "float", "cache", "cold"))
     parser.add_argument("shape", choices=("nano", "tiny", "small", "12m", "100m", "0.6b"))

@@ -59,6 +59,7 @@ def measure_speeds(model: MuOmni, prompts: list[str], new: int, rounds: int) -> 
 
 
 def main() -> None:
+    """Reads the options and measures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run")
     parser.add_argument("file", type=Path)

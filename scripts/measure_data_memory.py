@@ -24,6 +24,7 @@ BATCH = 16
 
 
 def main() -> None:
+    """Reads the options and measures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("gigabytes", nargs="*", type=float, default=[2.0])
     parser.add_argument("--one-line", action="store_true", help="a file without a single newline")
@@ -51,6 +52,7 @@ def write_text(path: Path, size: int, between: str) -> None:
 
 
 def measure(folder: Path) -> None:
+    """Prints what reading a folder of data takes."""
     corpus = folder / "corpus.txt"
     with corpus.open() as file:
         tokenizer = Tokenizer.train([file.read(2_000_000)], 8192)

@@ -32,6 +32,7 @@ DEFAULTS = {
 
 
 def main() -> None:
+    """Reads the options and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--cases", type=json.loads)
@@ -47,6 +48,7 @@ def main() -> None:
 
 
 def full() -> list[dict[str, Any]]:
+    """All cases."""
     variants: list[dict[str, Any]] = [
         *({"checkpointing": c, "precision": p} for c in ("off", "selective", "full") for p in ("fp32", "bf16")),
         {"precision": "bf16", "optimizer": "muon"},
@@ -63,6 +65,7 @@ def full() -> list[dict[str, Any]]:
 
 
 def quick() -> list[dict[str, Any]]:
+    """A few cases."""
     return [
         {"preset": "nano", "batch_size": 16, "seq_len": 256},
         {"preset": "tiny", "batch_size": 2, "seq_len": 256, "precision": "bf16", "checkpointing": "full"},

@@ -32,6 +32,7 @@ SPEECH = {"fsdd": "fsdd", "voice_prompts": "voice_prompts", "librispeech": "libr
 
 
 def main() -> None:
+    """Reads the options and prints the measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("data", type=Path)
@@ -69,14 +70,17 @@ class Measure:
         self.figures: dict[str, float | int | str] = {}
 
     def note(self, name: str, value: float, count: int, what: str) -> None:
+        """Adds a measurement."""
         self.figures[name] = round(value, 4)
         self.figures[f"{name}_of"] = count
         print(f"{name:<32}{value:>10.2%}  of {count}: {what}", flush=True)
 
     def rows(self, path: Path) -> list[Row]:
+        """The rows of a manifest that are measured."""
         return list(read_rows(path))[: self.limit]
 
     def image(self, folder: str, row: Row) -> MediaRef:
+        """The picture of a row."""
         return MediaRef("image", str((self.data / folder / row["archive"]).resolve()), row["image"])
 
     def answers(self, prompts: Sequence[list[Row]], tokens: int) -> list[str]:
@@ -153,6 +157,7 @@ class Measure:
             print(f"  {'+'.join(part['type'] for part in prompt)}: {answer!r}")
 
     def part(self, part: Row, manifest: Path) -> Row:
+        """A part of a message with its path."""
         kind = part["type"]
         return {"type": kind, kind: MediaRef(kind, str((manifest.parent / part["archive"]).resolve()), part[kind])}
 
@@ -172,10 +177,12 @@ class Measure:
 
 
 def seen(picture: MediaRef, question: str) -> list[Row]:
+    """A message that asks about a picture."""
     return [{"type": "image", "image": picture}, {"type": "text", "text": question}]
 
 
 def heard(clip: MediaRef, question: str) -> list[Row]:
+    """A message that asks about a clip."""
     return [{"type": "audio", "audio": clip}, {"type": "text", "text": question}]
 
 
@@ -185,6 +192,7 @@ def same(answer: str, truth: str) -> bool:
 
 
 def share(right: Any) -> float:
+    """The share of true values."""
     values = list(right)
     return sum(map(bool, values)) / max(1, len(values))
 

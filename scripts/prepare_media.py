@@ -38,6 +38,7 @@ QUESTION_FIRST = 20
 
 
 def main() -> None:
+    """Reads the options and writes the data."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="the folder with images/, speech/ and text/")
     parser.add_argument("out", type=Path)
@@ -123,6 +124,7 @@ def pack_mnist(data: Path, out: Path, part: str) -> None:
 
 
 def mnist_part(out: Path, part: str, row: Row) -> Row:
+    """A picture of a digit as a part of a message."""
     archive = beside(out / f"mnist-{part}.zip", out)
     return {"type": "image", "image": f"{row['index']:05d}.png", "archive": archive, "caption": row["caption"]}
 
@@ -206,6 +208,7 @@ def clip(data: Path, out: Path, folder: str, row: Row) -> Row:
 
 
 def said(row: Row) -> str:
+    """The words of a row as they are said."""
     return " ".join(spoken_words(row["text"]))
 
 
@@ -237,6 +240,7 @@ def stories(data: Path, out: Path, part: str) -> Iterator[Row]:
 
 
 def text_chat(question: str, answer: str) -> Row:
+    """A question and its answer."""
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 

@@ -19,6 +19,7 @@ from muomni.data.speech.synthesis import SpeechMade, SpeechSettings, make_speech
 
 
 def main() -> None:
+    """Reads the options and writes the data."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="the folder with text/tinystories")
     parser.add_argument("out", type=Path)

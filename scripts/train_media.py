@@ -18,6 +18,7 @@ RUNS, RECIPES = Path("runs"), Path("examples/recipes")
 
 
 def main() -> None:
+    """Trains the stages, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     data = parser.parse_args().data
@@ -31,6 +32,7 @@ def main() -> None:
 
 
 def run(*arguments: str) -> None:
+    """Runs a command and stops where it fails."""
     done = subprocess.run([sys.executable, *arguments], check=False)
     if done.returncode:
         sys.exit(done.returncode)

@@ -109,7 +109,7 @@ def _named(name: Backend, device: torch.device) -> AttentionChoice:
     return AttentionChoice(name, f"as asked: {version} through torch's registry", varlen.attention, version)
 
 
-def _why_not(name: Backend, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+def _why_not(name: Backend, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:  # noqa: PLR0911
     """What is known without running anything; None when nothing speaks against the backend."""
     if name in ("sdpa", "reference"):
         return None

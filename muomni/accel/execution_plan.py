@@ -45,6 +45,7 @@ class Plan:
 
     @property
     def lines(self) -> list[str]:
+        """The plan for the log, a line for each part with its reason."""
         share = f"{self.parallel.kind}, {self.parallel.size} processes"
         threads = f", {torch.get_num_threads()} CPU threads each" if self.device.type == "cpu" else ""
         several = [f"parallel {share}{threads}: {self.parallel.reason}"] if self.parallel.size > 1 else []

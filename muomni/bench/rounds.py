@@ -16,7 +16,8 @@ class Case(Protocol):
     """What a process is given."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Shown in tables."""
 
     def model_dump(self, *, mode: Literal["json"]) -> dict[str, Any]:
         """The fields as JSON values."""

@@ -215,7 +215,7 @@ def speech_cases(rows: Sequence[int], common: dict[str, Any]) -> list[SpeechCase
 
 
 def compare_speaking(
-    cases: Sequence[SpeechCase], rounds: int, on_update: Callable[[str], None] = lambda text: None
+    cases: Sequence[SpeechCase], rounds: int, on_update: Callable[[str], None] = lambda _: None
 ) -> SpeakingComparison:
     """Measures cases in turns.
 

@@ -77,7 +77,7 @@ def apply(model: nn.Module, choice: CompileChoice) -> None:
 def undo(model: nn.Module) -> None:
     """Back to eager, whatever `apply` compiled."""
     for module in model.modules():
-        module._compiled_call_impl = None
+        module._compiled_call_impl = None  # noqa: SLF001 - what `nn.Module.compile` sets
 
 
 def what_is_missing(device: torch.device) -> str | None:

@@ -31,8 +31,9 @@ def cores() -> int:
 
 
 def signature(device: torch.device) -> str:
-    """What a timing holds for, shapes and dtypes apart: another torch, processor, driver or number of threads has
-    another signature.
+    """What a timing holds for, shapes and dtypes apart.
+
+    Another torch, processor, driver or number of threads has another signature.
     """
     if device.type == "cuda":
         parts = [processor(device), f"CUDA {torch.version.cuda}", f"driver {driver_version()}"]

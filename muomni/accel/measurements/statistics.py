@@ -88,7 +88,9 @@ class Decision:
     reason: str
 
 
-def decide(speed: Interval, memory_ratio: float | None, holds: bool, margin: float = MARGIN) -> Decision:
+def decide(  # noqa: PLR0911 - one for each reason
+    speed: Interval, memory_ratio: float | None, holds: bool, margin: float = MARGIN
+) -> Decision:
     """The verdict on a technique.
 
     Faster is on and slower is off. A technique that saves memory is on where it costs no more time than the margin,

@@ -1,5 +1,6 @@
-"""Subjects in processes of their own (`accel.measurements.worker`) that take turns, so that what slows the machine for
-a while slows all alike.
+"""Subjects in processes of their own take turns, so that what slows the machine for a while slows all alike.
+
+A process runs `accel.measurements.worker`.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ def take_turns(
     processes: Mapping[Key, Process],
     rounds: int,
     on_update: Callable[[str], None],
-    enough: Callable[[int], bool] = lambda turns: False,
+    enough: Callable[[int], bool] = lambda _: False,
     command: Mapping[str, Any] | None = None,
 ) -> dict[Key, list[Answer]]:
     """Asks every process once a round, each round beginning with another one: A B C, B C A, ...

@@ -118,7 +118,8 @@ def load_trial(device: torch.device, thinker: ThinkerConfig, what: str) -> dict[
     """Timings of an earlier compile trial; None where there was none.
 
     Args:
-        device, thinker: see `load_verdicts`.
+        device: see `load_verdicts`.
+        thinker: the same.
         what: was compiled: everything else that its time depends on.
     """
     if os.environ.get(IGNORE):

@@ -73,6 +73,7 @@ class Worker:
         self._subject: Subject | None = None
 
     def __call__(self, command: dict[str, Any]) -> Answer:
+        """The answer to one command."""
         try:
             if self._subject is None:
                 self._subject = _find(command.pop("subject"))(**command)

@@ -145,9 +145,9 @@ def write_snapshot(run: Path, name: str, device: torch.device) -> Path | None:
     """
     if device.type != "cuda":
         return None
-    if torch._C._cuda_isHistoryEnabled():
+    if torch._C._cuda_isHistoryEnabled():  # noqa: SLF001 - as torch documents it
         path = run / f"{name}.pickle"
-        torch.cuda.memory._dump_snapshot(str(path))  # type: ignore[no-untyped-call]
+        torch.cuda.memory._dump_snapshot(str(path))  # type: ignore[no-untyped-call]  # noqa: SLF001
         return path
     path = run / f"{name}.txt"
     path.write_text(torch.cuda.memory_summary(device), encoding="utf-8")

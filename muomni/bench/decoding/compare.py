@@ -146,8 +146,8 @@ def compare_decoding(
     thinker: ThinkerConfig,
     reference: Reference,
     rounds: int,
-    on_update: Callable[[str], None] = lambda text: None,
-    enough: Callable[[int], bool] = lambda turns: False,
+    on_update: Callable[[str], None] = lambda _: None,
+    enough: Callable[[int], bool] = lambda _: False,
 ) -> Comparison:
     """Measures the cases of a group in turns.
 

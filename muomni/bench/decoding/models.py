@@ -126,6 +126,8 @@ def write_form(folder: Path, target: Path, form: str) -> None:
     """Writes the model of `folder` in another form.
 
     Args:
+        folder: with our model.
+        target: the folder or file that is made.
         form: `int8`, our own folder with int8 weights; `hf`, a Qwen3 folder; `gguf-f32`, `gguf-bf16` or `gguf-q8_0`
             for llama.cpp; `ct2-int8` or `ct2-float32`, made by CTranslate2's converter from the Qwen3 folder that
             lies beside `target`.

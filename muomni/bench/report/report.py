@@ -141,7 +141,8 @@ def measured_row(
 
     Args:
         technique: of the list.
-        off, on: speeds of each round without and with it, in `unit`.
+        off: speeds of each round without it, in `unit`.
+        on: the same with it.
         equivalence: of the results.
         memory: without and with it.
         margin: see `statistics.margin_of`.

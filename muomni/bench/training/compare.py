@@ -50,6 +50,7 @@ class Measured:
     flops_per_token: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
         return {key: round(value, 4) if isinstance(value, float) else value for key, value in asdict(self).items()}
 
 
@@ -103,6 +104,9 @@ def take_turns(
 
     Args:
         cases: of different names.
+        rounds: see `compare`.
+        steps: see `compare`.
+        say: see `compare`.
         refused: where given, a case that cannot be set up here is left out, and noted in it with the reason.
         enough: told after each turn how many there were; true ends the measurement before all rounds are taken.
 

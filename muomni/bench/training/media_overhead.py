@@ -86,8 +86,11 @@ def measure_media(
 
     Args:
         common: fields of `TrainCase` that all cases share.
-        vision, audio: the encoders.
-        rounds, steps, say: see `compare`.
+        vision: the encoder of pictures.
+        audio: the encoder of sounds.
+        rounds: see `compare`.
+        steps: see `compare`.
+        say: see `compare`.
 
     Raises:
         ConfigError: this cannot be measured here.

@@ -72,9 +72,11 @@ def draw_rows(
 
     Args:
         kind: what stands in the places: text, a picture, a clip, or a picture and a clip in turn.
-        B, T: rows, and tokens of each.
+        B: rows.
+        T: tokens of each.
         vocab_size: text is drawn from it.
-        vision, audio: say how large a medium is; with their heads, media have captions and transcripts.
+        vision: says how large a picture is; with its head, pictures have captions.
+        audio: says how long a clip is; with its head, clips have transcripts.
         number: of the step. The same number gives the same documents for every kind.
     """
     draw = np.random.default_rng([number, B, T])

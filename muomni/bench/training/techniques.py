@@ -44,7 +44,9 @@ def measure_techniques(
     Args:
         common: fields of `TrainCase` that all cases share; precision is the best of this machine unless a technique
             says otherwise.
-        rounds, steps, say: see `compare`. All cases of a family, at most four, are in memory at once.
+        rounds: see `compare`. All cases of a family, at most four, are in memory at once.
+        steps: see `compare`.
+        say: see `compare`.
         techniques: the list of techniques.
     """
     precision = pick_precision("auto", pick_device(common.get("device", "auto"))).name

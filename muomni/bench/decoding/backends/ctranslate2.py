@@ -26,7 +26,7 @@ class Backend:
 
     call = None
 
-    def __init__(self, case: InferCase, task: Task) -> None:
+    def __init__(self, case: InferCase, task: Task) -> None:  # noqa: ARG002 - as all backends
         try:
             import ctranslate2
         except ImportError:
@@ -47,7 +47,7 @@ class Backend:
         names = [[self._names[i] for i in row] for row in prompts]
         first: list[float] = []
 
-        def on_token(step: Any) -> bool:
+        def on_token(_step: Any) -> bool:
             if not first:
                 first.append(time.perf_counter())
             return False
