@@ -42,10 +42,12 @@ def download(name: str, options: dict[str, Any]) -> Path:
     if not _HUB_NAME.fullmatch(name) or (Path(name).parent.is_dir() and Path(name).parent != Path()):
         raise UserError(f"no run or model {name!r}: {looked}{_beside(user_path(name))}")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES, **options))
+    except HFValidationError:
+        why = "it is no name that the Hugging Face Hub could have"
     except LocalEntryNotFoundError:
         why = "the Hugging Face Hub cannot be reached, and the model is not in its local cache"
     except HfHubHTTPError as error:

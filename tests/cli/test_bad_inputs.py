@@ -27,7 +27,7 @@ FILES |= {NOT_UTF_8: b"\xff\xfe{}\n"} if sys.platform == "linux" else {}
 MISSING = ["missing.jsonl", "empty.jsonl/x", "n" * 300]
 CONTENT = [*MISSING, *(name.removesuffix("/x") for name in FILES)]
 UNREADABLE = ["/proc/self/mem"] if sys.platform == "linux" else []  # also for root, whom no mode of a file stops
-MODEL = [*MISSING, "folder.jsonl", "binary.jsonl", *([NOT_UTF_8] if sys.platform == "linux" else [])]
+MODEL = [*MISSING, "a--b", "folder.jsonl", "binary.jsonl", *([NOT_UTF_8] if sys.platform == "linux" else [])]
 PLACES = ["binary.jsonl/x", "n" * 300 + "/x", *(f"{name}/x" for name in UNREADABLE)]
 # Where BAD is put, and what is put there. RUN is a model that is there.
 SURFACE: dict[str, list[tuple[str, list[str]]]] = {
