@@ -108,6 +108,10 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+class _NotUnicodeError(ValueError):
+    """A text that no UTF-8 says, such as the name of a file in another encoding."""
+
+
 def _loads(text: str) -> Any:
     try:
         # json5 is written in Python: for plain JSON, as in every model's folder, it takes a hundred times as long.
@@ -131,7 +135,7 @@ def _with_pairs_joined(value: Any) -> Any:
         try:
             return value.encode("utf-16", "surrogatepass").decode("utf-16")
         except UnicodeDecodeError:
-            raise ValueError(f"half a character in {value!r}") from None
+            raise _NotUnicodeError(f"half a character in {value!r}") from None
     if isinstance(value, list):
         return [_with_pairs_joined(item) for item in value]
     if isinstance(value, dict):
@@ -197,6 +201,8 @@ def _as_change(override: str) -> dict[str, Any]:
         raise ConfigError(f"--set {override}: write it as key=value, for example optimizer.lr=3e-4")
     try:
         value = _loads(text)
+    except _NotUnicodeError:
+        raise ConfigError(f"--set: {key} = {text}: must be UTF-8: rename the file or folder") from None
     except (ValueError, RecursionError):
         value = text
     change: Any = value

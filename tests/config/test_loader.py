@@ -210,3 +210,9 @@ def test_merge_rules(first: dict[str, object], second: dict[str, object], third:
         if not isinstance(value, dict):
             assert merged[key] == value
     assert merge(merge({}, second), third) == merge(second, third)
+
+
+@pytest.mark.parametrize("value", ['["\\udcff.jsonl"]', '["\udcff.jsonl"]'])
+def test_a_name_that_is_not_utf_8_is_told(value: str) -> None:
+    with pytest.raises(ConfigError, match="--set: data.train = .*must be UTF-8: rename the file or folder"):
+        _as_change(f"data.train={value}")
