@@ -30,10 +30,10 @@ def bind(settings: ServerSettings) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((settings.host, settings.port))
-    except OSError as error:
+    except (OSError, ValueError, TypeError) as error:  # the last two: names that cannot be a host's
         listening.close()
-        where = f"{settings.host}:{settings.port}"
-        raise UserError(f"{where}: cannot listen there: {error.strerror or error} (--host, --port)") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{settings.host!a}:{settings.port}: cannot listen there: {reason} (--host, --port)") from None
     return listening
 
 

@@ -65,6 +65,8 @@ def test_mistakes_are_one_line(
         ("--port", port): "cannot listen",
         ("--host", "203.0.113.7", "--no-key"): "cannot listen",
         ("--host", "no.such.host.invalid", "--no-key"): "cannot listen",
+        ("--host", "\udcff", "--no-key"): "cannot listen",
+        ("--host", "", "--no-key", "--port", port): "cannot listen",
         ("--api-key-file", str(tmp_path / "missing")): "cannot be read",
         ("--api-key-file", str(empty)): "holds no key",
         ("--api-key-file", str(binary)): "not UTF-8",
