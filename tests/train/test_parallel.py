@@ -3,10 +3,12 @@
 import importlib.util
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -147,7 +149,12 @@ def pair(corpus: Path, media: Path, tmp_path_factory: pytest.TempPathFactory) ->
         )
         for rank in range(2)
     ]
-    said = [process.communicate(timeout=150)[1].decode() for process in both]
+    try:
+        said = [process.communicate(timeout=150)[1].decode() for process in both]
+    except subprocess.TimeoutExpired:  # one has ended, and the other waits for it
+        for process in both:
+            process.kill()
+        pytest.fail("\n".join(process.communicate()[1].decode()[-2000:] for process in both))
     assert [process.returncode for process in both] == [0, 7], said
     found = {
         name: [
@@ -159,10 +166,12 @@ def pair(corpus: Path, media: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Below those that the system gives to other tests' servers and connections before it is used."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def lines_of(run: Path, kind: str, *keys: str) -> list[tuple[Any, ...]]:
