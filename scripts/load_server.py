@@ -173,7 +173,10 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     server = subprocess.Popen([*command, "--max-waiting", str(given.waiting)], stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     try:
-        url = server.stdout.readline().split()[-1]
+        line = server.stdout.readline()
+        if not line:  # it has said why
+            raise SystemExit(2)
+        url = line.split()[-1]
         port = int(url.split(":")[2].partition("/")[0])
         prompts = make_prompts(given.requests, given.pictures, given.seed)
         warm = argparse.Namespace(**{**vars(given), "rate": 0, "abandon": 0})
