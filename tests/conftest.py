@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
+    from muomni import MuOmni
     from muomni.data.text.tokenizer import Tokenizer
 
 # Read by torch and huggingface_hub when they are imported, so set before any test module is.
@@ -68,6 +69,25 @@ def small_tokenizer() -> "Tokenizer":
 
     text = "The cat sat on the mat. The dog ate the bone, and then the dog slept. Hello there! What is this? "
     return Tokenizer.train([text] * 3, vocab_size=320)
+
+
+@pytest.fixture(scope="session")
+def omni(small_tokenizer: "Tokenizer") -> "MuOmni":
+    """A nano model that sees and hears; random weights, large enough that replies depend on what is shown."""
+    from muomni import MuOmni
+    from muomni.config import encoder_configs, preset
+
+    config = preset("nano")
+    thinker = config.thinker.replace(vocab_size=small_tokenizer.vocab_size, initializer_range=0.3)
+    vision, audio = encoder_configs("nano")
+    tokens = {
+        "image_token_id": small_tokenizer.id_of("<|image|>"),
+        "audio_token_id": small_tokenizer.id_of("<|audio|>"),
+    }
+    config = config.replace(thinker=thinker).with_encoders(
+        vision.replace(initializer_range=0.2, max_tokens=20), audio.replace(initializer_range=0.2), **tokens
+    )
+    return MuOmni.from_config(config, tokenizer=small_tokenizer, device="cpu", seed=0).eval()
 
 
 @pytest.fixture(scope="session")

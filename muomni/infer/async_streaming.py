@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 from muomni.errors import EngineError
 from muomni.infer.engine.engine import Engine
-from muomni.infer.engine.scheduler import Request
-from muomni.infer.preprocess import EngineInput, end_ids
+from muomni.infer.preprocess import EngineInput
 from muomni.infer.speculative.drafts import DraftProposer
-from muomni.infer.streaming import Chunk, Reply, ReplyText, reply_of
+from muomni.infer.streaming import Chunk, Reply, ReplyText, reply_of, request_of
 
 if TYPE_CHECKING:
     from muomni.data.text.tokenizer import Tokenizer
@@ -53,19 +52,8 @@ class AsyncTextStream:
         def wake() -> None:
             loop.call_soon_threadsafe(self._wake.set)
 
-        self.request = Request(
-            prompt=prompt.ids,
-            params=prompt.params,
-            limit=prompt.limit,
-            ends=frozenset() if prompt.params.ignore_eos else frozenset(end_ids(engine.model, tokenizer)),
-            batch_invariant=batch_invariant,
-            speculate=speculate,
-            row=row,
-            media=prompt.media,
-            on_update=wake,
-        )
-        if prompt.params.stops:
-            self.request.on_token = self._text.follow(self.request.tokens)
+        options = {"batch_invariant": batch_invariant, "speculate": speculate, "row": row, "on_update": wake}
+        self.request = request_of(engine, tokenizer, prompt, self._text, **options)
         engine.submit(self.request)
 
     @property

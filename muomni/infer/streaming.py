@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
@@ -218,17 +218,9 @@ class TextStream(ReplyStream):
         self._said: list[str] = []
         self._whole = False
         super().__init__()
-        self._request = Request(
-            prompt=list(prompt.ids),
-            params=prompt.params,
-            limit=prompt.limit,
-            ends=frozenset() if prompt.params.ignore_eos else frozenset(end_ids(engine.model, tokenizer)),
-            batch_invariant=batch_invariant,
-            speculate=speculate,
-            media=prompt.media,
+        self._request = request_of(
+            engine, tokenizer, prompt, self._text, batch_invariant=batch_invariant, speculate=speculate
         )
-        if prompt.params.stops:  # else text is not needed while tokens are computed, and the reader makes it
-            self._request.on_token = self._text.follow(self._request.tokens)
         engine.submit(self._request)
 
     @property
@@ -301,6 +293,31 @@ class TextStream(ReplyStream):
 
     def _made(self, rest: str) -> Reply:
         return reply_of(self._request, self.text + rest, stopped=self._text.stopped)
+
+
+def request_of(
+    engine: Engine, tokenizer: "Tokenizer", prompt: EngineInput, text: "ReplyText", **options: Any
+) -> Request:
+    """The request for a reply of text, not submitted yet.
+
+    Args:
+        engine: will compute it.
+        tokenizer: has the tokens that end it.
+        prompt: without an error.
+        text: follows the tokens where a stop text may end them; else the reader makes it of them.
+        options: other fields of `Request`.
+    """
+    request = Request(
+        prompt=list(prompt.ids),
+        params=prompt.params,
+        limit=prompt.limit,
+        ends=frozenset() if prompt.params.ignore_eos else frozenset(end_ids(engine.model, tokenizer)),
+        media=prompt.media,
+        **options,
+    )
+    if prompt.params.stops:
+        request.on_token = text.follow(request.tokens)
+    return request
 
 
 def reply_of(request: Request, text: str, *, stopped: bool) -> Reply:

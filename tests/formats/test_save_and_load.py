@@ -402,8 +402,10 @@ def test_what_the_thinker_does_not_do_is_refused(values: dict[str, Any], tmp_pat
 def test_unknown_keys_are_named(tmp_path: Path) -> None:
     folder = hf_folder(tmp_path)
     change_config(folder, attn_logit_softcapping=30.0)
-    with pytest.warns(UserWarning, match="attn_logit_softcapping"):
-        MuOmni.from_pretrained(folder, device="cpu")
+    with pytest.warns(UserWarning, match="attn_logit_softcapping") as told:
+        loaded = MuOmni.from_pretrained(folder, device="cpu")
+    assert [str(warning.message).split(": ")[-1] for warning in told] == ["attn_logit_softcapping"]
+    assert torch.equal(logits(loaded), logits(make()))
 
 
 def test_files_follow_the_umask(tmp_path: Path) -> None:

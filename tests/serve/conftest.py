@@ -7,7 +7,7 @@ import wave
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx2
 import numpy as np
@@ -15,14 +15,10 @@ import pytest
 import uvicorn
 
 from muomni import MuOmni
-from muomni.config import encoder_configs, preset
 from muomni.serve.app import make_app
 from muomni.serve.engine import ServingEngine
 from muomni.serve.server import bind
 from muomni.serve.settings import ServerSettings
-
-if TYPE_CHECKING:
-    from muomni.data.text.tokenizer import Tokenizer
 
 
 @dataclass
@@ -37,22 +33,6 @@ class Running:
         """One chat of one message."""
         body = {"messages": [{"role": "user", "content": content}], "max_tokens": 8, "temperature": 0, **more}
         return self.http.post("/v1/chat/completions", json=body)
-
-
-@pytest.fixture(scope="session")
-def omni(small_tokenizer: "Tokenizer") -> MuOmni:
-    """Random weights, large enough that replies depend on what is shown."""
-    config = preset("nano")
-    thinker = config.thinker.replace(vocab_size=small_tokenizer.vocab_size, initializer_range=0.3)
-    vision, audio = encoder_configs("nano")
-    tokens = {
-        "image_token_id": small_tokenizer.id_of("<|image|>"),
-        "audio_token_id": small_tokenizer.id_of("<|audio|>"),
-    }
-    config = config.replace(thinker=thinker).with_encoders(
-        vision.replace(initializer_range=0.2, max_tokens=20), audio.replace(initializer_range=0.2), **tokens
-    )
-    return MuOmni.from_config(config, tokenizer=small_tokenizer, device="cpu", seed=0).eval()
 
 
 @contextmanager
