@@ -83,7 +83,7 @@ def command(
 
 
 def _keys(file: Path | None) -> tuple[str, ...]:
-    from muomni.serve.guard import read_keys
+    from muomni.serve.settings import read_keys
 
     if file is None:
         return read_keys([os.environ.get(_KEY_VARIABLE, "")])
@@ -99,6 +99,6 @@ def _keys(file: Path | None) -> tuple[str, ...]:
 
 
 def _loopback(host: str) -> bool:
-    from muomni.serve.guard import is_loopback
+    from muomni.serve.settings import is_loopback
 
     return is_loopback(host)

@@ -4,8 +4,7 @@ Pure ASGI: Starlette's `BaseHTTPMiddleware` breaks streams and disconnects.
 """
 
 import hmac
-import ipaddress
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -13,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from muomni.serve.errors import ApiError
-from muomni.serve.settings import ServerSettings
+from muomni.serve.settings import ServerSettings, is_loopback
 
 # Multipart forms need no preflight request in a browser, so their origin is checked; everything else is JSON.
 _UPLOADS = frozenset({"/v1/audio/transcriptions"})
@@ -26,16 +25,6 @@ def host_name(host: str) -> str:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
         return ""
-
-
-def is_loopback(name: str) -> bool:
-    """Whether a name or address is this machine's own."""
-    if name == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 class Guard:
@@ -159,9 +148,3 @@ _PREFLIGHT = {
     "Access-Control-Allow-Headers": "Authorization, Content-Type",
     "Access-Control-Max-Age": "600",
 }
-
-
-def read_keys(lines: Iterable[str]) -> tuple[str, ...]:
-    """Keys of a file, one a line; blank lines and those that begin with # are left out."""
-    stripped = (line.strip() for line in lines)
-    return tuple(line for line in stripped if line and not line.startswith("#"))

@@ -1,5 +1,7 @@
-"""What the server allows, and where it listens."""
+"""What the server allows, and where it listens; needs nothing of the extra `serve`."""
 
+import ipaddress
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 
@@ -46,3 +48,19 @@ class ServerSettings:
     strict: bool = False
     drain_s: float = 20.0
     stall_s: float = 60.0
+
+
+def is_loopback(name: str) -> bool:
+    """Whether a name or address is this machine's own."""
+    if name == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def read_keys(lines: Iterable[str]) -> tuple[str, ...]:
+    """Keys of a file, one a line; blank lines and those that begin with # are left out."""
+    stripped = (line.strip() for line in lines)
+    return tuple(line for line in stripped if line and not line.startswith("#"))

@@ -6,7 +6,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from muomni.serve.guard import host_name, is_loopback, read_keys
+from muomni.serve.guard import host_name
+from muomni.serve.settings import is_loopback, read_keys
 from tests.serve.conftest import Running
 
 BODY = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}

@@ -77,3 +77,20 @@ def test_mistakes_are_one_line(
         assert (stop.value.code, error.count("\n")) == (2, 1), error
         assert words in error
     assert threading.active_count() < 50
+
+
+def test_without_the_extra_it_says_what_to_install(
+    nano_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a plain `pip install muomni`."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("starlette", "uvicorn")]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in [name for name in sys.modules if name.startswith("muomni.serve")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "starlette", None)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(SystemExit) as stop:
+        main(["serve", str(nano_folder)])
+    error = capsys.readouterr().err
+    assert (stop.value.code, error.count("\n")) == (2, 1), error
+    assert "pip install 'muomni[serve]'" in error
