@@ -75,6 +75,8 @@ class EncoderCache:
         self._kept: OrderedDict[_Key, Encoded] = OrderedDict()
         # Of each kind the fingerprint of its encoder, and how many there have been.
         self._weights: dict[str, tuple[tuple[object, ...] | None, int]] = {}
+        self._processor: tuple[tuple[object, object], MediaProcessor] | None = None
+        # Held to look something up and while a pass is computed; not while media are read and decoded.
         self._lock = threading.RLock()
 
     def __deepcopy__(self, _: dict[int, Any]) -> "EncoderCache":
@@ -103,34 +105,27 @@ class EncoderCache:
             parts: of any prompts; what occurs twice is encoded once.
             alone: encode each by itself, so that not one bit depends on the others.
             run: calls what computes with the model; an engine's `run` does so on its model thread. Media are decoded
-                on the caller's thread.
+                on the caller's thread, those of several callers side by side.
         """
+        results: list[Encoded | MediaError | None] = [None] * len(parts)
+        places: dict[_Key, list[int]] = {}
+        for place, part in enumerate(parts):
+            try:
+                places.setdefault((part.kind, content_hash(part.source), alone), []).append(place)
+            except MediaError as error:
+                results[place] = error
         with self._lock:
-            results: list[Encoded | MediaError | None] = [None] * len(parts)
-            new: dict[_Key, list[int]] = {}
             for kind in {part.kind for part in parts}:
                 self._check_weights(model, kind)
-            for place, part in enumerate(parts):
-                try:
-                    key = part.kind, content_hash(part.source), alone
-                except MediaError as error:
-                    results[place] = error
-                    continue
-                kept = self._kept.get(key)
-                if kept is None:
-                    new.setdefault(key, []).append(place)
-                else:
-                    self._kept.move_to_end(key)
-                    results[place] = kept
-            kinds: tuple[Kind, ...] = ("image", "audio")
-            for kind in kinds:
-                wanted = {key: places for key, places in new.items() if key[0] == kind}
-                for key, encoded in self._encode_new(
-                    model, kind, {key: parts[at[0]] for key, at in wanted.items()}, run
-                ):
-                    for place in wanted[key]:
-                        results[place] = encoded
-            return [result for result in results if result is not None]
+            made: dict[_Key, Encoded | MediaError] = dict(self._kept_of(places))
+        kinds: tuple[Kind, ...] = ("image", "audio")
+        for kind in kinds:
+            new = {key: parts[at[0]] for key, at in places.items() if key[0] == kind and key not in made}
+            made.update(self._encode_new(model, kind, new, run))
+        for key, at in places.items():
+            for place in at:
+                results[place] = made[key]
+        return [result for result in results if result is not None]
 
     def counts(self, model: OmniModel, parts: Sequence[MediaPart]) -> list[int]:
         """How many tokens each part takes; cached ones are not decoded again.
@@ -138,17 +133,33 @@ class EncoderCache:
         Raises:
             MediaError: a part cannot be read.
         """
-        processor = processor_of(model.config)
+        processor = self._processor_of(model.config)
         counts = []
-        with self._lock:
-            for part in parts:
-                source = read_media(part.source)
-                kept = self._kept.get((part.kind, content_hash(source), False))
-                if kept is None:
-                    counts.append(processor.size(part.kind, source, exact=True).tokens)
-                else:
-                    counts.append(len(kept.features))
+        for part in parts:
+            source = read_media(part.source)
+            key = part.kind, content_hash(source), False
+            with self._lock:
+                kept = self._kept_of([key]).get(key)
+            if kept is None:
+                counts.append(processor.size(part.kind, source, exact=True).tokens)
+            else:
+                counts.append(len(kept.features))
         return counts
+
+    def _processor_of(self, config: OmniConfig) -> MediaProcessor:
+        """One for all calls: of large pictures its threads decode one at a time."""
+        with self._lock:
+            sizes = config.vision, config.audio
+            if self._processor is None or self._processor[0] != sizes:
+                self._processor = sizes, processor_of(config)
+            return self._processor[1]
+
+    def _kept_of(self, keys: Iterable[_Key]) -> dict[_Key, Encoded]:
+        """Those that are cached; the caller holds the lock."""
+        kept = {key: self._kept[key] for key in keys if key in self._kept}
+        for key in kept:
+            self._kept.move_to_end(key)
+        return kept
 
     def _encode_new(
         self,
@@ -160,7 +171,7 @@ class EncoderCache:
         """Decodes and encodes media of one kind, as many in one pass as memory should hold."""
         most = _MOST_PATCHES if kind == "image" else _MOST_FRAMES
         waiting: list[tuple[_Key, MediaFeatures]] = []
-        processor = processor_of(model.config)
+        processor = self._processor_of(model.config)
         for key, part in parts.items():
             try:
                 decoded = processor.features(part.kind, part.source)
@@ -168,11 +179,25 @@ class EncoderCache:
                 yield key, error
                 continue
             if waiting and (key[2] or sum(len(one.values) for _, one in waiting) + len(decoded.values) > most):
-                yield from run(partial(self._pass, model, kind, waiting))
+                yield from self._encode_decoded(model, kind, waiting, run)
                 waiting = []
             waiting.append((key, decoded))
         if waiting:
-            yield from run(partial(self._pass, model, kind, waiting))
+            yield from self._encode_decoded(model, kind, waiting, run)
+
+    def _encode_decoded(
+        self,
+        model: OmniModel,
+        kind: Kind,
+        decoded: Sequence[tuple[_Key, MediaFeatures]],
+        run: Callable[[Callable[[], Any]], Any],
+    ) -> Iterable[tuple[_Key, Encoded]]:
+        """One pass over those that no other thread has encoded while they were decoded."""
+        with self._lock:
+            kept = self._kept_of(key for key, _ in decoded)
+            new = [each for each in decoded if each[0] not in kept]
+            made = run(partial(self._pass, model, kind, new)) if new else []
+        return [*kept.items(), *made]
 
     @torch.inference_mode()
     def _pass(

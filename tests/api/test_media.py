@@ -4,7 +4,10 @@ import base64
 import copy
 import io
 import pickle
+import threading
 import wave
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +18,12 @@ from PIL import Image
 
 from muomni import MuOmni
 from muomni.config import preset
+from muomni.data.media.processor import MediaProcessor
 from muomni.errors import ConfigError, MediaError, PromptError
 from muomni.infer import Reply, SamplingParams, generate
 from muomni.infer.encoder_cache import EncoderCache
+from muomni.infer.engine.engine import make_engine
+from muomni.infer.preprocess import Reading, prepare
 
 if TYPE_CHECKING:
     from muomni.data.text.tokenizer import Tokenizer
@@ -157,6 +163,35 @@ def test_each_content_is_encoded_once_and_all_of_a_call_together(model: MuOmni) 
         model.vision.patch_embed.weight.mul_(1.5)
     model.chat([picture(3), sound(2)], **GREEDY)
     assert memory.encoded == 9
+
+
+@pytest.mark.parametrize("same", [False, True], ids=["two pictures", "one picture"])
+def test_media_of_two_callers_are_decoded_side_by_side_and_encoded_once(
+    model: MuOmni, monkeypatch: pytest.MonkeyPatch, same: bool
+) -> None:
+    prompts = [["What is this?", picture(1)], ["And this?", picture(1 if same else 2)]]
+    expected = said([copy.deepcopy(model).chat(prompt, **GREEDY) for prompt in prompts])
+    both_decode = threading.Barrier(2)
+    features = MediaProcessor.features
+
+    def slow(processor: MediaProcessor, kind: Any, source: Any) -> Any:
+        both_decode.wait(20)  # broken unless the other one decodes, too
+        return features(processor, kind, source)
+
+    monkeypatch.setattr(MediaProcessor, "features", slow)
+    params = SamplingParams.of(**GREEDY)
+    with ThreadPoolExecutor(2) as pool, closing(make_engine(model, slots=2, capacity=256).start()) as engine:
+
+        def prepared(prompt: Any) -> Any:
+            assert model.tokenizer is not None
+            reading = Reading()
+            return prepare(model, model.tokenizer, model.runtime.media, [(prompt, params)], [""], reading, engine.run)[
+                0
+            ]
+
+        inputs = list(pool.map(prepared, prompts))
+    assert model.runtime.media.encoded == (1 if same else 2)
+    assert said(list(model.runtime.answer(model, model.tokenizer, inputs, slots=2, capacity=256))) == expected
 
 
 @pytest.mark.parametrize("kind", ["image", "audio"])
