@@ -8,7 +8,7 @@ from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from muomni.infer.sampling import SamplingParams
@@ -59,7 +59,7 @@ class Endpoints:
 
     async def on_error(self, _: Request, error: Exception) -> Response:
         """What becomes of a request that failed before its answer began."""
-        if isinstance(error, DisconnectedError):
+        if isinstance(error, DisconnectedError | ClientDisconnect):
             return Response(status_code=499)
         if isinstance(error, HTTPException):
             message, code = _HTTP_ERRORS.get(error.status_code, (error.detail, "invalid_request"))

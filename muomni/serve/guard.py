@@ -4,6 +4,7 @@ Pure ASGI: Starlette's `BaseHTTPMiddleware` breaks streams and disconnects.
 """
 
 import hmac
+import re
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
@@ -14,9 +15,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from muomni.serve.errors import ApiError
 from muomni.serve.settings import ServerSettings, is_loopback
 
-# Multipart forms need no preflight request in a browser, so their origin is checked; everything else is JSON.
-_UPLOADS = frozenset({"/v1/audio/transcriptions"})
 _METHODS_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
+
+# A name or address and its port, nothing else that a URL may have there.
+_HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s\[\]:/@?#\\]+)(:[0-9]{1,5})?", re.ASCII)
+_MOST_DIGITS = 20
 
 
 def host_name(host: str) -> str:
@@ -37,12 +40,16 @@ class Guard:
         app: what is guarded.
         settings: of the server.
         open_paths: need no key.
+        uploads: paths that take multipart forms, which need no preflight request in a browser; all others take JSON.
     """
 
-    def __init__(self, app: ASGIApp, settings: ServerSettings, open_paths: Collection[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: ServerSettings, open_paths: Collection[str], uploads: Collection[str]
+    ) -> None:
         self._app = app
         self._settings = settings
         self._open_paths = open_paths
+        self._uploads = uploads
         self._keys = tuple(key.encode() for key in settings.keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,7 +77,8 @@ class Guard:
 
     def _check_host(self, headers: Headers) -> None:
         settings = self._settings
-        name = host_name(headers.get("host", ""))
+        host = headers.get("host", "")
+        name = host_name(host) if _HOST.fullmatch(host) else ""
         if "*" in settings.hosts or name in settings.hosts:
             return
         if is_loopback(settings.host):
@@ -83,15 +91,18 @@ class Guard:
         """Pages of other origins are refused; programs send no origin."""
         if origin is None or allowed:
             return
-        given = urlsplit(origin)
-        if given.netloc.lower() != headers.get("host", "").lower():
+        try:
+            given = urlsplit(origin)
+        except ValueError:
+            given = urlsplit("")
+        if given.scheme not in ("http", "https") or given.netloc.lower() != headers.get("host", "").lower():
             raise ApiError(403, "pages of this origin may not use this server (--allow-origin)", code="wrong_origin")
 
     def _check_key(self, headers: Headers) -> None:
         if not self._keys:
             return
         scheme, _, key = headers.get("authorization", "").partition(" ")
-        given = key.strip().encode()
+        given = key.strip().encode("latin-1")  # the bytes as they came
         # All are compared, so that the time says nothing of which one was nearly right.
         matches = [hmac.compare_digest(given, known) for known in self._keys]
         if scheme.lower() != "bearer" or not any(matches):
@@ -103,7 +114,7 @@ class Guard:
         if scope["method"] not in _METHODS_WITH_BODY:
             return
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        wanted = "multipart/form-data" if scope["path"] in _UPLOADS else "application/json"
+        wanted = "multipart/form-data" if scope["path"] in self._uploads else "application/json"
         if kind != wanted:
             raise ApiError(
                 415, f"Content-Type must be {wanted}, not {kind or 'missing'}", code="unsupported_media_type"
@@ -111,10 +122,10 @@ class Guard:
 
     def _limited(self, scope: Scope, headers: Headers, receive: Receive) -> Receive:
         """`receive` that counts: a length that is announced may be false, or missing."""
-        limit = self._settings.max_upload + (1 << 20) if scope["path"] in _UPLOADS else self._settings.max_body
+        limit = self._settings.max_upload + (1 << 20) if scope["path"] in self._uploads else self._settings.max_body
         too_large = ApiError(413, f"the request is larger than {limit >> 20} MiB", code="request_too_large")
         announced = headers.get("content-length", "0")
-        if not announced.isdecimal() or int(announced) > limit:
+        if not announced.isdecimal() or len(announced) > _MOST_DIGITS or int(announced) > limit:
             raise too_large
         seen = 0
 

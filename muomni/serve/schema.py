@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from muomni.serve.errors import ApiError
 
@@ -40,6 +40,30 @@ _NOT_SUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "top_logprobs": (None, 0),
     "web_search_options": (None,),
 }
+
+
+# What `messages.normalize` takes, for the OpenAPI document.
+_TEXT: dict[str, Any] = {"type": "string"}
+
+
+def _part(kind: str, **more: Any) -> dict[str, Any]:
+    properties = {"type": {"const": kind}, **more}
+    return {"type": "object", "properties": properties, "required": [*properties]}
+
+
+def _object(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": [*properties]}
+
+
+_PARTS = [
+    _part("text", text=_TEXT),
+    _part("image_url", image_url=_object(url={"type": "string", "pattern": "^data:image/"})),
+    _part("input_audio", input_audio=_object(data=_TEXT)),
+]
+_MESSAGE = _object(
+    role={"enum": ["developer", "system", "user", "assistant"]},
+    content={"anyOf": [_TEXT, {"type": "array", "items": {"anyOf": _PARTS}}, {"type": "null"}]},
+)
 
 
 class StreamOptions(BaseModel):
@@ -136,7 +160,7 @@ class ChatRequest(_Request):
         max_completion_tokens: of the reply; comes before the older `max_tokens`.
     """
 
-    messages: list[dict[str, Any]]
+    messages: list[Annotated[dict[str, Any], WithJsonSchema(_MESSAGE)]]
     modalities: list[Literal["text", "audio"]] | None = None
     audio: AudioOptions | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None

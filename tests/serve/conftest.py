@@ -13,6 +13,7 @@ import httpx2
 import numpy as np
 import pytest
 import uvicorn
+from starlette.testclient import TestClient
 
 from muomni import MuOmni
 from muomni.serve.app import make_app
@@ -74,6 +75,22 @@ def server(omni: MuOmni) -> Iterator[Running]:
 def serving(omni: MuOmni) -> Callable[..., Any]:
     """A server with settings of its own: `with serving(keys=("k",)) as server`."""
     return lambda **settings: running(omni, **{"slots": 2, **settings})
+
+
+@pytest.fixture(scope="session")
+def in_process(omni: MuOmni) -> Iterator[Callable[..., TestClient]]:
+    """A client that calls an application of its own without a socket: `in_process(keys=("k",))`."""
+    engines = []
+
+    def make(**settings: Any) -> TestClient:
+        chosen = ServerSettings(**{"model_name": "nano", "slots": 2, **settings})
+        engines.append(ServingEngine(omni, chosen))
+        app = make_app(engines[-1], chosen)
+        return TestClient(app, "http://localhost", raise_server_exceptions=False)
+
+    yield make
+    for engine in engines:
+        engine.engine.close()
 
 
 @pytest.fixture(scope="session")

@@ -24,14 +24,28 @@ def test_only_names_of_the_loopback_are_answered(server: Running) -> None:
     port = server.url.rpartition(":")[2]
     for host in (f"localhost:{port}", "localhost", f"127.0.0.1:{port}", "[::1]:80", "127.9.9.9"):
         assert post(server, {"host": host}).status_code == 200, host
-    for host in ("evil.example", "localhost.evil.example", "127.0.0.1.evil.example:80", "[::1", "10.0.0.1"):
+    wrong = ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example:80", "[::1", "10.0.0.1", "0.0.0.0"]
+    wrong += ["evil.example@127.0.0.1", "localhost/", "localhost#", "localhost?", "localhost:80:80", "localhost:x"]
+    wrong += ["[::1]evil.example", "[::ffff:10.0.0.1]", "[fe80::1]", "[localhost]", "::1", "127.1", "2130706433"]
+    wrong += ["localhost.", "localhost, evil.example", "localhost evil.example", "localhost\\evil.example", ":80", ""]
+    for host in wrong:
         reply = post(server, {"host": host})
         assert (reply.status_code, reply.json()["error"]["code"]) == (421, "wrong_host"), host
 
 
 def test_pages_of_other_origins_are_refused(server: Running, serving: Callable[..., Any]) -> None:
     assert post(server, {"origin": server.url}).status_code == 200
-    for origin in ("http://evil.example", "null", f"{server.url}.evil.example", "http://127.0.0.1:1"):
+    wrong = [
+        "http://evil.example",
+        "null",
+        f"{server.url}.evil.example",
+        "http://127.0.0.1:1",
+        "http://[",
+        "",
+        "http://",
+    ]
+    wrong += [server.url.replace("http", "ftp"), server.url.replace("//", "//evil@"), server.url.removeprefix("http:")]
+    for origin in wrong:
         assert post(server, {"origin": origin}).status_code == 403, origin
     with serving(origins=("http://page.example",)) as other:
         reply = post(other, {"origin": "http://page.example"})
@@ -51,6 +65,8 @@ def test_a_key_opens_everything_but_health(serving: Callable[..., Any]) -> None:
             assert post(server, {"authorization": wrong}).status_code == 401, wrong
         assert post(server, {"authorization": "Bearer first"}).status_code == 200
         assert post(server, {"authorization": "bearer first"}).status_code == 200
+        own = {"authorization": "Bearer schlüssel".encode(), "content-type": b"application/json"}
+        assert server.http.get("/v1/models", headers=own).status_code == 200
 
 
 def test_a_form_or_plain_text_is_refused(server: Running) -> None:

@@ -1,0 +1,133 @@
+"""What endpoints answer, for the OpenAPI document and whoever checks answers against it."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+
+class ErrorObject(BaseModel):
+    """What was wrong: `type` is its kind, `param` the key of the request that is meant, `code` its short name."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(BaseModel):
+    """The body of every answer that is not 2xx, and the last event of a stream that failed."""
+
+    error: ErrorObject
+
+
+class HealthAnswer(BaseModel):
+    """The server takes requests."""
+
+    status: Literal["idle", "ok"]
+
+
+class Architecture(BaseModel):
+    """What goes in and out."""
+
+    input_modalities: list[str]
+    output_modalities: list[str]
+
+
+class ModelAnswer(BaseModel):
+    """A model; `max_model_len` is its context in tokens."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    max_model_len: int
+    architecture: Architecture
+
+
+class ModelsAnswer(BaseModel):
+    """All models."""
+
+    object: Literal["list"]
+    data: list[ModelAnswer]
+
+
+class VoicesAnswer(BaseModel):
+    """Names of the voices."""
+
+    voices: list[str]
+
+
+class TokenizeAnswer(BaseModel):
+    """The ids of a text, how many they are, and how many the model takes."""
+
+    tokens: list[int]
+    count: int
+    max_model_len: int
+
+
+class UsageAnswer(BaseModel):
+    """Tokens of the prompt and of all choices."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: dict[str, int]
+
+
+class AudioAnswer(BaseModel):
+    """A reply that is spoken: base64, and its text."""
+
+    id: str
+    data: str
+    expires_at: int
+    transcript: str
+
+
+class MessageAnswer(BaseModel):
+    """A reply; without `content` where it is spoken."""
+
+    role: Literal["assistant"]
+    content: str | None
+    refusal: None
+    audio: AudioAnswer | None = None
+
+
+class ChoiceAnswer(BaseModel):
+    """One of the replies to a request."""
+
+    index: int
+    finish_reason: str
+    logprobs: Any
+
+
+class ChatChoice(ChoiceAnswer):
+    """Of a chat."""
+
+    message: MessageAnswer
+
+
+class TextChoice(ChoiceAnswer):
+    """Of a plain continuation."""
+
+    text: str
+
+
+class _Completion(BaseModel):
+    id: str
+    created: int
+    model: str
+    usage: UsageAnswer
+
+
+class ChatAnswer(_Completion):
+    """A reply that is not streamed; a stream has chunks of the same shape with `delta`."""
+
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+
+
+class CompletionAnswer(_Completion):
+    """A continuation that is not streamed."""
+
+    object: Literal["text_completion"]
+    choices: list[TextChoice]
