@@ -3,8 +3,10 @@
 Pure ASGI: Starlette's `BaseHTTPMiddleware` breaks streams and disconnects.
 """
 
+import asyncio
 import hmac
 import re
+import time
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
@@ -20,6 +22,8 @@ _METHODS_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 # A name or address and its port, nothing else that a URL may have there.
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s\[\]:/@?#\\]+)(:[0-9]{1,5})?", re.ASCII)
 _MOST_DIGITS = 20
+# How much longer than its next bytes a whole body may take.
+_WHOLE_BODY = 10
 
 
 def host_name(host: str) -> str:
@@ -127,11 +131,20 @@ class Guard:
         announced = headers.get("content-length", "0")
         if not announced.isdecimal() or len(announced) > _MOST_DIGITS or int(announced) > limit:
             raise too_large
-        seen = 0
+        seen, whole = 0, False
+        patience = self._settings.body_timeout_s
+        end = time.monotonic() + _WHOLE_BODY * patience
 
         async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
+            nonlocal seen, whole
+            if whole:
+                return await receive()
+            try:
+                async with asyncio.timeout(min(patience, end - time.monotonic())):
+                    message = await receive()
+            except TimeoutError:
+                raise ApiError(408, "the body of the request does not come", code="request_timeout") from None
+            whole = not message.get("more_body", False)
             if message["type"] == "http.request":
                 seen += len(message.get("body", b""))
                 if seen > limit:

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from muomni.api.model import MuOmni
 from muomni.errors import UserError
 from muomni.serve.app import make_app
+from muomni.serve.connection import Connection
 from muomni.serve.engine import ServingEngine
 from muomni.serve.settings import ServerSettings
 
@@ -81,6 +83,22 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
+def uvicorn_config(app: ASGIApp) -> uvicorn.Config:
+    """How the application is served: one kind of connection, nothing logged of requests, frames not inflated."""
+    return uvicorn.Config(
+        app,
+        http=Connection,
+        log_level="warning",
+        access_log=False,
+        lifespan="on",
+        ws_max_size=16 << 20,
+        ws_per_message_deflate=False,
+        timeout_graceful_shutdown=_CLOSE_S,
+        server_header=False,
+        proxy_headers=False,
+    )
+
+
 def serve(model: MuOmni, settings: ServerSettings, listening: socket.socket, on_ready: Callable[[str], None]) -> None:
     """Serves a model until a signal ends it; open replies get `drain_s` seconds.
 
@@ -92,17 +110,7 @@ def serve(model: MuOmni, settings: ServerSettings, listening: socket.socket, on_
     """
     host, port = listening.getsockname()[:2]
     engine = ServingEngine(model, settings)
-    app = make_app(engine, settings)
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        lifespan="on",
-        ws_max_size=16 << 20,
-        ws_per_message_deflate=False,
-        timeout_graceful_shutdown=_CLOSE_S,
-        server_header=False,
-    )
+    config = uvicorn_config(make_app(engine, settings))
     name = f"[{host}]" if ":" in host else host
     server = _Server(config, engine, settings.drain_s, lambda: on_ready(f"http://{name}:{port}"))
 

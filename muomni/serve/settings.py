@@ -27,6 +27,7 @@ class ServerSettings:
         media_workers: threads that decode media.
         strict: refuse unknown keys of a request, in the place of naming them in a header.
         drain_s: seconds that open replies get to end once the server is told to stop.
+        body_timeout_s: seconds in which the next bytes of a body come, or the request is over; ten times that for all.
         stall_s: seconds without a step, with requests active, after which `/health` says so.
     """
 
@@ -47,6 +48,7 @@ class ServerSettings:
     media_workers: int = 2
     strict: bool = False
     drain_s: float = 20.0
+    body_timeout_s: float = 30.0
     stall_s: float = 60.0
 
 

@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 from muomni import MuOmni
 from muomni.serve.app import make_app
 from muomni.serve.engine import ServingEngine
-from muomni.serve.server import bind
+from muomni.serve.server import bind, uvicorn_config
 from muomni.serve.settings import ServerSettings
 
 
@@ -42,7 +42,8 @@ def running(model: MuOmni, **settings: Any) -> Iterator[Running]:
     chosen = ServerSettings(port=0, model_name="nano", drain_s=1.0, **settings)
     listening = bind(chosen)
     engine = ServingEngine(model, chosen)
-    config = uvicorn.Config(make_app(engine, chosen), log_level="warning", lifespan="on", timeout_graceful_shutdown=1)
+    config = uvicorn_config(make_app(engine, chosen))
+    config.timeout_graceful_shutdown = 1
     server = uvicorn.Server(config)
     ready = threading.Event()
     startup = server.startup
