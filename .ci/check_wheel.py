@@ -8,7 +8,9 @@ import importlib
 import os
 import sys
 import zipfile
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 OPTIONAL = {
     "transformers",
@@ -31,18 +33,27 @@ class Hidden:
             raise ModuleNotFoundError(f"{name} is hidden: the wheel must import without it", name=name)
 
 
-def in_child(check: str, *arguments: str) -> bool:
-    """Runs a function of this file in a fork, which does not change what this process has imported."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            globals()[check](*arguments)
-            status = 0
-        except BaseException as error:  # noqa: BLE001 - a forked child reports and ends, whatever happened
-            print(f"{check} {arguments[0]}: {type(error).__name__}: {error}", flush=True)
-        os._exit(status)
-    return os.waitpid(child, 0)[1] == 0
+def count_failures(checks: Iterable[tuple[Callable[..., None], Sequence[str]]]) -> int:
+    """Runs each check in a fork, which does not change what this process has imported; as many at once as cores."""
+    running, failures = 0, 0
+    for check, arguments in checks:
+        if running == (os.cpu_count() or 1):
+            failures += os.wait()[1] != 0
+            running -= 1
+        if os.fork() == 0:
+            in_child(check, arguments)
+        running += 1
+    return failures + sum(os.wait()[1] != 0 for _ in range(running))
+
+
+def in_child(check: Callable[..., None], arguments: Sequence[str]) -> NoReturn:
+    status = 1
+    try:
+        check(*arguments)
+        status = 0
+    except BaseException as error:  # noqa: BLE001 - a forked child reports and ends, whatever happened
+        print(f"{check.__name__} {arguments[0]}: {type(error).__name__}: {error}", flush=True)
+    os._exit(status)
 
 
 def import_module(name: str, environment: str) -> None:
@@ -75,10 +86,10 @@ def main() -> int:
     import torch  # noqa: F401 - the slow part; every fork below has it already
 
     sys.meta_path.insert(0, Hidden())  # type: ignore[arg-type]
-    good = [in_child("import_module", name, environment) for name in modules]
-    good.append(in_child("load_recipes", environment, *recipes))
-    print(f"{len(modules)} modules imported one by one, {len(recipes)} files of recipes, {good.count(False)} failures")
-    return 0 if all(good) else 1
+    checks: list[tuple[Callable[..., None], Sequence[str]]] = [(import_module, (name, environment)) for name in modules]
+    failures = count_failures([*checks, (load_recipes, (environment, *recipes))])
+    print(f"{len(modules)} modules imported one by one, {len(recipes)} files of recipes, {failures} failures")
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":
