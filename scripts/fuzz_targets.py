@@ -210,13 +210,12 @@ def _archives() -> Iterator[Target]:
 
 def _recipes() -> Iterator[Target]:
     from muomni.config.loader import RECIPES, bundled_recipes, load_recipe
-    from muomni.data.sources.sources import source_files
+    from muomni.data.documents import total_bytes
     from muomni.train.resolve import resolve
 
     def read(path: Path) -> None:
         recipe = load_recipe(str(path))
-        for spec in recipe.data.train:
-            source_files(spec)
+        total_bytes(recipe.data.train)
         if recipe.codec is None:
             resolve(recipe)
 
@@ -329,7 +328,7 @@ def _manifests(folder: Path) -> Iterator[Target]:
     import pyarrow.parquet as pq
 
     from muomni.config import SourceSpec
-    from muomni.data.sources.sources import iter_documents
+    from muomni.data.documents import iter_documents
     from muomni.data.speech.manifest import read_manifest
     from muomni.data.validation.check import check_manifests
 

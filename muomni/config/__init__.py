@@ -5,12 +5,13 @@ from muomni.config.encoders import AudioConfig, SiglipConfig, VisionConfig, Whis
 from muomni.config.loader import bundled_recipes, load_recipe, read_json
 from muomni.config.model import PRESET_NAMES, OmniConfig, encoder_configs, preset
 from muomni.config.recipe import Recipe
-from muomni.config.recipe_data import DataSpec, SourceSpec, SpeechDataSpec, TokenizerSpec
+from muomni.config.recipe_data import AnySource, DataSpec, SourceSpec, SpeechDataSpec, SyntheticSpec, TokenizerSpec
 from muomni.config.schema import recipe_schema
 from muomni.config.thinker import ThinkerConfig
 
 __all__ = [
     "PRESET_NAMES",
+    "AnySource",
     "AudioConfig",
     "DataSpec",
     "OmniConfig",
@@ -18,6 +19,7 @@ __all__ = [
     "SiglipConfig",
     "SourceSpec",
     "SpeechDataSpec",
+    "SyntheticSpec",
     "ThinkerConfig",
     "TokenizerSpec",
     "VisionConfig",

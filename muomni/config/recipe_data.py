@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from muomni.config.base import Fraction, Frozen, Language, PositiveInt, conflict, parse
@@ -19,6 +19,9 @@ class TokenizerSpec(Frozen):
     """A folder with a `tokenizer.json`; then nothing is trained and `vocab_size` is not used."""
     max_bytes: int = Field(default=100_000_000, ge=1000)
     """How much of the training text the BPE trainer reads."""
+
+
+Skill = Literal["scene", "reading", "facts", "persona", "spoken"]
 
 
 class SourceSpec(Frozen):
@@ -58,6 +61,28 @@ class SourceSpec(Frozen):
         return self
 
 
+class SyntheticSpec(Frozen):
+    """A source that is made, not read: item n is a function of n, the seed and the part alone."""
+
+    synthetic: Literal["world"]
+    """The small world: coloured shapes, things to read, facts, small talk, and questions that are spoken."""
+    count: int = Field(default=20_000, ge=1, le=100_000_000)
+    """How many items."""
+    skills: Annotated[tuple[Skill, ...], Field(strict=False, min_length=1)] = ("scene", "reading", "facts", "persona")
+    """What they are about, each as often. `spoken` needs the extra "speech"."""
+    seed: int = 0
+    """Another seed gives other items."""
+    part: Literal["train", "held_out"] = "train"
+    """`held_out` asks for nothing but what never occurs in `train`: combinations, words and voices."""
+    weight: float = Field(default=1.0, ge=0.05, le=1000)
+    """As of other sources."""
+
+    @property
+    def path(self) -> str:
+        """Its name in messages."""
+        return f"synthetic {self.synthetic} ({self.part}, seed {self.seed})"
+
+
 def source_of(path: Path | str) -> SourceSpec:
     """The source at a path, as the defaults read it.
 
@@ -84,6 +109,26 @@ Sources = Annotated[
     tuple[Source, ...],
     Field(strict=False),
     BeforeValidator(_as_list, json_schema_input_type=str | SourceSpec | list[str | SourceSpec]),
+]
+
+
+AnySource = SourceSpec | SyntheticSpec
+
+
+def _kind_of_source(value: object) -> str:
+    made = isinstance(value, SyntheticSpec) or (isinstance(value, dict) and "synthetic" in value)
+    return "made" if made else "read"
+
+
+_ReadSource = Annotated[Source, Tag("read")]
+_MadeSource = Annotated[SyntheticSpec, Tag("made")]
+# Documents can be made as well as read.
+DocumentSources = Annotated[
+    tuple[Annotated[_ReadSource | _MadeSource, Discriminator(_kind_of_source)], ...],
+    Field(strict=False),
+    BeforeValidator(
+        _as_list, json_schema_input_type=str | SourceSpec | SyntheticSpec | list[str | SourceSpec | SyntheticSpec]
+    ),
 ]
 
 
@@ -166,9 +211,9 @@ class SpeechDataSpec(Frozen):
 class DataSpec(Frozen):
     """Training and validation data."""
 
-    train: Annotated[Sources, Hint("say `--set data.train=FILE`, or write it into the recipe")] = ()
+    train: Annotated[DocumentSources, Hint("say `--set data.train=FILE`, or write it into the recipe")] = ()
     """Sources; a plain string is a path. May be left out where only a Talker is trained, from `speech`."""
-    val: Sources = ()
+    val: DocumentSources = ()
     """Sources for validation; when empty, `val_fraction` of the documents is held out."""
     val_fraction: float = Field(default=0.02, gt=0, lt=0.5)
     """Share of documents held out, chosen by a hash of their text."""

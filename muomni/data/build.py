@@ -3,16 +3,16 @@
 from dataclasses import dataclass
 from itertools import chain
 
-from muomni.config import DataSpec, OmniConfig, SourceSpec, TokenizerSpec
+from muomni.config import AnySource, DataSpec, OmniConfig, TokenizerSpec
 from muomni.data.datasets.batch import Batch
 from muomni.data.datasets.dataset import Dataset
 from muomni.data.datasets.multimodal import MultimodalDataset
 from muomni.data.datasets.packed import PackedDataset
 from muomni.data.datasets.prefetch import PrefetchLoader
+from muomni.data.documents import iter_texts
 from muomni.data.index.build import build_index
 from muomni.data.index.token_index import TokenIndex
 from muomni.data.index.writer import Part
-from muomni.data.sources.sources import iter_texts
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.errors import ConfigError, DataError
 from muomni.files import user_path
@@ -106,7 +106,7 @@ def prepare_rows(
 def _indexes(data: DataSpec, tokenizer: Tokenizer, config: OmniConfig | None, progress: bool) -> TokenIndexes:
     folder = user_path(data.cache_dir) if data.cache_dir is not None else None
 
-    def build(sources: tuple[SourceSpec, ...], part: Part, fraction: float) -> TokenIndex:
+    def build(sources: tuple[AnySource, ...], part: Part, fraction: float) -> TokenIndex:
         workers = data.num_workers
         return build_index(
             sources, tokenizer, config, folder, part=part, val_fraction=fraction, workers=workers, progress=progress

@@ -16,8 +16,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from muomni.config import Recipe, SourceSpec
-from muomni.data.index.cache_folder import describe_file
+from muomni.config import AnySource, Recipe, SyntheticSpec
+from muomni.data.cache_folder import describe_file
+from muomni.data.synthetic.world import rules_digest
 from muomni.errors import ConfigError, UserError
 from muomni.files import user_path, write_atomic
 
@@ -70,7 +71,7 @@ def _writer(run: Path) -> str:
         return "another process"
 
 
-def content_of(sources: Sequence[SourceSpec]) -> str:
+def content_of(sources: Sequence[AnySource]) -> str:
     """A hash of what sources hold and of their options, wherever they lie.
 
     Raises:
@@ -78,6 +79,9 @@ def content_of(sources: Sequence[SourceSpec]) -> str:
     """
     described: list[Any] = []
     for source in sources:
+        if isinstance(source, SyntheticSpec):
+            described.append([source.model_dump(mode="json"), rules_digest()])
+            continue
         path = user_path(source.path)
         options = source.model_dump(mode="json", exclude={"path"})
         if path.is_file():

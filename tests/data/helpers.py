@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from muomni.data.index.cache_folder import open_or_build
+from muomni.data.cache_folder import open_or_build
 from muomni.data.index.token_index import DOCUMENT, Counts, TokenIndex
 
 STORIES = [

@@ -5,18 +5,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from muomni.config import OmniConfig, SourceSpec
-from muomni.data.index.cache_folder import default_cache_dir, describe_file, file_stamp, fingerprint, open_or_build
+from muomni.config import AnySource, OmniConfig, SyntheticSpec
+from muomni.data.cache_folder import default_cache_dir, describe_file, file_stamp, fingerprint, open_or_build
 from muomni.data.index.token_index import TokenIndex
 from muomni.data.index.writer import IndexWriter, Part, Split
 from muomni.data.sources.sources import source_files
+from muomni.data.synthetic.world import rules_digest
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.errors import DataError
 from muomni.files import user_path
 
 
 def build_index(
-    sources: Sequence[SourceSpec],
+    sources: Sequence[AnySource],
     tokenizer: Tokenizer,
     config: OmniConfig | None = None,
     cache_dir: Path | None = None,
@@ -64,12 +65,15 @@ def build_index(
 
 
 def index_fingerprint(
-    sources: Sequence[SourceSpec], tokenizer: Tokenizer, config: OmniConfig | None, val_fraction: float
+    sources: Sequence[AnySource], tokenizer: Tokenizer, config: OmniConfig | None, val_fraction: float
 ) -> str:
     """A hash of all that decides an index's bytes: files, options, tokenizer, encoders, and the form of the index."""
     encoders = () if config is None else (config.vision, config.audio)
     described: list[Any] = [encoder.model_dump(mode="json") for encoder in encoders if encoder is not None]
     for spec in sources:
+        if isinstance(spec, SyntheticSpec):
+            described.append([spec.model_dump(mode="json", exclude={"weight"}), rules_digest()])
+            continue
         files = [file.path for file in source_files(spec) or ()]
         folder = user_path(spec.path)
         if not files and folder.is_dir():  # a folder of the `datasets` library

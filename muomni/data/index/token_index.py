@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muomni.data.arrays import Ints
-from muomni.data.index.cache_folder import read_meta
+from muomni.data.cache_folder import read_meta
 from muomni.data.media.media_ref import MediaRef
 from muomni.errors import DataError
 

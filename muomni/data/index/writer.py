@@ -15,14 +15,14 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from muomni.config import OmniConfig, SourceSpec
-from muomni.data.index.cache_folder import file_stamp
+from muomni.config import AnySource, OmniConfig
+from muomni.data.cache_folder import file_stamp
+from muomni.data.documents import iter_documents, total_bytes
 from muomni.data.index.token_index import AUDIO, DOCUMENT, IMAGE, MEDIUM, Counts
 from muomni.data.media.audio import load_audio
 from muomni.data.media.media_ref import MediaRef
 from muomni.data.media.processor import MediaProcessor, MediaSize
 from muomni.data.sources.readers import Document
-from muomni.data.sources.sources import iter_documents, total_bytes
 from muomni.data.text.chat import encode_chats, text_of
 from muomni.data.text.content_parts import MediaPart
 from muomni.data.text.tokenizer import Tokenizer
@@ -98,7 +98,7 @@ class IndexWriter:
     """
 
     def __init__(
-        self, sources: Sequence[SourceSpec], tokenizer: Tokenizer, config: OmniConfig | None, workers: int, bar: bool
+        self, sources: Sequence[AnySource], tokenizer: Tokenizer, config: OmniConfig | None, workers: int, bar: bool
     ) -> None:
         self.sources = sources
         self.tokenizer = tokenizer

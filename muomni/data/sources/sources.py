@@ -1,7 +1,7 @@
 """Streams of documents from the sources of a recipe."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,6 @@ from muomni.data.sources.readers import (
     read_parquet_file,
     read_text_file,
 )
-from muomni.data.text.chat import text_of
 from muomni.errors import DataError
 from muomni.files import exists, user_path
 
@@ -103,53 +102,28 @@ def _format_of(path: Path) -> FileFormat | None:
     return None if form == "parquet" and name != path else form
 
 
-def iter_documents(
-    sources: Sequence[SourceSpec], report: Report = lambda _: None, share: float = 1.0
+def read_documents(
+    spec: SourceSpec, report: Report = lambda _: None, keep: Keep = lambda _: True
 ) -> Iterator[Document]:
-    """The documents of all sources, in a fixed order.
+    """The documents of a source, file by file, in a fixed order.
 
     Args:
-        sources: in this order.
+        spec: of the source.
         report: called with the number of bytes read since the last call.
-        share: which part of the rows (of plain text: pieces) to take, spread evenly over each file;
-            the others are passed over without being parsed.
+        keep: says for the n-th row of each file (of plain text: piece) whether it is wanted; the others are passed
+            over without being parsed.
 
     Raises:
         DataError: naming file and line, row or byte.
     """
-    for spec in sources:
-        files = source_files(spec)
-        if files is None:
-            yield from read_dataset(spec, _every(share))
-            continue
-        for file in files:
-            yield from _READERS[file.format](file.path, spec, report, _every(share))
+    files = source_files(spec)
+    if files is None:
+        yield from read_dataset(spec, keep)
+        return
+    for file in files:
+        yield from _READERS[file.format](file.path, spec, report, keep)
 
 
-def total_bytes(sources: Sequence[SourceSpec]) -> int:
-    """Bytes on disk of all files that `iter_documents` reports on."""
-    return sum(file.size for spec in sources for file in source_files(spec) or ())
-
-
-def iter_texts(sources: Sequence[SourceSpec], max_bytes: int) -> Iterator[str]:
-    """Texts for the tokenizer to learn from: about `max_bytes` of UTF-8, spread over all files.
-
-    Of a conversation each message's content is a text. The whole corpus is read once, but only what
-    is taken is parsed.
-    """
-    size = 0.0
-    for spec in sources:
-        size += sum(file.size * _EXPANSION.get(file.path.suffix, 1.0) for file in source_files(spec) or ())
-    left = max_bytes
-    for document in iter_documents(sources, share=min(1.0, max_bytes / size) if size else 1.0):
-        texts = [document.text] if document.text is not None else [text_of(m) for m in document.messages or ()]
-        for text in texts:
-            left -= len(text.encode())
-            yield text
-            if left <= 0:
-                return
-
-
-def _every(share: float) -> Keep:
-    """Takes `share` of all numbers, evenly spread."""
-    return lambda number: int((number + 1) * share) > int(number * share) or share >= 1
+def text_size(spec: SourceSpec) -> float:
+    """Bytes of text that the files of a source hold, roughly; 0 where they are not known."""
+    return sum(file.size * _EXPANSION.get(file.path.suffix, 1.0) for file in source_files(spec) or ())

@@ -1,6 +1,7 @@
 """Speech from eSpeak NG, which runs as a process of its own (see `muomni.data.speech.espeak_worker`)."""
 
 import importlib.util
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,17 +79,26 @@ class Synthesiser:
 
     The same texts and voices in the same order give a new Synthesiser's samples again, bit for bit.
 
+    Args:
+        voice: that speaks where `say` names none.
+        fresh: what a text sounds like does not depend on the texts before it. Where processes cannot be forked
+            (Windows) each text then has a process of its own, which takes longer.
+
     Raises:
         UserError: the package `espeakng-loader` is not installed.
         SynthesisError: eSpeak does not start.
     """
 
-    def __init__(self, voice: Voice | None = None) -> None:
+    def __init__(self, voice: Voice | None = None, *, fresh: bool = False) -> None:
         self._voice = voice or Voice()
+        self._fresh = fresh
+        self._child = self._start()
+
+    def _start(self) -> ChildProcess:
         library, data = installed_library()
         command = [sys.executable, "-I", espeak_worker.__file__, library, data]
         try:
-            self._child = ChildProcess(command, stderr="dropped")
+            return ChildProcess(command, stderr="dropped")
         except OSError as error:
             raise SynthesisError(f"the synthesiser does not start: {error}") from None
 
@@ -125,7 +135,12 @@ class Synthesiser:
             "max_seconds": max_seconds,
             "speed": chosen.speed,
             "pitch": chosen.pitch,
+            "fresh": self._fresh,
         }
+        if self._fresh and not hasattr(os, "fork"):
+            self.close()
+            self._child = self._start()
+            request["fresh"] = False
         answer, content = self._ask(request, f"to say {text[:80]!r}")
         if "error" in answer:
             kind = UserError if answer["error"].startswith("there is no") else SynthesisError

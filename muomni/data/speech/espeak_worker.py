@@ -8,18 +8,20 @@ library is never loaded into μOmni's process, nor shipped with it: this file is
 
 with the library and voices that the package `espeakng-loader` installs. It uses the standard library alone.
 
-A request is `{"text", "voice", "variant", "speed", "pitch", "max_seconds"}`; the answer is a JSON line with `data`
-and `rate`, then so many bytes of 16-bit samples, or a JSON line with `error`. The request
+A request is `{"text", "voice", "variant", "speed", "pitch", "max_seconds", "fresh"}`; the answer is a JSON line with
+`data` and `rate`, then so many bytes of 16-bit samples, or a JSON line with `error`. The request
 `{"list": true}` is answered by one line with `voices` and `variants`. Where the library or its voices cannot be used,
 the first answer is a line with `broken`, and the process ends.
 
 The library seeds its noise with the second in which it starts; here each sentence begins with the same seed instead.
-What a sentence sounds like may still depend on those before it, but a new process always gives the same samples for
-the same requests in the same order.
+What a sentence sounds like still depends on those before it, but a new process always gives the same samples for
+the same requests in the same order. With `fresh` a sentence is said by a fork that has said none before: it sounds
+the same whatever came before it.
 """
 
 import ctypes
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -102,6 +104,31 @@ class Library:
             raise ValueError(f"it would last more than {request['max_seconds']:g} s")
         return b"".join(self._parts)
 
+    def say_fresh(self, request: dict[str, Any]) -> bytes:
+        """As `say`, in a fork: this process stays as if it had said nothing.
+
+        Raises:
+            ValueError: see `say`.
+        """
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(reader)
+            try:
+                said = b"+" + self.say(request)
+            except ValueError as error:
+                said = b"-" + str(error).encode()
+            with open(writer, "wb") as pipe:
+                pipe.write(said)
+            os._exit(0)
+        os.close(writer)
+        with open(reader, "rb") as pipe:
+            said = pipe.read()
+        os.waitpid(child, 0)
+        if said[:1] != b"+":
+            raise ValueError(said[1:].decode() or "eSpeak ended while it said it")
+        return said[1:]
+
     def _receive(self, samples: int | None, count: int, _: int | None) -> int:
         """Takes a piece of speech; 1 stops."""
         if samples and count:
@@ -126,7 +153,7 @@ def serve(library: Library, requests: BinaryIO, answers: BinaryIO) -> None:
             answer = {"voices": library.voices, "variants": library.variants}
         else:
             try:
-                samples = library.say(request)
+                samples = library.say_fresh(request) if request.get("fresh") else library.say(request)
                 answer = {"data": len(samples), "rate": library.rate}
             except ValueError as error:
                 answer = {"error": str(error)}

@@ -9,7 +9,7 @@ from typing import Any
 
 from muomni.config import SourceSpec
 from muomni.config.base import LANGUAGE_PATTERN
-from muomni.data.index.cache_folder import file_stamp
+from muomni.data.cache_folder import file_stamp
 from muomni.data.media.media_ref import MediaRef
 from muomni.errors import DataError
 from muomni.files import exists, text_lines, user_path

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from muomni.config import SourceSpec
-from muomni.data.index.cache_folder import default_cache_dir, fingerprint, open_or_build, read_meta
+from muomni.data.cache_folder import default_cache_dir, fingerprint, open_or_build, read_meta
 from muomni.data.media.audio import load_audio
 from muomni.data.media.media_ref import MediaRef
 from muomni.data.speech.forced_alignment import (

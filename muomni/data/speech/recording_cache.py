@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from muomni.config import DataSpec, SourceSpec
-from muomni.data.index.cache_folder import default_cache_dir, fingerprint, open_or_build
+from muomni.config import AnySource, DataSpec, SyntheticSpec
+from muomni.data.cache_folder import default_cache_dir, fingerprint, open_or_build
 from muomni.data.media.audio import load_audio
 from muomni.data.media.media_ref import MediaRef
 from muomni.data.speech.manifest import (
@@ -140,12 +140,14 @@ def _levelled(samples: NDArray[np.float32]) -> NDArray[np.int16]:
     return levelled
 
 
-def references(source: SourceSpec) -> Iterator[MediaRef]:
+def references(source: AnySource) -> Iterator[MediaRef]:
     """The sounds that a source names, in the order of manifests and of file names.
 
     Raises:
         DataError: it is missing, names no sound, or a line of a manifest does not name one.
     """
+    if isinstance(source, SyntheticSpec):
+        raise DataError(f"{source.path}: a codec learns from recordings: `muomni data synth` makes files of these")
     path = recordings_path(source)
     any_sound = False
     for file in find_manifests(path) or _sounds_below(path):

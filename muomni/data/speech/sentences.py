@@ -12,11 +12,11 @@ import unicodedata
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from muomni.config.recipe_data import source_of
-from muomni.data.sources.sources import iter_documents
+from muomni.data.sources.sources import read_documents
 from muomni.data.speech.normalizer import SENTENCE_MARKS, TYPOGRAPHY, interjections, is_sentence_end, normalize
 from muomni.data.text.chat import text_of
 from muomni.errors import DataError
@@ -123,7 +123,7 @@ def sentences_of(paths: Sequence[Path], language: str = "en") -> Iterator[str]:
     Raises:
         DataError: a file is missing, empty or unreadable.
     """
-    for document in iter_documents([source_of(path) for path in paths]):
+    for document in chain.from_iterable(read_documents(source_of(path)) for path in paths):
         texts = [document.text] if document.text is not None else []
         texts += [text_of(message) for message in document.messages or () if message["role"] == "assistant"]
         for text in texts:

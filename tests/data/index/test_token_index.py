@@ -22,13 +22,13 @@ from muomni.data import (
     TokenIndex,
     Tokenizer,
     build_index,
+    cache_folder,
     default_cache_dir,
     encode_chat,
     prepare,
     prepare_tokenizer,
 )
 from muomni.data.index import build as build_module
-from muomni.data.index import cache_folder
 from muomni.data.index.build import index_fingerprint
 from muomni.data.sources import readers
 from muomni.errors import DataError

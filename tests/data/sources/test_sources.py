@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from muomni.config import SourceSpec
 from muomni.data import Document, iter_documents, iter_texts
+from muomni.data.documents import total_bytes
 from muomni.data.sources import readers
-from muomni.data.sources.sources import total_bytes
 from muomni.errors import ConfigError, DataError, UserError
 from tests.data.helpers import chat, write_jsonl
 

@@ -1,0 +1,1 @@
+"""Data that are made, not read: each item is a function of its number."""
