@@ -9,12 +9,14 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from muomni.data.media.container_sound import is_container, opened_sound
 from muomni.data.media.media_ref import MAX_BYTES, MediaRef, Source, name_of, opened
 from muomni.data.media.parsing import parsing
 from muomni.data.media.signatures import HEAD_BYTES, looks_like
@@ -57,8 +59,9 @@ def load_audio(source: Sound, max_seconds: float = MAX_SECONDS) -> Samples:
     while they are decoded. Sounds that were joined (chained OGG, MP3 or WAV behind another) are read to the end.
 
     Args:
-        source: a path, bytes of WAV, FLAC, OGG or MP3, a reference, or (samples, rate): numpy or torch, (S,)
-            or two-dimensional with up to 8 channels in either place; integers are scaled by their range.
+        source: a path, bytes of WAV, FLAC, OGG or MP3, with PyAV also of WebM, MP4, M4A, AAC and the like, a
+            reference, or (samples, rate): numpy or torch, (S,) or two-dimensional with up to 8 channels in either
+            place; integers are scaled by their range.
         max_seconds: longest sound.
 
     Returns:
@@ -72,6 +75,8 @@ def load_audio(source: Sound, max_seconds: float = MAX_SECONDS) -> Samples:
         name = "the given samples"
         rate, blocks = _given(source, max_seconds)
         return _resampled(blocks, rate, name)
+    if is_container(source):
+        return _load_container(source, max_seconds)
     name = name_of(source)
     parts: list[Samples] = []
     with _opened(source, whole=True) as sounds:
@@ -87,7 +92,7 @@ def load_audio(source: Sound, max_seconds: float = MAX_SECONDS) -> Samples:
 def audio_seconds(source: Sound) -> float:
     """Length in seconds, from the header; only a FLAC that does not say its length is decoded.
 
-    Of an MP3 see `load_audio`.
+    Of an MP3 see `load_audio`; of a WebM that does not say its length, as browsers record it, packets are counted.
 
     Raises:
         MediaError: as `load_audio`, except for what only decoding shows and for the length.
@@ -96,6 +101,12 @@ def audio_seconds(source: Sound) -> float:
         samples, rate = _as_channels(source)
         return len(samples) / rate
     name = name_of(source)
+    if is_container(source):
+        with opened_sound(source) as sound:
+            seconds = sound.seconds()
+        if not seconds:
+            raise MediaError(f"{name}: holds no samples")
+        return seconds
     seconds = 0.0
     with _opened(source) as sounds:
         for sound in sounds:
@@ -107,6 +118,31 @@ def audio_seconds(source: Sound) -> float:
                 raise MediaError(f"{name}: holds no samples")
             seconds += frames / rate
     return seconds
+
+
+def _load_container(source: Source, max_seconds: float) -> Samples:
+    """The sound of a container; see `load_audio`."""
+    with opened_sound(source) as sound:
+        if sound.length:
+            _check_length(math.ceil(sound.length * SAMPLE_RATE), SAMPLE_RATE, max_seconds, max_seconds, sound.name)
+        blocks = sound.blocks()
+        first = next(blocks, None)
+        if first is None:
+            raise MediaError(f"{sound.name}: holds no samples")
+        rate = _checked_rate(first[1], sound.name)
+
+        def mixed() -> Iterator[Samples]:
+            done = 0
+            for values, its_rate in chain([first], blocks):
+                if its_rate != rate:
+                    raise MediaError(
+                        f"{sound.name}: its sample rate changes from {rate:,} to {its_rate:,} Hz; convert it"
+                    )
+                done += len(values)
+                _check_length(done, rate, max_seconds, max_seconds, sound.name)
+                yield _scaled(values) @ _mix(values.shape[1], True)
+
+        return _resampled(mixed(), rate, sound.name)
 
 
 @contextmanager
@@ -263,12 +299,15 @@ def _given(source: tuple[Any, int], max_seconds: float) -> tuple[int, Iterator[S
     def blocks() -> Iterator[Samples]:
         weights = _mix(samples.shape[1], True)
         for begin in range(0, len(samples), _BLOCK_VALUES):
-            block = samples[begin : begin + _BLOCK_VALUES]
-            if samples.dtype.kind == "f":
-                scaled = block.astype(np.float32)
-            else:
-                half = 2.0 ** (8 * samples.dtype.itemsize - 1)
-                scaled = ((block - (half if samples.dtype.kind == "u" else 0.0)) / half).astype(np.float32)
-            yield scaled @ weights
+            yield _scaled(samples[begin : begin + _BLOCK_VALUES]) @ weights
 
     return rate, blocks()
+
+
+def _scaled(samples: NDArray[Any]) -> Samples:
+    """Floats as they are, integers by their range."""
+    if samples.dtype.kind == "f":
+        return samples.astype(np.float32)
+    half = 2.0 ** (8 * samples.dtype.itemsize - 1)
+    scaled: Samples = ((samples - (half if samples.dtype.kind == "u" else 0.0)) / half).astype(np.float32)
+    return scaled

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from os import SEEK_END
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from muomni.data.media.containers import WHOLE, check_installed, opened_stream, stream_seconds
 from muomni.data.media.image import MAX_PIXELS, upright
 from muomni.data.media.media_ref import Source, name_of, opened
-from muomni.data.media.parsing import parsing
-from muomni.data.media.signatures import HEAD_BYTES, looks_like, signature_of
+from muomni.data.media.signatures import HEAD_BYTES, signature_of
 from muomni.errors import MediaError
 
 if TYPE_CHECKING:
@@ -19,10 +19,6 @@ if TYPE_CHECKING:
 _MAX_DECODED = 200_000
 # Larger frames are made smaller, so that the 32 of a video take 100 MB at most; encoders take a fraction of this.
 _FRAME_PIXELS = 1 << 20
-# Containers; no playlists and scripts, which would have other files opened.
-_FORMATS = "mov,mp4,matroska,webm,avi,gif,mpegts,mpeg,mpegvideo,flv,ogg,asf"
-# Of the length that the file says: less is a file that was cut off.
-_WHOLE = 0.9
 # What a display matrix does to x and y, as EXIF counts orientations.
 _ORIENTATIONS = {
     (1, 0, 0, 1): 1,
@@ -58,34 +54,18 @@ def video_frames(source: Source, rate: float = 1.0, max_frames: int = 32) -> "li
     """
     if not rate > 0 or max_frames < 1:
         raise ValueError(f"rate ({rate}) and max_frames ({max_frames}) must be positive")
-    try:
-        import av
-    except ImportError:
-        raise MediaError(
-            'reading a video file needs PyAV: pip install "muomni[video]"; a list of pictures does without'
-        ) from None
+    check_installed("reading a video file", "a list of pictures does without")
     name = name_of(source)
     with opened(source) as file:
-        torn, head = _is_torn(file), file.read(HEAD_BYTES)
-        file.seek(0)
-        # Titles may be in any encoding.
-        options: dict[str, Any] = {"options": {"format_whitelist": _FORMATS}, "metadata_errors": "replace"}
-        with (
-            parsing(name, f"is no whole video{looks_like(head, 'video')}"),
-            av.open(file, mode="r", **options) as container,
-        ):
-            if not container.streams.video:
-                raise MediaError(f"{name}: holds no video")
-            stream = container.streams.video[0]
-            if stream.codec_context is None:
-                raise MediaError(f"{name}: its video has a codec that is not known; convert it to MP4")
+        torn = _is_torn(file)
+        with opened_stream(file, name, "video") as (container, stream):
             if stream.width * stream.height > MAX_PIXELS:
                 raise MediaError(f"{name}: has frames of {stream.width:,} × {stream.height:,} pixels, too large")
             frames, seconds = _kept(container.decode(stream), rate, max_frames)
             if not frames:
                 raise MediaError(f"{name}: holds no frame")
-            length = _length(stream)
-            if len(frames) < max_frames and seconds < _WHOLE * length:
+            length = stream_seconds(stream)
+            if len(frames) < max_frames and seconds < WHOLE * length:
                 raise MediaError(f"{name}: is cut off: of {length:.1f} s of video {seconds:.1f} s are there")
             if len(frames) < max_frames and torn:
                 raise MediaError(f"{name}: is cut off: its last bytes are not the end of a video")
@@ -130,16 +110,3 @@ def _is_torn(file: BinaryIO) -> bool:
         torn = size % 188 != 0
     file.seek(0)
     return torn
-
-
-def _length(stream: Any) -> float:
-    """Seconds of the stream as the file says; 0 where it does not."""
-    if stream.frames and stream.average_rate:  # of an AVI the duration is what is there
-        return float(stream.frames / stream.average_rate)
-    if stream.duration:
-        return float(stream.duration * stream.time_base)
-    hours, minutes, seconds = [*stream.metadata.get("DURATION", "").split(":"), "", ""][:3]  # Matroska
-    try:
-        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-    except ValueError:
-        return 0.0

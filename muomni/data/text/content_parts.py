@@ -139,7 +139,7 @@ class PartRules:
             elif value.get("bytes") is not None:
                 value = value["bytes"]
             elif isinstance(data := value.get("data"), str):  # OpenAI's input_audio
-                return self._base64(data, where)
+                return self._base64(data.partition(",")[2] if data[:5].lower() == "data:" else data, where)
             else:
                 archive = value.get("archive", archive)
                 value = value.get("path") if value.get("url") is None else value["url"]

@@ -26,6 +26,7 @@ from muomni.data.media.image import load_image, picture_size
 from muomni.data.media.media_ref import MediaRef, open_bytes
 from muomni.data.media.video import video_frames
 from muomni.errors import MediaError
+from tests.data.media import containers
 
 av = pytest.importorskip("av", reason='PyAV is missing: pip install "muomni[video]"')
 NOISE = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
@@ -91,10 +92,12 @@ def read_archive(path: Path) -> None:
 
 PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 SOUNDS = ("WAV", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF")
+CONTAINERS = ("webm", "m4a", "aac", "ts")
 VIDEOS = ("mp4", "matroska", "avi", "mpegts", "flv")
 SURFACE: dict[str, tuple[Callable[[], bytes], Callable[[Path], object]]] = {
     **{form: (partial(picture, form), read_picture) for form in PICTURES},
     **{form: (partial(sound, form), read_sound) for form in SOUNDS},
+    **{form: (partial(containers.sound, form, 0.2), read_sound) for form in CONTAINERS},
     **{form: (partial(video, form), video_frames) for form in VIDEOS},
     **{form: (partial(archive, form), read_archive) for form in ("zip", "tar")},
 }
