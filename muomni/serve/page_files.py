@@ -22,7 +22,8 @@ class Page(StaticFiles):
     def __init__(self) -> None:
         folder = Path(__file__).parent / "page"
         super().__init__(directory=folder, html=True)
-        self.paths = frozenset({"/", *(f"/{file.name}" for file in folder.iterdir())})
+        files = (file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+        self.paths = frozenset({"/", *(f"/{file}" for file in files)})
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         """A file; browsers ask each time whether it has changed."""

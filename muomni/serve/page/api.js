@@ -1,42 +1,85 @@
 // The server's public API as the page uses it.
 
-export class ApiError extends Error {}
+import { EventParser } from "./sse.js";
 
-async function failure(response) {
-  const body = await response.json().catch(() => null);
-  return new ApiError(body?.error?.message ?? `the server answered ${response.status}`);
-}
+const UNREACHABLE = "The server cannot be reached. Is it still running?";
+const CUT_OFF = "The connection ended before the reply did.";
 
-function headers(key) {
-  return key ? { "Content-Type": "application/json", Authorization: `Bearer ${key}` } : { "Content-Type": "application/json" };
-}
-
-export async function model(key) {
-  const response = await fetch("/v1/models", { headers: headers(key) });
-  if (!response.ok) throw await failure(response);
-  return (await response.json()).data[0];
-}
-
-// Gives the chunks of a reply as they come.
-export async function* chat(body, key, signal) {
-  const response = await fetch("/v1/chat/completions", {
-    method: "POST", headers: headers(key), signal,
-    body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
-  });
-  if (!response.ok) throw await failure(response);
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let held = "";
-  while (true) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    const events = (held + value).split("\n\n");
-    held = events.pop();
-    for (const event of events) {
-      const data = event.slice("data: ".length);
-      if (data === "[DONE]") return;
-      const chunk = JSON.parse(data);
-      if (chunk.error) throw new ApiError(chunk.error.message);
-      yield chunk;
-    }
+export class ApiError extends Error {
+  // `status` of HTTP, 0 without an answer; `retryAfter` in seconds, or null.
+  constructor(message, status = 0, retryAfter = null) {
+    super(message);
+    this.status = status;
+    this.retryAfter = retryAfter;
   }
+}
+
+export class Server {
+  key = "";
+
+  async model() {
+    return (await this.#json("/v1/models")).data[0];
+  }
+
+  async voices() {
+    return (await this.#json("/v1/audio/voices")).voices;
+  }
+
+  // The chunks of a reply as they come.
+  async *chat(body, signal) {
+    const options = { stream: true, stream_options: { include_usage: true } };
+    const response = await this.#post("/v1/chat/completions", { ...body, ...options }, signal);
+    const events = new EventParser();
+    for await (const text of pieces(response.body.pipeThrough(new TextDecoderStream()))) {
+      for (const data of events.push(text)) {
+        if (data === "[DONE]") return;
+        const chunk = JSON.parse(data);
+        if (chunk.error) throw new ApiError(chunk.error.message, 500);
+        yield chunk;
+      }
+    }
+    throw new ApiError(CUT_OFF);
+  }
+
+  // A text as speech: bytes of 16 bit samples at 24 kHz as they come.
+  async *speech(input, voice, signal) {
+    const body = { input, response_format: "pcm", ...(voice ? { voice } : {}) };
+    const response = await this.#post("/v1/audio/speech", body, signal);
+    yield* pieces(response.body);
+  }
+
+  #post(path, body, signal) {
+    const headers = { "Content-Type": "application/json" };
+    return this.#fetch(path, { method: "POST", headers, body: JSON.stringify(body), signal });
+  }
+
+  async #json(path) {
+    return await (await this.#fetch(path)).json();
+  }
+
+  async #fetch(path, { headers = {}, ...options } = {}) {
+    if (this.key) headers.Authorization = `Bearer ${this.key}`;
+    const response = await fetch(path, { headers, ...options }).catch(unreachable);
+    if (response.ok) return response;
+    const body = await response.json().catch(() => null);
+    const retryAfter = Number(response.headers.get("Retry-After")) || null;
+    throw new ApiError(body?.error?.message ?? `The server answered ${response.status}.`, response.status, retryAfter);
+  }
+}
+
+async function* pieces(stream) {
+  const reader = stream.getReader();
+  try {
+    for (;;) {
+      const { value, done } = await reader.read().catch((error) => unreachable(error, CUT_OFF));
+      if (done) return;
+      yield value;
+    }
+  } finally {
+    reader.cancel().catch(() => {}); // whoever stops reading ends the request; a stream that broke has ended
+  }
+}
+
+function unreachable(error, message = UNREACHABLE) {
+  throw error.name === "AbortError" ? error : new ApiError(message);
 }

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from muomni import MuOmni
-from muomni.config import preset
+from muomni.config import encoder_configs, preset
 from muomni.config.codec import codec_preset
 from muomni.config.talker import Pattern, TalkerConfig
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from muomni.data.text.tokenizer import Tokenizer
 
 
-def make_speaking(tokenizer: "Tokenizer", pattern: Pattern = "depth", **sizes: Any) -> MuOmni:
-    """A new one in evaluation mode; the same for the same arguments."""
+def make_speaking(tokenizer: "Tokenizer", pattern: Pattern = "depth", *, senses: bool = False, **sizes: Any) -> MuOmni:
+    """A new one in evaluation mode, which with `senses` also sees and hears; the same for the same arguments."""
     base, codec = preset("nano"), codec_preset("nano")
     talker = TalkerConfig(
         **{
@@ -41,6 +41,9 @@ def make_speaking(tokenizer: "Tokenizer", pattern: Pattern = "depth", **sizes: A
     )
     thinker = base.thinker.replace(vocab_size=tokenizer.vocab_size, initializer_range=0.1)
     config = base.replace(thinker=thinker, talker=talker, codec=codec)
+    if senses:
+        ids: dict[str, Any] = {f"{kind}_token_id": tokenizer.id_of(f"<|{kind}|>") for kind in ("image", "audio")}
+        config = config.with_encoders(*encoder_configs("nano"), **ids)
     model = MuOmni.from_config(config, tokenizer=tokenizer, device="cpu", seed=0).eval()
     assert model.codec is not None
     generator = torch.Generator().manual_seed(0)

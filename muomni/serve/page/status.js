@@ -1,0 +1,35 @@
+// What goes on, in one line above the message, and for screen readers.
+
+import { byId, element } from "./dom.js";
+
+export class Status {
+  #line = byId("status");
+  #announcer = byId("announcer");
+
+  // `state`: idle, thinking, writing, speaking, listening; the style follows it.
+  set(state, words = "") {
+    document.body.dataset.state = state;
+    this.#show(words);
+  }
+
+  error(words) {
+    this.#show(words);
+    this.#line.classList.add("error");
+  }
+
+  // Words with a button.
+  offer(words, label, onclick) {
+    this.#show(words);
+    this.#line.append(" ", element("button", { type: "button", className: "link", textContent: label, onclick }));
+  }
+
+  announce(words) {
+    if (words) this.#announcer.append(element("p", { textContent: words }));
+    while (this.#announcer.childElementCount > 20) this.#announcer.firstChild.remove();
+  }
+
+  #show(words) {
+    this.#line.classList.remove("error");
+    this.#line.textContent = words;
+  }
+}
