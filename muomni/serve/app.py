@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 
 from muomni.errors import MuOmniError
 from muomni.serve import answers, schema
@@ -19,8 +19,10 @@ from muomni.serve.endpoints import Endpoints
 from muomni.serve.engine import ServingEngine
 from muomni.serve.errors import ApiError
 from muomni.serve.guard import Guard
+from muomni.serve.metrics import Metrics
 from muomni.serve.operations import JSON, Operation, document
 from muomni.serve.page_files import Page
+from muomni.serve.realtime.connection import Realtime
 from muomni.serve.settings import ServerSettings
 from muomni.serve.speech import FORMATS
 from muomni.serve.sse import MEDIA_TYPE as EVENTS
@@ -33,7 +35,8 @@ def make_app(engine: ServingEngine, settings: ServerSettings) -> Starlette:
         engine: answers; ended with the application.
         settings: of the server.
     """
-    endpoints = Endpoints(engine, settings, int(time.time()))
+    metrics = Metrics(engine)
+    endpoints = Endpoints(engine, settings, metrics, int(time.time()))
     page = Page()
     operations = _operations(endpoints)
     described = document(operations)
@@ -41,9 +44,10 @@ def make_app(engine: ServingEngine, settings: ServerSettings) -> Starlette:
     async def openapi(_: Request) -> Response:
         return JSONResponse(described)
 
-    routes = [*(each.route for each in operations), Route("/openapi.json", openapi)]
+    routes: list[BaseRoute] = [*(each.route for each in operations), Route("/openapi.json", openapi)]
     # One by one: a mount would answer for endpoints that have no such method.
     routes += [Route(path, page, methods=["GET"]) for path in sorted(page.paths)]
+    routes.append(WebSocketRoute("/v1/realtime", Realtime(engine, settings, metrics).serve))
     open_paths = {each.path for each in operations if not each.needs_key} | page.paths
     uploads = {each.path for each in operations if each.is_upload}
 

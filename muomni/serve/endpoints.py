@@ -37,14 +37,15 @@ class Endpoints:
     Args:
         engine: answers.
         settings: of the server.
+        metrics: of the server.
         created: when the model was made, in seconds of Unix time.
     """
 
-    def __init__(self, engine: ServingEngine, settings: ServerSettings, created: int) -> None:
+    def __init__(self, engine: ServingEngine, settings: ServerSettings, metrics: Metrics, created: int) -> None:
         self._engine = engine
         self._settings = settings
         self._created = created
-        self._metrics = Metrics(engine)
+        self._metrics = metrics
 
     async def health(self, _: Request) -> Response:
         """`GET /health`: 200 while requests are taken and answered, else 503; needs no key."""

@@ -17,6 +17,7 @@ from muomni.infer.preprocess import EngineInput, Reading, checked_tokenizer, pre
 from muomni.infer.sampling import SamplingParams
 from muomni.infer.speculative.drafts import check_guessable
 from muomni.infer.speech import SpeechSettings, TextSpeech
+from muomni.infer.speech.speaker import codec_of
 from muomni.serve.errors import ApiError, overloaded
 from muomni.serve.settings import ServerSettings
 
@@ -108,6 +109,11 @@ class ServingEngine:
         """Names of the model's voices."""
         talker = self.model.config.talker
         return () if talker is None else talker.voices
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames of a second of speech."""
+        return codec_of(self.model).frame_rate
 
     def speech(self, voice: str | None, seed: int | None) -> TextSpeech:
         """The speech of a text that comes in pieces; `close` ends it.

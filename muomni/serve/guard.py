@@ -7,7 +7,7 @@ import asyncio
 import hmac
 import re
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -18,6 +18,8 @@ from muomni.serve.errors import ApiError
 from muomni.serve.settings import ServerSettings, is_loopback
 
 _METHODS_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
+# A browser's WebSocket cannot send `Authorization`: the key comes as a subprotocol, and never in the URL.
+_KEY_PROTOCOL = "openai-insecure-api-key."
 
 # A name or address and its port, nothing else that a URL may have there.
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s\[\]:/@?#\\]+)(:[0-9]{1,5})?", re.ASCII)
@@ -58,6 +60,9 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on, or answers it with what is wrong."""
+        if scope["type"] == "websocket":
+            await self._upgrade(scope, receive, send)
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -78,6 +83,21 @@ class Guard:
             await self._with_cors(error.response(), scope, receive, send, origin if allowed else None)
             return
         await self._with_cors(self._app, scope, limited, send, origin if allowed else None)
+
+    async def _upgrade(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a WebSocket on, or answers its handshake with what is wrong."""
+        headers = Headers(scope=scope)
+        origin = headers.get("origin")
+        try:
+            self._check_host(headers)
+            self._check_origin(origin, headers, origin is not None and origin in self._settings.origins)
+            protocols = scope.get("subprotocols", ())
+            offered = [name.removeprefix(_KEY_PROTOCOL) for name in protocols if name.startswith(_KEY_PROTOCOL)]
+            self._check_key(headers, offered)
+        except ApiError as error:
+            await error.response()(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
 
     def _check_host(self, headers: Headers) -> None:
         settings = self._settings
@@ -102,14 +122,18 @@ class Guard:
         if given.scheme not in ("http", "https") or given.netloc.lower() != headers.get("host", "").lower():
             raise ApiError(403, "pages of this origin may not use this server (--allow-origin)", code="wrong_origin")
 
-    def _check_key(self, headers: Headers) -> None:
+    def _check_key(self, headers: Headers, offered: Sequence[str] = ()) -> None:
         if not self._keys:
             return
         scheme, _, key = headers.get("authorization", "").partition(" ")
-        given = key.strip().encode("latin-1")  # the bytes as they came
+        given = [*offered, key.strip()] if scheme.lower() == "bearer" else offered
         # All are compared, so that the time says nothing of which one was nearly right.
-        matches = [hmac.compare_digest(given, known) for known in self._keys]
-        if scheme.lower() != "bearer" or not any(matches):
+        matches = [
+            hmac.compare_digest(one.encode("latin-1", "replace"), known)  # the bytes as they came
+            for one in given
+            for known in self._keys
+        ]
+        if not any(matches):
             message = "this server needs a key: Authorization: Bearer KEY"
             headers_ = {"WWW-Authenticate": "Bearer"}
             raise ApiError(401, message, code="invalid_api_key", headers=headers_)

@@ -36,11 +36,16 @@ def normalize(messages: Sequence[Mapping[str, Any]], max_media: int) -> list[dic
             raise ApiError(
                 400, f"a request may hold {max_media} pictures and sounds", param=where, code="too_many_media"
             )
-        if result and result[-1]["role"] == role:
-            result[-1]["content"] = _joined(result[-1]["content"], content)
-        else:
-            result.append({"role": role, "content": content})
+        add_turn(result, role, content)
     return result
+
+
+def add_turn(turns: list[dict[str, Any]], role: Any, content: str | list[dict[str, Any]]) -> None:
+    """Adds a message to others; neighbours of one role are joined."""
+    if turns and turns[-1]["role"] == role:
+        turns[-1]["content"] = _joined(turns[-1]["content"], content)
+    else:
+        turns.append({"role": role, "content": content})
 
 
 def _content(content: Any, role: Any, where: str) -> str | list[dict[str, Any]]:
@@ -72,7 +77,7 @@ def _part(part: Any, where: str) -> dict[str, Any]:
             if url[:5].lower() != "data:":
                 message = f"{where}: pictures are not fetched; send them as a data: URL (data:image/png;base64,...)"
                 raise ApiError(400, message, param=where, code="invalid_image_url")
-            return {"type": "image_url", "image_url": {"url": _data_url(url)}}
+            return {"type": "image_url", "image_url": {"url": data_url(url)}}
     elif kind == "input_audio":
         sound = part.get("input_audio")
         data = sound.get("data") if isinstance(sound, dict) else None
@@ -84,7 +89,7 @@ def _part(part: Any, where: str) -> dict[str, Any]:
     raise ApiError(400, f"{where}: a part of type {kind} needs its content", param=where, code="invalid_value")
 
 
-def _data_url(url: str) -> str:
+def data_url(url: str) -> str:
     """A data URL as the model's prompts take it, without parameters, which say nothing that the content does not."""
     head, _, data = url.partition(",")
     return f"{head.partition(';')[0]};base64,{_base64(data)}" if ";base64" in head.lower() else url

@@ -8,7 +8,7 @@ import base64
 import io
 import struct
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -237,7 +237,7 @@ class Spoken:
         data = base64.b64encode(self._data).decode()
         return {"id": name, "data": data, "expires_at": int(time.time()) + _EXPIRES_S, "transcript": transcript}
 
-    async def deltas(self, chunks: AsyncIterator[Chunk], name: str) -> AsyncIterator[dict[str, Any]]:
+    async def deltas(self, chunks: AsyncIterator[Chunk], name: str) -> AsyncGenerator[dict[str, Any]]:
         """The `delta.audio` of a stream: text and sound as they come; name and end of life once.
 
         Raises:

@@ -1,0 +1,287 @@
+"""One client on one WebSocket: its events one after the other, its responses beside them."""
+
+import asyncio
+import json
+import logging
+import time
+from functools import partial
+from typing import Any
+
+from pydantic import ValidationError
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from muomni.ops.audio_frames import SAMPLE_RATE
+from muomni.serve.engine import ServingEngine
+from muomni.serve.errors import ApiError, api_error, overloaded
+from muomni.serve.metrics import Metrics
+from muomni.serve.realtime import events
+from muomni.serve.realtime.audio_buffer import AudioBuffer, pcm
+from muomni.serve.realtime.conversation import Conversation, Item, ItemReference, Part, made, new_id
+from muomni.serve.realtime.responses import Plan, Response
+from muomni.serve.realtime.session import Session, check_voice, updated
+from muomni.serve.settings import ServerSettings
+
+log = logging.getLogger("muomni.serve")
+_LARGE_EVENT = 256 << 10
+# Responses at a time: one of the conversation, and some that are left out of it.
+_MOST_RESPONSES = 4
+# Of sound that may be an item.
+_LEAST_S = 0.1
+
+
+class Realtime:
+    """`WS /v1/realtime` of one server.
+
+    Args:
+        engine: computes.
+        settings: of the server.
+        metrics: measure responses.
+    """
+
+    def __init__(self, engine: ServingEngine, settings: ServerSettings, metrics: Metrics) -> None:
+        self._engine, self._settings, self._metrics = engine, settings, metrics
+        self._sessions = 0
+
+    async def serve(self, websocket: WebSocket) -> None:
+        """Serves a client until it leaves or its time is up; refuses it with an HTTP status."""
+        try:
+            self._check(websocket)
+        except ApiError as error:
+            await websocket.send_denial_response(error.response())
+            return
+        self._sessions += 1
+        try:
+            protocols = websocket.scope.get("subprotocols", ())
+            await websocket.accept("realtime" if "realtime" in protocols else None)
+            await Connection(websocket, self._engine, self._settings, self._metrics).serve()
+        finally:
+            self._sessions -= 1
+
+    def _check(self, websocket: WebSocket) -> None:
+        known, name = self._settings.model_name, websocket.query_params.get("model")
+        if name is not None and name != known:
+            message = f"there is no model {name[:80]!r}; this server has {known!r}"
+            raise ApiError(404, message, param="model", code="model_not_found")
+        if self._engine.state not in ("idle", "ok"):
+            raise overloaded(f"the server is {self._engine.state}")
+        if self._sessions >= self._settings.max_sessions:
+            raise overloaded(f"{self._sessions} sessions are open already: try again later")
+
+
+class Connection:
+    """One session.
+
+    Args:
+        websocket: accepted.
+        engine: computes.
+        settings: of the server.
+        metrics: measure responses.
+    """
+
+    def __init__(self, websocket: WebSocket, engine: ServingEngine, settings: ServerSettings, metrics: Metrics) -> None:
+        self._websocket, self._engine, self._settings, self._metrics = websocket, engine, settings, metrics
+        config = engine.model.config
+        self._hears = config.audio is not None
+        voices = engine.voices
+        self._session = Session(
+            id=new_id("sess"),
+            expires_at=int(time.time() + settings.session_s),
+            model=settings.model_name,
+            output_modalities=["audio"] if voices else ["text"],
+        )
+        if voices:
+            self._session.audio.output.voice = voices[0]
+        self._ends = time.monotonic() + settings.session_s
+        self._conversation = Conversation(settings.max_body)
+        self._buffer = AudioBuffer()
+        self._responses: list[Response] = []
+        self._closed = False
+        self._handlers: dict[type[events.Event], Any] = {
+            events.SessionUpdate: self._update,
+            events.AudioAppend: self._append,
+            events.AudioCommit: self._commit,
+            events.AudioClear: self._clear,
+            events.ItemCreate: self._create_item,
+            events.ItemRetrieve: self._retrieve_item,
+            events.ItemDelete: self._delete_item,
+            events.ItemTruncate: self._truncate_item,
+            events.ResponseCreate: self._create_response,
+            events.ResponseCancel: self._cancel_response,
+            events.OutputClear: self._clear_output,
+        }
+
+    async def serve(self) -> None:
+        """Answers events until the client leaves or its time is up; everything is given back."""
+        try:
+            await self._emit("session.created", session=self._session.model_dump())
+            while not self._closed:
+                try:
+                    message = await asyncio.wait_for(self._websocket.receive(), self._ends - time.monotonic())
+                except TimeoutError:
+                    await self._expire()
+                    return
+                if message["type"] == "websocket.disconnect":
+                    return
+                await self._take(message)
+        finally:
+            self._closed = True
+            for response in self._responses:
+                await response.abandon()
+
+    async def _expire(self) -> None:
+        minutes = self._settings.session_s / 60
+        error = ApiError(400, f"the session is over: it may last {minutes:g} minutes", code="session_expired")
+        await self._emit("error", error=events.error_fields(error, None))
+        await self._websocket.close(1000, "the session is over")
+
+    async def _take(self, message: Any) -> None:
+        """Handles an event; what is wrong with it is told, and the connection stays."""
+        event_id = None
+        try:
+            text = message.get("text")
+            if text is None:
+                raise ApiError(400, "events are JSON in text frames", code="invalid_event")
+            if len(text) > _LARGE_EVENT:
+                event = await self._engine.in_pool(partial(events.parsed, text))
+            else:
+                event = events.parsed(text)
+            event_id = event.event_id
+            await self._handlers[type(event)](event)
+        except events.EventError as error:
+            await self._tell(error.error, error.event_id)
+        except Exception as error:  # noqa: BLE001 - told to the client, and where it is a bug to the log
+            await self._tell(error, event_id)
+
+    async def _tell(self, error: Exception, event_id: str | None) -> None:
+        if not isinstance(error, ValidationError) and api_error(error).status == 500:
+            log.error("an event failed", exc_info=error)
+        await self._emit("error", error=events.error_fields(error, event_id))
+
+    async def _emit(self, kind: str, /, **fields: Any) -> None:
+        """Sends an event; nobody is told anything once the client has left."""
+        if self._closed:
+            return
+        text = json.dumps({"type": kind, "event_id": new_id("event"), **fields}, ensure_ascii=False)
+        try:
+            await self._websocket.send({"type": "websocket.send", "text": text})
+        except WebSocketDisconnect:
+            self._closed = True
+
+    async def _update(self, event: events.SessionUpdate) -> None:
+        self._session = updated(self._session, event.session, self._engine.voices, hears=self._hears)
+        await self._emit("session.updated", session=self._session.model_dump())
+
+    async def _append(self, event: events.AudioAppend) -> None:
+        self._check_hears()
+        await self._engine.in_pool(partial(self._hear, event.audio))
+
+    def _check_hears(self) -> None:
+        if not self._hears:
+            raise ApiError(400, "this model does not hear", code="unsupported_value")
+
+    def _hear(self, audio: str) -> None:
+        data = pcm(audio, "audio")
+        held = (self._buffer.end - self._buffer.begin) / SAMPLE_RATE + len(data) / 48_000
+        if held > self._settings.max_sound_s:
+            message = f"more than {self._settings.max_sound_s:g} seconds of sound: commit or clear them"
+            raise ApiError(400, message, param="audio", code="input_audio_buffer_full")
+        self._buffer.append(data)
+
+    async def _commit(self, _: events.AudioCommit) -> None:
+        self._check_hears()
+        await self._engine.in_pool(partial(self._buffer.finish))
+        held = (self._buffer.end - self._buffer.begin) / SAMPLE_RATE
+        if held < _LEAST_S:
+            message = f"the buffer holds {held * 1000:.0f} ms of sound, and an item needs {_LEAST_S * 1000:.0f}"
+            raise ApiError(400, message, code="input_audio_buffer_commit_empty")
+        await self._add_sound(new_id("item"), self._buffer.begin)
+
+    async def _add_sound(self, name: str, begin: int) -> None:
+        """Makes an item of the sound from a place on."""
+        item = Item("user", [Part("input_audio", sound=self._buffer.take(begin, self._buffer.end))], id=name)
+        previous = self._conversation.add(item)
+        await self._emit("input_audio_buffer.committed", previous_item_id=previous, item_id=item.id)
+        await self._show(item, previous)
+
+    async def _show(self, item: Item, previous: str | None) -> None:
+        for kind in ("conversation.item.added", "conversation.item.done"):
+            await self._emit(kind, previous_item_id=previous, item=item.wire)
+
+    async def _clear(self, _: events.AudioClear) -> None:
+        await self._engine.in_pool(partial(self._buffer.finish))
+        self._buffer.take(self._buffer.end, self._buffer.end)
+        await self._emit("input_audio_buffer.cleared")
+
+    async def _create_item(self, event: events.ItemCreate) -> None:
+        item = await self._engine.in_pool(partial(made, event.item, "item"))
+        previous = self._conversation.add(item, event.previous_item_id)
+        await self._show(item, previous)
+
+    async def _retrieve_item(self, event: events.ItemRetrieve) -> None:
+        await self._emit("conversation.item.retrieved", item=self._conversation.find(event.item_id).wire)
+
+    async def _delete_item(self, event: events.ItemDelete) -> None:
+        self._conversation.delete(event.item_id)
+        await self._emit("conversation.item.deleted", item_id=event.item_id)
+
+    async def _truncate_item(self, _: events.ItemTruncate) -> None:
+        raise ApiError(400, "items cannot be truncated yet", param="type", code="unsupported_value")
+
+    async def _create_response(self, event: events.ResponseCreate) -> None:
+        options, session, conversation = event.response, self._session, self._conversation
+        modalities = options.output_modalities or session.output_modalities
+        voice = session.audio.output.voice_name
+        if options.audio is not None and options.audio.output.voice_name is not None:
+            voice = options.audio.output.voice_name
+        check_voice(modalities, voice, self._engine.voices, "response")
+        limit = options.max_output_tokens or session.max_output_tokens
+        most = self._settings.max_tokens
+        items = conversation.items
+        if options.input is not None:
+            items = [await self._given(each, f"response.input[{n}]") for n, each in enumerate(options.input)]
+        plan = Plan(
+            items=list(items),
+            instructions=session.instructions if options.instructions is None else options.instructions,
+            spoken=modalities == ["audio"],
+            voice=voice,
+            limit=most if limit == "inf" else min(limit, most),
+            wire_limit=limit,
+            drops=session.truncation == "auto",
+            conversation=conversation if options.conversation == "auto" else None,
+            metadata=options.metadata,
+        )
+        self._start(plan)
+
+    async def _given(self, each: Any, where: str) -> Item:
+        if isinstance(each, ItemReference):
+            return self._conversation.find(each.id)
+        return await self._engine.in_pool(partial(made, each, where))
+
+    def _start(self, plan: Plan) -> None:
+        if plan.conversation is not None and self._active is not None:
+            message = "the conversation has an active response: wait for its end, or cancel it"
+            raise ApiError(400, message, code="conversation_already_has_active_response")
+        self._responses = [response for response in self._responses if not response.ended]
+        if len(self._responses) >= _MOST_RESPONSES:
+            raise ApiError(400, f"{_MOST_RESPONSES} responses are being made already", code="too_many_responses")
+        self._responses.append(Response(self._engine, self._metrics, self._emit, plan))
+
+    @property
+    def _active(self) -> Response | None:
+        """The response of the conversation that is being made."""
+        active = (each for each in self._responses if each.plan.conversation is not None and not each.ended)
+        return next(active, None)
+
+    async def _cancel_response(self, event: events.ResponseCancel) -> None:
+        response = self._active
+        if event.response_id is not None:
+            named = (each for each in self._responses if each.id == event.response_id and not each.ended)
+            response = next(named, None)
+        if response is None:
+            message = "there is no such response that is being made"
+            raise ApiError(400, message, param="response_id", code="response_cancel_not_active")
+        await response.cancel("client_cancelled")
+
+    async def _clear_output(self, _: events.OutputClear) -> None:
+        message = "output_audio_buffer.clear is for WebRTC; here the client plays, and may send response.cancel"
+        raise ApiError(400, message, param="type", code="unsupported_value")
