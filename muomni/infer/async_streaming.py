@@ -1,6 +1,7 @@
 """The async twin of `TextStream`: one reply in an event loop, computed by the engine's thread."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,51 @@ if TYPE_CHECKING:
     from muomni.data.text.tokenizer import Tokenizer
 
 
+# Seconds between two chunks of a reply, at least, but for the first and the last: what a chunk costs on its way to the
+# reader is taken from those who compute.
+_EVERY_S = 0.02
+
+
+class Pulse:
+    """Wakes the streams of one event loop together: once for all that a step gave, and not more often than it shows.
+
+    Made inside the loop. The engine's thread calls `update`, everything else happens in the loop.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._urgent: deque[asyncio.Event] = deque()
+        self._due: deque[asyncio.Event] = deque()
+        self._called = False  # the loop is about to look at both
+        self._beating = False  # the loop will look at what is due by itself
+
+    def update(self, event: asyncio.Event, *, urgent: bool) -> None:
+        """Sets an event of the loop: soon, or, where it is urgent, at once."""
+        (self._urgent if urgent else self._due).append(event)
+        if (urgent or not self._beating) and not self._called:
+            self._called = True
+            self._loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        self._called = False  # before it looks: what comes from here on calls again
+        while self._urgent:
+            self._urgent.popleft().set()
+        if not self._beating:
+            self._beat()
+
+    def _beat(self) -> None:
+        self._beating = bool(self._due)
+        while self._due:
+            self._due.popleft().set()
+        if self._beating:
+            self._loop.call_later(_EVERY_S, self._rest)
+
+    def _rest(self) -> None:
+        self._beating = False
+        if self._due:
+            self._beat()
+
+
 class AsyncTextStream:
     """A reply of text, for one reader; no thread waits for it.
 
@@ -24,6 +70,7 @@ class AsyncTextStream:
         engine: its thread runs (`Engine.start`).
         tokenizer: turns ids into text.
         prompt: without an error.
+        pulse: wakes it, with other streams of the loop.
         batch_invariant, speculate, row: see `Request`.
 
     Attributes:
@@ -38,23 +85,29 @@ class AsyncTextStream:
         engine: Engine,
         tokenizer: "Tokenizer",
         prompt: EngineInput,
+        pulse: Pulse,
         *,
         batch_invariant: bool = False,
         speculate: bool | DraftProposer = False,
         row: int = 0,
     ) -> None:
-        loop = asyncio.get_running_loop()
         self._engine = engine
         self._text = ReplyText(tokenizer, prompt.params.stops)
         self._wake = asyncio.Event()
+        self._begun = False
         self._reply: Reply | None = None
 
         def wake() -> None:
-            loop.call_soon_threadsafe(self._wake.set)
+            pulse.update(self._wake, urgent=self.request.finished or not self._begun)
 
         options = {"batch_invariant": batch_invariant, "speculate": speculate, "row": row, "on_update": wake}
         self.request = request_of(engine, tokenizer, prompt, self._text, **options)
         engine.submit(self.request)
+
+    @property
+    def ended(self) -> bool:
+        """Whether no chunk follows the newest one."""
+        return self._reply is not None
 
     @property
     def reply(self) -> Reply:
@@ -74,33 +127,36 @@ class AsyncTextStream:
             EngineError: the stream was closed before its end.
             what the request failed with.
         """
-        request, seen, shown, said = self.request, 0, 0, ""
+        request, seen, shown, said, text = self.request, 0, 0, "", ""
         while not request.finished or seen < len(request.tokens):
             self._wake.clear()
             finished, count = request.finished, len(request.tokens)  # in this order: nothing follows once it is set
             if seen == count and not finished:
                 await self._wake.wait()
                 continue
-            text = "".join(self._take(number) for number in range(seen, count))
+            text = self._take(seen, count)
             seen = count
             said += text
+            if request.reason is not None and finished:  # the end belongs to the last chunk
+                break
             if text:
+                self._begun = True
                 yield Chunk(text, tuple(request.tokens[shown:seen]))
-                shown = seen
+                shown, text = seen, ""
         if request.error is not None:
             raise request.error
         if request.reason is None:
             raise EngineError("the reply was cancelled before its end")
         rest = self._text.rest()
         self._reply = reply_of(request, said + rest, stopped=self._text.stopped)
-        yield Chunk(rest, tuple(request.tokens[shown:]))
+        yield Chunk(text + rest, tuple(request.tokens[shown:]))
 
     def close(self) -> None:
         """Ends the request, if it still runs; its slot is free before the next step."""
         self._engine.cancel(self.request)
 
-    def _take(self, number: int) -> str:
-        token = self.request.tokens[number]
-        if self.request.on_token is None and token not in self.request.ends:
-            self._text.push(token)
-        return self._text.take(number + 1)
+    def _take(self, seen: int, count: int) -> str:
+        request = self.request
+        if request.on_token is None:
+            return self._text.more([token for token in request.tokens[seen:count] if token not in request.ends])
+        return "".join(self._text.take(number + 1) for number in range(seen, count))

@@ -129,6 +129,8 @@ class StopTexts:
         """The text that is certain to belong to the reply. After `found`, nothing more does."""
         if self.found:
             return ""
+        if not self.stops:
+            return text
         text = self._held + text
         ends = [(start + len(stop), start) for stop in self.stops if (start := text.find(stop)) >= 0]
         if ends:
@@ -378,9 +380,13 @@ class ReplyText:
         """What the last of `count` tokens made known; nothing for an end token, which is never pushed."""
         return self._made[count - 1] if count <= len(self._made) else ""
 
+    def more(self, tokens: Sequence[int]) -> str:
+        """The text of tokens that need not be told apart, in the place of `push` and `take`."""
+        return self._stop.push(self._decoder.push(tokens))
+
     def all_of(self, tokens: Sequence[int]) -> str:
         """The text of the last tokens, where none has to be told apart; nothing may follow."""
-        return self._stop.push(self._decoder.push(tokens)) + self.rest()
+        return self.more(tokens) + self.rest()
 
     def rest(self) -> str:
         """What was held back until the end."""

@@ -214,12 +214,10 @@ def _named(ignored: Sequence[str]) -> dict[str, str]:
 async def _events(answer: Answer, include_usage: bool) -> AsyncIterator[bytes]:
     """The events of an answer; an error after the first byte is one event, then the end."""
     try:
-        async for chunk in answer.chunks(include_usage=include_usage):
-            yield sse.event(chunk)
+        async for chunks in answer.chunks(include_usage=include_usage):
+            yield b"".join([*map(sse.event, chunks), *([sse.DONE] if answer.done else [])])
     except Exception as error:
         told = api_error(error)
         if told.status == 500:
             log.exception("a reply failed")
         yield sse.event(told.body)
-        return
-    yield sse.DONE

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from muomni.api.model import MuOmni
-from muomni.infer.async_streaming import AsyncTextStream
+from muomni.infer.async_streaming import AsyncTextStream, Pulse
 from muomni.infer.engine.engine import make_engine
 from muomni.infer.preprocess import EngineInput, Reading, checked_tokenizer, prepare
 from muomni.infer.sampling import SamplingParams
@@ -66,6 +66,7 @@ class ServingEngine:
         self._idle = asyncio.Event()
         self._steps = 0
         self._moved = time.monotonic()
+        self._pulse: Pulse | None = None  # belongs to the event loop
 
     @contextmanager
     def place(self) -> Iterator[None]:
@@ -167,7 +168,9 @@ class ServingEngine:
         if speculate:
             check_guessable(prompt.params)
         options: dict[str, Any] = {"batch_invariant": batch_invariant, "speculate": speculate, "row": row}
-        return AsyncTextStream(self.engine, self.tokenizer, prompt, **options)
+        if self._pulse is None:
+            self._pulse = Pulse()
+        return AsyncTextStream(self.engine, self.tokenizer, prompt, self._pulse, **options)
 
     async def watch(self) -> None:
         """Notes when the model thread took its last step, until it is cancelled."""

@@ -48,6 +48,9 @@ class Answer:
         media_tokens: tokens of the prompt's pictures and sounds, for its usage.
         metrics: measure the streams.
         spoken: speaks the one reply, or None.
+
+    Attributes:
+        done: the newest of `chunks` are the last.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Answer:
         metrics: Metrics,
         spoken: Spoken | None = None,
     ) -> None:
+        self.done = False
         self._spoken = spoken
         self._head = head
         self._streams = streams
@@ -78,8 +82,8 @@ class Answer:
         choices = [self._choice(number, stream.reply) for number, stream in enumerate(self._streams)]
         return self._head.of(choices, chunk=False, usage=self.usage())
 
-    async def chunks(self, *, include_usage: bool) -> AsyncIterator[dict[str, Any]]:
-        """The chunks of a stream, the choices as they come.
+    async def chunks(self, *, include_usage: bool) -> AsyncIterator[list[dict[str, Any]]]:
+        """The chunks of a stream, the choices as they come; those that are known at the same time together.
 
         Raises:
             what a stream raises.
@@ -87,23 +91,28 @@ class Answer:
         # With `include_usage` every chunk has the key, and only the last one a value.
         more: dict[str, Any] = {"usage": None} if include_usage else {}
         if self._spoken is not None:
-            yield self._chunk(0, {"role": "assistant", "content": None}, None, more)
+            held = [self._chunk(0, {"role": "assistant", "content": None}, None, more)]
             async for delta in self._spoken.deltas(self._chunks[0], self._audio_id):
-                yield self._chunk(0, {"audio": delta}, None, more)
-            yield self._chunk(0, {}, self._streams[0].reply.finish_reason, more)
-            if include_usage:
-                yield self._head.of([], chunk=True, usage=self.usage())
-            return
-        if self._head.kind == "chat":
-            for number in range(len(self._streams)):
-                yield self._chunk(number, {"role": "assistant", "content": ""}, None, more)
-        async for number, text in _merged(self._chunks):
-            if text is not None:
-                yield self._chunk(number, {"content": text}, None, more)
-            else:
-                yield self._chunk(number, {}, self._streams[number].reply.finish_reason, more)
+                yield [*held, self._chunk(0, {"audio": delta}, None, more)]
+                held = []
+            held.append(self._chunk(0, {}, self._streams[0].reply.finish_reason, more))
+        else:
+            held = []
+            if self._head.kind == "chat":
+                start = {"role": "assistant", "content": ""}
+                held = [self._chunk(number, start, None, more) for number in range(len(self._streams))]
+            async for number, text in _merged(self._chunks):
+                if text is None:
+                    held.append(self._chunk(number, {}, self._streams[number].reply.finish_reason, more))
+                    continue
+                held.append(self._chunk(number, {"content": text}, None, more))
+                if not self._streams[number].ended:  # else the chunk of its end follows at once
+                    yield held
+                    held = []
         if include_usage:
-            yield self._head.of([], chunk=True, usage=self.usage())
+            held.append(self._head.of([], chunk=True, usage=self.usage()))
+        self.done = True
+        yield held
 
     @property
     def _audio_id(self) -> str:

@@ -7,10 +7,12 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor
 
 from muomni.config import OmniConfig, ThinkerConfig
@@ -215,9 +217,11 @@ class Several(EagerRunner):
     can_greedy = True
     calls = 0
 
-    def greedy(self, tokens: Tensor, slots: Tensor, positions: Tensor, steps: int) -> Tensor:
+    def greedy(
+        self, tokens: Tensor, slots: Tensor, positions: Tensor, steps: int, stop: NDArray[np.int64] | None = None
+    ) -> Tensor:
         type(self).calls += 1
-        return super().greedy(tokens, slots, positions, steps)
+        return super().greedy(tokens, slots, positions, steps, stop)
 
 
 @settings(max_examples=30)

@@ -182,6 +182,12 @@ class Tokenizer:
 
     def bytes_of(self, token: int) -> bytes:
         """The UTF-8 bytes, often part of a character, that a token stands for; empty when it has no entry."""
+        known = self._bytes.get(token)
+        if known is None:
+            known = self._bytes[token] = self._bytes_of(token)
+        return known
+
+    def _bytes_of(self, token: int) -> bytes:
         name = self.backend.id_to_token(token)
         if name is None:
             return b""
@@ -276,6 +282,11 @@ class Tokenizer:
         return hashlib.sha256(repr(sorted(self.backend.get_vocab().items())).encode()).hexdigest()
 
     @cached_property
+    def _bytes(self) -> dict[int, bytes]:
+        """`bytes_of` what it was asked for."""
+        return {}
+
+    @cached_property
     def _added(self) -> dict[int, AddedToken]:
         return self.backend.get_added_tokens_decoder()
 
@@ -290,8 +301,8 @@ class Detokenizer:
 
     def push(self, ids: Iterable[int]) -> str:
         """The whole characters that `ids` complete."""
-        kept = (int(i) for i in ids)
-        return self._decoder.decode(b"".join(self._tokenizer.bytes_of(i) for i in kept if i not in self._skipped))
+        bytes_of, skipped = self._tokenizer.bytes_of, self._skipped
+        return self._decoder.decode(b"".join([bytes_of(int(i)) for i in ids if i not in skipped]))
 
     def finish(self) -> str:
         """What is left: U+FFFD for a character that never got all its bytes, else nothing."""

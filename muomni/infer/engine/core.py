@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,8 +24,8 @@ from muomni.infer.speculative.drafts import PromptLookup, accept
 from muomni.model import OmniModel, SlotCache
 from muomni.model.module_modes import eval_mode
 
-# Several greedy steps are one call of the runner where it can do that, but not for longer than this: new
-# requests and cancellations wait for the call to end.
+# Several greedy steps are one call of the runner where it can do that, but not for longer than this: whoever reads
+# a reply waits for the call to end.
 _LONGEST_CALL_S = 0.02
 _MOST_STEPS = 32
 
@@ -69,12 +70,14 @@ class EngineCore:
     Attributes:
         runners: `now` computes.
         steps: how many there have been.
+        stop: (1,) not 0 ends a call that takes several steps, so that who comes or goes need not wait for it.
     """
 
     def __init__(self, model: OmniModel, cache: SlotCache, runners: Runners[Runner], scheduler: Scheduler) -> None:
         self.runners = runners
         self.scheduler = scheduler
         self.steps = 0
+        self.stop = np.zeros(1, np.int64)
         self._model = model
         self._cache = cache
         # Reads what holds pictures and sounds, which other runners cannot; they share the cache.
@@ -229,7 +232,8 @@ class EngineCore:
         if rows.is_greedy and self.runner.can_greedy:
             # Also for one step: taking the largest of all logits with torch wakes its threads, which then spin
             # for a while on the cores that the runner's threads need.
-            return self.runner.greedy(rows.tokens, rows.slots, rows.positions, self._steps_at_once(rows))
+            steps = self._steps_at_once(rows)
+            return self.runner.greedy(rows.tokens, rows.slots, rows.positions, steps, self.stop)
         logits = self.runner.forward(rows.tokens, rows.slots, rows.positions, rows.wanted)
         return self._sample(rows.requests, logits, rows.sampler)[:, None]
 

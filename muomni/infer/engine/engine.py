@@ -122,6 +122,7 @@ class Engine:
         """As `run`, for who does not wait here; needs `start`."""
         result: Future[T] = Future()
         self._jobs.append((job, result))
+        self._core.stop[0] = 1
         self._wake.set()
         if self._closed:
             self._run_jobs()
@@ -158,6 +159,8 @@ class Engine:
         if self._thread is not None:
             request.event = threading.Event()
         self._inbox.append(request)
+        if self.running < self.cache.slots:
+            self._core.stop[0] = 1
         self._wake.set()
         return request
 
@@ -167,6 +170,7 @@ class Engine:
             return
         request.cancelled = True
         self._cancelled.append(request)
+        self._core.stop[0] = 1
         self._wake.set()
         if self._lock.acquire(blocking=False):
             try:
@@ -297,6 +301,9 @@ class Engine:
         return True
 
     def _take_messages(self) -> None:
+        self._core.stop[0] = 0  # what comes from here on sets it again
+        if self._jobs:
+            self._core.stop[0] = 1
         while self._inbox:
             self._scheduler.add(self._inbox[0])
             self._inbox.popleft()

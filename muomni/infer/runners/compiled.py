@@ -23,7 +23,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from muomni.accel.int8 import copy_for_compiling
@@ -69,7 +71,9 @@ class EagerSteps(Protocol):
     def forward(self, tokens: Tensor, slots: Tensor, positions: Tensor, wanted: Tensor) -> Tensor:
         """Logits of one step."""
 
-    def greedy(self, tokens: Tensor, slots: Tensor, positions: Tensor, steps: int) -> Tensor:
+    def greedy(
+        self, tokens: Tensor, slots: Tensor, positions: Tensor, steps: int, stop: NDArray[np.int64] | None = None
+    ) -> Tensor:
         """The most likely tokens of several steps."""
 
 
@@ -215,18 +219,22 @@ class CompiledRunner:
         order = torch.cat(places).argsort()
         return torch.cat(parts)[order.to(device)]
 
-    def greedy(self, tokens: Tensor, slots: Tensor, positions: Tensor, steps: int) -> Tensor:
+    def greedy(
+        self, tokens: Tensor, slots: Tensor, positions: Tensor, steps: int, stop: NDArray[np.int64] | None = None
+    ) -> Tensor:
         """See `Runner`."""
         step = self._take("decode", len(tokens), int(positions.max()) + steps, len(tokens))
         if step is None:
             self.eager_steps += steps
-            return self._eager.greedy(tokens, slots, positions, steps)
-        self.compiled_steps += steps
+            return self._eager.greedy(tokens, slots, positions, steps, stop)
         step.fill(tokens, slots, positions)
         out = []
         for _ in range(steps):
             step.run()
             out.append(step.tokens[: len(tokens)].clone())
+            if stop is not None and stop[0]:
+                break
+        self.compiled_steps += len(out)
         return torch.stack(out, dim=1).cpu()
 
     def prepare(self, batch: int, length: int) -> None:

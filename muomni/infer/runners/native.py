@@ -6,7 +6,9 @@ the eager runner on the same request. Results of a token do not depend on the re
 
 from collections.abc import Callable, Iterable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from muomni.config import ThinkerConfig
@@ -56,9 +58,11 @@ class NativeRunner:
         """See `Runner`."""
         return self._decoder.forward(tokens, slots, positions, wanted)
 
-    def greedy(self, tokens: Tensor, slots: Tensor, positions: Tensor, steps: int) -> Tensor:
+    def greedy(
+        self, tokens: Tensor, slots: Tensor, positions: Tensor, steps: int, stop: NDArray[np.int64] | None = None
+    ) -> Tensor:
         """See `Runner`."""
-        return self._decoder.greedy(tokens, slots, positions, steps)
+        return self._decoder.greedy(tokens, slots, positions, steps, stop)
 
 
 class NativeBackbone:

@@ -19,7 +19,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from muomni.accel.device import free_memory
@@ -76,7 +78,9 @@ class Runner(Protocol):
             (M, V) fp32 logits on the model's device.
         """
 
-    def greedy(self, tokens: Tensor, slots: Tensor, positions: Tensor, steps: int) -> Tensor:
+    def greedy(
+        self, tokens: Tensor, slots: Tensor, positions: Tensor, steps: int, stop: NDArray[np.int64] | None = None
+    ) -> Tensor:
         """Each of B rows of different slots goes on by `steps` tokens, always the most likely one.
 
         Args:
@@ -84,9 +88,11 @@ class Runner(Protocol):
             slots: (B,) int64 on the CPU, each once.
             positions: (B,) int64 on the CPU, of the tokens.
             steps: at least 1.
+            stop: (1,) which other threads may change: no step begins once it is not 0, but the first.
 
         Returns:
-            (B, steps) int64 on the CPU; -1 where a logit is NaN or infinite, and what follows it means nothing.
+            (B, steps) int64 on the CPU, fewer after `stop`; -1 where a logit is NaN or infinite, and what follows it
+            means nothing.
         """
 
 
@@ -125,13 +131,17 @@ class EagerRunner:
         logits: Tensor = thinker.lm_head(hidden)
         return logits.float()
 
-    def greedy(self, tokens: Tensor, slots: Tensor, positions: Tensor, steps: int) -> Tensor:
+    def greedy(
+        self, tokens: Tensor, slots: Tensor, positions: Tensor, steps: int, stop: NDArray[np.int64] | None = None
+    ) -> Tensor:
         """See `Runner`."""
         out = torch.empty(len(tokens), steps, dtype=torch.int64)
         wanted = torch.arange(len(tokens))
         for step in range(steps):
             tokens = most_likely(self.forward(tokens.clamp(min=0), slots, positions + step, wanted)).cpu()
             out[:, step] = tokens
+            if stop is not None and stop[0]:
+                return out[:, : step + 1]
         return out
 
 

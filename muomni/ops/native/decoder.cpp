@@ -300,7 +300,7 @@ int64_t Decoder::forward(const Batch& batch, int64_t wanted_count, const int64_t
     return DONE;
 }
 
-int64_t Decoder::greedy(const Batch& batch, int64_t steps, int64_t* out) {
+int64_t Decoder::greedy(const Batch& batch, int64_t steps, const int64_t* stop, int64_t* out, int64_t* done) {
     if (const int64_t status = check(batch)) return status;
     const int64_t N = batch.count;
     for (int64_t i = 0; i < N; i++) {
@@ -308,11 +308,13 @@ int64_t Decoder::greedy(const Batch& batch, int64_t steps, int64_t* out) {
         for (int64_t j = 0; j < i; j++)
             if (batch.slots[i] == batch.slots[j]) return BAD_SLOT;
     }
+    *done = 0;
     if (N == 0 || steps == 0) return DONE;
     std::lock_guard<std::mutex> lock(mutex_);
     reserve(N, N);
     std::vector<int64_t> tokens(batch.tokens, batch.tokens + N), positions(batch.positions, batch.positions + N);
     const Batch now = {N, tokens.data(), batch.slots, positions.data()};
+    bool last = false;
     pool_.run([&](int thread) {
         for (int64_t step = 0; step < steps; step++) {
             layers(thread, now);
@@ -322,7 +324,13 @@ int64_t Decoder::greedy(const Batch& batch, int64_t steps, int64_t* out) {
                 tokens[t] = std::max<int64_t>(0, out[t * steps + step]);
                 positions[t]++;
             }
+            // One thread decides for all; a step that has begun is finished.
+            if (thread == 0) {
+                *done = step + 1;
+                last = stop != nullptr && __atomic_load_n(stop, __ATOMIC_RELAXED) != 0;
+            }
             pool_.barrier.wait();
+            if (last) break;
         }
     });
     return DONE;

@@ -81,7 +81,7 @@ class Decoder {
   public:
     Decoder(const Model& model, int threads);
     int64_t forward(const Batch& batch, int64_t wanted_count, const int64_t* wanted, float* logits);
-    int64_t greedy(const Batch& batch, int64_t steps, int64_t* out);
+    int64_t greedy(const Batch& batch, int64_t steps, const int64_t* stop, int64_t* out, int64_t* done);
     int64_t hidden(const Batch& batch, float* out);
 
   private:

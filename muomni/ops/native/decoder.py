@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from muomni.ops.native.build import Library
@@ -197,7 +199,9 @@ class Decoder:
         self._check(status)
         return logits
 
-    def greedy(self, tokens: Tensor, slots: Tensor, positions: Tensor, steps: int) -> Tensor:
+    def greedy(
+        self, tokens: Tensor, slots: Tensor, positions: Tensor, steps: int, stop: NDArray[np.int64] | None = None
+    ) -> Tensor:
         """Decodes `steps` tokens for each of N rows, each in a slot of its own, with the most likely token.
 
         Args:
@@ -205,15 +209,17 @@ class Decoder:
             slots: (N,) int64, where it belongs.
             positions: (N,) int64.
             steps: tokens of each row.
+            stop: (1,) which other threads may change: the call ends after the step in which it is not 0.
 
         Returns:
-            (N, steps) int64. Of equal logits the lowest id wins; -1 where one is NaN or the largest infinite.
+            (N, steps) int64, fewer after `stop`, at least one. Of equal logits the lowest id wins; -1 where one is NaN
+            or the largest infinite.
 
         Raises:
             ValueError: an id, slot or position is out of range, also of the positions to come.
         """
         tokens, slots, positions = self._batch(tokens, slots, positions)
-        out = torch.empty(len(tokens), steps, dtype=torch.int64)
+        out, done = torch.empty(len(tokens), steps, dtype=torch.int64), ctypes.c_int64(0)
         status = self._functions.muomni_greedy(
             self._handle,
             len(tokens),
@@ -221,10 +227,12 @@ class Decoder:
             slots.data_ptr(),
             positions.data_ptr(),
             steps,
+            None if stop is None else stop.ctypes.data,
             out.data_ptr(),
+            ctypes.byref(done),
         )
         self._check(status)
-        return out
+        return out[:, : done.value]
 
     def hidden(self, inputs: Tensor, slots: Tensor, positions: Tensor) -> Tensor:
         """Stores the keys and values of N inputs in the place of token embeddings.
@@ -319,7 +327,17 @@ class Decoder:
         functions.muomni_destroy.restype = None
         functions.muomni_forward.argtypes = [pointer, number, pointer, pointer, pointer, number, pointer, pointer]
         functions.muomni_forward.restype = number
-        functions.muomni_greedy.argtypes = [pointer, number, pointer, pointer, pointer, number, pointer]
+        functions.muomni_greedy.argtypes = [
+            pointer,
+            number,
+            pointer,
+            pointer,
+            pointer,
+            number,
+            pointer,
+            pointer,
+            pointer,
+        ]
         functions.muomni_greedy.restype = number
         functions.muomni_hidden.argtypes = [pointer, number, pointer, pointer, pointer, pointer]
         functions.muomni_hidden.restype = number

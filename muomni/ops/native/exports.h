@@ -85,9 +85,9 @@ int64_t muomni_forward(void* handle, int64_t count, const int64_t* tokens, const
 }
 
 int64_t muomni_greedy(void* handle, int64_t count, const int64_t* tokens, const int64_t* slots,
-                      const int64_t* positions, int64_t steps, int64_t* out) {
+                      const int64_t* positions, int64_t steps, const int64_t* stop, int64_t* out, int64_t* done) {
     return guarded(static_cast<Handle*>(handle), [&](muomni::Decoder& decoder) {
-        return decoder.greedy({count, tokens, slots, positions}, steps, out);
+        return decoder.greedy({count, tokens, slots, positions}, steps, stop, out, done);
     });
 }
 

@@ -4,11 +4,13 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+from numpy.typing import NDArray
 from torch import Tensor
 
 from muomni.config import OmniConfig, ThinkerConfig
@@ -69,6 +71,50 @@ def test_a_short_prompt_does_not_wait_for_a_long_one_to_be_read(model: OmniModel
     engine.step()
     assert short.tokens and not long.tokens
     assert engine.finish(long).tokens == alone(model, range(28))
+
+
+class Interrupted(EagerRunner):
+    """Something happens in the first step of each call of `greedy`; `sizes` are the steps that were taken."""
+
+    can_greedy = True
+    happens: Callable[[], object]
+    sizes: list[int]
+
+    def greedy(
+        self, tokens: Tensor, slots: Tensor, positions: Tensor, steps: int, stop: NDArray[np.int64] | None = None
+    ) -> Tensor:
+        assert stop is not None and not stop[0]
+        self.happens()
+        new = super().greedy(tokens, slots, positions, steps, stop)
+        self.sizes.append(new.shape[1])
+        return new
+
+
+@pytest.mark.parametrize(
+    ("slots", "what", "size"),
+    [(2, "submit", 1), (1, "submit", 10), (2, "cancel", 1), (2, "job", 1), (2, "nothing", 10)],
+)
+def test_a_call_of_several_steps_ends_for_who_comes_or_goes(model: OmniModel, slots: int, what: str, size: int) -> None:
+    engine = new_engine(model, slots=slots, wrap=Interrupted)
+    runner = engine.runner
+    assert isinstance(runner, Interrupted)
+    params = SamplingParams(temperature=0, max_new_tokens=11)
+    gone = ask([5, 6], params)
+    happens: dict[str, Callable[[], object]] = {
+        "submit": lambda: engine.submit(ask([7])),
+        "cancel": lambda: engine.cancel(gone),
+        "job": lambda: engine.run_later(lambda: None),
+        "nothing": lambda: None,
+    }
+    runner.sizes, runner.happens = [], happens[what]
+    request = engine.submit(ask([1, 2, 3], params))
+    if what == "cancel":
+        engine.submit(gone)
+    engine.step()
+    engine._core._step_s = 1e-4  # a call may take all steps that there are
+    engine.step()
+    assert runner.sizes == [size]
+    assert len(request.tokens) == 1 + size
 
 
 @pytest.mark.parametrize("when", ["waiting", "reading", "running", "ended"])

@@ -4,6 +4,7 @@ import os
 import random
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -242,6 +243,18 @@ def test_greedy_is_step_by_step(library: Library, shape: Shape, kind: str, threa
     for step in range(steps):
         tokens = other.forward(tokens, slots, first + step, torch.arange(rows)).argmax(-1)
         assert torch.equal(got[:, step], tokens)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_call_of_several_steps_ends_early(library: Library, threads: int) -> None:
+    shape = Shape()
+    decoder = make_decoder(library, make_weights(shape, "float32"), shape, threads=threads)
+    tokens, slots, first = draw_tokens(shape, 2, 1), torch.arange(2), torch.zeros(2, dtype=torch.int64)
+    stop = np.zeros(1, np.int64)
+    whole = decoder.greedy(tokens, slots, first, 9, stop)
+    assert whole.shape == (2, 9)
+    stop[0] = 1
+    assert torch.equal(decoder.greedy(tokens, slots, first, 9, stop), whole[:, :1])
 
 
 @pytest.mark.parametrize("threads", [1, 4])
