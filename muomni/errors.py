@@ -34,6 +34,10 @@ class PromptError(UserError):
     """A prompt or sampling setting that cannot be served, for example one beyond the context."""
 
 
+class GrammarError(PromptError):
+    """A grammar or JSON schema that a reply cannot follow, and why."""
+
+
 class CheckpointError(MuOmniError):
     """A checkpoint that could not be written or does not load."""
 

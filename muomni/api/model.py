@@ -458,14 +458,18 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
         """
         params = SamplingParams.of(**sampling)
         V = self.config.thinker.vocab_size
+        ends = end_ids(self, self.tokenizer)
         if ids.is_floating_point() or (ids.numel() and bool(((ids < 0) | (ids >= V)).any())):
             raise PromptError(f"token ids must be whole numbers from 0 to {V - 1}, the model's vocabulary")
+        grammar = None
+        if params.grammar is not None:
+            grammar = self.runtime.grammars.compile(params.grammar, self._checked_tokenizer(), V, ends)
         if not use_cache:
             ids = ids.to(self.device, torch.int64)
-            return generate(self, ids, params, end_ids=end_ids(self, self.tokenizer), use_cache=False)
+            return generate(self, ids, params, end_ids=ends, use_cache=False, grammar=grammar)
         limit = token_budget(self, ids.shape, params)
         engine = self.runtime.engine(self, min(ids.shape[0], _BATCH_SIZE), ids.shape[1] + limit)
-        return generate_ids(engine, ids, params, limit, end_ids(self, self.tokenizer))
+        return generate_ids(engine, ids, params, limit, ends, grammar)
 
     def encode(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
         """The token ids the model reads for a prompt: in the chat's turns, or with `raw` the text itself.

@@ -16,6 +16,7 @@ from muomni.infer.preprocess import STOP_NEEDS_TEXT, EngineInput
 from muomni.infer.sampling import SamplingParams
 from muomni.infer.speculative.drafts import DraftProposer
 from muomni.infer.streaming import Reply, TextStream
+from muomni.infer.structured import Grammar
 from muomni.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -96,7 +97,14 @@ def _finished(stream: TextStream | Reply, keep_going: bool) -> Reply:
             return Reply.failed(str(error))
 
 
-def generate_ids(engine: Engine, ids: Tensor, params: SamplingParams, limit: int, end_ids: Sequence[int]) -> Tensor:
+def generate_ids(
+    engine: Engine,
+    ids: Tensor,
+    params: SamplingParams,
+    limit: int,
+    end_ids: Sequence[int],
+    grammar: Grammar | None = None,
+) -> Tensor:
     """Continues B rows of token ids; see `generate`, which it agrees with.
 
     Args:
@@ -105,6 +113,7 @@ def generate_ids(engine: Engine, ids: Tensor, params: SamplingParams, limit: int
         params: for all rows.
         limit: the token budget of each row.
         end_ids: tokens that end a row, unless the settings say otherwise.
+        grammar: that each row follows, compiled.
 
     Returns:
         (B, N) int64 on the model's device.
@@ -113,7 +122,14 @@ def generate_ids(engine: Engine, ids: Tensor, params: SamplingParams, limit: int
         raise PromptError(STOP_NEEDS_TEXT)
     ends = frozenset() if params.ignore_eos else frozenset(end_ids)
     rows = [
-        Request(prompt=prompt, params=params, limit=limit, ends=ends, row=row)
+        Request(
+            prompt=prompt,
+            params=params,
+            limit=limit,
+            ends=ends,
+            row=row,
+            constraint=None if grammar is None else grammar.begin(),
+        )
         for row, prompt in enumerate(ids.tolist())
     ]
     try:

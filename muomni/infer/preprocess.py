@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,6 +14,7 @@ from muomni.infer.encoder_cache import Encoded, EncoderCache, processor_of, prom
 from muomni.infer.prompt_media import PromptMedia
 from muomni.infer.sampling import SamplingParams
 from muomni.infer.speculative.drafts import check_guessable
+from muomni.infer.structured import Grammar, Grammars
 from muomni.model import OmniModel
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class EngineInput(NamedTuple):
         params: the settings.
         limit: its token budget, new tokens at most.
         media: its pictures and sounds, or None.
+        grammar: that its reply follows, or None.
         error: what is wrong with it; then nothing is computed for it.
     """
 
@@ -64,6 +66,7 @@ class EngineInput(NamedTuple):
     params: SamplingParams
     limit: int = 0
     media: PromptMedia | None = None
+    grammar: Grammar | None = None
     error: UserError | None = None
 
     @property
@@ -192,6 +195,7 @@ class Reading:
         root: see `read_prompt`.
         files: see `read_prompt`.
         alone: encode each medium by itself.
+        grammars: compile what replies have to follow.
         keep_going: put an error into the input of its prompt instead of raising it.
     """
 
@@ -200,6 +204,7 @@ class Reading:
     files: bool = True
     alone: bool = False
     keep_going: bool = False
+    grammars: Grammars = field(default_factory=Grammars)
 
 
 def prepare(
@@ -223,20 +228,24 @@ def prepare(
         run: see `EncoderCache.encode`.
 
     Raises:
-        PromptError: a prompt that is wrong, or too long.
+        PromptError: a prompt that is wrong, or too long, or a grammar that cannot be followed.
         MediaError: a picture or sound that cannot be read.
     """
     held = 0
-    inputs: list[EngineInput | tuple[EncodedChat, SamplingParams, str]] = []
+    V = model.config.thinker.vocab_size
+    ends = end_ids(model, tokenizer)
+    inputs: list[EngineInput | tuple[EncodedChat, EngineInput, str]] = []
     for (prompt, params), name in zip(prompts, names, strict=True):
         try:
+            grammar = reading.grammars.compile(params.grammar, tokenizer, V, ends)
             chat = read_prompt(model, tokenizer, prompt, raw=reading.raw, root=reading.root, files=reading.files)
+            text = EngineInput(chat.ids, params, grammar=grammar)
             if chat.media:
                 chat, held = _read_media(chat, held)
                 _check_length(model, chat, params)
-                inputs.append((chat, params, name))
+                inputs.append((chat, text, name))
             else:
-                inputs.append(EngineInput(chat.ids, params, token_budget(model, (1, len(chat.ids)), params)))
+                inputs.append(text._replace(limit=token_budget(model, (1, len(chat.ids)), params)))
         except (PromptError, MediaError) as error:
             inputs.append(EngineInput([], params, error=_named(error, name, reading.keep_going)))
     parts = [part for each in inputs if not isinstance(each, EngineInput) for part in each[0].media]
@@ -246,12 +255,12 @@ def prepare(
         if isinstance(each, EngineInput):
             prepared.append(each)
             continue
-        chat, params, name = each
+        chat, text, name = each
         media = [next(encoded) for _ in chat.media]
         try:
-            prepared.append(_with_media(model, chat, media, params))
+            prepared.append(_with_media(model, chat, media, text))
         except (PromptError, MediaError) as error:
-            prepared.append(EngineInput([], params, error=_named(error, name, reading.keep_going)))
+            prepared.append(EngineInput([], text.params, error=_named(error, name, reading.keep_going)))
     return prepared
 
 
@@ -291,7 +300,7 @@ def _check_length(model: OmniModel, chat: EncodedChat, params: SamplingParams) -
 
 
 def _with_media(
-    model: OmniModel, chat: EncodedChat, media: Sequence[Encoded | MediaError], params: SamplingParams
+    model: OmniModel, chat: EncodedChat, media: Sequence[Encoded | MediaError], text: EngineInput
 ) -> EngineInput:
     encoded = []
     for each in media:
@@ -300,4 +309,5 @@ def _with_media(
         encoded.append(each)
     ids, placed = prompt_media(chat, encoded)
     counts = [len(each.features) for each in encoded]
-    return EngineInput(ids, params, token_budget(model, (1, len(ids)), params, takes(chat.media, counts)), placed)
+    limit = token_budget(model, (1, len(ids)), text.params, takes(chat.media, counts))
+    return text._replace(ids=ids, limit=limit, media=placed)

@@ -14,6 +14,7 @@ from muomni.errors import NonFiniteError, PromptError
 from muomni.infer.preprocess import STOP_NEEDS_TEXT, token_budget
 from muomni.infer.prompt_media import PromptMedia
 from muomni.infer.sampling import Sampler, SamplingParams, draw_uniform, make_random, on_device, why_not_finite
+from muomni.infer.structured import Grammar
 from muomni.model import KVCache, OmniModel
 from muomni.model.kv_cache import check_places
 from muomni.model.module_modes import eval_mode
@@ -28,6 +29,7 @@ def generate(
     end_ids: Sequence[int] | None = None,
     use_cache: bool = True,
     media: PromptMedia | None = None,
+    grammar: Grammar | None = None,
 ) -> Tensor:
     """Continues B prompts of equal length together.
 
@@ -38,6 +40,7 @@ def generate(
         end_ids: tokens that end a row, kept in the result; None takes the configuration's.
         use_cache: False computes every step from the first token on, to compare with.
         media: pictures and sounds of the one prompt there is then.
+        grammar: that each row follows: the one of `params`, compiled.
 
     Returns:
         (B, N) int64 new tokens on the model's device. A row that ended is filled with the first of
@@ -54,7 +57,7 @@ def generate(
     # Only made where there are ends: copying it to the device waits.
     end_set = torch.tensor(ends, dtype=torch.int64, device=ids.device) if ends else None
     new: list[Tensor] = []
-    with closing(next_tokens(model, ids, params, use_cache=use_cache, media=media)) as steps:
+    with closing(next_tokens(model, ids, params, use_cache=use_cache, media=media, grammar=grammar)) as steps:
         for token in steps:
             if end_set is None:
                 new.append(token)
@@ -77,17 +80,22 @@ def next_tokens(
     *,
     use_cache: bool = True,
     media: PromptMedia | None = None,
+    grammar: Grammar | None = None,
 ) -> Generator[Tensor]:
-    """The loop itself: yields the next (B,) tokens, as often as `token_budget` allows, without waiting for the device.
+    """The loop itself: yields the next (B,) tokens, as often as `token_budget` allows.
 
-    It knows nothing of ends: whoever reads it stops when it has enough. Of a row whose logits are not finite it is -1.
+    Only a grammar makes it wait for the device. It knows nothing of ends: whoever reads it stops when it has enough.
+    Of a row whose logits are not finite it is -1.
     """
+    if params.grammar is not None and grammar is None:
+        raise PromptError("grammar: token ids alone say nothing of their text; give the grammar compiled")
     limit = token_budget(model, ids.shape, params)
     B, T = ids.shape
     total = T + limit
     thinker = model.config.thinker
     sources = [make_random(params.seed, row) for row in range(B)] if params.temperature > 0 else []
     sampler = Sampler([params] * B, ids.device)
+    constraints = [] if grammar is None else [grammar.begin() for _ in range(B)]
     seen = None
     if params.repetition_penalty != 1:
         seen = torch.zeros(B, thinker.vocab_size, dtype=torch.bool, device=ids.device).scatter_(1, ids, True)
@@ -103,6 +111,8 @@ def next_tokens(
                 logits = model(whole[:, begin:end], cache=cache, logits_to_keep=1).logits
             else:
                 logits = _logits(model, whole[:, begin:end], begin, media, cache)
+            for row, constraint in enumerate(constraints):
+                constraint.restrict(logits[row], whole[row, T:end].tolist())
             uniform = on_device([draw_uniform(source) for source in sources], torch.float32, ids.device)
             token = sampler(logits[:, -1], uniform, seen)
             whole[:, end] = token.clamp(min=0)

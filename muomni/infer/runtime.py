@@ -17,6 +17,7 @@ from muomni.infer.speculative.draft_model import Drafter, check_same_tokens, mak
 from muomni.infer.speculative.drafts import check_guessable
 from muomni.infer.speech.speaker import SpeakerPool
 from muomni.infer.streaming import Reply, TextStream
+from muomni.infer.structured import Grammars
 from muomni.model import OmniModel
 from muomni.model.module_modes import fingerprint
 
@@ -44,6 +45,7 @@ class Runtime:
 
     Attributes:
         media: embeddings of pictures and sounds.
+        grammars: that replies have to follow.
         speakers: of the Talker.
     """
 
@@ -53,6 +55,7 @@ class Runtime:
         self.runner = checked_runner(runner)
         self.cache_dtype = cache_dtype
         self.media = EncoderCache()
+        self.grammars = Grammars()
         self.speakers = SpeakerPool(self.runner)
         self._lock = threading.Lock()
         # With the fingerprint of what each was made for.
@@ -124,7 +127,8 @@ class Runtime:
         **options: Any,
     ) -> list[EngineInput]:
         """The engine's inputs; see `infer.preprocess.prepare`, and `Reading` for the options."""
-        return prepare(model, checked_tokenizer(model, tokenizer), self.media, prompts, names, Reading(**options))
+        reading = Reading(grammars=self.grammars, **options)
+        return prepare(model, checked_tokenizer(model, tokenizer), self.media, prompts, names, reading)
 
     def stream(
         self,

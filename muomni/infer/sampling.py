@@ -6,7 +6,7 @@ Legend: B rows, V vocabulary, R rows of a group, k tokens that are looked at.
 import difflib
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from muomni.errors import PromptError
+from muomni.infer.structured import grammar_text
 
 # Of vocabularies from this size on the most likely tokens are found by stretches of that many.
 _LARGE, _STRETCH = 16_384, 32
@@ -35,6 +36,8 @@ class SamplingParams:
         stop: the reply ends before the first of these texts; a text or a list of texts.
         seed: the same seed gives the same reply; None draws a new one each time.
         ignore_eos: go on to `max_new_tokens` whatever the model says.
+        grammar: the reply follows it, and ends where it does: a JSON schema, or a text in llguidance's form of Lark.
+            Where `max_new_tokens` comes first, the reply is the beginning of one that does.
 
     Raises:
         PromptError: naming the setting, its value and what is allowed.
@@ -49,13 +52,19 @@ class SamplingParams:
     stop: str | list[str] | tuple[str, ...] = ()
     seed: int | None = None
     ignore_eos: bool = False
+    grammar: str | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for key, rule in _RULES.items():
             value = getattr(self, key)
             if not rule.holds(value):
                 raise PromptError(f"{key} = {value!r}: must be {rule.allowed}")
-        object.__setattr__(self, "stop", self.stops)  # hashable, and no longer the caller's own list
+        # Hashable, and no longer the caller's own list and dict.
+        object.__setattr__(self, "stop", self.stops)
+        if self.grammar is not None:
+            if self.ignore_eos:
+                raise PromptError("ignore_eos = True: a reply with a grammar ends where the grammar does")
+            object.__setattr__(self, "grammar", grammar_text(self.grammar))
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -120,6 +129,10 @@ _RULES = {
     ),
     "seed": _Rule(lambda v: v is None or (is_whole(v, 0) and v < 2**63), "a whole number from 0 to 2**63 - 1, or None"),
     "ignore_eos": _Rule(lambda v: isinstance(v, bool), "true or false"),
+    "grammar": _Rule(
+        lambda v: v is None or isinstance(v, Mapping) or (isinstance(v, str) and v != ""),
+        "a JSON schema (a dict), a text in llguidance's form of Lark, or None",
+    ),
 }
 
 

@@ -315,6 +315,7 @@ def request_of(
         limit=prompt.limit,
         ends=frozenset() if prompt.params.ignore_eos else frozenset(end_ids(engine.model, tokenizer)),
         media=prompt.media,
+        constraint=None if prompt.grammar is None else prompt.grammar.begin(),
         **options,
     )
     if prompt.params.stops:

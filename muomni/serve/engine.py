@@ -148,7 +148,7 @@ class ServingEngine:
 
     def _prepare(self, prompt: Any, params: SamplingParams, *, raw: bool, alone: bool) -> EngineInput:
         encoders = self.model.runtime.media
-        reading = Reading(raw=raw, alone=alone, files=False)
+        reading = Reading(raw=raw, alone=alone, files=False, grammars=self.model.runtime.grammars)
         return prepare(self.model, self.tokenizer, encoders, [(prompt, params)], [""], reading, self.engine.run)[0]
 
     def media_tokens(self, prompt: EngineInput) -> dict[str, int]:

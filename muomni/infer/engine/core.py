@@ -54,6 +54,7 @@ class _Rows:
     wanted: Tensor
     sampler: Sampler
     is_greedy: bool
+    constrained: bool
     alone: bool
     guess: bool
 
@@ -229,7 +230,7 @@ class EngineCore:
 
     def _decode(self, rows: _Rows) -> Tensor:
         """(B, steps) the next tokens of all rows."""
-        if rows.is_greedy and self.runner.can_greedy:
+        if rows.is_greedy and not rows.constrained and self.runner.can_greedy:
             # Also for one step: taking the largest of all logits with torch wakes its threads, which then spin
             # for a while on the cores that the runner's threads need.
             steps = self._steps_at_once(rows)
@@ -253,7 +254,8 @@ class EngineCore:
                 guesser = request.speculate
                 prompt = request.prompt
                 request.drafts = PromptLookup(prompt) if isinstance(guesser, bool) else guesser.begin(prompt)
-            return request.drafts.draft(request.tokens, len(request.prompt), most)
+            draft = request.drafts.draft(request.tokens, len(request.prompt), most)
+            return draft if request.constraint is None else request.constraint.allowed(request.tokens, draft)
         except Exception as error:  # noqa: BLE001 - told to the request whose guess failed
             self.end(request, error=error)
             return []
@@ -266,7 +268,9 @@ class EngineCore:
             for r, draft in zip(requests, drafts, strict=True)
         ]
         parts, logits = self._forward(asked)
-        likely = most_likely(logits).tolist() if parts else []
+        with torch_on_one_thread() if self.runner.own_threads else nullcontext():
+            self._constrain(parts, logits)
+            likely = most_likely(logits).tolist() if parts else []
         once = sum(r.drafts.once_s for r, draft in zip(requests, drafts, strict=True) if draft and r.drafts is not None)
         took = time.perf_counter() - started - once
         drafted = sum(len(part.tokens) - 1 for part in parts)
@@ -293,6 +297,7 @@ class EngineCore:
             wanted=torch.arange(len(requests)),
             sampler=Sampler([r.params for r in requests], self._cache.device),
             is_greedy=is_greedy,
+            constrained=any(r.constraint is not None for r in requests),
             alone=apart and len(requests) > 1,
             guess=is_greedy and not apart and any(r.speculate for r in requests),
         )
@@ -306,6 +311,18 @@ class EngineCore:
         """A running average of a decode step's time; the first guess is far too long."""
         took = (time.perf_counter() - started) / steps
         self._step_s = took if self._step_s == 1.0 else 0.8 * self._step_s + 0.2 * took
+
+    def _constrain(self, parts: Sequence[_Part], logits: Tensor) -> None:
+        """Forbids what the constraints of requests with drafts do not allow; ends those that fail at it."""
+        end = 0
+        for part in parts:
+            begin, end = end, end + part.wanted
+            request = part.request
+            if request.constraint is not None:
+                try:
+                    request.constraint.restrict(logits[begin:end], request.tokens, part.tokens[1:])
+                except Exception as error:  # noqa: BLE001 - told to the request whose constraint failed
+                    self.end(request, error=error)
 
     # -- one forward pass -----------------------------------------------------------------------------------
 
@@ -382,6 +399,9 @@ class EngineCore:
             return self._draw(requests, logits, sampler)
 
     def _draw(self, requests: list[Request], logits: Tensor, sampler: Sampler) -> Tensor:
+        for row, request in enumerate(requests):
+            if request.constraint is not None:
+                request.constraint.restrict(logits[row : row + 1], request.tokens)
         if sampler.greedy:
             return most_likely(logits).cpu()
         uniform = on_device([request.number() for request in requests], torch.float32, logits.device)
@@ -411,6 +431,8 @@ class EngineCore:
     def _deliver(self, requests: list[Request], rows: list[list[int]], started: float) -> None:
         now = self._clock + time.perf_counter() - started
         for request, new in zip(requests, rows, strict=True):
+            if request.finished:  # its constraint has failed
+                continue
             if not request.tokens:
                 request.first = now
             request.last = now

@@ -25,6 +25,7 @@ from typing import Literal
 from muomni.infer.prompt_media import PromptMedia
 from muomni.infer.sampling import SamplingParams, draw_uniform, make_random
 from muomni.infer.speculative.drafts import DraftProposer, Guesses
+from muomni.infer.structured import Constraint
 
 FinishReason = Literal["stop", "length"]
 BLOCK = 16
@@ -46,6 +47,7 @@ class Request:
             greedy requests only. See `speculate`.
         row: tells rows of one seed apart.
         media: pictures and sounds of the prompt, or None.
+        constraint: what the reply may go on with, or None; for this request alone.
         on_token: called with each new token that is not an end before it is visible, in order, by the thread that
             computes; True ends the reply with that token. What it raises ends this request alone. After an
             interruption (Ctrl-C) it may be called again for the same place in the reply.
@@ -75,6 +77,7 @@ class Request:
     speculate: bool | DraftProposer = False
     row: int = 0
     media: PromptMedia | None = None
+    constraint: Constraint | None = None
     on_token: Callable[[int], bool] | None = None
     on_update: Callable[[], None] | None = None
 
@@ -125,6 +128,8 @@ class Request:
     def rewind(self) -> None:
         """Draws the numbers anew, and the same: an exception may have come between two of them."""
         self._source = None
+        if self.constraint is not None:
+            self.constraint.rewind()
 
     @property
     def end_reached(self) -> FinishReason | None:

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from muomni import MuOmni
-from muomni.infer import EagerRunner, Engine, Request, Runners, SamplingParams, sample
+from muomni.infer import EagerRunner, Engine, Request, Runners, SamplingParams, sample, structured
 from muomni.infer.engine import core, engine, scheduler
 from muomni.infer.sampling import draw_uniform, make_random
 from muomni.infer.streaming import TextStream
 from muomni.model import SlotCache, kv_cache
 from tests.infer.engine.test_engine import ask, make_model, new_engine
+from tests.infer.letters import compiled
 
 if TYPE_CHECKING:
     from muomni.data.text.tokenizer import Tokenizer
@@ -44,23 +45,29 @@ def random_logits(tokens: Sequence[float]) -> list[float]:
 def alone(prompt: Sequence[int], params: SamplingParams) -> list[int]:
     whole = list(prompt)
     source = make_random(params.seed, 0)
+    constraint = None if params.grammar is None else GRAMMAR.begin()
     for _ in range(params.max_new_tokens):
         seen = torch.zeros(1, 30, dtype=torch.bool)
         seen[0, whole] = True
         uniform = torch.tensor([draw_uniform(source)])
-        whole.append(int(sample(torch.tensor([random_logits(whole)]), params, uniform, seen)))
+        logits = torch.tensor([random_logits(whole)])
+        if constraint is not None:
+            constraint.restrict(logits, whole[len(prompt) :])
+        whole.append(int(sample(logits, params, uniform, seen)))
     return whole[len(prompt) :]
 
 
+TEXT = "start: /([a-e][0-9]){9}/"
+GRAMMAR = compiled(TEXT)
 COMMON = [(7 * i + 3) % 30 for i in range(20)]
 WARM = SamplingParams(temperature=0, max_new_tokens=3)
 PARAMS = (
     SamplingParams(temperature=0, max_new_tokens=7),
     SamplingParams(temperature=1.0, seed=4, max_new_tokens=6, repetition_penalty=1.5),
-    SamplingParams(temperature=0, max_new_tokens=2),
+    SamplingParams(temperature=0, max_new_tokens=3, grammar=TEXT),
 )
 PROMPTS = [[*COMMON, 1, 2], [*COMMON, 3, 4], [*COMMON[:17], 5]]
-WATCHED = {Path(str(module.__file__)).name for module in (core, engine, scheduler)}
+WATCHED = {Path(str(module.__file__)).name for module in (core, engine, scheduler, structured)}
 FUNCTIONS = {(Path(str(kv_cache.__file__)).name, "copy")}
 
 
@@ -103,7 +110,10 @@ def run(model: Any, hit: Interruption, expected: list[list[int]]) -> Engine:
     """Some requests that begin alike, one of them cancelled, on an engine that is interrupted where `hit` raises."""
     made = new_engine(model, slots=3, wrap=Remembers, chunk=16, chunk_alone=24)
     first = made.submit(ask([*COMMON, 9], WARM))
-    requests = [ask(prompt, params) for prompt, params in zip(PROMPTS, PARAMS, strict=True)]
+    requests = [
+        ask(prompt, params, constraint=None if params.grammar is None else GRAMMAR.begin())
+        for prompt, params in zip(PROMPTS, PARAMS, strict=True)
+    ]
     gone = ask([8, 7], PARAMS[0])
 
     def go_on(until: Callable[[], bool]) -> None:
@@ -146,7 +156,7 @@ def test_an_exception_at_any_line_of_a_step_changes_nothing(again: bool) -> None
     dry = Interruption()
     run(model, dry, expected)
     names = {Path(file).name for file, _ in dry.seen}
-    assert {"core.py", "engine.py", "scheduler.py", "kv_cache.py"} <= names
+    assert {"core.py", "engine.py", "scheduler.py", "kv_cache.py", "structured.py"} <= names
     for place, times in dry.seen.items():
         if again and times == 1:
             continue
