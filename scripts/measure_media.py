@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prepare_media import ASK_BOTH, ASK_DIGIT, ASK_NAME, ASK_TRUE, ASK_WORDS, choose, read_rows, said
+from prepare_media import ASK_BOTH, ASK_DIGIT, ASK_NAME, ASK_TRUE, choose, read_rows, said
 
 from muomni import MuOmni
 from muomni.config import SourceSpec
@@ -135,8 +135,8 @@ class Measure:
             rows = [row for row in self.rows(self.data / "speech" / folder / "val.jsonl") if said(row)]
             clips = [MediaRef("audio", str(self.data / "speech" / folder / row["archive"]), row["audio"])
                      for row in rows]  # fmt: skip
-            answers = self.answers([heard(clip, ASK_WORDS[0]) for clip in clips], 200)
-            errors = word_errors(zip((row["text"] for row in rows), answers, strict=True))
+            heard = [each.text for each in self.model.transcribe(clips, batch_size=self.batch)]
+            errors = word_errors(zip((row["text"] for row in rows), heard, strict=True))
             self.note(f"{name}_wer", errors.rate, errors.words, "words wrong")
             self.note(f"{name}_exact", errors.exact / errors.clips, errors.clips, "clips without any error")
 
@@ -179,11 +179,6 @@ class Measure:
 def seen(picture: MediaRef, question: str) -> list[Row]:
     """A message that asks about a picture."""
     return [{"type": "image", "image": picture}, {"type": "text", "text": question}]
-
-
-def heard(clip: MediaRef, question: str) -> list[Row]:
-    """A message that asks about a clip."""
-    return [{"type": "audio", "audio": clip}, {"type": "text", "text": question}]
 
 
 def same(answer: str, truth: str) -> bool:

@@ -24,6 +24,7 @@ from typing import Any
 
 from muomni.eval.wer import spoken_words
 from muomni.files import text_lines
+from muomni.infer.transcription import QUESTION
 
 Row = dict[str, Any]
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -31,7 +32,7 @@ ASK_DIGIT = ("What digit is this?", "Which digit is in the picture?", "Read the 
 ASK_NAME = ("What is in the picture?", "What is this?", "Name the picture.", "What does this picture show?")
 ASK_FLAG = ("Whose flag is this?", "What flag is this?", "What is in the picture?")
 ASK_TRUE = ("True or false: {}", "Is this true of the picture? {} Answer true or false.")
-ASK_WORDS = ("What is said?", "Write down what you hear.", "Transcribe the recording.", "Which words are spoken?")
+ASK_WORDS = (QUESTION, "Write down what you hear.", "Transcribe the recording.", "Which words are spoken?")
 ASK_BOTH = "Which digit is shown, and which one is said?"
 # Of 100 questions about a picture so many stand before it; the others come after it.
 QUESTION_FIRST = 20

@@ -14,6 +14,7 @@ from muomni.accel.int8 import KeepFloat, QuantizationReport, quantize, tune
 from muomni.api import export
 from muomni.api.presets import new_config
 from muomni.config import AudioConfig, OmniConfig, VisionConfig
+from muomni.data.media.audio import Sound
 from muomni.data.text.chat import expand
 from muomni.data.text.tokenizer import Tokenizer
 from muomni.errors import PromptError, UserError
@@ -29,6 +30,7 @@ from muomni.infer.runtime import CacheDtype, Runtime
 from muomni.infer.speech import Speech, SpeechSettings, SpokenStream, TextSpeech, speak_all, speak_pieces
 from muomni.infer.speech.offline import Speak, add_speech, check_spoken, reply_speech, text_settings
 from muomni.infer.streaming import ReplyStream
+from muomni.infer.transcription import Transcriber, Transcript, transcripts
 from muomni.model import OmniModel
 
 # Prompts or sentences of one call that are computed side by side by default.
@@ -310,6 +312,45 @@ class MuOmni(OmniModel, PyTorchModelHubMixin, library_name="muomni", model_card_
             for n, speech in zip(spoken, speeches, strict=True):
                 written[n] = add_speech(written[n], speech)
         return written
+
+    def transcribe(
+        self,
+        sounds: Sequence[Sound],
+        *,
+        hint: str | None = None,
+        batch_size: int = _BATCH_SIZE,
+        progress: bool | None = None,
+        on_error: Literal["raise", "reply"] = "raise",
+        **sampling: Any,
+    ) -> list[Transcript]:
+        """Writes down what is said in sounds of up to four hours each.
+
+        A sound that is longer than half a minute, or than the model's context allows, is cut where it is quiet; the
+        pieces of all sounds are computed side by side.
+
+        Args:
+            sounds: each a path, bytes, or (samples, rate).
+            hint: of the subject or of spellings, as a system message.
+            batch_size: see `chat_batch`.
+            progress: see `chat_batch`.
+            on_error: what becomes of a sound that cannot be read: `raise` raises its error, `reply` gives it a
+                transcript with its `error` and writes down the others.
+            sampling: fields of `SamplingParams`; greedy unless given.
+
+        Returns:
+            a transcript of each sound, in their order.
+
+        Raises:
+            UserError: the model does not hear.
+            PromptError: a setting that is not allowed.
+            MediaError: a sound that cannot be read.
+        """
+        if isinstance(sounds, str | bytes | Path) or not isinstance(sounds, Sequence):
+            raise PromptError(f"sounds must be a list, not {type(sounds).__name__}")
+        check_batch(on_error, batch_size)
+        transcriber = Transcriber(self, self._checked_tokenizer(), hint, **sampling)
+        options: dict[str, Any] = {"batch_size": batch_size, "keep_going": on_error == "reply"}
+        return list(transcripts(transcriber, self.runtime, sounds, progress=progress, **options))
 
     def say(self, text: str, **settings: Any) -> Speech:
         """Speaks a text, in one voice from its beginning to its end.

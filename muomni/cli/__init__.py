@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "chat": "Talk to a model in the terminal.",
     "generate": "Answer one prompt, for scripts.",
     "say": "Speak a text in one of a model's voices.",
+    "transcribe": "Write down what is said in recordings.",
     "serve": "Serve a model over HTTP as OpenAI's API.",
     "bench": "Measure training and inference on this machine, beside other libraries where asked.",
     "data": "Read training data once and say what is wrong; make speech from texts.",

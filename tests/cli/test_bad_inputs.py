@@ -65,6 +65,11 @@ SURFACE: dict[str, list[tuple[str, list[str]]]] = {
         ("say RUN hi --out BAD.wav", PLACES),
         ("say RUN hi --BAD", ["top-k -1 --out a.wav", "temperature nan --out a.wav", "format wav"]),
     ],
+    "transcribe": [
+        ("transcribe BAD a.wav", MODEL),
+        ("transcribe RUN BAD", MISSING),
+        ("transcribe RUN a.wav --BAD", ["format srt", "device toaster", "hint \udcff"]),
+    ],
     "serve": [("serve BAD", MODEL), ("serve RUN --api-key-file BAD", [*MISSING, "folder.jsonl", "binary.jsonl"])],
     "bench": [
         ("bench BAD", MODEL),
