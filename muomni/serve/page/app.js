@@ -7,6 +7,8 @@ import { Conversation } from "./chat/conversation.js";
 import { Messages } from "./chat/messages.js";
 import { PushToTalk } from "./chat/push-to-talk.js";
 import { byId, save } from "./dom.js";
+import { HandsFree } from "./live/hands-free.js";
+import { Panel } from "./live/panel.js";
 import { Settings } from "./settings.js";
 import { Player } from "./sound/player.js";
 import { Status } from "./status.js";
@@ -18,9 +20,16 @@ const server = new Server();
 const conversation = new Conversation();
 const attachments = new Attachments();
 const settings = new Settings(settingsChanged, connect);
-export const player = new Player(() => chat.update());
+export const player = new Player(() => (live.active ? live : chat).update());
 const messages = new Messages({ edit, remove: (turn) => chat.drop(turn), retry: (turn) => chat.again(turn), listen: (turn) => chat.listen(turn) });
-const chat = new Chat({ server, conversation, messages, player, settings, status });
+const shared = { server, conversation, messages, player, settings, status };
+const chat = new Chat(shared);
+const panel = new Panel({
+  onMute: (muted) => { live.gate.muted = muted; },
+  onInterrupt: () => live.interrupt(),
+  onEnd: () => live.end(),
+});
+const live = new HandsFree({ ...shared, panel });
 const talk = new PushToTalk(status, () => chat.interrupt(), said);
 
 // -- the model ----------------------------------------------------------------------------------------------------
@@ -31,7 +40,7 @@ async function connect() {
     const model = await server.model();
     const { input_modalities: inputs, output_modalities: outputs } = model.architecture;
     attachments.inputs = new Set(inputs);
-    chat.speech = outputs.includes("audio");
+    chat.speech = live.speech = outputs.includes("audio");
     settings.setVoices(chat.speech ? await server.voices() : []);
     const abilities = new Set([...inputs, ...(chat.speech ? ["speech"] : [])]);
     document.body.dataset.can = [...abilities].join(" ");
@@ -82,6 +91,7 @@ async function attach(files) {
 }
 
 function clear() {
+  live.end();
   chat.interrupt();
   const { turns } = conversation;
   conversation.turns = [];
@@ -132,12 +142,18 @@ byId("speaks").onclick = () => {
   if (!settings.speaks) player.stop();
   settingsChanged();
 };
+byId("hands-free").onclick = () => {
+  chat.interrupt();
+  player.unlock();
+  live.start(byId("model").textContent);
+};
 byId("new").onclick = clear;
 byId("export-markdown").onclick = () => saveAs("md", "text/markdown", conversation.asMarkdown(byId("model").textContent, settings.system));
 byId("export-json").onclick = () => saveAs("json", "application/json", conversation.asJson(byId("model").textContent, settings.system));
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Escape" || document.querySelector("dialog[open]")) return;
   if (talk.listening) talk.cancel();
+  else if (live.active) live.interrupt();
   else chat.interrupt();
 });
 

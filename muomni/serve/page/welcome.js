@@ -18,8 +18,8 @@ export function welcome(abilities, onExample) {
 
 function told(abilities) {
   const ways = ["write"];
-  if (abilities.has("image")) ways.push("show it a picture (drop or paste one)");
-  if (abilities.has("audio")) ways.push("hold the microphone and speak");
+  if (abilities.has("image")) ways.push("show it a picture");
+  if (abilities.has("audio")) ways.push("talk with it");
   const last = ways.pop();
   const list = ways.length ? `${ways.join(", ")} or ${last}` : last;
   return `You can ${list}. ${abilities.has("speech") ? "It answers in writing and aloud." : "It answers in writing."}`;

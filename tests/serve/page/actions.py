@@ -20,6 +20,12 @@ def replies(page: "Page", count: int) -> list[str]:
     return page.locator(".assistant .bubble").all_text_contents()
 
 
+def wait_until_heard(page: "Page", seconds: float) -> None:
+    """Until so much of a reply was played."""
+    page.evaluate("import('/app.js').then(({ player }) => { window.player = player; })")
+    page.wait_for_function("(seconds) => window.player.played > seconds", arg=seconds)
+
+
 def set_up(page: "Page", *, aloud: bool = False, **fields: str) -> None:
     """Chooses greedy and short replies, or other `fields` by their labels, with _ for spaces."""
     page.get_by_role("button", name="Settings").click()

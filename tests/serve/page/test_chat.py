@@ -44,7 +44,7 @@ def test_the_last_turn_is_changed(page: "Page") -> None:
     page.get_by_role("button", name="Answer again").click()
     assert replies(page, 1) == [first]
     page.get_by_role("button", name="Copy").click()
-    page.wait_for_function("navigator.clipboard.readText().then((text) => text.length > 0)")
+    page.wait_for_function("() => navigator.clipboard.readText().then((text) => text.length > 0)")
     assert page.evaluate("navigator.clipboard.readText()") == first
     page.get_by_role("button", name="Edit").click()
     message = page.get_by_label("Message", exact=True)
@@ -80,7 +80,7 @@ def test_a_picture_and_what_is_said(page: "Page", tmp_path: Path) -> None:
     microphone.click()
     assert len(replies(page, 2)) == 2
     assert page.locator(".user audio").count() == 1
-    page.wait_for_function("document.querySelector('.user audio').duration > 0.3")
+    page.wait_for_function("() => document.querySelector('.user audio').duration > 0.3")
     microphone.focus()  # and by the key, held
     page.keyboard.down("Space")
     page.get_by_text("Listening").wait_for()

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from playwright.sync_api import expect
 
 from tests.serve.conftest import Running
-from tests.serve.page.actions import replies, set_up, write
+from tests.serve.page.actions import replies, set_up, wait_until_heard, write
 from tests.serve.test_leaving import until
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def test_a_reply_is_heard_and_interrupted(page: "Page", server: Running) -> None
     write(page, "Hello there!")
     expect(page.locator("body")).to_have_attribute("data-state", "speaking")
     assert page.evaluate(LOUDEST) > 0
-    page.wait_for_function(f"{PLAYED}.then((seconds) => seconds > 0.1)")
+    wait_until_heard(page, 0.1)
     page.keyboard.press("Escape")
     expect(page.locator("body")).to_have_attribute("data-state", "idle")
     heard = page.evaluate(PLAYED)

@@ -49,7 +49,7 @@ export class Attachments {
 export async function sound(blob, name = blob.name || "sound") {
   const data = (await dataUrl(blob)).split(",")[1];
   const part = { type: "input_audio", input_audio: { data, format: blob.type.includes("mpeg") ? "mp3" : "wav" } };
-  return { kind: "audio", part, url: URL.createObjectURL(blob), name };
+  return { kind: "audio", part, url: URL.createObjectURL(blob), name, blob };
 }
 
 async function picture(file) {

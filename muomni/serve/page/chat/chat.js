@@ -4,6 +4,7 @@ import { ApiError } from "../api.js";
 import { byId } from "../dom.js";
 import { fromBase64 } from "../sound/pcm.js";
 import { Reply, Turn } from "./conversation.js";
+import { Stopwatch } from "./figures.js";
 import { Sentences } from "./sentences.js";
 
 const TRIES = 4; // of a request that finds no place on the server
@@ -122,7 +123,7 @@ export class Chat {
   async #read(turn, signal) {
     const { reply } = turn;
     const sentences = new Sentences();
-    const times = { began: performance.now(), text: 0, sound: 0, last: 0 };
+    const watch = new Stopwatch();
     let usage = null, reason = null;
     for await (const chunk of this.#chunks(this.#body(turn), signal)) {
       usage = chunk.usage ?? usage;
@@ -131,15 +132,14 @@ export class Chat {
       const { content, audio } = choice?.delta ?? {};
       const text = content ?? audio?.transcript;
       if (text) {
-        times.last = performance.now();
-        times.text ||= times.last;
+        watch.text();
         if (!this.#writing) this.#begun();
         reply.text += text;
         this.messages.append(turn, text);
-        this.status.announce(sentences.push(text));
+        if (!this.#speaks) this.status.announce(sentences.push(text)); // two voices at once help nobody
       }
       if (audio?.data) {
-        times.sound ||= performance.now();
+        watch.sound();
         const piece = fromBase64(audio.data);
         reply.sound.push(piece);
         this.player.push(piece);
@@ -147,7 +147,7 @@ export class Chat {
       }
     }
     this.status.announce(sentences.rest());
-    reply.figures = figures(times, usage?.completion_tokens ?? 0, reason);
+    reply.figures = watch.told(usage?.completion_tokens ?? 0, reason);
     if (!reply.text) reply.error = "The model gave no words.";
   }
 
@@ -177,16 +177,6 @@ export class Chat {
       }
     }
   }
-}
-
-function figures({ began, text, sound, last }, tokens, reason) {
-  const parts = [];
-  if (tokens > 1 && last > text) parts.push(`${((tokens - 1) / ((last - text) / 1000)).toFixed(0)} tokens/s`);
-  if (text) parts.push(`first word ${Math.round(text - began)} ms`);
-  if (sound) parts.push(`first sound ${Math.round(sound - began)} ms`);
-  parts.push(`${tokens} tokens`);
-  if (reason === "length") parts.push("cut off at the longest reply");
-  return parts.join(" · ");
 }
 
 function pause(ms, signal) {
