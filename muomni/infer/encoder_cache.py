@@ -8,7 +8,7 @@ Legend: N tokens of a medium, D hidden_size of the Thinker, T tokens of a prompt
 import hashlib
 import operator
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -64,12 +64,12 @@ class EncoderCache:
         limit: bytes of embeddings that are cached.
 
     Attributes:
-        encoded: how many media went through an encoder so far.
+        encoded_kinds: how many media of each kind went through an encoder so far.
         passes: in how many passes.
     """
 
     def __init__(self, limit: int = _KEPT_BYTES) -> None:
-        self.encoded = 0
+        self.encoded_kinds: Counter[Kind] = Counter()
         self.passes = 0
         self._limit = limit
         self._kept: OrderedDict[_Key, Encoded] = OrderedDict()
@@ -84,6 +84,11 @@ class EncoderCache:
 
     def __reduce__(self) -> tuple[type["EncoderCache"], tuple[int]]:
         return EncoderCache, (self._limit,)
+
+    @property
+    def encoded(self) -> int:
+        """How many media went through an encoder so far."""
+        return self.encoded_kinds.total()
 
     @property
     def nbytes(self) -> int:
@@ -215,7 +220,7 @@ class EncoderCache:
                 clips = AudioBatch(values, tuple(len(decoded.values) for _, decoded in waiting))
                 features = model.project_clips(model.encode_clips(clips.to(model.device)))
         sizes = [processor_of(model.config).size_of(decoded) for _, decoded in waiting]
-        self.encoded += len(waiting)
+        self.encoded_kinds[kind] += len(waiting)
         self.passes += 1
         made = []
         for (key, _), size, part in zip(waiting, sizes, torch.split(features, [s.tokens for s in sizes]), strict=True):

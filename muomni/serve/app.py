@@ -19,7 +19,6 @@ from muomni.serve.endpoints import Endpoints
 from muomni.serve.engine import ServingEngine
 from muomni.serve.errors import ApiError
 from muomni.serve.guard import Guard
-from muomni.serve.metrics import Metrics
 from muomni.serve.operations import JSON, Operation, document
 from muomni.serve.page_files import Page
 from muomni.serve.realtime.connection import Realtime
@@ -35,7 +34,7 @@ def make_app(engine: ServingEngine, settings: ServerSettings) -> Starlette:
         engine: answers; ended with the application.
         settings: of the server.
     """
-    metrics = Metrics(engine)
+    metrics = engine.metrics
     endpoints = Endpoints(engine, settings, metrics, int(time.time()))
     page = Page()
     operations = _operations(endpoints)

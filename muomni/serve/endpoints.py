@@ -101,7 +101,7 @@ class Endpoints:
             text, form = await text_and_format(asked)
             speech = self._engine.speech(asked.voice_name, asked.seed)
             stack.callback(speech.close)
-            sounds = spoken_pieces(self._engine, speech, text)
+            sounds = spoken_pieces(self._engine, speech, text, paced=form.codec is None)
             # The first sound is made before the status is sent: what cannot be spoken is an error.
             first = await unless_left(request.receive, first_of(sounds))
             encoder = form.encoder(speech.sample_rate)

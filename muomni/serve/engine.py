@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
+from torch import Tensor
 
 from muomni.api.model import MuOmni
 from muomni.infer.async_streaming import AsyncTextStream, Pulse
@@ -16,15 +17,19 @@ from muomni.infer.engine.engine import make_engine
 from muomni.infer.preprocess import EngineInput, Reading, checked_tokenizer, prepare
 from muomni.infer.sampling import SamplingParams
 from muomni.infer.speculative.drafts import check_guessable
-from muomni.infer.speech import SpeechSettings, TextSpeech
+from muomni.infer.speech import AHEAD_S, SpeechSettings, TextSpeech
 from muomni.infer.speech.speaker import codec_of
 from muomni.serve.errors import ApiError, overloaded
+from muomni.serve.metrics import Metrics
 from muomni.serve.settings import ServerSettings
+from muomni.serve.turns import SpeechTurns
 
 T = TypeVar("T")
 State = Literal["idle", "ok", "stalled", "stopping", "dead"]
 # How often it is looked whether the model thread has taken a step.
 _WATCH_S = 0.5
+# How often a speech that is ahead looks whether there is still text to compute.
+_LOOK_S = 0.1
 
 
 class ServingEngine:
@@ -39,6 +44,7 @@ class ServingEngine:
         context: tokens of the longest request, prompt and reply.
         running: requests that have a place.
         speaking: texts that are being spoken.
+        metrics: of the server.
 
     Raises:
         UserError: the model has no tokenizer.
@@ -62,6 +68,8 @@ class ServingEngine:
             runner=model.runner,
         ).start()
         self._pool = ThreadPoolExecutor(settings.media_workers, thread_name_prefix="muomni-media")
+        self.metrics = Metrics(self.engine, model.runtime.media, lambda: self.speaking)
+        self._turns = SpeechTurns(self.engine.run_later)
         self._stopping = False
         self._idle = asyncio.Event()
         self._steps = 0
@@ -133,6 +141,17 @@ class ServingEngine:
     async def compute(self, job: Callable[[], T]) -> T:
         """The result of what the model thread computes between two steps."""
         return await asyncio.wrap_future(self.engine.run_later(job))
+
+    async def turn(self, speech: TextSpeech, *, paced: bool) -> Tensor | None:
+        """What one turn of a speech completed; see `TextSpeech.work`.
+
+        Args:
+            speech: nobody else asks for its turns.
+            paced: while there is text to compute, a speech waits that is ahead of who listens.
+        """
+        while paced and self.engine.active and (rest := speech.lead - AHEAD_S) > 0:  # noqa: ASYNC110 - time passes
+            await asyncio.sleep(min(rest, _LOOK_S))
+        return await asyncio.wrap_future(self._turns.take(speech))
 
     async def in_pool(self, function: "partial[T]") -> T:
         """Runs what would hold up the event loop: parsing of large bodies, decoding."""

@@ -132,27 +132,40 @@ def chat_format(asked: ChatRequest) -> Format:
     return form
 
 
-async def spoken_pieces(engine: ServingEngine, speech: TextSpeech, texts: AsyncIterator[str]) -> AsyncIterator[Tensor]:
+async def spoken_pieces(
+    engine: ServingEngine, speech: TextSpeech, texts: AsyncIterator[str], *, paced: bool = True
+) -> AsyncIterator[Tensor]:
     """The sound of a text that comes in pieces.
+
+    Args:
+        engine: computes.
+        speech: of the text.
+        texts: the pieces.
+        paced: somebody listens meanwhile; see `ServingEngine.turn`.
 
     Raises:
         SpeechError: it cannot be spoken.
     """
+    began = time.monotonic()
 
     async def turns() -> AsyncIterator[Tensor]:
         while speech.can_work:
-            sound = await engine.compute(speech.work)
+            sound = await engine.turn(speech, paced=paced)
             if sound is not None and len(sound):
+                engine.metrics.sounded(speech, len(sound) / speech.sample_rate, began)
                 yield sound
 
-    async for text in texts:
-        speech.push(text)
-        async for sound in turns():
-            yield sound
-    speech.finish()
-    while not speech.ended:
-        async for sound in turns():
-            yield sound
+    try:
+        async for text in texts:
+            speech.push(text)
+            async for sound in turns():
+                yield sound
+        speech.finish()
+        while not speech.ended:
+            async for sound in turns():
+                yield sound
+    finally:
+        engine.metrics.spoken(speech)
 
 
 async def first_of(sounds: AsyncIterator[Tensor]) -> Tensor:
@@ -229,7 +242,7 @@ class Spoken:
         async def known() -> AsyncIterator[str]:
             yield text
 
-        pieces = [piece.numpy() async for piece in spoken_pieces(self._engine, self._speech, known())]
+        pieces = [piece.numpy() async for piece in spoken_pieces(self._engine, self._speech, known(), paced=False)]
         self._data = await asyncio.to_thread(self._encoder.push, np.concatenate(pieces), True)
 
     def as_part(self, name: str, transcript: str) -> dict[str, Any]:
@@ -297,5 +310,10 @@ async def _noted(chunks: AsyncIterator[Chunk], texts: "asyncio.Queue[str | None]
 
 
 async def _until_none(queue: "asyncio.Queue[str | None]") -> AsyncIterator[str]:
-    while (text := await queue.get()) is not None:
+    """The texts in a queue, up to None; those that are there already together."""
+    ended = False
+    while not ended and (text := await queue.get()) is not None:
+        while not ended and not queue.empty():
+            more = queue.get_nowait()
+            ended, text = more is None, text + (more or "")
         yield text

@@ -1,3 +1,4 @@
+import base64
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,27 @@ def test_requests_are_counted_once(serving: Callable[..., Any]) -> None:
     assert 0 < grew("prefix_cache_hits_total") < grew("prefix_cache_queries_total")
     assert grew("request_success_totallength") == 3
     assert grew("requests_refused_totalinvalid_value") == 1
-    for name in ("time_to_first_token", "inter_token_latency", "e2e_request_latency"):
+    for name in (
+        "time_to_first_token",
+        "inter_token_latency",
+        "e2e_request_latency",
+        "request_queue_time",
+        "request_prefill_time",
+        "request_decode_time",
+    ):
         assert grew(f"{name}_seconds_count") == 3
     assert after["muomni:num_requests_running"] == after["muomni:num_requests_waiting"] == 0
+
+
+def test_media_are_counted_by_kind(serving: Callable[..., Any], wav: bytes) -> None:
+    sound = {
+        "type": "input_audio",
+        "input_audio": {"data": base64.b64encode(wav[:-2] + b"\x07\x06").decode(), "format": "wav"},
+    }
+    with serving() as server:
+        before = values(server)
+        for _ in range(2):  # the second is known
+            server.chat([sound, {"type": "text", "text": "What is this?"}])
+        after = values(server)
+    names = [f"muomni:media_encoded_total{kind}" for kind in ("image", "audio")]
+    assert [after[name] - before[name] for name in names] == [0, 1]

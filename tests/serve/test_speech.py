@@ -17,6 +17,7 @@ from tests.infer.speech.models import make_speaking
 from tests.serve.conftest import Running, running
 from tests.serve.test_chat import events
 from tests.serve.test_leaving import until
+from tests.serve.test_metrics import values
 
 if TYPE_CHECKING:
     from muomni.data.text.tokenizer import Tokenizer
@@ -89,6 +90,25 @@ def test_many_listeners_hear_their_own_text(server: Running, model: MuOmni) -> N
         heard = list(pool.map(lambda text: say(server, input=text, response_format="pcm").content, texts))
     for text, sound in zip(texts, heard, strict=True):
         assert same(samples(sound), spoken(model, text, seed=3))
+
+
+def test_eight_listeners_hear_what_each_hears_alone_while_others_read(model: MuOmni) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    texts = [f"The {noun} sat. What is this?" for noun in ("cat", "dog", "mat", "bone")]
+    expected = [spoken(model, text, seed=3) for text in texts]
+    with running(copy.deepcopy(model), slots=4, max_speaking=8) as server, ThreadPoolExecutor(11) as pool:
+        reading = [pool.submit(server.chat, max_tokens=200) for _ in range(3)]
+        listening = [pool.submit(say, server, input=text, response_format="pcm") for text in texts * 2]
+        for number, heard in enumerate(listening):
+            assert same(samples(heard.result().content), expected[number % 4])
+        assert all(answer.result().status_code == 200 for answer in reading)
+        counted = values(server)
+        audio_s = sum(len(each.result().content) for each in listening) / 48_000
+    assert abs(counted["muomni:audio_seconds_total"] - audio_s) < 0.1
+    assert counted["muomni:time_to_first_audio_seconds_count"] == 8
+    assert counted["muomni:audio_real_time_factor_count"] == 8
+    assert counted["muomni:speech_streams"] == 0
 
 
 def test_a_chat_is_spoken(server: Running, model: MuOmni) -> None:

@@ -254,12 +254,13 @@ class Engine:
     def _serve(self) -> None:
         while not self._closed:
             self._wake.clear()
-            self._run_jobs()
+            self._run_jobs(len(self._jobs))  # those that come meanwhile let everybody's step go first
             if not self.step():
                 self._wake.wait()
 
-    def _run_jobs(self) -> None:
-        while self._jobs:
+    def _run_jobs(self, most: int | None = None) -> None:
+        while self._jobs and most != 0:
+            most = None if most is None else most - 1
             job, result = self._jobs.popleft()
             if not result.set_running_or_notify_cancel():  # who wanted it has gone
                 continue

@@ -11,10 +11,11 @@ Read in this order:
 from muomni.infer.speech.offline import Speech, speak_all, speech_of
 from muomni.infer.speech.settings import SpeechSettings
 from muomni.infer.speech.speaker import SpeakerPool
-from muomni.infer.speech.streaming import SpokenStream, TextSpeech, speak_pieces
+from muomni.infer.speech.streaming import AHEAD_S, SpokenStream, TextSpeech, speak_pieces
 from muomni.infer.streaming import SpeechTiming
 
 __all__ = [
+    "AHEAD_S",
     "SpeakerPool",
     "Speech",
     "SpeechSettings",

@@ -32,7 +32,7 @@ _PIECES = (3, 4, 6, 8, 12, 16, 25)
 # Frames that are computed before whoever waits for text has its turn again.
 _TURN = 8
 # Seconds that speech is ahead of whoever listens before text goes first.
-_AHEAD_S = 1.0
+AHEAD_S = 1.0
 
 
 class TextSpeech:
@@ -82,12 +82,17 @@ class TextSpeech:
         return self._finished and not self._sentences
 
     @property
+    def lead(self) -> float:
+        """Seconds that who listens since the first sound still has to listen to; below 0 it waits for so long."""
+        if self._began is None:
+            return 0.0
+        since = time.perf_counter() - self._began
+        return -since if self._first is None else self._samples / self.sample_rate - (since - self._first)
+
+    @property
     def ahead(self) -> bool:
-        """Whether who listens since the first sound still has enough to listen to."""
-        if self._began is None or self._first is None:
-            return False
-        heard = time.perf_counter() - self._began - self._first
-        return self._samples / self.sample_rate - heard > _AHEAD_S
+        """Whether who listens has enough to listen to for now."""
+        return self.lead > AHEAD_S
 
     @property
     def timing(self) -> SpeechTiming:
