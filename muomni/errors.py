@@ -38,6 +38,19 @@ class GrammarError(PromptError):
     """A grammar or JSON schema that a reply cannot follow, and why."""
 
 
+class SettingError(PromptError):
+    """A setting that is not allowed.
+
+    Args:
+        message: names it, its value and what is allowed.
+        setting: its name.
+    """
+
+    def __init__(self, message: str, setting: str | None = None) -> None:
+        super().__init__(message)
+        self.setting = setting
+
+
 class CheckpointError(MuOmniError):
     """A checkpoint that could not be written or does not load."""
 

@@ -284,9 +284,7 @@ class Chat:
                 params = SamplingParams.of(**changed)
                 self.sampling = changed
                 if self.speculate is not False and not params.is_greedy:
-                    self.note(
-                        "Tokens are guessed with temperature=0 and repetition_penalty=1 only, so not from now on."
-                    )
+                    self.note("Tokens are guessed with temperature=0 and without penalties only, so not from now on.")
             elif text:
                 self.note("Write it as /set KEY=VALUE, for example /set temperature=0.5")
                 return

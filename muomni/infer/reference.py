@@ -11,9 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from muomni.errors import NonFiniteError, PromptError
+from muomni.infer.penalties import TokenCounts
 from muomni.infer.preprocess import STOP_NEEDS_TEXT, token_budget
 from muomni.infer.prompt_media import PromptMedia
-from muomni.infer.sampling import Sampler, SamplingParams, draw_uniform, make_random, on_device, why_not_finite
+from muomni.infer.sampling import (
+    Sampler,
+    SamplingParams,
+    check_biases,
+    draw_uniform,
+    make_random,
+    on_device,
+    why_not_finite,
+)
 from muomni.infer.structured import Grammar
 from muomni.model import KVCache, OmniModel
 from muomni.model.kv_cache import check_places
@@ -96,9 +105,13 @@ def next_tokens(
     sources = [make_random(params.seed, row) for row in range(B)] if params.temperature > 0 else []
     sampler = Sampler([params] * B, ids.device)
     constraints = [] if grammar is None else [grammar.begin() for _ in range(B)]
-    seen = None
-    if params.repetition_penalty != 1:
-        seen = torch.zeros(B, thinker.vocab_size, dtype=torch.bool, device=ids.device).scatter_(1, ids, True)
+    check_biases(params, thinker.vocab_size)
+    rows = torch.arange(B, device=ids.device)
+    counts = None
+    if params.penalises:
+        counts = TokenCounts(B, thinker.vocab_size, ids.device)
+        for row in range(B):
+            counts.begin(row, ids[row])
     if use_cache:
         check_places(model.thinker.layers, thinker)
     cache = KVCache(thinker, B, total, model.dtype, ids.device) if use_cache else None
@@ -114,10 +127,10 @@ def next_tokens(
             for row, constraint in enumerate(constraints):
                 constraint.restrict(logits[row], whole[row, T:end].tolist())
             uniform = on_device([draw_uniform(source) for source in sources], torch.float32, ids.device)
-            token = sampler(logits[:, -1], uniform, seen)
+            token = sampler(logits[:, -1], uniform, None if counts is None else counts.of(rows))
             whole[:, end] = token.clamp(min=0)
-            if seen is not None:
-                seen.scatter_(1, whole[:, end : end + 1], True)
+            if counts is not None:
+                counts.add(rows, whole[:, end])
             yield token
 
 

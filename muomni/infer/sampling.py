@@ -6,23 +6,30 @@ Legend: B rows, V vocabulary, R rows of a group, k tokens that are looked at.
 import difflib
 import math
 import random
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from muomni.errors import PromptError
+from muomni.errors import PromptError, SettingError
+from muomni.infer.penalties import penalise
 from muomni.infer.structured import grammar_text
 
 # Of vocabularies from this size on the most likely tokens are found by stretches of that many.
 _LARGE, _STRETCH = 16_384, 32
+# Tokens that `logit_bias` may name.
+MOST_BIASES = 1024
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """The settings of one request. Filters apply in this order: penalty, temperature, top_k, top_p, min_p.
+    """The settings of one request.
+
+    They apply in this order: grammar, repetition_penalty, frequency_penalty and presence_penalty, logit_bias, temperature,
+    top_k, top_p, min_p. The bias of a token is thus the same whatever the penalties.
 
     Attributes:
         max_new_tokens: at most this many tokens; fewer where the context ends.
@@ -33,6 +40,11 @@ class SamplingParams:
         min_p: keep tokens at least this likely relative to the most likely one (Nguyen et al., arXiv:2407.01082).
         repetition_penalty: of tokens in the prompt or the reply so far, positive logits are divided and
             negative ones multiplied by it (Keskar et al., arXiv:1909.05858); 1 does nothing.
+        frequency_penalty: taken from a token's logit for each time that it is in the reply so far; -2 to 2.
+        presence_penalty: taken once from the logit of each token in the reply so far; -2 to 2. As OpenAI and vLLM
+            define both; the prompt does not count.
+        logit_bias: token ids with what is added to their logits, -100 to 100; -100 means never. Kept as pairs in the
+            order of the ids.
         stop: the reply ends before the first of these texts; a text or a list of texts.
         seed: the same seed gives the same reply; None draws a new one each time.
         ignore_eos: go on to `max_new_tokens` whatever the model says.
@@ -40,7 +52,7 @@ class SamplingParams:
             Where `max_new_tokens` comes first, the reply is the beginning of one that does.
 
     Raises:
-        PromptError: naming the setting, its value and what is allowed.
+        SettingError: naming the setting, its value and what is allowed.
     """
 
     max_new_tokens: int = 512
@@ -49,6 +61,9 @@ class SamplingParams:
     top_p: float = 0.95
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] = ()
     stop: str | list[str] | tuple[str, ...] = ()
     seed: int | None = None
     ignore_eos: bool = False
@@ -58,12 +73,13 @@ class SamplingParams:
         for key, rule in _RULES.items():
             value = getattr(self, key)
             if not rule.holds(value):
-                raise PromptError(f"{key} = {value!r}: must be {rule.allowed}")
+                raise SettingError(f"{key} = {_shown(value)}: must be {rule.allowed}", key)
         # Hashable, and no longer the caller's own list and dict.
         object.__setattr__(self, "stop", self.stops)
+        object.__setattr__(self, "logit_bias", _pairs(self.logit_bias))
         if self.grammar is not None:
             if self.ignore_eos:
-                raise PromptError("ignore_eos = True: a reply with a grammar ends where the grammar does")
+                raise SettingError("ignore_eos = True: a reply with a grammar ends where the grammar does", "ignore_eos")
             object.__setattr__(self, "grammar", grammar_text(self.grammar))
 
     @property
@@ -72,9 +88,24 @@ class SamplingParams:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
     @property
+    def biases(self) -> tuple[tuple[int, float], ...]:
+        """`logit_bias` as pairs in the order of the ids."""
+        return cast("tuple[tuple[int, float], ...]", self.logit_bias)
+
+    @property
+    def penalises(self) -> bool:
+        """Whether the logits of tokens depend on how often they have come."""
+        return self.repetition_penalty != 1 or self.frequency_penalty != 0 or self.presence_penalty != 0
+
+    @property
+    def non_greedy_setting(self) -> str | None:
+        """A setting for which the next token is another than the model's most likely one; None where it is that."""
+        return next((name for name, neutral in GREEDY.items() if getattr(self, name) != neutral), None)
+
+    @property
     def is_greedy(self) -> bool:
-        """Without a penalty: the next token is the most likely one."""
-        return self.temperature == 0 and self.repetition_penalty == 1
+        """Without penalties and biases: the next token is the most likely one."""
+        return self.temperature == 0 and not self.penalises and not self.logit_bias
 
     @classmethod
     def of(cls, **settings: Any) -> "SamplingParams":
@@ -97,6 +128,20 @@ def check_names(settings: type, kind: str, given: Iterable[str]) -> None:
             raise PromptError(f"unknown {kind} setting {key!r}{hint} There are: {', '.join(known)}")
 
 
+# The penalties with the values that change nothing, and the settings of a greedy request.
+PENALTIES: Mapping[str, float] = {"repetition_penalty": 1, "frequency_penalty": 0, "presence_penalty": 0}
+GREEDY: Mapping[str, Any] = {"temperature": 0, **PENALTIES, "logit_bias": ()}
+
+
+def _pairs(bias: Mapping[int, float] | tuple[tuple[int, float], ...]) -> tuple[tuple[int, float], ...]:
+    return tuple(sorted((int(token), value) for token, value in dict(bias).items()))
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
 class _Rule(NamedTuple):
     holds: Callable[[Any], bool]
     allowed: str
@@ -112,6 +157,25 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def _is_penalty(value: Any) -> bool:
+    return is_number(value) and -2 <= value <= 2
+
+
+def _is_bias(value: Any) -> bool:
+    """Whether it maps ids, also as the texts that they are in JSON, to numbers."""
+    pairs = list(value.items()) if isinstance(value, Mapping) else value
+    if not isinstance(pairs, list | tuple) or len(pairs) > MOST_BIASES:
+        return False
+    return all(
+        isinstance(pair, tuple)
+        and len(pair) == 2
+        and (is_whole(pair[0]) or (isinstance(pair[0], str) and re.fullmatch("0|[1-9][0-9]{0,9}", pair[0])))
+        and is_number(pair[1])
+        and -100 <= pair[1] <= 100
+        for pair in pairs
+    )
+
+
 _RULES = {
     "max_new_tokens": _Rule(lambda v: is_whole(v, 1), "a whole number, at least 1"),
     "temperature": _Rule(
@@ -123,6 +187,9 @@ _RULES = {
     "repetition_penalty": _Rule(
         lambda v: is_number(v) and 0.01 <= v <= 100, "a number from 0.01 to 100 (1 does nothing)"
     ),
+    "frequency_penalty": _Rule(_is_penalty, "a number from -2 to 2 (0 does nothing)"),
+    "presence_penalty": _Rule(_is_penalty, "a number from -2 to 2 (0 does nothing)"),
+    "logit_bias": _Rule(_is_bias, f"at most {MOST_BIASES} token ids, each with a number from -100 (never) to 100"),
     "stop": _Rule(
         lambda v: isinstance(v, str | list | tuple) and v != "" and all(isinstance(text, str) and text for text in v),
         "a text or a list of texts, none of them empty",
@@ -134,6 +201,22 @@ _RULES = {
         "a JSON schema (a dict), a text in llguidance's form of Lark, or None",
     ),
 }
+
+
+def check_biases(params: SamplingParams, vocabulary: int) -> None:
+    """Refuses biases of tokens that a model does not have, and of all that it has.
+
+    Raises:
+        SettingError: says which.
+    """
+    biases = params.biases
+    if biases and biases[-1][0] >= vocabulary:
+        raise SettingError(
+            f"logit_bias: there is no token {biases[-1][0]}; ids are whole numbers from 0 to {vocabulary - 1}",
+            "logit_bias",
+        )
+    if sum(value == -100 for _, value in biases) == vocabulary:
+        raise SettingError("logit_bias: no token is left", "logit_bias")
 
 
 def make_random(seed: int | None, row: int = 0) -> random.Random:
@@ -168,19 +251,21 @@ def why_not_finite(module: nn.Module) -> str:
     )
 
 
-def sample(logits: Tensor, params: SamplingParams, uniform: Tensor | None = None, seen: Tensor | None = None) -> Tensor:
+def sample(
+    logits: Tensor, params: SamplingParams, uniform: Tensor | None = None, counts: Tensor | None = None
+) -> Tensor:
     """Draws one token a row, all rows with the same settings; see `Sampler`.
 
     Args:
         logits: (B, V), any float dtype; computed on in fp32.
         params: for all rows.
         uniform: (B,) fp32 numbers of `draw_uniform` on the logits' device; not needed to be greedy.
-        seen: (B, V) bool, tokens of prompt and reply so far; needed by a repetition penalty other than 1.
+        counts: (B, V) int32, see `TokenCounts`; needed by penalties.
 
     Returns:
         (B,) int64; -1 where a logit is NaN or infinite.
     """
-    return Sampler([params] * logits.shape[0], logits.device)(logits, uniform, seen)
+    return Sampler([params] * logits.shape[0], logits.device)(logits, uniform, counts)
 
 
 @dataclass(frozen=True)
@@ -209,20 +294,27 @@ class Sampler:
 
     def __init__(self, params: Sequence[SamplingParams], device: torch.device) -> None:
         self._count = len(params)
-        penalised = [row for row, p in enumerate(params) if p.repetition_penalty != 1]
-        self.penalised: list[int] = penalised
-        self._penalty = None
-        if penalised:
-            values = [params[row].repetition_penalty for row in penalised]
-            self._penalty = on_device(values, torch.float32, device)[:, None]
-            self._penalised = on_device(penalised, torch.int64, device)
+        self.penalised = [row for row, p in enumerate(params) if p.penalises]
+        if self.penalised:
+            every = len(self.penalised) == self._count
+            self._penalised = None if every else on_device(self.penalised, torch.int64, device)
+            self._penalties = [
+                self._penalty(name, [params[row] for row in self.penalised], device) for name in PENALTIES
+            ]
+        self._biases = _biases(params, device)
         kinds: dict[tuple[int, bool], list[int]] = {}
         for row, p in enumerate(params):
             if p.temperature > 0:
                 kinds.setdefault((p.top_k, p.top_p < 1), []).append(row)
-        self.greedy = not kinds and not penalised
+        self.greedy = all(p.is_greedy for p in params)
         self._some_greedy = any(p.temperature == 0 for p in params)
         self._groups = [self._group(rows, [params[row] for row in rows], device) for rows in kinds.values()]
+
+    @staticmethod
+    def _penalty(name: str, params: Sequence[SamplingParams], device: torch.device) -> Tensor | None:
+        """(R, 1) the penalties of rows; None where none of them has it."""
+        values = [getattr(p, name) for p in params]
+        return None if set(values) == {PENALTIES[name]} else on_device(values, torch.float32, device)[:, None]
 
     def _group(self, rows: list[int], params: Sequence[SamplingParams], device: torch.device) -> _Group:
         def column(values: list[float]) -> Tensor:
@@ -238,23 +330,30 @@ class Sampler:
             min_p=column([p.min_p for p in params]) if floor else None,
         )
 
-    def __call__(self, logits: Tensor, uniform: Tensor | None = None, seen: Tensor | None = None) -> Tensor:
+    def __call__(self, logits: Tensor, uniform: Tensor | None = None, counts: Tensor | None = None) -> Tensor:
         """Draws.
 
         Args:
             logits: (B, V), any float dtype; computed on in fp32.
             uniform: (B,) fp32 numbers of `draw_uniform` on the logits' device; not needed where all are greedy.
-            seen: (number of rows in `penalised`, V) bool, the tokens of prompt and reply so far.
+            counts: (number of rows in `penalised`, V) int32, see `TokenCounts`.
 
         Returns:
             (B,) int64; -1 where a logit is NaN or infinite.
         """
-        if self._penalty is not None:
-            if seen is None:
-                raise ValueError("repetition_penalty needs `seen`, the tokens so far")
+        if self.penalised:
+            if counts is None:
+                raise ValueError("a penalty needs `counts`, the tokens so far")
             logits = logits.float()
-            changed = penalise(logits[self._penalised], seen, self._penalty)
-            logits = logits.index_copy(0, self._penalised, changed)
+            if self._penalised is None:
+                logits = penalise(logits, counts, *self._penalties)
+            else:
+                changed = penalise(logits.index_select(0, self._penalised), counts, *self._penalties)
+                logits = logits.index_copy(0, self._penalised, changed)
+        if self._biases is not None:
+            places, values = self._biases
+            logits = logits.float()
+            logits = logits.index_put(places, logits[places] + values)
         if not self._groups:
             return most_likely(logits)
         if uniform is None:
@@ -268,6 +367,17 @@ class Sampler:
             tokens.index_copy_(0, group.rows, drawn)
         assert tokens is not None
         return tokens
+
+
+def _biases(params: Sequence[SamplingParams], device: torch.device) -> tuple[tuple[Tensor, Tensor], Tensor] | None:
+    """The places of biases, row and token of each, with what is added there; None where there are none."""
+    entries = [(row, token, value) for row, p in enumerate(params) for token, value in p.biases]
+    if not entries:
+        return None
+    rows, tokens, values = zip(*entries, strict=True)
+    places = on_device(rows, torch.int64, device), on_device(tokens, torch.int64, device)
+    # However large the logit: what is banned is never drawn.
+    return places, on_device([-math.inf if value == -100 else value for value in values], torch.float32, device)
 
 
 def on_device(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -307,11 +417,6 @@ def _largest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     near = (best[:, :, None] * _STRETCH + torch.arange(_STRETCH)).flatten(1)
     values, places = logits.gather(1, near).topk(k)
     return values, near.gather(1, places)
-
-
-def penalise(logits: Tensor, seen: Tensor, penalty: Tensor | float) -> Tensor:
-    """(B, V) logits with those of `seen` tokens made less likely, for a penalty above 1."""
-    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
 def keep_likely(

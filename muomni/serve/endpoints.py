@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from muomni.infer.sampling import SamplingParams
+from muomni.infer.sampling import PENALTIES, SamplingParams
 from muomni.serve import messages, schema, sse
 from muomni.serve.disconnect import ByteStream, DisconnectedError, unless_left
 from muomni.serve.engine import ServingEngine
@@ -28,7 +28,7 @@ _HTTP_ERRORS = {
     404: ("there is no such endpoint", "not_found"),
     405: ("this endpoint has no such method", "wrong_method"),
 }
-_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop")
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", *PENALTIES, "logit_bias", "seed", "stop")
 
 
 class Endpoints:

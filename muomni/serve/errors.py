@@ -4,7 +4,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from muomni.errors import EngineError, MediaError, MuOmniError, PromptError, UserError
+from muomni.errors import EngineError, MediaError, MuOmniError, PromptError, SettingError, UserError
 
 # Seconds after which a client that found no place may try again.
 RETRY_AFTER_S = 1
@@ -59,6 +59,8 @@ def api_error(error: BaseException) -> ApiError:
     """What a client is told of an error: all of a mistake of its own, nothing of what broke inside."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, SettingError):
+        return ApiError(400, str(error), param=error.setting, code="invalid_value")
     if isinstance(error, PromptError | MediaError):
         code = "context_length_exceeded" if "context" in str(error) or "do not fit" in str(error) else "invalid_value"
         return ApiError(400, str(error), param="messages", code=code)

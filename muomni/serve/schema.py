@@ -26,12 +26,9 @@ _WITHOUT_EFFECT = frozenset(
 _NOT_SUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "echo": (None, False),
     "best_of": (None, 1),
-    "frequency_penalty": (None, 0),
     "function_call": (None, "none"),
     "functions": (None, []),
-    "logit_bias": (None, {}),
     "logprobs": (None, False),
-    "presence_penalty": (None, 0),
     "reasoning_effort": (None, "none"),
     "response_format": (None, {"type": "text"}),
     "suffix": (None, ""),
@@ -82,7 +79,9 @@ class _Request(BaseModel):
 
     Attributes:
         model: one of `/v1/models`; None takes the server's.
-        temperature, top_p, top_k, min_p, repetition_penalty, seed: see `SamplingParams`, whose defaults None takes.
+        temperature, top_p, top_k, min_p, repetition_penalty, frequency_penalty, presence_penalty, seed: see
+            `SamplingParams`, whose defaults None takes.
+        logit_bias: the same; token ids as texts.
         stop: a text, or up to 16 of them.
         n: replies to this prompt, each with its own draws.
         deterministic: compute alone, so that not one bit depends on other requests.
@@ -97,6 +96,9 @@ class _Request(BaseModel):
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
     seed: int | None = None
     stop: str | Annotated[list[str], Field(max_length=16)] | None = None
     n: Annotated[int, Field(ge=1)] = 1

@@ -64,6 +64,9 @@ sampling = st.builds(
     top_p=st.sampled_from([1.0, 0.9]),
     min_p=st.sampled_from([0.0, 0.02]),
     repetition_penalty=st.sampled_from([1.0, 1.0, 1.3]),
+    frequency_penalty=st.sampled_from([0.0, 0.0, 0.6]),
+    presence_penalty=st.sampled_from([0.0, 0.0, -0.4]),
+    logit_bias=st.sampled_from([{}, {}, {3: -100, 11: 1.5}]),
     seed=st.integers(0, 999),
 )
 

@@ -2,14 +2,26 @@
 
 import math
 import random
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muomni.errors import PromptError
-from muomni.infer.sampling import Sampler, SamplingParams, draw_uniform, keep_likely, make_random, penalise, sample
+from muomni.errors import PromptError, SettingError
+from muomni.infer.penalties import TokenCounts, penalise
+from muomni.infer.sampling import (
+    MOST_BIASES,
+    Sampler,
+    SamplingParams,
+    check_biases,
+    draw_uniform,
+    keep_likely,
+    make_random,
+    sample,
+)
 
 
 def uniforms(seed: int | None, rows: int = 1) -> torch.Tensor:
@@ -112,8 +124,65 @@ mixed = st.builds(
     top_k=st.sampled_from([0, 3, 10, 99]),
     top_p=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
     min_p=st.sampled_from([0.0, 0.1]),
-    repetition_penalty=st.sampled_from([1.0, 1.5]),
+    repetition_penalty=st.sampled_from([1.0, 1.0, 1.5]),
+    frequency_penalty=st.sampled_from([0.0, 0.0, 0.7, -2.0]),
+    presence_penalty=st.sampled_from([0.0, 0.0, 1.3, -0.1]),
+    logit_bias=st.one_of(
+        st.just({}), st.dictionaries(st.integers(0, 39), st.sampled_from([-100, -1.3, 0, 0.1, 5, 100]), max_size=5)
+    ),
 )
+
+
+def changed_by_definition(logits: torch.Tensor, counts: torch.Tensor, params: SamplingParams) -> list[float]:
+    """The logits of one row, token by token, in fp32."""
+    changed = []
+    bias = dict(params.biases)
+    for token, logit in enumerate(logits.tolist()):
+        count = int(counts[token])
+        x = torch.tensor(logit)
+        if count:
+            x = x / params.repetition_penalty if x > 0 else x * params.repetition_penalty
+        x = x - (count // 2) * torch.tensor(params.frequency_penalty)
+        if count // 2:
+            x = x - params.presence_penalty
+        x = x + bias.get(token, 0)
+        changed.append(-math.inf if bias.get(token) == -100 else float(x))
+    return changed
+
+
+@settings(max_examples=100)
+@given(st.lists(mixed, min_size=1, max_size=5), st.integers(0, 999))
+def test_the_batch_is_a_loop_over_rows_and_tokens(params: list[SamplingParams], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(len(params), 40, generator=generator)
+    counts = torch.randint(0, 8, (len(params), 40), generator=generator, dtype=torch.int32)
+    uniform = uniforms(seed, len(params))
+    expected = []
+    for row, p in enumerate(params):
+        changed = torch.tensor([changed_by_definition(logits[row], counts[row], p)])
+        plain = SamplingParams(temperature=p.temperature, top_k=p.top_k, top_p=p.top_p, min_p=p.min_p)
+        expected.append(int(sample(changed, plain, uniform[row, None])))
+    sampler = Sampler(params, logits.device)
+    before = logits.clone()
+    assert sampler(logits, uniform, counts[sampler.penalised]).tolist() == expected
+    assert torch.equal(logits, before), "the logits belong to the runner"
+
+
+@given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=8), min_size=1, max_size=4), st.data())
+def test_tokens_are_counted_as_they_come(prompts: list[list[int]], data: st.DataObject) -> None:
+    rows = len(prompts)
+    counts = TokenCounts(rows, 10, torch.device("cpu"))
+    replies = [data.draw(st.lists(st.integers(0, 9), max_size=6)) for _ in prompts]
+    for row in reversed(range(rows)):
+        counts.begin(row, torch.tensor([9, 9, 8]), torch.tensor([1, 1]))  # of a request before
+        counts.begin(row, torch.tensor(prompts[row]), torch.tensor(replies[row], dtype=torch.int64))
+    new = data.draw(st.lists(st.integers(0, 9), min_size=rows, max_size=rows))
+    counts.add(torch.arange(rows), torch.tensor(new))
+    expected = [
+        [2 * [*reply, token].count(i) + (i in prompt) for i in range(10)]
+        for prompt, reply, token in zip(prompts, replies, new, strict=True)
+    ]
+    assert counts.of(torch.arange(rows)).tolist() == expected
 
 
 @settings(max_examples=150)
@@ -121,11 +190,11 @@ mixed = st.builds(
 def test_a_row_is_drawn_alike_alone_and_among_others(params: list[SamplingParams], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     logits = 2 * torch.randn(len(params), 40, generator=generator)
-    seen = torch.rand(len(params), 40, generator=generator) < 0.5
+    counts = torch.randint(0, 5, (len(params), 40), generator=generator, dtype=torch.int32)
     uniform = uniforms(seed, len(params))
     sampler = Sampler(params, logits.device)
-    together = sampler(logits, uniform, seen[sampler.penalised])
-    alone = [sample(logits[i, None], p, uniform[i, None], seen[i, None]) for i, p in enumerate(params)]
+    together = sampler(logits, uniform, counts[sampler.penalised])
+    alone = [sample(logits[i, None], p, uniform[i, None], counts[i, None]) for i, p in enumerate(params)]
     assert together.tolist() == torch.cat(alone).tolist()
 
 
@@ -133,7 +202,7 @@ def test_a_row_is_drawn_alike_alone_and_among_others(params: list[SamplingParams
 def test_penalty_is_that_of_its_definition(logits: list[float], data: st.DataObject, penalty: float) -> None:
     seen = data.draw(st.lists(st.booleans(), min_size=len(logits), max_size=len(logits)))
     expected = [(x / penalty if x > 0 else x * penalty) if s else x for x, s in zip(logits, seen, strict=True)]
-    got = penalise(torch.tensor([logits], dtype=torch.float64), torch.tensor([seen]), penalty)
+    got = penalise(torch.tensor([logits], dtype=torch.float64), torch.tensor([seen]).int(), penalty)
     torch.testing.assert_close(got, torch.tensor([expected], dtype=torch.float64))
 
 
@@ -169,9 +238,9 @@ def test_extreme_temperatures_and_logits_stay_finite(dtype: torch.dtype, tempera
 def test_greedy_takes_the_most_likely_after_the_penalty() -> None:
     logits = torch.tensor([[2.0, 3.0, -1.0]])
     assert sample(logits, SamplingParams(temperature=0)).tolist() == [1]
-    seen = torch.tensor([[False, True, False]])
-    assert sample(logits, SamplingParams(temperature=0, repetition_penalty=2.0), seen=seen).tolist() == [0]
-    with pytest.raises(ValueError, match="seen"):
+    counts = torch.tensor([[0, 1, 0]], dtype=torch.int32)
+    assert sample(logits, SamplingParams(temperature=0, repetition_penalty=2.0), counts=counts).tolist() == [0]
+    with pytest.raises(ValueError, match="tokens so far"):
         sample(logits, SamplingParams(temperature=0, repetition_penalty=2.0))
     with pytest.raises(ValueError, match="a number a row"):
         sample(logits, SamplingParams())
@@ -223,6 +292,25 @@ def test_sampling_leaves_the_global_generator_alone() -> None:
         ("min_p", 2),
         ("repetition_penalty", 0),
         ("repetition_penalty", float("inf")),
+        ("frequency_penalty", 2.1),
+        ("frequency_penalty", "0"),
+        ("presence_penalty", -2.1),
+        ("presence_penalty", float("nan")),
+        ("presence_penalty", True),
+        ("logit_bias", {0: 101}),
+        ("logit_bias", {0: -100.5}),
+        ("logit_bias", {0: float("nan")}),
+        ("logit_bias", {0: True}),
+        ("logit_bias", {-1: 1}),
+        ("logit_bias", {"-1": 1}),
+        ("logit_bias", {"01": 1}),
+        ("logit_bias", {"1_0": 1}),
+        ("logit_bias", {"\u0661": 1}),
+        ("logit_bias", {"a": 1}),
+        ("logit_bias", {0.5: 1}),
+        ("logit_bias", {True: 1}),
+        ("logit_bias", [1, 2]),
+        ("logit_bias", None),
         ("stop", ""),
         ("stop", ["a", 3]),
         ("stop", 3),
@@ -248,3 +336,31 @@ def test_an_unknown_setting_is_told_what_was_meant() -> None:
 def test_one_stop_text_is_a_list_of_one() -> None:
     assert SamplingParams(stop="END").stops == SamplingParams(stop=["END"]).stops == ("END",)
     assert hash(SamplingParams(stop=["END"])) == hash(SamplingParams(stop="END"))
+
+
+def test_biases_are_kept_in_one_form_and_bounded() -> None:
+    kept = SamplingParams(logit_bias={"7": 1, 3: -100})  # type: ignore[dict-item]
+    assert kept.biases == kept.logit_bias == ((3, -100), (7, 1))
+    assert kept == replace(kept, seed=None) and hash(kept) == hash(SamplingParams(logit_bias={3: -100, 7: 1}))
+    SamplingParams(logit_bias=dict.fromkeys(range(MOST_BIASES), 1.0))
+    with pytest.raises(SettingError, match="at most 1024") as caught:
+        SamplingParams(logit_bias=dict.fromkeys(range(MOST_BIASES + 1), 1.0))
+    assert caught.value.setting == "logit_bias" and len(str(caught.value)) < 400
+    check_biases(kept, 8)
+    with pytest.raises(SettingError, match="no token 7; ids are whole numbers from 0 to 6"):
+        check_biases(kept, 7)
+    with pytest.raises(SettingError, match="no token is left"):
+        check_biases(SamplingParams(logit_bias={0: -100, 1: -100}), 2)
+
+
+@pytest.mark.parametrize("temperature", [0, 1e-6, 1.0, 1e30])
+def test_a_banned_token_never_comes_and_a_large_bias_always_does(temperature: float) -> None:
+    logits = torch.tensor([[6e4, 0.0, 1.0], [-30.0, 20.0, 10.0]]).repeat(500, 1)
+    uniform = uniforms(3, 1000)
+    for top_k, top_p in ((0, 1.0), (2, 1.0), (0, 0.9), (3, 0.5)):
+        filters: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        assert 0 not in sample(logits, SamplingParams(logit_bias={0: -100}, **filters), uniform).tolist()
+        if temperature < 2:
+            assert set(
+                sample(logits[1::2], SamplingParams(logit_bias={0: 100}, **filters), uniform[1::2]).tolist()
+            ) == {0}

@@ -140,7 +140,7 @@ def _check_settings(job: Job) -> None:
     option = job.decoding.drafting_option
     if option is None or guessed == count:
         return
-    needs = "--temperature 0 without --repetition-penalty"
+    needs = "--temperature 0 without penalties and biases"
     if not guessed:
         raise UserError(f"{option} guesses the most likely tokens; none of the prompts has {needs}")
     print(

@@ -58,7 +58,7 @@ def _table(panel: str | None, rows: Mapping[str, _Option]) -> dict[str, Any]:
     }
 
 
-# Each is a field of `SamplingParams`.
+# Each is a field of `SamplingParams`; `logit_bias` has no option, lines of a file may have it.
 SAMPLING = _table(
     "Sampling",
     {
@@ -68,6 +68,10 @@ SAMPLING = _table(
         "top_p": _Option(float, "Keep the most likely tokens up to this sum (default 0.95)."),
         "min_p": _Option(float, "Keep tokens this likely relative to the best one (default 0.0)."),
         "repetition_penalty": _Option(float, "Above 1 makes tokens already there less likely (default 1.0)."),
+        "frequency_penalty": _Option(
+            float, "Taken from a token's logit for each time that the reply has it, -2 to 2 (default 0.0)."
+        ),
+        "presence_penalty": _Option(float, "Taken once for each token that the reply has, -2 to 2 (default 0.0)."),
         "stop": _Option(list[str], "End before this text; may be repeated.", "TEXT"),
         "seed": _Option(int, "The same seed gives the same reply."),
         "ignore_eos": _Option(bool, "Go on to the longest reply whatever the model says."),
@@ -227,7 +231,11 @@ class Decoding:
             UserError: naming the settings.
         """
         if self.drafting_option and not params.is_greedy:
+            from muomni.infer.sampling import PENALTIES
+
+            penalties = [name for name, neutral in PENALTIES.items() if getattr(params, name) != neutral]
+            name = penalties[0] if penalties else "repetition_penalty"
             raise UserError(
                 f"{self.drafting_option} guesses the most likely tokens and needs --temperature 0 without "
-                f"--repetition-penalty; these are {params.temperature} and {params.repetition_penalty}"
+                f"--{name.replace('_', '-')}; these are {params.temperature} and {getattr(params, name)}"
             )

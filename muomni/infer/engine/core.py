@@ -17,6 +17,7 @@ from torch import Tensor
 
 from muomni.errors import NonFiniteError
 from muomni.infer.engine.scheduler import FinishReason, Request, Scheduler
+from muomni.infer.penalties import TokenCounts
 from muomni.infer.prompt_media import MediaChunk
 from muomni.infer.runners.select import EagerRunner, Runner, Runners, torch_on_one_thread
 from muomni.infer.sampling import Sampler, most_likely, on_device, why_not_finite
@@ -84,7 +85,7 @@ class EngineCore:
         # Reads what holds pictures and sounds, which other runners cannot; they share the cache.
         self._reader = EagerRunner(model, cache)
         self._rows: _Rows | None = None
-        self._seen: Tensor | None = None
+        self._counts: TokenCounts | None = None
         self._clock = 0.0  # seconds spent in steps
         self._step_s = 1.0
         self._mode: AbstractContextManager[None] | None = None
@@ -137,8 +138,8 @@ class EngineCore:
             if request.drafts is not None:  # what it has stored is not known
                 request.drafts.close()
                 request.drafts = None
-            if request.slot >= 0 and self._penalised(request):
-                self._note_seen(request)
+            if request.slot >= 0 and request.params.penalises:
+                self._count(request)
             if request.tokens and (reason := request.end_reached):
                 self.end(request, reason)
 
@@ -198,8 +199,8 @@ class EngineCore:
         parts, logits = self._forward(parts)
         lost = {id(request) for request, _ in chunks} - {id(part.request) for part in parts}
         for request, count in chunks:
-            if id(request) not in lost and scheduler.read(request, count) and self._penalised(request):
-                self._note_seen(request)
+            if id(request) not in lost and scheduler.read(request, count) and request.params.penalises:
+                self._count(request)
         requests = [part.request for part in parts if part.wanted]
         if requests:
             self._sample_and_deliver(requests, logits, started)
@@ -405,28 +406,21 @@ class EngineCore:
         if sampler.greedy:
             return most_likely(logits).cpu()
         uniform = on_device([request.number() for request in requests], torch.float32, logits.device)
-        seen, slots = None, None
-        if sampler.penalised:
-            assert self._seen is not None
-            slots = on_device([requests[row].slot for row in sampler.penalised], torch.int64, logits.device)
-            seen = self._seen[slots]
-        drawn = sampler(logits, uniform, seen)
-        if sampler.penalised:
-            assert self._seen is not None and slots is not None
-            self._seen[slots, drawn[sampler.penalised]] = True
-        return drawn.cpu()
+        if not sampler.penalised:
+            return sampler(logits, uniform).cpu()
+        assert self._counts is not None
+        slots = on_device([requests[row].slot for row in sampler.penalised], torch.int64, logits.device)
+        drawn = sampler(logits, uniform, self._counts.of(slots))
+        tokens = drawn.cpu()
+        self._counts.add(slots, drawn[sampler.penalised])  # last: nothing is drawn twice behind it
+        return tokens
 
-    @staticmethod
-    def _penalised(request: Request) -> bool:
-        return request.params.repetition_penalty != 1
-
-    def _note_seen(self, request: Request) -> None:
-        if self._seen is None:
-            shape = (self._cache.slots, self._model.config.thinker.vocab_size)
-            self._seen = torch.zeros(shape, dtype=torch.bool, device=self._cache.device)
-        self._seen[request.slot] = False
-        seen = [*request.prompt, *request.tokens]
-        self._seen[request.slot, on_device(seen, torch.int64, self._cache.device)] = True
+    def _count(self, request: Request) -> None:
+        device = self._cache.device
+        if self._counts is None:
+            self._counts = TokenCounts(self._cache.slots, self._model.config.thinker.vocab_size, device)
+        prompt, reply = (on_device(ids, torch.int64, device) for ids in (request.prompt, request.tokens))
+        self._counts.begin(request.slot, prompt, reply)
 
     def _deliver(self, requests: list[Request], rows: list[list[int]], started: float) -> None:
         now = self._clock + time.perf_counter() - started

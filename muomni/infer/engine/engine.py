@@ -20,6 +20,7 @@ from muomni.errors import BusyError, EngineError, PromptError
 from muomni.infer.engine.core import NO_GUESS_APART, EngineCore
 from muomni.infer.engine.scheduler import Request, Scheduler
 from muomni.infer.runners.select import Runner, RunnerName, Runners, make_runner, make_slot_cache
+from muomni.infer.sampling import check_biases
 from muomni.model import OmniModel, SlotCache
 
 T = TypeVar("T")
@@ -133,7 +134,7 @@ class Engine:
 
         Raises:
             PromptError: it is empty, holds ids the model does not know, does not fit the cache, or asks for guesses
-                that would have no effect.
+                or biases that would have no effect.
             BusyError: as many wait as may.
             EngineError: the engine is closed.
         """
@@ -152,6 +153,7 @@ class Engine:
             raise PromptError(
                 f"{NO_GUESS_APART}, as the steps of {type(self.runner).__name__} round by their size: give one of them"
             )
+        check_biases(request.params, V)
         if self._closed:
             raise EngineError("the engine is closed")
         if self.waiting >= self._most_waiting:

@@ -17,8 +17,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Protocol
 
-from muomni.errors import PromptError
-from muomni.infer.sampling import SamplingParams
+from muomni.errors import SettingError
+from muomni.infer.sampling import GREEDY, SamplingParams
 
 _LONGEST, _SHORTEST = 3, 2  # tokens that must have occurred before
 _FIRST_DRAFT, _MOST_DRAFT, _LEAST_DRAFT = 4, 16, 2
@@ -138,15 +138,15 @@ def check_guessable(params: SamplingParams) -> None:
     """Refuses settings with which no token is ever guessed.
 
     Raises:
-        PromptError: naming the setting.
+        SettingError: naming the setting.
     """
-    for name, needed in (("temperature", 0), ("repetition_penalty", 1)):
-        value = getattr(params, name)
-        if value != needed:
-            raise PromptError(
-                f"speculate guesses the most likely tokens and has no effect with {name} = {value}: "
-                f"set {name}={needed}, or leave speculate out"
-            )
+    name = params.non_greedy_setting
+    if name is not None:
+        raise SettingError(
+            f"speculate guesses the most likely tokens and has no effect with {name} = {getattr(params, name)}: "
+            f"set {name}={GREEDY[name]}, or leave speculate out",
+            "speculate",
+        )
 
 
 class DraftProposer(Protocol):

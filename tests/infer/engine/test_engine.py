@@ -415,7 +415,14 @@ class Schedules(RuleBasedStateMachine):
     ) -> Any:
         prompt = [(i * 7 + beginning * 5) % 30 for i in range(common)] + rest
         params = SamplingParams(
-            max_new_tokens=count, temperature=temperature, repetition_penalty=penalty, seed=seed, top_k=9
+            max_new_tokens=count,
+            temperature=temperature,
+            repetition_penalty=penalty,
+            presence_penalty=penalty - 1,
+            frequency_penalty=0.7 * (seed == 1),
+            logit_bias={5: -100, 7: 1.5} if seed == 2 else {},
+            seed=seed,
+            top_k=9,
         )
         one = ask(
             prompt,

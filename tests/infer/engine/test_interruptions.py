@@ -47,13 +47,13 @@ def alone(prompt: Sequence[int], params: SamplingParams) -> list[int]:
     source = make_random(params.seed, 0)
     constraint = None if params.grammar is None else GRAMMAR.begin()
     for _ in range(params.max_new_tokens):
-        seen = torch.zeros(1, 30, dtype=torch.bool)
-        seen[0, whole] = True
+        reply = whole[len(prompt) :]
+        counts = torch.tensor([[2 * reply.count(token) + (token in prompt) for token in range(30)]])
         uniform = torch.tensor([draw_uniform(source)])
         logits = torch.tensor([random_logits(whole)])
         if constraint is not None:
-            constraint.restrict(logits, whole[len(prompt) :])
-        whole.append(int(sample(logits, params, uniform, seen)))
+            constraint.restrict(logits, reply)
+        whole.append(int(sample(logits, params, uniform, counts)))
     return whole[len(prompt) :]
 
 
@@ -63,8 +63,8 @@ COMMON = [(7 * i + 3) % 30 for i in range(20)]
 WARM = SamplingParams(temperature=0, max_new_tokens=3)
 PARAMS = (
     SamplingParams(temperature=0, max_new_tokens=7),
-    SamplingParams(temperature=1.0, seed=4, max_new_tokens=6, repetition_penalty=1.5),
-    SamplingParams(temperature=0, max_new_tokens=3, grammar=TEXT),
+    SamplingParams(temperature=1.0, seed=4, max_new_tokens=6, repetition_penalty=1.5, frequency_penalty=1.5),
+    SamplingParams(temperature=0, max_new_tokens=3, logit_bias={3: 0.5}, grammar=TEXT),
 )
 PROMPTS = [[*COMMON, 1, 2], [*COMMON, 3, 4], [*COMMON[:17], 5]]
 WATCHED = {Path(str(module.__file__)).name for module in (core, engine, scheduler, structured)}
