@@ -28,7 +28,7 @@ MOST_BIASES = 1024
 class SamplingParams:
     """The settings of one request.
 
-    They apply in this order: grammar, repetition_penalty, frequency_penalty and presence_penalty, logit_bias, temperature,
+    They apply in this order: grammar, repetition_penalty, frequency_penalty, presence_penalty, logit_bias, temperature,
     top_k, top_p, min_p. The bias of a token is thus the same whatever the penalties.
 
     Attributes:
@@ -79,7 +79,9 @@ class SamplingParams:
         object.__setattr__(self, "logit_bias", _pairs(self.logit_bias))
         if self.grammar is not None:
             if self.ignore_eos:
-                raise SettingError("ignore_eos = True: a reply with a grammar ends where the grammar does", "ignore_eos")
+                raise SettingError(
+                    "ignore_eos = True: a reply with a grammar ends where the grammar does", "ignore_eos"
+                )
             object.__setattr__(self, "grammar", grammar_text(self.grammar))
 
     @property

@@ -58,7 +58,7 @@ def _table(panel: str | None, rows: Mapping[str, _Option]) -> dict[str, Any]:
     }
 
 
-# Each is a field of `SamplingParams`; `logit_bias` has no option, lines of a file may have it.
+# Each is a field of `SamplingParams`; lines of a file may also have `logit_bias` and `grammar`.
 SAMPLING = _table(
     "Sampling",
     {
