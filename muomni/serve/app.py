@@ -21,7 +21,7 @@ from muomni.serve.errors import ApiError
 from muomni.serve.guard import Guard
 from muomni.serve.operations import JSON, Operation, document
 from muomni.serve.page_files import Page
-from muomni.serve.realtime.connection import Realtime
+from muomni.serve.realtime.endpoint import Realtime
 from muomni.serve.settings import ServerSettings
 from muomni.serve.speech import FORMATS
 from muomni.serve.sse import MEDIA_TYPE as EVENTS

@@ -78,6 +78,11 @@ class AudioBuffer:
         self._pieces, self.begin = [held[cut:]], self.begin + cut
         return taken
 
+    def drop(self, end: int) -> None:
+        """What is before a place is no longer held."""
+        while self._pieces and self.begin + len(self._pieces[0]) <= end:
+            self.begin += len(self._pieces.pop(0))
+
     def _keep(self, samples: Samples) -> Samples:
         self._pieces.append(samples)
         self.end += len(samples)

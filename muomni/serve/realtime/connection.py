@@ -12,60 +12,23 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from muomni.ops.audio_frames import SAMPLE_RATE
 from muomni.serve.engine import ServingEngine
-from muomni.serve.errors import ApiError, api_error, overloaded
+from muomni.serve.errors import ApiError, api_error
 from muomni.serve.metrics import Metrics
 from muomni.serve.realtime import events
-from muomni.serve.realtime.audio_buffer import AudioBuffer, pcm
 from muomni.serve.realtime.conversation import Conversation, Item, ItemReference, Part, made, new_id
+from muomni.serve.realtime.listener import KEPT_S, Listener
 from muomni.serve.realtime.responses import Plan, Response
-from muomni.serve.realtime.session import Session, check_voice, updated
+from muomni.serve.realtime.session import ServerVad, Session, check_voice, updated
 from muomni.serve.settings import ServerSettings
 
 log = logging.getLogger("muomni.serve")
 _LARGE_EVENT = 256 << 10
 # Responses at a time: one of the conversation, and some that are left out of it.
 _MOST_RESPONSES = 4
-# Of sound that may be an item.
-_LEAST_S = 0.1
 
 
-class Realtime:
-    """`WS /v1/realtime` of one server.
-
-    Args:
-        engine: computes.
-        settings: of the server.
-        metrics: measure responses.
-    """
-
-    def __init__(self, engine: ServingEngine, settings: ServerSettings, metrics: Metrics) -> None:
-        self._engine, self._settings, self._metrics = engine, settings, metrics
-        self._sessions = 0
-
-    async def serve(self, websocket: WebSocket) -> None:
-        """Serves a client until it leaves or its time is up; refuses it with an HTTP status."""
-        try:
-            self._check(websocket)
-        except ApiError as error:
-            await websocket.send_denial_response(error.response())
-            return
-        self._sessions += 1
-        try:
-            protocols = websocket.scope.get("subprotocols", ())
-            await websocket.accept("realtime" if "realtime" in protocols else None)
-            await Connection(websocket, self._engine, self._settings, self._metrics).serve()
-        finally:
-            self._sessions -= 1
-
-    def _check(self, websocket: WebSocket) -> None:
-        known, name = self._settings.model_name, websocket.query_params.get("model")
-        if name is not None and name != known:
-            message = f"there is no model {name[:80]!r}; this server has {known!r}"
-            raise ApiError(404, message, param="model", code="model_not_found")
-        if self._engine.state not in ("idle", "ok"):
-            raise overloaded(f"the server is {self._engine.state}")
-        if self._sessions >= self._settings.max_sessions:
-            raise overloaded(f"{self._sessions} sessions are open already: try again later")
+def _ms(place: int) -> int:
+    return place * 1000 // SAMPLE_RATE
 
 
 class Connection:
@@ -76,9 +39,17 @@ class Connection:
         engine: computes.
         settings: of the server.
         metrics: measure responses.
+        listener: for its sound.
     """
 
-    def __init__(self, websocket: WebSocket, engine: ServingEngine, settings: ServerSettings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        websocket: WebSocket,
+        engine: ServingEngine,
+        settings: ServerSettings,
+        metrics: Metrics,
+        listener: Listener,
+    ) -> None:
         self._websocket, self._engine, self._settings, self._metrics = websocket, engine, settings, metrics
         config = engine.model.config
         self._hears = config.audio is not None
@@ -91,11 +62,16 @@ class Connection:
         )
         if voices:
             self._session.audio.output.voice = voices[0]
+        if self._hears:
+            self._session.audio.input.turn_detection = ServerVad(type="server_vad")
         self._ends = time.monotonic() + settings.session_s
         self._conversation = Conversation(settings.max_body)
-        self._buffer = AudioBuffer()
+        self._listener = listener
+        self._turn, self._begun = "", 0  # id and begin of the item that is being said
+        self._idled: Response | None = None  # after which it was too quiet for too long, or somebody spoke
         self._responses: list[Response] = []
         self._closed = False
+        self._listener.detect(self._session.audio.input.turn_detection)
         self._handlers: dict[type[events.Event], Any] = {
             events.SessionUpdate: self._update,
             events.AudioAppend: self._append,
@@ -169,36 +145,69 @@ class Connection:
 
     async def _update(self, event: events.SessionUpdate) -> None:
         self._session = updated(self._session, event.session, self._engine.voices, hears=self._hears)
+        self._listener.detect(self._session.audio.input.turn_detection)
         await self._emit("session.updated", session=self._session.model_dump())
 
     async def _append(self, event: events.AudioAppend) -> None:
         self._check_hears()
-        await self._engine.in_pool(partial(self._hear, event.audio))
+        for mark in await self._engine.in_pool(partial(self._listener.hear, event.audio)):
+            await (self._begin_turn(mark.place) if mark.begins else self._end_turn(mark.place))
+        settings = self._session.audio.input.turn_detection
+        if settings is not None and not self._listener.speaking and self._is_idle(settings):
+            await self._prompt_again()
+
+    async def _begin_turn(self, place: int) -> None:
+        self._turn, self._begun = new_id("item"), place
+        await self._emit("input_audio_buffer.speech_started", audio_start_ms=_ms(place), item_id=self._turn)
+        active, settings = self._active, self._session.audio.input.turn_detection
+        self._idled = self._latest
+        if active is not None and settings is not None and settings.interrupt_response:
+            await active.cancel("turn_detected")
+
+    async def _end_turn(self, place: int) -> None:
+        await self._emit("input_audio_buffer.speech_stopped", audio_end_ms=_ms(place), item_id=self._turn)
+        await self._add_sound(self._turn, self._begun, place)
+        settings = self._session.audio.input.turn_detection
+        if settings is not None and settings.create_response:
+            self._start(await self._plan(events.ResponseOptions()))
+
+    @property
+    def _latest(self) -> Response | None:
+        """The last response of the conversation."""
+        return next((each for each in reversed(self._responses) if each.plan.conversation is not None), None)
+
+    def _is_idle(self, settings: ServerVad) -> bool:
+        """Whether nobody has spoken for long since the last response was played."""
+        latest, timeout = self._latest, settings.idle_timeout_ms
+        if timeout is None or latest is None or latest is self._idled or not latest.ended:
+            return False
+        return time.monotonic() > latest.ended_at + latest.sound_s + timeout / 1000
+
+    async def _prompt_again(self) -> None:
+        """The silence is an item, to which the model answers."""
+        self._idled, name, end = self._latest, new_id("item"), self._listener.buffer.end
+        begin = self._listener.buffer.begin
+        times = {"audio_start_ms": _ms(begin), "audio_end_ms": _ms(end)}
+        await self._emit("input_audio_buffer.timeout_triggered", item_id=name, **times)
+        await self._add_sound(name, begin, end)
+        self._start(await self._plan(events.ResponseOptions()))
 
     def _check_hears(self) -> None:
         if not self._hears:
             raise ApiError(400, "this model does not hear", code="unsupported_value")
 
-    def _hear(self, audio: str) -> None:
-        data = pcm(audio, "audio")
-        held = (self._buffer.end - self._buffer.begin) / SAMPLE_RATE + len(data) / 48_000
-        if held > self._settings.max_sound_s:
-            message = f"more than {self._settings.max_sound_s:g} seconds of sound: commit or clear them"
-            raise ApiError(400, message, param="audio", code="input_audio_buffer_full")
-        self._buffer.append(data)
-
     async def _commit(self, _: events.AudioCommit) -> None:
         self._check_hears()
-        await self._engine.in_pool(partial(self._buffer.finish))
-        held = (self._buffer.end - self._buffer.begin) / SAMPLE_RATE
-        if held < _LEAST_S:
-            message = f"the buffer holds {held * 1000:.0f} ms of sound, and an item needs {_LEAST_S * 1000:.0f}"
+        await self._engine.in_pool(partial(self._listener.finish))
+        held = (self._listener.buffer.end - self._listener.buffer.begin) / SAMPLE_RATE
+        if held < KEPT_S:
+            message = f"the buffer holds {held * 1000:.0f} ms of sound, and an item needs {KEPT_S * 1000:.0f}"
             raise ApiError(400, message, code="input_audio_buffer_commit_empty")
-        await self._add_sound(new_id("item"), self._buffer.begin)
+        await self._add_sound(new_id("item"), self._listener.buffer.begin, self._listener.buffer.end)
 
-    async def _add_sound(self, name: str, begin: int) -> None:
-        """Makes an item of the sound from a place on."""
-        item = Item("user", [Part("input_audio", sound=self._buffer.take(begin, self._buffer.end))], id=name)
+    async def _add_sound(self, name: str, begin: int, end: int) -> None:
+        """Makes an item of the sound between two places."""
+        item = Item("user", [Part("input_audio", sound=self._listener.buffer.take(begin, end))], id=name)
         previous = self._conversation.add(item)
         await self._emit("input_audio_buffer.committed", previous_item_id=previous, item_id=item.id)
         await self._show(item, previous)
@@ -208,8 +217,8 @@ class Connection:
             await self._emit(kind, previous_item_id=previous, item=item.wire)
 
     async def _clear(self, _: events.AudioClear) -> None:
-        await self._engine.in_pool(partial(self._buffer.finish))
-        self._buffer.take(self._buffer.end, self._buffer.end)
+        await self._engine.in_pool(partial(self._listener.finish))
+        self._listener.buffer.take(self._listener.buffer.end, self._listener.buffer.end)
         await self._emit("input_audio_buffer.cleared")
 
     async def _create_item(self, event: events.ItemCreate) -> None:
@@ -228,7 +237,11 @@ class Connection:
         raise ApiError(400, "items cannot be truncated yet", param="type", code="unsupported_value")
 
     async def _create_response(self, event: events.ResponseCreate) -> None:
-        options, session, conversation = event.response, self._session, self._conversation
+        self._start(await self._plan(event.response))
+
+    async def _plan(self, options: events.ResponseOptions) -> Plan:
+        """What a response is to be, by the session and its own options."""
+        session, conversation = self._session, self._conversation
         modalities = options.output_modalities or session.output_modalities
         voice = session.audio.output.voice_name
         if options.audio is not None and options.audio.output.voice_name is not None:
@@ -239,7 +252,7 @@ class Connection:
         items = conversation.items
         if options.input is not None:
             items = [await self._given(each, f"response.input[{n}]") for n, each in enumerate(options.input)]
-        plan = Plan(
+        return Plan(
             items=list(items),
             instructions=session.instructions if options.instructions is None else options.instructions,
             spoken=modalities == ["audio"],
@@ -250,7 +263,6 @@ class Connection:
             conversation=conversation if options.conversation == "auto" else None,
             metadata=options.metadata,
         )
-        self._start(plan)
 
     async def _given(self, each: Any, where: str) -> Item:
         if isinstance(each, ItemReference):
@@ -261,8 +273,9 @@ class Connection:
         if plan.conversation is not None and self._active is not None:
             message = "the conversation has an active response: wait for its end, or cancel it"
             raise ApiError(400, message, code="conversation_already_has_active_response")
-        self._responses = [response for response in self._responses if not response.ended]
-        if len(self._responses) >= _MOST_RESPONSES:
+        latest = self._latest
+        self._responses = [each for each in self._responses if not each.ended or each is latest]
+        if sum(not each.ended for each in self._responses) >= _MOST_RESPONSES:
             raise ApiError(400, f"{_MOST_RESPONSES} responses are being made already", code="too_many_responses")
         self._responses.append(Response(self._engine, self._metrics, self._emit, plan))
 

@@ -87,12 +87,13 @@ class Response:
         id: of the response.
         plan: see there.
         sound_s: seconds of sound that were sent.
+        ended_at: when its last event was sent, by `time.monotonic`; 0 before.
     """
 
     def __init__(self, engine: ServingEngine, metrics: Metrics, emit: Emit, plan: Plan) -> None:
         self.id = new_id("resp")
         self.plan = plan
-        self.sound_s = 0.0
+        self.sound_s = self.ended_at = 0.0
         self._engine, self._metrics, self._emit = engine, metrics, emit
         self._arrived = time.monotonic()
         self._item: Item | None = None
@@ -232,6 +233,7 @@ class Response:
                 await self._emit("conversation.item.done", previous_item_id=previous, item=item.wire)
             await self._emit("response.output_item.done", response_id=self.id, output_index=0, item=item.wire)
         await self._emit("response.done", response=self._wire())
+        self.ended_at = time.monotonic()
 
     async def _tell(self, kind: str, **fields: Any) -> None:
         """An event of the one part of the one item."""

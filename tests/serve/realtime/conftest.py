@@ -59,6 +59,15 @@ class Socket:
         added, _ = self.expect("conversation.item.added", "conversation.item.done")
         return str(added["item"]["id"])
 
+    def push_to_talk(self) -> None:
+        self.send("session.update", session={"audio": {"input": {"turn_detection": None}}})
+        self.expect("session.updated")
+
+    def hear(self, samples: Any, step: int = 2400) -> None:
+        """Sends sound at 24 kHz."""
+        for start in range(0, len(samples), step):
+            self.send("input_audio_buffer.append", audio=pcm(samples[start : start + step]))
+
     def respond(self, **options: Any) -> list[dict[str, Any]]:
         """Asks for a response; all of its events."""
         self.send("response.create", response=options)
@@ -110,10 +119,13 @@ def talking_to(model: MuOmni, **settings: Any) -> Iterator[Talking]:
     async def seeded(prompt: Any, params: SamplingParams, **options: Any) -> Any:
         return await prepare(prompt, replace(params, temperature=1.0, seed=8), **options)
 
-    # Replies with words in them, the same each time.
+    # Replies with words in them, the same each time; and turns by the loudness alone.
     engine.prepare = seeded
     engine.speech = lambda voice, seed: speech(voice, 3)
-    with TestClient(make_app(engine, chosen), "http://localhost") as client:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("muomni.serve.realtime.endpoint.load_silero", lambda: None)
+        app = make_app(engine, chosen)
+    with TestClient(app, "http://localhost") as client:
         yield Talking(client, engine)
 
 

@@ -135,9 +135,9 @@ def test_what_was_heard_is_an_item_and_changes_the_reply(talking: Talking) -> No
     replies = set()
     for seed in range(3):
         with talking.session() as session:
+            session.push_to_talk()
             sound = rng.standard_normal(12_000) * 0.1 * (seed + 1)
-            for piece in np.array_split(sound, 7):
-                session.send("input_audio_buffer.append", audio=pcm(piece))
+            session.hear(sound, step=1777)
             session.send("input_audio_buffer.commit")
             committed, added, done = session.expect(
                 "input_audio_buffer.committed", "conversation.item.added", "conversation.item.done"
@@ -152,6 +152,7 @@ def test_what_was_heard_is_an_item_and_changes_the_reply(talking: Talking) -> No
 
 def test_a_sound_that_is_too_short_is_no_item(talking: Talking) -> None:
     with talking.session() as session:
+        session.push_to_talk()
         session.send("input_audio_buffer.append", audio=pcm(np.zeros(24 * 90)))
         session.send("input_audio_buffer.commit", event_id="short")
         error = session.error()
@@ -325,6 +326,7 @@ def test_sound_and_sessions_and_their_time_are_bounded(talk: Talk) -> None:
                 pass
             assert refused.value.status_code == 503
             assert int(refused.value.headers["retry-after"]) > 0
+            session.push_to_talk()
             session.send("input_audio_buffer.append", audio=pcm(np.zeros(23_000)))
             session.send("input_audio_buffer.append", audio=pcm(np.zeros(2000)))
             assert session.error()["code"] == "input_audio_buffer_full"
