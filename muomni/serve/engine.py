@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from muomni.api.model import MuOmni
+from muomni.errors import SpeechError
 from muomni.infer.async_streaming import AsyncTextStream, Pulse
 from muomni.infer.engine.engine import make_engine
 from muomni.infer.preprocess import EngineInput, Reading, checked_tokenizer, prepare
@@ -218,6 +219,16 @@ class ServingEngine:
                 pass
         finally:
             stream.close()
+        if self.voices:
+            await self._warm_up_speech()
+
+    async def _warm_up_speech(self) -> None:
+        """Speaks a number: the library that puts numbers into words takes seconds to load."""
+        with closing(self.speech(None, 0)) as speech, suppress(SpeechError):
+            await self.in_pool(partial(speech.push, "Number 1. "))
+            speech.finish()
+            while not speech.ended:
+                await self.compute(speech.work)
 
     def stop_admitting(self) -> None:
         """From now on requests are refused with 503; those that run go on."""
