@@ -30,7 +30,7 @@ COMMANDS: dict[str, str] = {
     "serve": "Serve a model over HTTP as OpenAI's API.",
     "bench": "Measure training and inference on this machine, beside other libraries where asked.",
     "data": "Read training data once and say what is wrong; make speech from texts.",
-    "eval": "Judge a model: what it says, by an independent recogniser.",
+    "eval": "Judge a model: what it reads, sees, hears and says.",
     "quantize": "Write a model with int8 weights, a quarter of the size, and say what that changes.",
     "export": "Write a model as a folder that other programs load.",
     "config": "Recipes and presets: JSON Schema, a recipe with every default filled in, sizes.",

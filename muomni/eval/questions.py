@@ -101,8 +101,13 @@ def plain(text: str) -> str:
     return " ".join(re.findall(r"[^\W_]+", "".join(c for c in letters if not unicodedata.combining(c))))
 
 
-def read_questions(path: Path, limit: int | None = None) -> list[Question]:
+def read_questions(path: Path, limit: int | None = None, skill: str | None = None) -> list[Question]:
     """The questions of a file, the first so many.
+
+    Args:
+        path: of the file.
+        limit: None for all.
+        skill: of rows that say none; None for the file's name.
 
     Raises:
         DataError: it cannot be read, or a line is no question.
@@ -111,7 +116,7 @@ def read_questions(path: Path, limit: int | None = None) -> list[Question]:
     for origin, row in islice(jsonl_rows(path), limit):
         if isinstance(row, DataError):
             raise row
-        questions.append(Question.of_row(row, path.name.split(".")[0], origin, path.parent))
+        questions.append(Question.of_row(row, skill or path.name.split(".")[0], origin, path.parent))
     if not questions:
         raise DataError(f"{path}: holds no questions")
     return questions

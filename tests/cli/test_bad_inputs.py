@@ -86,8 +86,10 @@ SURFACE: dict[str, list[tuple[str, list[str]]]] = {
         ("data speech BAD --out spoken", CONTENT),
     ],
     "eval": [
-        ("eval speech BAD --reference good.jsonl", MODEL),
-        ("eval speech RUN --reference BAD", CONTENT + UNREADABLE),
+        ("eval BAD", MODEL),
+        ("eval RUN speak --data BAD", CONTENT + UNREADABLE),
+        ("eval RUN text --data BAD", CONTENT + UNREADABLE),
+        ("eval RUN text --count 2 --out BAD", PLACES),
     ],
     "quantize": [
         ("quantize BAD --out q", MODEL),

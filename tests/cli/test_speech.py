@@ -1,4 +1,4 @@
-"""`muomni data speech`, `muomni data recordings` and `muomni eval speech` as they are typed."""
+"""`muomni data speech`, `muomni data recordings` and `muomni eval RUN speak` as they are typed."""
 
 import json
 import os
@@ -103,15 +103,15 @@ def test_the_gate_passes_and_fails(
     original = tmp_path / "original"
     assert run("data", "speech", str(tmp_path / "val.txt"), "--out", str(original), "--short-share", "0") == 0
     manifest, out = str(original / "manifest.jsonl"), tmp_path / "judged"
-    gate = ["--reference", manifest, "--max-real-time", "100", "--json"]
+    gate = ["--data", manifest, "--max-real-time", "100", "--json"]
     capsys.readouterr()
-    assert run("eval", "speech", "espeak:en-us", *gate, "--out", str(out)) == 0
+    assert run("eval", "espeak:en-us", "speak", *gate, "--out", str(out)) == 0
     assert json.loads(capsys.readouterr().out)["failures"] == []
-    assert {path.name for path in out.iterdir()} == {"report.json", "0000.wav", "spectrograms-1.png"}
-    assert run("eval", "speech", "espeak:en-us:400", *gate) == 1
+    assert {path.name for path in out.iterdir()} == {"report.json", "report.html", "0000.wav", "spectrograms-1.png"}
+    assert run("eval", "espeak:en-us:400", "speak", *gate) == 1
     report = json.loads(capsys.readouterr().out)
-    assert report["truncated"] == 1 and len(report["failures"]) == 2
-    assert run("eval", "speech", "espeak:en-us:80", "--reference", manifest, "--max-real-time", "100") == 1
+    assert report["speech"]["truncated"] == 1 and len(report["failures"]) == 2
+    assert run("eval", "espeak:en-us:80", "speak", "--data", manifest, "--max-real-time", "100") == 1
     printed = capsys.readouterr().out
     assert "failed: share run-on 100.0%, at most 0.0%" in printed
     assert re.search(r"words +sentences +failed +misheard.*3-5 +1 +100\.0% \(1\) +0\.0% \(0\)", printed, re.DOTALL)
@@ -123,5 +123,5 @@ def test_a_model_without_a_talker_is_refused(
     monkeypatch.setattr("muomni.eval.recogniser.check_installed", lambda: None)
     soundfile.write(tmp_path / "a.wav", np.full(16_000, 0.5), 16_000)
     (tmp_path / "rows.jsonl").write_text('{"text": "Hello there.", "audio": "a.wav"}\n')
-    code = run("eval", "speech", str(nano_folder), "--reference", str(tmp_path / "rows.jsonl"))
+    code = run("eval", str(nano_folder), "speak", "--data", str(tmp_path / "rows.jsonl"))
     assert (code, "no talker" in capsys.readouterr().err) == (2, True)

@@ -1,16 +1,11 @@
-"""`report.html`: a report as one file that opens offline, on a phone as on a screen, in light and in dark.
-
-The page is a Jinja template, `page/page.html`. Nothing is fetched and nothing runs: styles and plots are in the file.
-Wide tables scroll inside their own box.
-"""
+"""`report.html`: a report as one file (see `muomni.html_page`); wide tables scroll inside their own box."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from jinja2 import Environment, PackageLoader
-
 from muomni.bench.report.report import MemoryBar, Report, ReportRow
 from muomni.bench.report.svg import Bar, Point, amount_plot, line_plot, ratio_plot, stack_plot
+from muomni.html_page import render
 
 _CATEGORIES = ("weights", "gradients", "optimizer", "activations", "cache", "other")
 _PARTS = {"train": "Training", "infer": "Inference", "speech": "Speech"}
@@ -19,9 +14,10 @@ _COLOURS = {"on": 1, "off": 3, "no difference": 5, "not measured": 5}
 
 def page(report: Report) -> str:
     """The whole file."""
-    environment = Environment(loader=PackageLoader("muomni.bench.report", "page"), autoescape=True)
     by_part = {title: [row for row in report.rows if row.part == part] for part, title in _PARTS.items()}
-    return environment.get_template("page.html").render(
+    return render(
+        "muomni.bench.report",
+        "page.html",
         report=report,
         tables=[(title, [(row, cells(row)) for row in rows]) for title, rows in by_part.items() if rows],
         figures=list(_figures(report)),

@@ -49,7 +49,7 @@ def spoken(draw: Draw, synthesiser: Synthesiser | None) -> Item:
     item = (persona if kind == "talk" else facts)(draw)
     assert isinstance(item.question, str)
     if kind == "transcribe":
-        prompt = draw.one(("Write down what you hear.", "What was said?", "Transcribe the sound."))
+        prompt = draw.one(("What is said?", "What is said?", "Write down what you hear.", "Transcribe the recording."))
         heard = _sound(item.question, draw, synthesiser)
         return Item("spoken/transcribe", [heard, {"type": "text", "text": prompt}], item.question)
     heard = _sound(item.question, draw, synthesiser)

@@ -4,7 +4,6 @@ import { EventParser } from "./sse.js";
 
 const UNREACHABLE = "The server cannot be reached. Is it still running?";
 const CUT_OFF = "The connection ended before the reply did.";
-const HINTS = { context_length_exceeded: ". Begin a new chat, or delete the last turns." };
 
 export class ApiError extends Error {
   // `status` of HTTP, 0 without an answer; `retryAfter` in seconds, or null.
@@ -64,9 +63,7 @@ export class Server {
     if (response.ok) return response;
     const body = await response.json().catch(() => null);
     const retryAfter = Number(response.headers.get("Retry-After")) || null;
-    const hint = HINTS[body?.error?.code] ?? "";
-    const message = body?.error?.message ?? `The server answered ${response.status}.`;
-    throw new ApiError(`${message}${hint}`, response.status, retryAfter);
+    throw new ApiError(body?.error?.message ?? `The server answered ${response.status}.`, response.status, retryAfter);
   }
 }
 

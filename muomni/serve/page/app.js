@@ -46,8 +46,7 @@ async function connect() {
     document.body.dataset.can = [...abilities].join(" ");
     welcome(abilities, suggest);
     byId("model").textContent = model.id;
-    document.title = `${model.id} · μOmni`;
-    status.set("idle", "");
+    status.set("idle");
   } catch (error) {
     status.error(error.message);
     if (error.status === 401) settings.askForKey();
@@ -105,7 +104,7 @@ function bringBack(turns) {
   if (conversation.turns.length) clear();
   conversation.turns = turns;
   turns.forEach((turn) => messages.add(turn));
-  status.set("idle", "");
+  status.set("idle");
 }
 
 // -- buttons and keys ---------------------------------------------------------------------------------------------
@@ -116,7 +115,6 @@ function resize() {
 }
 
 function settingsChanged() {
-  live.configure();
   byId("speaks").ariaPressed = String(settings.speaks);
 }
 

@@ -37,25 +37,19 @@ export class HandsFree {
   async start(model) {
     this.active = true;
     this.#reset();
-    this.status.set("connecting", "");
     this.panel.show("connecting");
     const session = new Realtime(this.server, model, (event) => this.#on(event), (error) => this.end(error));
     const microphone = new Microphone((samples, level) => this.#hear(samples, level));
     [this.#session, this.#microphone] = [session, microphone];
     try {
       await session.open();
-      this.configure();
+      session.send("session.update", { session: this.#settings() });
       for (const item of await items(this.conversation)) session.send("conversation.item.create", { item });
       if (this.#session === session) await microphone.open();
       if (this.#session === session) this.update();
     } catch (error) {
       if (this.#session === session) this.end(error);
     }
-  }
-
-  // Tells the server the settings.
-  configure() {
-    if (this.active) this.#session.send("session.update", { session: this.#settings() });
   }
 
   // `error` where it was not meant.
@@ -68,7 +62,7 @@ export class HandsFree {
     this.player.stop();
     if (this.#answering) this.#done({ turn: this.#turn, watch: this.#watch }, 0, "stopped");
     this.panel.close();
-    this.status.set("idle", "");
+    this.status.set("idle");
     if (error) this.status.error(error.message);
     if (error?.status === 401) this.settings.askForKey();
   }
@@ -141,7 +135,6 @@ export class HandsFree {
   #speechStarted({ audio_start_ms }) {
     this.#silence();
     this.#spokenFrom = audio_start_ms;
-    this.status.set("hearing", "");
     this.update();
   }
 
