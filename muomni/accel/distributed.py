@@ -29,7 +29,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from muomni.config.recipe import Recipe
+from muomni.accel.step_config import StepConfig
 from muomni.errors import ConfigError, TrainingError
 from muomni.model import OmniModel
 from muomni.model.encoders.layers import BLOCKS
@@ -67,18 +67,20 @@ class ParallelChoice:
         return device
 
 
-def choose(recipe: Recipe, device: torch.device) -> ParallelChoice:
+def choose(asked: Kind | Literal["auto"], device: torch.device, step: StepConfig, *, shrinks: bool) -> ParallelChoice:
     """`auto` is DDP where torchrun started several processes, else off.
 
     Args:
-        recipe: its `parallel`, and what must agree with it.
+        asked: as in a recipe.
         device: the kind of device the run uses.
+        step: whose rows are shared.
+        shrinks: whether a step that runs out of memory is taken again in smaller micro-batches.
 
     Raises:
         ConfigError: the number of processes does not fit what was named, the rows of a step cannot be shared
             evenly, or another option does not work with several processes.
     """
-    asked, size = recipe.parallel, _environment("WORLD_SIZE", 1)
+    size = _environment("WORLD_SIZE", 1)
     if size == 1:
         if asked in ("ddp", "fsdp"):
             raise ConfigError(
@@ -88,21 +90,21 @@ def choose(recipe: Recipe, device: torch.device) -> ParallelChoice:
     if asked == "off":
         raise ConfigError(f'parallel = "off", but torchrun started {size} processes; say "auto", or start one')
     kind: Kind = "ddp" if asked == "auto" else asked
-    rows = recipe.batch_size * recipe.gradient_accumulation_steps
-    if rows % size:
+    if step.rows % size:
         raise ConfigError(
-            f"batch_size × gradient_accumulation_steps = {rows} rows a step cannot be shared evenly by {size} "
+            f"batch_size × gradient_accumulation_steps = {step.rows} rows a step cannot be shared evenly by {size} "
             f"processes; make it a multiple of {size}"
         )
-    if recipe.on_oom == "shrink_micro_batch":
+    if shrinks:
         raise ConfigError(
             f'on_oom = "shrink_micro_batch" works with one process only, and there are {size}: one that runs out of '
             'memory in the backward pass leaves the others waiting for its gradients; say "stop"'
         )
     local_rank = _environment("LOCAL_RANK", None)
     _check_device(device, size, local_rank)
-    if kind == "fsdp":
-        _check_fsdp(recipe)
+    if kind == "fsdp" and step.compile == "full":
+        raise ConfigError('compile = "full" does not go with parallel = "fsdp", which gathers weights between blocks; '
+                          'say "blocks"')  # fmt: skip
     reason = "as asked" if asked != "auto" else f"torchrun started {size} processes"
     return ParallelChoice(kind, reason, _environment("RANK", None), size, local_rank)
 
@@ -130,12 +132,6 @@ def _check_device(device: torch.device, size: int, local_rank: int) -> None:
             f"process {local_rank} of this machine has no GPU: there are {torch.cuda.device_count()}; "
             "start at most that many processes with --nproc-per-node"
         )
-
-
-def _check_fsdp(recipe: Recipe) -> None:
-    if recipe.compile == "full":
-        raise ConfigError('compile = "full" does not go with parallel = "fsdp", which gathers weights between blocks; '
-                          'say "blocks"')  # fmt: skip
 
 
 class Group:

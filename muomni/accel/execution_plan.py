@@ -21,6 +21,7 @@ from muomni.accel.cpu_allocator import choice as allocator
 from muomni.accel.device import pick_device
 from muomni.accel.measurements.verdicts import NOTHING, Verdicts
 from muomni.accel.mixed_precision import Precision, pick_precision
+from muomni.accel.step_config import StepConfig
 from muomni.accel.technique import TECHNIQUES, Technique, measured_by
 from muomni.config.model import OmniConfig
 from muomni.config.recipe import Recipe
@@ -57,6 +58,15 @@ class Plan:
             f"gradient checkpointing {self.checkpointing or 'off'}; compile {self.compile.mode}: {self.compile.reason}",
         ]
 
+    def step(self, asked: StepConfig) -> StepConfig:
+        """A step configuration with what was decided in the place of every `auto`."""
+        return asked.replace(
+            attention=self.attention.backend,
+            precision=self.precision.name,
+            allocator=self.allocator.mode,
+            compile="off" if self.compile.mode == "measure" else self.compile.mode,
+        )
+
     def begin(self) -> None:
         """Prepares the process, before anything is allocated.
 
@@ -91,7 +101,8 @@ def make_plan(recipe: Recipe, config: OmniConfig, known: Verdicts = NOTHING) -> 
         ConfigError: something the recipe names does not work on this machine.
     """
     device = pick_device(recipe.device)
-    parallel = distributed.choose(recipe, device)
+    shrinks = recipe.on_oom == "shrink_micro_batch"
+    parallel = distributed.choose(recipe.parallel, device, StepConfig.of(recipe), shrinks=shrinks)
     device = parallel.take_device(device)
     recipe, reasons = without_losers(recipe, device, known if parallel.size == 1 else NOTHING)
     precision = pick_precision(recipe.precision, device)

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from muomni.config import Recipe
 from muomni.config.loader import find_run
 from muomni.errors import UserError
 
@@ -43,12 +42,12 @@ def command(
 
     result = run_recipe(stage, run, resume=resume, resume_from=resume_from, allow_changed=allow_changed)
     if result.is_main:
-        _report(result, run, stage)
+        _report(result, run, stage.codec is not None)
     if result.stopped:
         raise typer.Exit(130)
 
 
-def _report(result: "TrainResult", run: Path, stage: Recipe) -> None:
+def _report(result: "TrainResult", run: Path, is_codec: bool) -> None:
     progress = result.progress
     for text in result.memory.lines():
         print(text)
@@ -57,7 +56,7 @@ def _report(result: "TrainResult", run: Path, stage: Recipe) -> None:
     print(f"{state}: step {progress.applied} of {result.total_steps} in {progress.seconds:.0f} s{best}")
     if result.stopped:
         print(f"go on: muomni train {run} --resume")
-    elif stage.codec is not None:
+    elif is_codec:
         print(f'use it: muomni.formats.codec.load_codec("{run}")')
     else:
         print(f"chat with it: muomni chat {run}")

@@ -1,6 +1,5 @@
 """A recipe: everything one training stage needs, in one frozen object."""
 
-import math
 from collections.abc import Iterator
 from typing import Annotated, Literal, NamedTuple, Self
 
@@ -10,7 +9,6 @@ from muomni.config.base import Fraction, Frozen, PositiveInt, Probability, confl
 from muomni.config.codec import CodecSpec
 from muomni.config.recipe_data import DataSpec, TokenizerSpec
 from muomni.config.recipe_model import ModelSpec
-from muomni.errors import ConfigError
 
 NonNegativeInt = Annotated[int, Field(ge=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -263,28 +261,6 @@ class Recipe(Frozen):
             for problem in self.conflicts_with(parts):
                 raise conflict(*problem)
         return self
-
-    @property
-    def rows_per_step(self) -> int:
-        """The effective batch, over all processes."""
-        return self.batch_size * self.gradient_accumulation_steps
-
-    def num_steps(self, rows: int) -> int:
-        """Optimizer steps of the run, with so many training rows.
-
-        Raises:
-            ConfigError: the warm-up is longer.
-        """
-        if self.max_steps is not None:
-            return self.max_steps
-        assert self.epochs is not None  # one of the two is there, see `_consistent`
-        steps = max(1, math.ceil(self.epochs * rows / self.rows_per_step))
-        if self.schedule.warmup_steps > steps:
-            raise ConfigError(
-                f"schedule.warmup_steps = {self.schedule.warmup_steps}: the run has {steps} steps ({rows} rows, "
-                f"epochs = {self.epochs:g}), and the learning rate would never get up: set it to {steps} or less"
-            )
-        return steps
 
     @property
     def minutes_of_tuning(self) -> float:

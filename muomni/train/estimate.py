@@ -9,7 +9,7 @@ import torch
 from muomni.accel.compile.blocks import what_is_missing
 from muomni.accel.device import free_memory
 from muomni.accel.step_config import StepConfig
-from muomni.config import Recipe
+from muomni.config import OmniConfig, Recipe
 from muomni.errors import UserError
 from muomni.train.forecast.accuracy import past_errors
 from muomni.train.forecast.memory import Setup, forecast, inference_memory, setup_of, uncertainty
@@ -104,7 +104,7 @@ def estimate(
         "uncertainty": uncertainty(setup),
         "past_errors": past_errors(where) if is_here else [],
         "inference": inference_memory(setup.config),
-        "not_modelled": _not_modelled(recipe),
+        "not_modelled": _not_modelled(setup.config, recipe.compile != "off", recipe.parallel == "fsdp"),
         "not_measured": not_measured,
         "options": [
             option.as_dict()
@@ -117,13 +117,13 @@ def estimate(
     return Estimate(setup, room, source, rate, is_here, listed, best, seconds, not_measured, values)
 
 
-def _not_modelled(recipe: Recipe) -> list[str]:
+def _not_modelled(config: OmniConfig, compiles: bool, shares: bool) -> list[str]:
     parts = ["memory for reading the data and training the tokenizer"]
     for name, what in (("vision", "images"), ("audio", "audio"), ("talker", "speech")):
-        if getattr(recipe.model, name, None) is not None:
+        if getattr(config, name) is not None:
             parts.append(f"activations of {what}: only its weights, gradients and optimizer state are included")
-    if recipe.compile != "off":
+    if compiles:
         parts.append("compiled blocks: assumed to keep what selective checkpointing keeps")
-    if recipe.parallel == "fsdp":
+    if shares:
         parts.append("fsdp: the numbers are those of one process that holds everything")
     return parts

@@ -9,20 +9,20 @@ from typing import Any
 from muomni.accel.compile import blocks as compilation
 from muomni.accel.compile import trial as compile_trial
 from muomni.accel.measurements import verdicts
-from muomni.accel.memory.monitor import MemoryMonitor, MemoryReport
+from muomni.accel.memory.monitor import MemoryReport
 from muomni.config.recipe import LossSpec
 from muomni.data import Batch, PreparedRows, Tokenizer
 from muomni.errors import DataError, TrainingError
 from muomni.model import OmniModel
 from muomni.train.checkpoint import Progress, save_checkpoint
 from muomni.train.evaluate import Evaluation, evaluate
-from muomni.train.forecast.memory import beside
+from muomni.train.forecast.memory import Setup, beside
 from muomni.train.freezing import frozen_parts, parts_of
 from muomni.train.objectives.module import num_targets
 from muomni.train.oom_recovery import OomRecovery, RecoveringStep
 from muomni.train.reporting.run_log import RunLog
 from muomni.train.reporting.step_metrics import StepMetrics, checksum, losses_summary, read_results
-from muomni.train.resolve import ResolvedRun
+from muomni.train.resolve import ModelRun
 from muomni.train.step import StepResult, TrainStep
 from muomni.train.task import Validation, Window
 
@@ -50,7 +50,7 @@ class OmniTask:
 
     def __init__(
         self,
-        resolved: ResolvedRun,
+        resolved: ModelRun,
         model: OmniModel,
         tokenizer: Tokenizer,
         step: TrainStep,
@@ -59,16 +59,17 @@ class OmniTask:
         progress: Progress,
         sampler: Sampler | None = None,
     ) -> None:
-        recipe = resolved.recipe
-        self.recipe, self.plan = recipe, resolved.plan
-        self.total_steps = recipe.num_steps(rows.train.num_rows)
+        self.resolved, self.plan = resolved, resolved.plan
+        self.total_steps = resolved.optim.num_steps(rows.train.num_rows)
         self.model, self.tokenizer, self.main_step, self.rows = model, tokenizer, step, rows
         self.run, self.progress, self.sampler = run, progress, sampler
         self.group = step.group
-        self.monitor = MemoryMonitor(model, step.optimizers, model.device)
-        micro_batch = progress.micro_batch or recipe.batch_size
-        self._step = RecoveringStep(recipe, model, step, rows.train, self.monitor, run, micro_batch)
-        self._reads_text, self._speaks = bool(recipe.data.train), recipe.data.speech is not None
+        self._seq_len = resolved.data.seq_len if resolved.data.train else None
+        self._step = RecoveringStep(
+            resolved.step, self._seq_len, resolved.shrinks, model, step, rows.train, run, progress.micro_batch
+        )
+        self.monitor = self._step.monitor
+        self._reads_text, self._speaks = bool(resolved.data.train), resolved.data.speech is not None
         self._byte_lengths = tokenizer.byte_lengths()
         # Of each step that is not read yet: checksum, result, numbers of targets, unreadable media and their documents.
         self._pending: list[tuple[int, StepResult, dict[str, int], tuple[str, ...], tuple[int, ...]]] = []
@@ -76,16 +77,16 @@ class OmniTask:
 
     def opening(self) -> list[str]:
         """See `Task`."""
-        recipe, model, rows = self.recipe, self.model, self.rows.train
+        data, model, rows = self.resolved.data, self.model, self.rows.train
         per_step = self._step.rows_per_step
         sizes = {name: sum(p.numel() for m in part for p in m.parameters()) for name, part in parts_of(model).items()}
         parts = "" if len(sizes) == 1 else " (" + ", ".join(f"{n} {s / 1e6:.1f}" for n, s in sizes.items()) + ")"
         frozen = f", frozen: {', '.join(sorted(frozen_parts(model)))}" if frozen_parts(model) else ""
-        what, each = "rows", f" × {recipe.data.seq_len} tokens"
-        if not recipe.data.train:
+        what, each = "rows", f" × {data.seq_len} tokens"
+        if not data.train:
             what, each = "pairs", ""
-        elif recipe.data.speech is not None:
-            each += f" with {recipe.data.speech.pairs_per_sequence} pairs of text and speech"
+        elif data.speech is not None:
+            each += f" with {data.speech.pairs_per_sequence} pairs of text and speech"
         epochs = self.total_steps * per_step / rows.num_rows
         resumed = f"; going on from step {self.progress.applied}" if self.progress.applied else ""
         lines = [
@@ -128,7 +129,10 @@ class OmniTask:
 
     def _compiled_work(self) -> str:
         """What the time of a pass depends on besides machine and Thinker."""
-        parts = self.recipe.model_dump(mode="json", include={"data", "model", "losses", "freeze", "batch_size"})
+        resolved = self.resolved
+        specs = {"data": resolved.data, "model": resolved.model.spec, "losses": resolved.losses}
+        parts: dict[str, Any] = {name: spec.model_dump(mode="json") for name, spec in specs.items()}
+        parts |= {"freeze": resolved.freeze, "batch_size": resolved.step.micro_batch}
         digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
         plan = self.plan
         return (
@@ -156,7 +160,7 @@ class OmniTask:
 
     @property
     def _tokens_per_step(self) -> int:
-        return self._step.rows_per_step * self.recipe.data.seq_len if self._reads_text else 0
+        return self._step.rows_per_step * (self._seq_len or 0)
 
     def _checksum(self, batches: Sequence[Batch]) -> int:
         places = range(self.group.rank, self._step.rows_per_step, self.group.size)
@@ -185,9 +189,9 @@ class OmniTask:
         counts |= {"targets": targets["text"]} if self._reads_text else {}
         counts |= {"frames": targets.get("speech", 0)} if self._speaks else {}
         return StepMetrics(
-            losses={name: sums[name] for name in [*(["loss"] if self.recipe.losses.text else []), *names]},
+            losses={name: sums[name] for name in [*(["loss"] if self.resolved.losses.text else []), *names]},
             grad_norm=first["grad_norm"],
-            lr=first["lr_factor"] * self.recipe.optimizer.lr,
+            lr=first["lr_factor"] * self.resolved.optim.optimizer.lr,
             counts={**counts, "batch": f"{sum(share[1] for share in shares) % 2**32:08x}"},
             bad=tuple(name for share in shares for name in share[3]),
             bad_documents=tuple(number for share in shares for number in share[4]),
@@ -226,7 +230,7 @@ class OmniTask:
         bad, documents, limit = (
             len(self.progress.bad_documents),
             self.rows.train.num_media_documents,
-            self.recipe.data.max_unreadable_fraction,
+            self.resolved.data.max_unreadable_fraction,
         )
         if bad <= limit * documents:
             return
@@ -244,7 +248,7 @@ class OmniTask:
             result = evaluate(
                 self.main_step.losses,
                 self.rows.val,
-                self.recipe.eval.max_rows,
+                self.resolved.eval.max_rows,
                 self._step.micro_batch,
                 self._byte_lengths,
                 self.main_step.precision.autocast,
@@ -262,7 +266,7 @@ class OmniTask:
         if self._reads_text:
             values = {"loss": result.loss, **values}
             values |= {"bits_per_byte": result.bits_per_byte, "targets": result.targets}
-        return Validation(_score(self.recipe.losses, result), values, summary)
+        return Validation(_score(self.resolved.losses, result), values, summary)
 
     def sample(self) -> Sequence[tuple[str, str]]:
         """See `Task`."""
@@ -273,7 +277,7 @@ class OmniTask:
         if model is not None and self.group.is_main:
             texts = self.sampler(model.to(self.plan.device), self.progress.applied)
         self.group.wait()
-        return list(zip(self.recipe.eval.prompts, texts, strict=False))
+        return list(zip(self.resolved.eval.prompts, texts, strict=False))
 
     def save(self, *, best: bool) -> None:
         """See `Task`."""
@@ -285,17 +289,24 @@ class OmniTask:
             self.main_step.optimizers,
             self.progress,
             best=best,
-            keep=self.recipe.checkpoint.keep,
+            keep=self.resolved.checkpoint.keep,
             group=self.group,
         )
 
     def memory_forecast(self, memory: MemoryReport) -> dict[str, Any]:
         """See `Task`."""
-        compiled = self.progress.compile or "off"
-        as_run = self.recipe.replace(
-            compile=compiled, precision=self.plan.precision.name, allocator=self.plan.allocator.mode
+        resolved = self.resolved
+        step = resolved.step.replace(compile=self.progress.compile or "off")
+        setup = Setup(
+            self.model.config,
+            step,
+            resolved.data.seq_len,
+            resolved.optim.optimizer,
+            resolved.freeze,
+            resolved.losses.text > 0,
+            self.plan.device.type,
         )
-        return beside(as_run, self.model.config, memory, self.group.size)
+        return beside(setup, memory, self.group.size)
 
 
 def _score(weights: LossSpec, result: Evaluation) -> float | None:

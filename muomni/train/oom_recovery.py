@@ -35,12 +35,13 @@ from muomni.accel.memory.out_of_memory import (
     write_snapshot,
 )
 from muomni.accel.mixed_precision import pick_precision
-from muomni.config.recipe import Recipe
+from muomni.accel.step_config import StepConfig
 from muomni.data import Batch, Dataset
 from muomni.errors import ConfigError, MemoryShortageError
 from muomni.model import OmniModel
 from muomni.train.checkpoint import last_checkpoint
 from muomni.train.optim.build import decay_groups
+from muomni.train.optim.muon import Muon
 from muomni.train.step import StepResult, TrainStep
 
 
@@ -76,34 +77,39 @@ class RecoveringStep:
 
     Attributes:
         rows_per_step: of all processes.
+        monitor: says what memory is used for.
 
     Args:
-        recipe: its `on_oom` says what happens when memory runs out.
+        config: of the step.
+        seq_len: tokens of a row, for advice; None for pairs of text and speech.
+        shrinks: whether a step that runs out of memory is taken again in smaller micro-batches.
         model, step: what is trained and how; the step's group shares the rows.
         rows: where the rows come from.
-        monitor: says what memory is used for.
         run: the run folder, for snapshots.
-        micro_batch: rows in a micro-batch; the recipe's `batch_size` unless an earlier rescue made it smaller.
+        micro_batch: rows in a micro-batch, where an earlier recovery made it smaller than `config` says.
     """
 
     def __init__(
         self,
-        recipe: Recipe,
+        config: StepConfig,
+        seq_len: int | None,
+        shrinks: bool,
         model: OmniModel,
         step: TrainStep,
         rows: Dataset[Batch],
-        monitor: MemoryMonitor,
         run: Path,
-        micro_batch: int,
+        micro_batch: int | None = None,
     ) -> None:
-        self.recipe = recipe
+        self.config = config
+        self.seq_len = seq_len
+        self.shrinks = shrinks
         self.model = model
         self.step = step
         self.rows = rows
-        self.monitor = monitor
+        self.monitor = MemoryMonitor(model, step.optimizers, model.device)
         self.run = run
-        self.rows_per_step = recipe.rows_per_step
-        self.micro_batch = min(micro_batch, self.rows_per_step // step.group.size)
+        self.rows_per_step = config.rows
+        self.micro_batch = min(micro_batch or config.micro_batch, self.rows_per_step // step.group.size)
 
     @property
     def micro_batches(self) -> int:
@@ -125,9 +131,8 @@ class RecoveringStep:
         Raises:
             MemoryShortageError: memory ran out, and rescue is not asked for or cannot help.
         """
-        rescues = self.recipe.on_oom == "shrink_micro_batch"
         device = self.model.device
-        random = random_states(device) if rescues else {}
+        random = random_states(device) if self.shrinks else {}
         while True:
             batches = self._cut(first)
             self.step.phase = "forward"  # copying the rows to the device counts as that
@@ -138,7 +143,7 @@ class RecoveringStep:
                 if shortage is None:
                     raise
                 snapshot = self._snapshot(number)
-                if not rescues or shortage.phase == "optimizer" or self.micro_batch == 1:
+                if not self.shrinks or shortage.phase == "optimizer" or self.micro_batch == 1:
                     raise self._advice(shortage, number, snapshot) from error
             # Not inside `except`: while the error lives, its traceback holds the tensors of the failed step.
             before, self.micro_batch = self.micro_batch, self.micro_batch // 2
@@ -189,7 +194,7 @@ class RecoveringStep:
         saved = last_checkpoint(self.run) is not None
         if saved:
             lines.append(f"{self.run / 'last'} keeps the last checkpoint.")
-        if self.recipe.on_oom == "stop" and shortage.phase in ("forward", "backward") and self.micro_batch > 1:
+        if not self.shrinks and shortage.phase in ("forward", "backward") and self.micro_batch > 1:
             resumed = ", also in a run that is resumed" if saved else ""
             lines.append(f'"on_oom": "shrink_micro_batch" halves the micro-batch by itself and goes on{resumed}.')
         return MemoryShortageError(f"step {number}: " + "\n".join(lines))
@@ -202,9 +207,10 @@ class RecoveringStep:
         except ConfigError:
             bf16_works = False
         return Workload(
-            recipe=self.recipe,
+            step=self.config,
             micro_batch=self.micro_batch,
-            precision=self.step.precision.name,
+            seq_len=self.seq_len,
+            optimizer="muon" if any(isinstance(each, Muon) for each in self.step.optimizers) else "adamw",
             bf16_works=bf16_works,
             layers=thinker.num_hidden_layers,
             hidden_size=thinker.hidden_size,

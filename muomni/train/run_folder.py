@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from muomni.config import AnySource, Recipe, SyntheticSpec
+from muomni.config import AnySource, DataSpec, Recipe, SyntheticSpec
 from muomni.data.cache_folder import describe_file
 from muomni.data.synthetic.world import rules_digest
 from muomni.errors import ConfigError, UserError
@@ -101,10 +101,9 @@ def _content(file: Path) -> list[Any]:
     return [size, content]
 
 
-def data_of(recipe: Recipe) -> str:
-    """A hash of what a recipe's training data hold."""
-    speech = recipe.data.speech
-    return content_of([*recipe.data.train, *(speech.train if speech is not None else ())])
+def data_of(data: DataSpec) -> str:
+    """A hash of what the training data hold."""
+    return content_of([*data.train, *(data.speech.train if data.speech is not None else ())])
 
 
 def changes(recipe: Recipe, earlier: Recipe) -> list[str]:

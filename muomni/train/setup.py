@@ -10,8 +10,7 @@ from typing import TypeVar
 import torch
 
 from muomni.accel.distributed import Group
-from muomni.config import OmniConfig, Recipe
-from muomni.config.recipe_data import DataSpec
+from muomni.config import DataSpec, OmniConfig, TokenizerSpec
 from muomni.data import (
     PreparedRows,
     SpeechDataset,
@@ -20,14 +19,13 @@ from muomni.data import (
     prepare_rows,
     prepare_tokenizer,
 )
-from muomni.formats.tensors import resolve_folder
 from muomni.model import OmniModel
 from muomni.train.freezing import freeze
 from muomni.train.init_model import initial_model
 from muomni.train.objectives.module import LossModule
 from muomni.train.optim.build import build_optimizers
 from muomni.train.optim.lr_schedule import lr_factors
-from muomni.train.resolve import ResolvedRun
+from muomni.train.resolve import ModelRun
 from muomni.train.speech_data import Speech, prepare_speech
 from muomni.train.step import TrainStep
 
@@ -36,13 +34,15 @@ ResultT = TypeVar("ResultT")
 _RANK_SEEDS = 0x9E3779B97F4A7C15
 
 
-def find_tokenizer(recipe: Recipe, start: Path | None = None) -> Tokenizer:
-    """That of the checkpoint that a run goes on from, of the model that it begins with, or the recipe's."""
-    if start is not None:
-        return Tokenizer.load(start)
-    if recipe.model.init_from is not None:
-        return Tokenizer.load(resolve_folder(Path(recipe.model.init_from)))
-    return prepare_tokenizer(recipe.tokenizer, recipe.data)
+def find_tokenizer(spec: TokenizerSpec, data: DataSpec, folder: Path | None) -> Tokenizer:
+    """That of the checkpoint that a run goes on from, or of the model that it begins with, else the recipe's.
+
+    Args:
+        spec: the recipe's `tokenizer`.
+        data: and its data.
+        folder: of checkpoint or model; None where there is neither.
+    """
+    return prepare_tokenizer(spec, data) if folder is None else Tokenizer.load(folder)
 
 
 @dataclass(frozen=True)
@@ -54,35 +54,35 @@ class Read:
 
 
 @contextmanager
-def open_rows(run: ResolvedRun, tokenizer: Tokenizer, group: Group) -> Iterator[Read]:
+def open_rows(run: ModelRun, tokenizer: Tokenizer, group: Group) -> Iterator[Read]:
     """The rows of a run; threads that read ahead end with the block.
 
     Raises:
         DataError: the data cannot be read.
         ConfigError: they do not go with the model.
     """
-    data, speech = run.recipe.data, None
+    data, speech = run.data, None
     if data.speech is not None:
         speech = _on_each_machine(group, partial(prepare_speech, data, run.model, run.plan.device))
     config = run.model.fit(tokenizer, {} if speech is None else speech.voices)
-    read = Read(_rows(data, run.recipe.seed, tokenizer, config, group, speech), config)
+    read = Read(_rows(data, run.seed, tokenizer, config, group, speech), config)
     with closing(read.rows.train):
         yield read
 
 
-def build(run: ResolvedRun, config: OmniConfig, group: Group, total_steps: int) -> tuple[OmniModel, TrainStep]:
+def build(run: ModelRun, config: OmniConfig, group: Group, total_steps: int) -> tuple[OmniModel, TrainStep]:
     """The model as it begins, with the plan's optimizations, and what takes its steps."""
-    recipe, plan = run.recipe, run.plan
-    torch.manual_seed((recipe.seed + group.rank * _RANK_SEEDS) % 2**63)
-    model = initial_model(run.model, config, recipe.seed)
-    losses = LossModule(model, recipe.losses.model_dump())
-    freeze(model, recipe.freeze, losses.weights)
+    plan, optim = run.plan, run.optim
+    torch.manual_seed((run.seed + group.rank * _RANK_SEEDS) % 2**63)
+    model = initial_model(run.model, config, run.seed)
+    losses = LossModule(model, run.losses.model_dump())
+    freeze(model, run.freeze, losses.weights)
     if group.kind != "fsdp":
         model = model.to(plan.device)
     called = plan.apply(losses, group)
-    optimizers = build_optimizers(model, recipe.optimizer, plan.precision)
-    factors = lr_factors(recipe.schedule, total_steps)
-    return model, TrainStep(called, optimizers, factors, recipe.max_grad_norm, plan.precision, group)
+    optimizers = build_optimizers(model, optim.optimizer, plan.precision)
+    factors = lr_factors(optim.schedule, total_steps)
+    return model, TrainStep(called, optimizers, factors, optim.max_grad_norm, plan.precision, group)
 
 
 def _rows(

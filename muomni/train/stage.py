@@ -2,15 +2,17 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from muomni.accel.cpu_allocator import choice as allocator
 from muomni.accel.distributed import connect
 from muomni.accel.memory.monitor import MemoryReport
 from muomni.config import Recipe, parse, read_json
+from muomni.config.recipe import EvalSpec
 from muomni.data import Tokenizer
 from muomni.errors import ConfigError, UserError
 from muomni.files import follow, write_atomic
@@ -19,7 +21,7 @@ from muomni.train.forecast.accuracy import remember_error
 from muomni.train.omni_task import OmniTask, Sampler
 from muomni.train.reporting.metrics_log import METRICS, plot_losses, read_lines
 from muomni.train.reporting.run_log import RunLog
-from muomni.train.resolve import DECLINED, ResolvedRun, resolve
+from muomni.train.resolve import DECLINED, CodecRun, ModelRun, ResolvedRun, resolve, resolve_codec
 from muomni.train.run_folder import changes, data_of, only_writer, refuse_changes
 from muomni.train.setup import build, find_tokenizer, open_rows
 from muomni.train.task import Task, restore_step
@@ -28,6 +30,7 @@ from muomni.train.tune.search import as_tuned, tune
 
 RECIPE = "recipe.json"
 MEMORY = "memory.json"
+MakeSampler = Callable[[Tokenizer, EvalSpec, int], Sampler]
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def train(
     resume: bool = False,
     resume_from: Path | None = None,
     allow_changed: bool = False,
-    make_sampler: Callable[[Tokenizer, Recipe], Sampler] | None = None,
+    make_sampler: MakeSampler | None = None,
 ) -> TrainResult:
     """Trains, or goes on training. Under torchrun every process calls this, with the same arguments.
 
@@ -80,7 +83,7 @@ def train(
             same number of threads, and of processes; with another number rounding differs, and dropout's draws).
         resume_from: go on from this checkpoint of the run instead.
         allow_changed: go on although recipe or data are not what they were; only optimizer.lr may always change.
-        make_sampler: gives the function that writes sample texts.
+        make_sampler: gives the function that writes sample texts, for a tokenizer, prompts and a seed.
 
     Raises:
         UserError: recipe, data or folders cannot be used.
@@ -95,69 +98,75 @@ def train(
         if recipe.tune and start is not None:
             recipe = as_tuned(recipe, run)
         changed = [] if start is None else _check_same(recipe, start, run, allow_changed)
+        resolved: ModelRun | CodecRun
+        tokenizer = None
         if recipe.codec is not None:
-            from muomni.train.codec.task import open_codec_task
-
-            return _run(open_codec_task(recipe, run, start), recipe, run, start, {}, changed, allow_changed)
-        resolved, tokenizer = resolve(recipe, None if start is None else run), None
-        if recipe.tune and start is None:
-            recipe, tokenizer = tune(recipe, run)
-            resolved = resolve(recipe)
-        with _open_omni_task(resolved, run, start, tokenizer, make_sampler) as task:
-            return _run(task, recipe, run, start, resolved.plan.declined, changed, allow_changed)
+            resolved = resolve_codec(recipe)
+        else:
+            resolved = resolve(recipe, None if start is None else run)
+            if recipe.tune and start is None:
+                recipe, tokenizer = tune(recipe, run)
+                resolved = resolve(recipe)
+        with _open_task(resolved, run, start, tokenizer, make_sampler) as task:
+            _check_goes_on(task, resolved, run, start, allow_changed)
+            if task.group.is_main:
+                stored = recipe.model_dump(mode="json", exclude_none=True, by_alias=True)
+                write_atomic(run / RECIPE, json.dumps(stored, indent=2) + "\n")
+                if start is None:
+                    declined = resolved.plan.declined if isinstance(resolved, ModelRun) else {}
+                    write_atomic(run / DECLINED, json.dumps(declined) + "\n")
+            return _run(task, resolved, run, changed)
 
 
 @contextmanager
-def _open_omni_task(
-    resolved: ResolvedRun,
+def _open_task(
+    resolved: ModelRun | CodecRun,
     run: Path,
     start: Path | None,
     tokenizer: Tokenizer | None,
-    make_sampler: Callable[[Tokenizer, Recipe], Sampler] | None,
-) -> Iterator[OmniTask]:
-    recipe, plan = resolved.recipe, resolved.plan
+    make_sampler: MakeSampler | None,
+) -> Iterator[Task]:
+    if isinstance(resolved, CodecRun):
+        from muomni.train.codec.task import CodecTask
+
+        allocator.apply(resolved.allocator)
+        yield CodecTask(resolved, run, start)
+        return
+    plan = resolved.plan
     plan.begin()
     with connect(plan.parallel, plan.device) as group:
         if tokenizer is None:
-            tokenizer = group.from_main(lambda: find_tokenizer(recipe, start))
+            folder = start or resolved.model.folder
+            tokenizer = group.from_main(lambda: find_tokenizer(resolved.tokenizer, resolved.data, folder))
         with open_rows(resolved, tokenizer, group) as read:
-            total_steps = recipe.num_steps(read.rows.train.num_rows)
-            model, step = build(resolved, read.config, group, total_steps)
+            model, step = build(resolved, read.config, group, resolved.optim.num_steps(read.rows.train.num_rows))
             progress = Progress()
             if start is not None:
                 progress = load_checkpoint(start, model, step.optimizers, group)
                 restore_step(step, progress.counts, progress.scaler)
-            sampler = make_sampler(tokenizer, recipe) if make_sampler is not None else None
-            _check_prompts(recipe, tokenizer, read.config.thinker.max_position_embeddings)
+            sampler = None if make_sampler is None else make_sampler(tokenizer, resolved.eval, resolved.seed)
+            _check_prompts(resolved.eval, tokenizer, read.config.thinker.max_position_embeddings)
             yield OmniTask(resolved, model, tokenizer, step, read.rows, run, progress, sampler)
 
 
-def _run(
-    task: Task,
-    recipe: Recipe,
-    run: Path,
-    start: Path | None,
-    declined: Mapping[str, str],
-    changed: Sequence[str],
-    allow_changed: bool,
-) -> TrainResult:
+def _check_goes_on(task: Task, resolved: ResolvedRun, run: Path, start: Path | None, allow_changed: bool) -> None:
+    """Refuses a run that has ended or whose data are others than those of its checkpoint; notes what they are now."""
+    progress, data = task.progress, task.group.from_main(lambda: data_of(resolved.data))
+    if start is not None:
+        if progress.data and progress.data != data:
+            refuse_changes(["the training data are not what they were"], start, allow_changed)
+        if progress.applied >= task.total_steps:
+            raise UserError(f"{run} is complete: it has taken all of its {task.total_steps} steps")
+    progress.data = data
+
+
+def _run(task: Task, resolved: ResolvedRun, run: Path, changed: Sequence[str]) -> TrainResult:
     """Runs a task in the folder of its run."""
     progress, total_steps, group = task.progress, task.total_steps, task.group
-    data = group.from_main(lambda: data_of(recipe))
-    if start is not None and progress.data and progress.data != data:
-        refuse_changes(["the training data are not what they were"], start, allow_changed)
-    progress.data = data
-    if start is not None and progress.applied >= total_steps:
-        raise UserError(f"{run} is complete: it has taken all of its {total_steps} steps")
-    if group.is_main:
-        stored = recipe.model_dump(mode="json", exclude_none=True, by_alias=True)
-        write_atomic(run / RECIPE, json.dumps(stored, indent=2) + "\n")
-        if start is None:
-            write_atomic(run / DECLINED, json.dumps(declined) + "\n")
     with RunLog(run, total_steps, progress.applied, progress.attempts, not group.is_main) as log:
         for text in (*task.opening(), *changed):
             log.say(text)
-        trainer = Trainer(task, recipe.eval, recipe.checkpoint, recipe.log_every, log)
+        trainer = Trainer(task, resolved.eval, resolved.checkpoint, resolved.log_every, log)
         task.begin(log)
         trainer.train()
     memory = task.monitor.report()
@@ -202,13 +211,13 @@ def _check_same(recipe: Recipe, start: Path, run: Path, allow_changed: bool) -> 
     return found
 
 
-def _check_prompts(recipe: Recipe, tokenizer: Tokenizer, context: int) -> None:
+def _check_prompts(evaluation: EvalSpec, tokenizer: Tokenizer, context: int) -> None:
     """Refuses sample prompts that could not be continued, before the run begins.
 
     Raises:
         ConfigError: one is empty or fills the context.
     """
-    for number, prompt in enumerate(recipe.eval.prompts if recipe.eval.sample_every else ()):
+    for number, prompt in enumerate(evaluation.prompts if evaluation.sample_every else ()):
         length = len(tokenizer.encode(prompt))
         if not 0 < length < context:
             raise ConfigError(f"eval.prompts.{number}: has {length} tokens: it must have 1 to {context - 1}")

@@ -20,7 +20,7 @@ from torch import Tensor
 from muomni.accel.distributed import Group, ParallelChoice, connect
 from muomni.accel.mixed_precision import Precision
 from muomni.config import OmniConfig, Recipe, ThinkerConfig
-from muomni.config.recipe import OptimizerSpec
+from muomni.config.recipe import EvalSpec, OptimizerSpec
 from muomni.data import Batch
 from muomni.data.speech import pairs
 from muomni.model import OmniModel
@@ -90,14 +90,14 @@ def made_pairs() -> Any:
     return module
 
 
-def make_sampler(tokenizer: Any, recipe: Recipe) -> Sampler:
+def make_sampler(tokenizer: Any, evaluation: EvalSpec, seed: int) -> Sampler:
     """Its text shows that the model is whole: the most likely tokens after some ids."""
 
     def sample(model: OmniModel, step: int) -> list[str]:
         was_training = model.training
         model.eval()
         with torch.no_grad():
-            texts = [str(model(torch.arange(8)[None]).logits.argmax(-1).tolist()) for _ in recipe.eval.prompts]
+            texts = [str(model(torch.arange(8)[None]).logits.argmax(-1).tolist()) for _ in evaluation.prompts]
         model.train(was_training)
         return texts
 

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 from muomni.accel.distributed import Group, ParallelChoice, alone, choose
 from muomni.accel.execution_plan import make_plan
+from muomni.accel.step_config import StepConfig
 from muomni.config import Recipe, preset
 from muomni.config.codec import codec_preset
 from muomni.errors import ConfigError
@@ -303,13 +304,16 @@ def test_the_rows_of_a_step_are_shared_without_overlap(size, share, micro_batch,
         return count
 
     sizes = []
+    model = torch.nn.Linear(1, 1)
+    model.device = torch.device("cpu")
     for rank in range(size):
         cutter = RecoveringStep(
-            SimpleNamespace(rows_per_step=rows),
+            StepConfig(micro_batch=rows),
             None,
-            SimpleNamespace(group=Group(ParallelChoice("off", "test", rank, size, rank))),
+            False,
+            model,
+            SimpleNamespace(optimizers=[], group=Group(ParallelChoice("off", "test", rank, size, rank))),
             SimpleNamespace(batch=batch),
-            None,
             Path(),
             micro_batch,
         )
@@ -343,4 +347,4 @@ def test_without_a_rank_torchrun_is_named(corpus, tmp_path, monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     with pytest.raises(ConfigError, match="torchrun sets it"):
-        choose(Recipe.model_validate(make_recipe(corpus, tmp_path, 0.0)), CPU)
+        choose("auto", CPU, StepConfig(micro_batch=8), shrinks=False)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from muomni.accel.memory.monitor import Categories
 from muomni.accel.memory.out_of_memory import Shortage, Workload, explain, remedies
+from muomni.accel.step_config import StepConfig
 from muomni.config import Recipe, SourceSpec, parse
 from muomni.config.codec import codec_preset
 from muomni.data.speech import pairs
@@ -279,8 +280,8 @@ def test_pairs_to_validate_on_are_prepared_with_the_others(start: Path) -> None:
 
 
 def test_what_is_advised_where_memory_runs_out_is_of_use_to_pairs(start: Path) -> None:
-    recipe = recipe_of(start)
-    load = Workload(recipe, 4, "fp32", True, layers=2, hidden_size=32, matrix_bytes=1000)
+    step = StepConfig.of(recipe_of(start)).replace(precision="fp32")
+    load = Workload(step, 4, None, "adamw", True, layers=2, hidden_size=32, matrix_bytes=1000)
     advice = [str(remedy) for remedy in remedies(load, 10_000_000, "backward")]
     assert any("batch_size" in text for text in advice) and not any("seq_len" in text for text in advice)
     none = Categories(0, 0, 0, 0, 0, 0)

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 
 from muomni.accel.memory.monitor import MIB, Categories
-from muomni.config.recipe import Recipe
+from muomni.accel.step_config import StepConfig
 
 Phase = Literal["forward", "backward", "optimizer", "validation"]
 
@@ -50,16 +50,19 @@ class Workload:
     """What the estimates need to know of a run.
 
     Attributes:
-        recipe: as it was asked for.
-        micro_batch: rows in a micro-batch, which a rescue makes smaller than the recipe's.
-        precision: what `auto` became; `bf16_works` says whether bf16 could be had.
+        step: as it was decided; its precision is no `auto`.
+        micro_batch: rows in a micro-batch, which a recovery makes smaller than the step configuration's.
+        seq_len: tokens of a row; None for pairs of text and speech, whose length is not known here.
+        optimizer: its name in a recipe.
+        bf16_works: whether bf16 could be had.
         layers, hidden_size: of the model.
         matrix_bytes: of the hidden matrices, for which Muon keeps one buffer instead of AdamW's two.
     """
 
-    recipe: Recipe
+    step: StepConfig
     micro_batch: int
-    precision: str
+    seq_len: int | None
+    optimizer: str
     bf16_works: bool
     layers: int
     hidden_size: int
@@ -101,19 +104,19 @@ def remedies(load: Workload, activations: int, phase: Phase) -> list[Remedy]:
         activations: bytes in use by them; 0 where not known, then without estimates.
         phase: where memory ran out. The optimizer's step holds no activations, and validation keeps none.
     """
-    recipe, found = load.recipe, []
+    found: list[Remedy] = []
     if phase != "optimizer":
         found += _smaller_batch(load, activations)
-        if load.precision == "fp32" and load.bf16_works:
+        if load.step.precision == "fp32" and load.bf16_works:
             saving = max(0, int(activations * BF16_SAVES) - load.matrix_bytes // 2)
             found.append(Remedy('"precision": "bf16"', saving, "faster, and sums differ in the third digit"))
-        if recipe.data.train:
+        if load.seq_len is not None:
             cost = "the model learns from shorter texts"
-            found.append(Remedy(f'"data": {{"seq_len": {recipe.data.seq_len // 2}}}', activations // 2, cost))
-    if phase in ("forward", "backward") and recipe.gradient_checkpointing != "full":
+            found.append(Remedy(f'"data": {{"seq_len": {load.seq_len // 2}}}', activations // 2, cost))
+    if phase in ("forward", "backward") and load.step.checkpointing != "full":
         cost = 'the same result, a third more time ("selective" saves less and costs less)'
         found.append(Remedy('"gradient_checkpointing": "full"', _recomputing(load, activations), cost))
-    if phase != "validation" and recipe.optimizer.name == "adamw":
+    if phase != "validation" and load.optimizer == "adamw":
         cost = "other steps: tune the learning rate anew"
         found.append(Remedy('"optimizer": {"name": "muon"}', load.matrix_bytes, cost))
     if not activations:
@@ -123,8 +126,7 @@ def remedies(load: Workload, activations: int, phase: Phase) -> list[Remedy]:
 
 def explain(shortage: Shortage, load: Workload, device: torch.device, now: Categories, best: Sequence[Remedy]) -> str:
     """The message: what was asked for, what is in use, and the three changes that would help most."""
-    data = load.recipe.data
-    what = f"rows × {data.seq_len} tokens" if data.train else "pairs of text and speech"
+    what = "pairs of text and speech" if load.seq_len is None else f"rows × {load.seq_len} tokens"
     lines = [
         f"{shortage} on {device}, with micro-batches of {load.micro_batch} {what}.",
         f"In use: {now} (activations: what is left when the others are taken off).",
@@ -156,7 +158,7 @@ def write_snapshot(run: Path, name: str, device: torch.device) -> Path | None:
 
 def _smaller_batch(load: Workload, activations: int) -> list[Remedy]:
     """The largest micro-batch of at most half the rows that cuts a step evenly."""
-    rows = load.recipe.batch_size * load.recipe.gradient_accumulation_steps
+    rows = load.step.rows
     sizes = [size for size in range(1, load.micro_batch // 2 + 1) if rows % size == 0]
     if not sizes:
         return []
@@ -167,7 +169,5 @@ def _smaller_batch(load: Workload, activations: int) -> list[Remedy]:
 
 def _recomputing(load: Workload, activations: int) -> int:
     """What full checkpointing saves: all but each block's input, and one block at a time in full."""
-    # How long pairs of speech are is not known here.
-    tokens = load.recipe.data.seq_len if load.recipe.data.train else 0
-    inputs = load.layers * load.micro_batch * tokens * load.hidden_size * 4
+    inputs = load.layers * load.micro_batch * (load.seq_len or 0) * load.hidden_size * 4
     return max(0, activations - inputs - activations // load.layers)

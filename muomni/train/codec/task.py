@@ -8,17 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from muomni.accel.cpu_allocator import choice as allocator
-from muomni.accel.device import pick_device
-from muomni.accel.distributed import alone, choose
+from muomni.accel.distributed import alone
 from muomni.accel.memory.monitor import MemoryMonitor, MemoryReport
 from muomni.accel.memory.out_of_memory import find_shortage
-from muomni.accel.mixed_precision import Precision, pick_precision
-from muomni.config import Recipe
 from muomni.config.codec import CodecSpec
 from muomni.data.datasets.clips import ClipDataset
 from muomni.data.speech.recording_cache import prepare_sounds
-from muomni.errors import CheckpointError, ConfigError, MemoryShortageError
+from muomni.errors import CheckpointError, MemoryShortageError
 from muomni.files import user_path
 from muomni.formats.codec import load_codec, save_codec
 from muomni.model.codec import SpeechCodec
@@ -35,6 +31,7 @@ from muomni.train.optim.build import build_optimizers
 from muomni.train.optim.lr_schedule import lr_factors
 from muomni.train.reporting.run_log import RunLog
 from muomni.train.reporting.step_metrics import StepMetrics, losses_summary, read_results
+from muomni.train.resolve import CodecRun
 from muomni.train.step import StepResult, TrainStep
 from muomni.train.task import Validation, Window, restore_step
 
@@ -45,9 +42,8 @@ class CodecTask:
     """See `Task`.
 
     Args:
-        recipe: with `codec`.
+        resolved: what to do and how.
         run: the run folder.
-        precision: of the forward passes.
         start: the checkpoint to go on from, of the same recipe.
 
     Raises:
@@ -56,29 +52,29 @@ class CodecTask:
 
     loss_unit = "spectral distance"
 
-    def __init__(self, recipe: Recipe, run: Path, precision: Precision, start: Path | None) -> None:
-        assert recipe.codec is not None
-        self.recipe, self.spec, self.run, self.precision = recipe, recipe.codec, run, precision
+    def __init__(self, resolved: CodecRun, run: Path, start: Path | None) -> None:
+        self.resolved, self.spec, self.run, self.precision = resolved, resolved.codec, run, resolved.precision
         self.group = alone()
-        torch.manual_seed(recipe.seed)
-        self.codec = _initial(self.spec, recipe.seed).to(precision.device).train()
-        train, val = prepare_sounds(recipe.data)
+        seed, data, device = resolved.seed, resolved.data, resolved.precision.device
+        torch.manual_seed(seed)
+        self.codec = _initial(self.spec, seed).to(device).train()
+        train, val = prepare_sounds(data)
         self.sounds = train
         size = self.codec.config.frame_samples
         length = int(self.spec.clip_seconds * self.codec.sample_rate) // size * size
-        weights = [source.weight for source in recipe.data.train]
-        self.rows = ClipDataset(train, length, recipe.seed, gain_db=self.spec.gain_db, weights=weights)
-        self.val_rows = ClipDataset(val, length, recipe.seed, shuffle=False)
-        self.total_steps = recipe.num_steps(self.rows.num_rows)
+        weights = [source.weight for source in data.train]
+        self.rows = ClipDataset(train, length, seed, gain_db=self.spec.gain_db, weights=weights)
+        self.val_rows = ClipDataset(val, length, seed, shuffle=False)
+        self.total_steps = resolved.optim.num_steps(self.rows.num_rows)
         self.main_step = self._make_step()
         self.progress = Progress() if start is None else self._restore(start)
-        self.monitor = MemoryMonitor(self.codec, self._optimizers, precision.device)
+        self.monitor = MemoryMonitor(self.codec, self._optimizers, device)
         # The checksum of each step's clips, with its result.
         self._pending: list[tuple[int, StepResult]] = []
 
     def opening(self) -> list[str]:
         """See `Task`."""
-        config, sounds, per_step = self.codec.config, self.sounds, self.recipe.rows_per_step
+        config, sounds, per_step = self.codec.config, self.sounds, self.resolved.step.rows
         epochs = self.total_steps * per_step / self.rows.num_rows
         lines = [
             (
@@ -101,12 +97,12 @@ class CodecTask:
 
     def take_step(self, log: RunLog) -> None:  # noqa: ARG002 - as in `Task`
         """See `Task`."""
-        rows, recipe, step = self.rows, self.recipe, self.main_step
-        first = self.progress.attempts * recipe.rows_per_step
+        rows, config, step = self.rows, self.resolved.step, self.main_step
+        first = self.progress.attempts * config.rows
         # Skipped steps count as attempts only, so this begins where it would without them.
         begun = self.progress.applied >= self.spec.losses.discriminator_start_step
         step.adversarial = step.critic is not None and begun
-        batches = micro_batches(rows, first, recipe.batch_size, recipe.gradient_accumulation_steps)
+        batches = micro_batches(rows, first, config.micro_batch, config.accumulation)
         try:
             result = step([batch.to(self.precision.device) for batch in batches])
         except (RuntimeError, MemoryError) as error:
@@ -114,25 +110,25 @@ class CodecTask:
             if shortage is None:
                 raise
             raise MemoryShortageError(
-                f"step {self.progress.applied + 1}: {shortage}, with micro-batches of {recipe.batch_size} clips of "
+                f"step {self.progress.applied + 1}: {shortage}, with micro-batches of {config.micro_batch} clips of "
                 f"{self.spec.clip_seconds:g} s. A smaller batch_size with more gradient_accumulation_steps takes less"
             ) from error
         self._pending.append((zlib.crc32("".join(batch.id for batch in batches).encode()), result))
-        self.progress.tokens += recipe.rows_per_step * rows.samples // self.codec.config.frame_samples
+        self.progress.tokens += config.rows * rows.samples // self.codec.config.frame_samples
 
     def read_steps(self) -> list[StepMetrics]:
         """See `Task`."""
         read = read_results([result for _, result in self._pending])
         steps = []
         for values, (clips, _) in zip(read, self._pending, strict=True):
-            grad_norm, lr = values.pop("grad_norm"), values.pop("lr_factor") * self.recipe.optimizer.lr
+            grad_norm, lr = values.pop("grad_norm"), values.pop("lr_factor") * self.resolved.optim.optimizer.lr
             steps.append(StepMetrics(values, grad_norm, lr, {"batch": f"{clips:08x}"}))
         self._pending.clear()
         return steps
 
     def summarize(self, steps: Sequence[StepMetrics], seconds: float, log: RunLog) -> Window:  # noqa: ARG002 - as in `Task`
         """See `Task`."""
-        rate = len(steps) * self.recipe.rows_per_step * self.rows.samples / self.codec.sample_rate / seconds
+        rate = len(steps) * self.resolved.step.rows * self.rows.samples / self.codec.sample_rate / seconds
         return Window(steps, {"sound_s_per_s": rate}, f"{losses_summary(steps)}  {rate:.1f} s of sound/s")
 
     def check(self, log: RunLog) -> None:
@@ -143,8 +139,8 @@ class CodecTask:
         result = evaluate_codec(
             self.codec,
             self.val_rows,
-            self.recipe.eval.max_rows,
-            self.recipe.batch_size,
+            self.resolved.eval.max_rows,
+            self.resolved.step.micro_batch,
             self.precision,
             self.spec.losses,
         )
@@ -172,14 +168,14 @@ class CodecTask:
         return nn.ModuleDict({"codec": self.codec, **({"critic": critic.model} if critic is not None else {})})
 
     def _make_step(self) -> CodecStep:
-        recipe, precision = self.recipe, self.precision
-        factors = lr_factors(recipe.schedule, self.total_steps)
-        common: dict[str, Any] = {"max_grad_norm": recipe.max_grad_norm, "precision": precision}
+        optim, precision = self.resolved.optim, self.precision
+        factors = lr_factors(optim.schedule, self.total_steps)
+        common: dict[str, Any] = {"max_grad_norm": optim.max_grad_norm, "precision": precision}
         critic = None
         if self.spec.losses.adversarial:
-            judge = make_critic(recipe.seed).to(precision.device)
-            critic = TrainStep(judge, build_optimizers(judge, recipe.optimizer, precision), factors, **common)
-        optimizers = build_optimizers(self.codec, recipe.optimizer, precision)
+            judge = make_critic(self.resolved.seed).to(precision.device)
+            critic = TrainStep(judge, build_optimizers(judge, optim.optimizer, precision), factors, **common)
+        optimizers = build_optimizers(self.codec, optim.optimizer, precision)
         return CodecStep(self.codec, critic, self.spec.losses, optimizers=optimizers, factors=factors, **common)
 
     def save(self, *, best: bool) -> None:
@@ -192,7 +188,7 @@ class CodecTask:
             counters = torch.stack([critic.counters.applied, critic.counters.skipped, critic.counters.streak])
             tensors |= {_CRITIC + name: tensor for name, tensor in critic.model.state_dict().items()}
             tensors[_CRITIC + "counters"] = counters
-        folder, keep = checkpoint_folder(self.run, self.progress.applied), self.recipe.checkpoint.keep
+        folder, keep = checkpoint_folder(self.run, self.progress.applied), self.resolved.checkpoint.keep
         write_checkpoint(folder, lambda f: save_codec(self.codec, f), tensors, self.progress, best=best, keep=keep)
 
     def _restore(self, start: Path) -> Progress:
@@ -210,25 +206,6 @@ class CodecTask:
         restore_step(self.main_step, progress.counts, scaler["codec"])
         restore_training(dict(self.trained.named_parameters()), self._optimizers, tensors, progress)
         return progress
-
-
-def open_codec_task(recipe: Recipe, run: Path, start: Path | None) -> CodecTask:
-    """Prepares this process, recordings, codec and optimizers.
-
-    Args:
-        recipe: with `codec`.
-        run: the run folder.
-        start: the checkpoint to go on from.
-
-    Raises:
-        UserError: recipe or data cannot be used.
-        CheckpointError: the checkpoint does not load.
-    """
-    device = pick_device(recipe.device)
-    if choose(recipe, device).size > 1:
-        raise ConfigError("codec: one process trains a codec; start it without torchrun")
-    allocator.apply(allocator.choose(recipe.allocator, device))
-    return CodecTask(recipe, run, pick_precision(recipe.precision, device), start)
 
 
 def _initial(spec: CodecSpec, seed: int) -> SpeechCodec:

@@ -20,7 +20,7 @@ Legend: B rows of a micro-batch, T tokens of a row.
 import math
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -86,7 +86,7 @@ class Setup:
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
     frozen: tuple[str, ...] = ()
     text: bool = True
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: str = "cpu"
 
     @property
     def checkpointing(self) -> Checkpointing:
@@ -95,12 +95,11 @@ class Setup:
         return "selective" if step.compile != "off" and step.checkpointing == "off" else step.checkpointing
 
 
-def setup_of(recipe: Recipe, config: OmniConfig | None = None, device: str | None = None) -> Setup:
+def setup_of(recipe: Recipe, device: str | None = None) -> Setup:
     """What a recipe's memory depends on.
 
     Args:
         recipe: of a model, not of a codec.
-        config: the model's sizes; None reads them from the recipe, with the tokenizer's vocabulary as it is asked for.
         device: `cpu` or `cuda`; None takes the recipe's. A GPU need not be here: it is taken to be one with bf16.
 
     Raises:
@@ -110,7 +109,7 @@ def setup_of(recipe: Recipe, config: OmniConfig | None = None, device: str | Non
     kind = pick_device(recipe.device).type if device is None else device
     if kind not in ("cpu", "cuda"):
         raise ForecastError(f"memory on {kind} is not forecast; name cpu or cuda")
-    config = resolve_model(recipe).config if config is None else config
+    config = resolve_model(recipe).config
     precision: Any = recipe.precision
     if kind == "cpu" or torch.cuda.is_available():
         there = torch.device(kind)
@@ -127,7 +126,7 @@ def setup_of(recipe: Recipe, config: OmniConfig | None = None, device: str | Non
         optimizer=recipe.optimizer,
         frozen=recipe.freeze,
         text=recipe.losses.text > 0,
-        device="cpu" if kind == "cpu" else "cuda",
+        device=kind,
     )
 
 
@@ -309,20 +308,18 @@ def _at_the_peak(setup: Setup, recorder: Recorder, kinds: dict[int, str]) -> For
     return Forecast(**{name: split.get(name, 0) for name in CATEGORIES})
 
 
-def beside(recipe: Recipe, config: OmniConfig, memory: MemoryReport, processes: int = 1) -> dict[str, Any]:
+def beside(setup: Setup, memory: MemoryReport, processes: int = 1) -> dict[str, Any]:
     """The forecast of a run that has ended, and by how much it was wrong; for `memory.json`.
 
     Args:
-        recipe: of the run, its `compile`, `precision` and `allocator` as they were decided.
-        config: the model's sizes.
+        setup: of the run, as everything was decided.
         memory: what was measured. What the process held before its first step is the forecast's baseline.
         processes: that shared the run.
     """
-    device = memory.device.split(":")[0]
+    device = setup.device
     try:
         if processes > 1 or device not in ("cpu", "cuda"):
             raise ForecastError("only one process on a CPU or a GPU is forecast")
-        setup = setup_of(recipe, config, device)
         found = forecast(setup)
     except ForecastError as reason:
         return {"not_forecast": str(reason)}

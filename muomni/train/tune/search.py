@@ -30,6 +30,7 @@ from muomni.config import Recipe, read_json
 from muomni.data import Tokenizer
 from muomni.errors import ConfigError, ForecastError, TrainingError, UserError
 from muomni.files import write_atomic
+from muomni.formats.tensors import resolve_folder
 from muomni.train.forecast.memory import forecast, setup_of
 from muomni.train.setup import find_tokenizer
 from muomni.train.tune.trials import Say, Trial, Trials, with_keys
@@ -58,7 +59,9 @@ def tune(recipe: Recipe, run: Path, say: Say | None = None) -> tuple[Recipe, Tok
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("tune: with several processes nothing is tuned; tune with one, then name its result")
     say = say or _print
-    tokenizer = find_tokenizer(recipe)
+    init_from = recipe.model.init_from
+    start = None if init_from is None else resolve_folder(Path(init_from))
+    tokenizer = find_tokenizer(recipe.tokenizer, recipe.data, start)
     with tempfile.TemporaryDirectory(prefix="muomni-tune-") as folder:
         tokenizer.save(folder)
         trials = Trials(recipe, Path(folder))

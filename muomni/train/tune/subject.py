@@ -11,7 +11,6 @@ import torch
 
 from muomni.accel.distributed import connect
 from muomni.accel.measurements.worker import Answer, StepTimer
-from muomni.accel.memory.monitor import MemoryMonitor
 from muomni.config import Recipe, parse
 from muomni.data import PreparedRows, Tokenizer
 from muomni.train.oom_recovery import RecoveringStep
@@ -37,8 +36,7 @@ class RecipeSubject(StepTimer):
     """
 
     def __init__(self, recipe: dict[str, Any], tokenizer: str | None, memory: int | None) -> None:
-        stage = parse(Recipe, recipe, "the trial")
-        resolved = resolve(stage)
+        resolved = resolve(parse(Recipe, recipe, "the trial"))
         resolved.plan.begin()
         if memory is not None:
             _limit(memory)
@@ -46,17 +44,17 @@ class RecipeSubject(StepTimer):
         group = self._stack.enter_context(connect(resolved.plan.parallel, resolved.plan.device))
         if tokenizer is None:
             config = resolved.model.config
-            random = RandomRows(stage.rows_per_step, stage.data.seq_len, config.thinker.vocab_size)
+            random = RandomRows(resolved.step.rows, resolved.data.seq_len, config.thinker.vocab_size)
             read = Read(PreparedRows(random, random), config)
         else:
             read = self._stack.enter_context(open_rows(resolved, Tokenizer.load(Path(tokenizer)), group))
         rows = read.rows.train
-        total = stage.num_steps(rows.num_rows)
+        total = resolved.optim.num_steps(rows.num_rows)
         self._model, step = build(resolved, read.config, group, total)
         step.model.train()
-        self._monitor = MemoryMonitor(self._model, step.optimizers, self._model.device)
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
-        self._step = RecoveringStep(stage, self._model, step, rows, self._monitor, folder, stage.batch_size)
+        seq_len = resolved.data.seq_len if resolved.data.train else None
+        self._step = RecoveringStep(resolved.step, seq_len, False, self._model, step, rows, folder)
         self._taken = 0
         self.first = self.take() | {"total_steps": total, "reads_ahead": rows.num_workers > 0}
 
@@ -68,7 +66,7 @@ class RecipeSubject(StepTimer):
             torch.cuda.synchronize(self._model.device)
         self._taken += 1
         seconds = time.perf_counter() - began
-        reading = self._monitor.read()
+        reading = self._step.monitor.read()
         return {"step_s": seconds, "peak": reading.reserved_peak or reading.peak}
 
 

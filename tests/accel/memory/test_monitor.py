@@ -14,6 +14,7 @@ from muomni.accel import activation_checkpointing
 from muomni.accel.memory.monitor import MIB, Categories, MemoryMonitor, MemoryReport, Reading, storage_bytes
 from muomni.accel.memory.nvml import open_nvml
 from muomni.accel.memory.out_of_memory import BF16_SAVES, Workload, explain, find_shortage, remedies, write_snapshot
+from muomni.accel.step_config import StepConfig
 from muomni.config import OmniConfig, Recipe, ThinkerConfig
 from muomni.model import OmniModel
 
@@ -40,7 +41,9 @@ def make_load(
     bf16_works: bool = True,
     matrix_bytes: int = 3 * MIB,
 ) -> Workload:
-    return Workload(recipe, micro_batch, precision, bf16_works, layers=4, hidden_size=64, matrix_bytes=matrix_bytes)
+    step = StepConfig.of(recipe).replace(precision=precision)
+    optimizer, sizes = recipe.optimizer.name, {"layers": 4, "hidden_size": 64, "matrix_bytes": matrix_bytes}
+    return Workload(step, micro_batch, recipe.data.seq_len, optimizer, bf16_works, **sizes)
 
 
 def loss_of(model: OmniModel, rows: int = ROWS) -> torch.Tensor:

@@ -9,7 +9,6 @@ import pytest
 import soundfile
 import torch
 
-from muomni.accel.mixed_precision import pick_precision
 from muomni.config import Recipe, load_recipe, parse
 from muomni.config.loader import merge
 from muomni.errors import CheckpointError, ConfigError, UserError
@@ -17,6 +16,7 @@ from muomni.formats.codec import load_codec
 from muomni.train.codec.discriminator import Discriminator, codec_losses, critic_loss
 from muomni.train.codec.task import CodecTask
 from muomni.train.reporting.metrics_log import read_lines
+from muomni.train.resolve import resolve_codec
 from muomni.train.stage import train
 
 
@@ -88,7 +88,7 @@ def test_the_cut_into_micro_batches_changes_rounding_only(sounds: Path, tmp_path
     for batch, count in ((4, 1), (2, 2)):
         codec = {"losses": losses, "overrides": {"quantizer_dropout": 0.0}}
         stage = recipe(sounds, codec=codec, batch_size=batch, gradient_accumulation_steps=count)
-        task = CodecTask(stage, tmp_path, pick_precision("fp32", torch.device("cpu")), None)
+        task = CodecTask(resolve_codec(stage), tmp_path, None)
         task.main_step.adversarial = bool(losses)
         torch.manual_seed(0)
         task.codec(task.rows.batch(0, 4).samples)  # tables
@@ -119,7 +119,7 @@ def test_the_discriminator_learns_to_tell_and_the_codec_learns_from_it() -> None
 def test_a_run_begins_with_the_weights_of_another(sounds: Path, tmp_path: Path) -> None:
     train(recipe(sounds, max_steps=2), tmp_path / "a")
     stage = recipe(sounds, codec={"init_from": str(tmp_path / "a")})
-    task = CodecTask(stage, tmp_path / "b", pick_precision("fp32", torch.device("cpu")), None)
+    task = CodecTask(resolve_codec(stage), tmp_path / "b", None)
     before = load_codec(tmp_path / "a").state_dict()
     assert all(torch.equal(value, before[name]) for name, value in task.codec.state_dict().items())
 
