@@ -19,9 +19,8 @@ from muomni.bench.decoding import comparisons
 from muomni.bench.decoding.cold_start import first_text_s
 from muomni.bench.decoding.compare import Group, compare_decoding
 from muomni.bench.decoding.models import Files, Form, Weights, make_model_folder
-from muomni.bench.shapes import SHAPES
 from muomni.cli.bench.decoding import print_comparison
-from muomni.config import OmniConfig, preset
+from muomni.config import preset
 
 ROOT = Path(__file__).parent.parent / "runs" / "bench"
 PROMPT, NEW, THREADS = 64, 128, 2
@@ -30,7 +29,7 @@ PROMPT, NEW, THREADS = 64, 128, 2
 def make_plan(shape: str) -> comparisons.Plan:
     """The plan of a shape, its random weights drawn once."""
     name = {"0.6b": "base"}.get(shape, shape)
-    config = OmniConfig(thinker=SHAPES[name]) if name in SHAPES else preset(name)  # type: ignore[arg-type]
+    config = preset(name)  # type: ignore[arg-type]
     work = ROOT / name
     work.mkdir(parents=True, exist_ok=True)
     make_model_folder(config, work / "model")

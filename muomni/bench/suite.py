@@ -21,7 +21,6 @@ from muomni.bench.report import recommendations
 from muomni.bench.report.html import page
 from muomni.bench.report.report import JSON, ModelInfo, Report, this_machine
 from muomni.bench.report.sections import Effort, Found, Say, Target
-from muomni.bench.shapes import SHAPES
 from muomni.bench.speech import measure_speech
 from muomni.bench.training.report_rows import measure_train
 from muomni.config import PRESET_NAMES, OmniConfig, preset
@@ -38,7 +37,7 @@ class Asked:
     """What the user wants.
 
     Attributes:
-        model: a run, a model's folder, a preset or a shape of `cases.SHAPES`.
+        model: a run, a model's folder, or a preset.
         parts: of the bench.
         effort: how much.
         command: that was typed.
@@ -57,14 +56,13 @@ def find_target(name: str) -> Target:
         UserError: it is neither a folder with a model nor a known shape.
         ConfigError: its configuration cannot be read.
     """
-    shapes = {known: preset(known).thinker for known in PRESET_NAMES} | SHAPES
-    path = Path(name)
-    if name in shapes and not path.is_dir():
-        return Target(name, shapes[name], None)
+    path, presets = Path(name), ", ".join(PRESET_NAMES)
+    if name in PRESET_NAMES and not path.is_dir():
+        return Target(name, preset(name).thinker, None)
     if not path.exists():
-        raise UserError(f"{name}: neither a run folder nor a preset; presets: {', '.join(shapes)}")
+        raise UserError(f"{name}: neither a run folder nor a preset; presets: {presets}")
     if not path.is_dir():
-        raise UserError(f"{name}: is a file; name a run folder or a preset ({', '.join(shapes)})")
+        raise UserError(f"{name}: is a file; name a run folder or a preset ({presets})")
     folder = resolve_folder(path)
     return Target(name, read_config(folder)[0].thinker, folder)
 

@@ -19,7 +19,7 @@ from muomni.config.talker import TalkerConfig
 from muomni.config.thinker import ThinkerConfig
 from muomni.errors import ConfigError
 
-PresetName = Literal["nano", "tiny", "small", "base"]
+PresetName = Literal["nano", "tiny", "small", "base", "12m", "100m"]
 PRESET_NAMES: tuple[PresetName, ...] = get_args(PresetName)
 
 
@@ -135,14 +135,26 @@ class OmniConfig(Frozen):
 
 
 def preset(name: PresetName) -> OmniConfig:
-    """The named preset, with the default vocabulary of 8,192 (`base`: Qwen3's 151,936).
+    """The named preset.
 
     Raises:
         ConfigError: there is no such preset.
     """
-    if name not in _PRESETS:
-        raise ConfigError(f"no preset {name!r}: there are {', '.join(PRESET_NAMES)}")
-    return OmniConfig(thinker=_PRESETS[name])
+    _check(name)
+    width, hidden, layers, heads, kv_heads, head_dim, context, vocabulary = _PRESETS[name]
+    return OmniConfig(
+        thinker=ThinkerConfig(
+            vocab_size=vocabulary,
+            hidden_size=width,
+            intermediate_size=hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
+            head_dim=head_dim,
+            max_position_embeddings=context,
+            rope_theta=1_000_000.0 if name == "base" else 10_000.0,
+        )
+    )
 
 
 def encoder_configs(name: PresetName) -> tuple[VisionConfig, AudioConfig]:
@@ -151,8 +163,7 @@ def encoder_configs(name: PresetName) -> tuple[VisionConfig, AudioConfig]:
     Raises:
         ConfigError: there is no such preset.
     """
-    if name not in _ENCODERS:
-        raise ConfigError(f"no preset {name!r}: there are {', '.join(PRESET_NAMES)}")
+    _check(name)
     width, hidden, layers, heads = _ENCODERS[name]
     sizes: dict[str, Any] = {
         "hidden_size": width,
@@ -164,50 +175,28 @@ def encoder_configs(name: PresetName) -> tuple[VisionConfig, AudioConfig]:
     return VisionConfig(patch_size=patch, **sizes), AudioConfig(**sizes)
 
 
+def _check(name: str) -> None:
+    if name not in PRESET_NAMES:
+        raise ConfigError(f"no preset {name!r}: there are {', '.join(PRESET_NAMES)}")
+
+
+# Width, width of the SwiGLU hidden layer, blocks, heads, heads of keys and values, width of a head, context, entries of
+# the vocabulary.
+# `base` is Qwen3-0.6B; 12m and 100m are the shapes of the tables in docs/LOG.md.
+_PRESETS: dict[PresetName, tuple[int, int, int, int, int, int, int, int]] = {
+    "nano": (64, 192, 2, 4, 2, 16, 256, 8192),
+    "tiny": (384, 1024, 6, 6, 2, 64, 1024, 8192),
+    "small": (768, 2048, 12, 12, 4, 64, 2048, 8192),
+    "base": (1024, 3072, 28, 16, 8, 128, 40_960, 151_936),
+    "12m": (256, 1024, 4, 4, 2, 64, 1024, 32_000),
+    "100m": (768, 2048, 12, 12, 4, 64, 1024, 32_000),
+}
 # Width, width of the SwiGLU hidden layer, blocks, heads: of both encoders.
 _ENCODERS: dict[PresetName, tuple[int, int, int, int]] = {
     "nano": (32, 64, 2, 2),
     "tiny": (192, 512, 6, 3),
     "small": (384, 1024, 12, 6),
     "base": (768, 2048, 12, 12),
-}
-_PRESETS: dict[PresetName, ThinkerConfig] = {
-    "nano": ThinkerConfig(
-        hidden_size=64,
-        intermediate_size=192,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        max_position_embeddings=256,
-    ),
-    "tiny": ThinkerConfig(
-        hidden_size=384,
-        intermediate_size=1024,
-        num_hidden_layers=6,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        head_dim=64,
-        max_position_embeddings=1024,
-    ),
-    "small": ThinkerConfig(
-        hidden_size=768,
-        intermediate_size=2048,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        num_key_value_heads=4,
-        head_dim=64,
-        max_position_embeddings=2048,
-    ),
-    "base": ThinkerConfig(
-        vocab_size=151_936,
-        hidden_size=1024,
-        intermediate_size=3072,
-        num_hidden_layers=28,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        head_dim=128,
-        max_position_embeddings=40_960,
-        rope_theta=1_000_000.0,
-    ),
+    "12m": (192, 512, 6, 3),
+    "100m": (384, 1024, 12, 6),
 }

@@ -8,7 +8,14 @@ from muomni.config.recipe_model import ModelSpec, ThinkerOverrides
 from muomni.errors import ConfigError
 
 # `base` has the shape of Qwen3-0.6B, whose 596,049,920 parameters anybody can count.
-PARAMETERS = {"nano": 622_976, "tiny": 12_588_672, "small": 81_809_664, "base": 596_049_920}
+PARAMETERS = {
+    "nano": 622_976,
+    "tiny": 12_588_672,
+    "small": 81_809_664,
+    "base": 596_049_920,
+    "12m": 12_126_976,
+    "100m": 100_094_208,
+}
 
 
 def test_presets_have_the_stated_sizes() -> None:

@@ -24,7 +24,7 @@ _OPTIONS = ("target", "full", "out", "repeat")
 
 Model = Annotated[
     str | None,
-    typer.Argument(metavar="[MODEL]", help="A run folder, or a preset with random weights: nano, tiny, small, base."),
+    typer.Argument(metavar="[MODEL]", help="A run folder, or a preset with random weights (muomni config presets)."),
 ]
 Full = Annotated[
     bool | None,

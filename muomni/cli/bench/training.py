@@ -74,12 +74,11 @@ def train(
 
 def _media(shape: str, measure: "Callable[[tuple[Any, Any]], list[MediaCost]]", title: str) -> Any:
     """The measurements of rows with media, or why there are none; printed where there is a title."""
-    from muomni.bench.shapes import SHAPE_PRESETS
     from muomni.config import encoder_configs
     from muomni.errors import ConfigError
 
     try:
-        costs = measure(encoder_configs(cast("PresetName", SHAPE_PRESETS.get(shape, shape))))
+        costs = measure(encoder_configs(cast("PresetName", shape)))
     except ConfigError as error:
         if title:
             bench_report.print_remarks({"media": str(error)}, noise="")
@@ -90,19 +89,17 @@ def _media(shape: str, measure: "Callable[[tuple[Any, Any]], list[MediaCost]]", 
 
 
 def shape_of(name: str) -> "ThinkerConfig":
-    """The Thinker of a preset or another shape by name.
+    """The Thinker of a preset.
 
     Raises:
         UserError: there is none.
     """
-    from muomni.bench.shapes import SHAPES
     from muomni.config import PRESET_NAMES, preset
     from muomni.errors import UserError
 
-    shapes = {preset_name: preset(preset_name).thinker for preset_name in PRESET_NAMES} | SHAPES
-    if name not in shapes:
-        raise UserError(f"--shape {name}: there are {', '.join(shapes)}")
-    return shapes[name]
+    if name not in PRESET_NAMES:
+        raise UserError(f"--shape {name}: there are {', '.join(PRESET_NAMES)}")
+    return preset(name).thinker
 
 
 def _peer_cases(common: dict[str, Any], precision: str) -> list[Any]:
