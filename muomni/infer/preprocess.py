@@ -196,6 +196,7 @@ class Reading:
         files: see `read_prompt`.
         alone: encode each medium by itself.
         grammars: compile what replies have to follow.
+        max_pixels: of all pictures of a prompt together, for prompts of people who might want to fill the memory.
         keep_going: put an error into the input of its prompt instead of raising it.
     """
 
@@ -203,6 +204,7 @@ class Reading:
     root: Path | None = None
     files: bool = True
     alone: bool = False
+    max_pixels: int | None = None
     keep_going: bool = False
     grammars: Grammars = field(default_factory=Grammars)
 
@@ -242,7 +244,7 @@ def prepare(
             text = EngineInput(chat.ids, params, grammar=grammar)
             if chat.media:
                 chat, held = _read_media(chat, held)
-                _check_length(model, chat, params)
+                _check_size(model, chat, params, reading.max_pixels)
                 inputs.append((chat, text, name))
             else:
                 inputs.append(text._replace(limit=token_budget(model, (1, len(chat.ids)), params)))
@@ -289,10 +291,16 @@ def _named(error: UserError, name: str, keep_going: bool) -> UserError:
     raise type(error)(f"{name}: {error}" if name else str(error)) from None
 
 
-def _check_length(model: OmniModel, chat: EncodedChat, params: SamplingParams) -> None:
-    """Refuses a prompt that is too long before its media are decoded."""
+def _check_size(model: OmniModel, chat: EncodedChat, params: SamplingParams, max_pixels: int | None) -> None:
+    """Refuses a prompt that is too long, or whose pictures are too large, before its media are decoded."""
     processor = processor_of(model.config)
-    counts = [processor.size(part.kind, part.source).tokens for part in chat.media]
+    sizes = [processor.size(part.kind, part.source) for part in chat.media]
+    pixels, counts = sum(size.pixels for size in sizes), [size.tokens for size in sizes]
+    if max_pixels is not None and pixels > max_pixels:
+        raise PromptError(
+            f"the pictures have {pixels:,} pixels together, more than the {max_pixels:,} that a prompt may have: "
+            "make them smaller first"
+        )
     text = len(chat.ids) - len(counts)
     least = text + sum(max(count - 1, 1) for count in counts)
     if least >= model.config.thinker.max_position_embeddings:

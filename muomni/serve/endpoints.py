@@ -1,10 +1,11 @@
 """The endpoints: each reads a request, takes a place, and answers in OpenAI's form."""
 
 import logging
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
@@ -21,9 +22,12 @@ from muomni.serve.replies import Answer, Head
 from muomni.serve.settings import ServerSettings
 from muomni.serve.speech import Spoken, chat_format, encoded, first_of, spoken_pieces, text_and_format
 
+T = TypeVar("T")
 log = logging.getLogger("muomni.serve")
 # Bodies from this size on are parsed in the pool: parsing holds up the event loop.
 _LARGE_BODY = 256 << 10
+# What of a key that is not known may stand in a header.
+_NAME, _NAME_LENGTH, _MOST_NAMES = re.compile(r"[\w.-]+", re.ASCII), 64, 20
 _HTTP_ERRORS = {
     404: ("there is no such endpoint", "not_found"),
     405: ("this endpoint has no such method", "wrong_method"),
@@ -86,7 +90,8 @@ class Endpoints:
         with ExitStack() as stack:
             stack.enter_context(self._engine.place())
             asked = await self._read(request, schema.ChatRequest)
-            prompt = messages.normalize(asked.messages, self._settings.max_media)
+            normalize = partial(messages.normalize, asked.messages, self._settings.max_media)
+            prompt = await self._aside(request, normalize)
             limit = asked.max_completion_tokens or asked.max_tokens
             spoken = self._spoken(asked, stack)
             return await self._answer(request, stack, asked, prompt, limit, "chat", spoken)
@@ -124,9 +129,10 @@ class Endpoints:
 
     async def tokenize(self, request: Request) -> Response:
         """`POST /tokenize`: ids of a text."""
-        asked = await self._read(request, schema.TokenizeRequest)
-        ids = await self._engine.in_pool(partial(self._engine.tokenizer.encode, asked.prompt))
-        return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": self._engine.context})
+        with self._engine.place():
+            asked = await self._read(request, schema.TokenizeRequest)
+            ids = await self._engine.in_pool(partial(self._engine.tokenizer.encode, asked.prompt))
+            return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": self._engine.context})
 
     async def _answer(
         self,
@@ -164,10 +170,13 @@ class Endpoints:
         return ByteStream(_events(answer, include_usage), held.close, headers)
 
     async def _read(self, request: Request, kind: type[schema.T]) -> schema.T:
-        body = await request.body()
-        if len(body) < _LARGE_BODY:
-            return schema.parse(kind, body)
-        return await self._engine.in_pool(partial(schema.parse, kind, body))
+        return await self._aside(request, partial(schema.parse, kind, await request.body()))
+
+    async def _aside(self, request: Request, function: "partial[T]") -> T:
+        """Calls what takes long where the body is large, then in the pool."""
+        if len(await request.body()) < _LARGE_BODY:
+            return function()
+        return await self._engine.in_pool(function)
 
     def _params(self, asked: "schema.ChatRequest | schema.CompletionRequest", limit: int | None) -> SamplingParams:
         """The settings of a request; what it leaves out is as everywhere else."""
@@ -188,9 +197,10 @@ class Endpoints:
         return Spoken(self._engine, speech, form)
 
     def _ignored(self, asked: schema.AnyRequest) -> list[str]:
-        ignored = [key for key in asked.ignored() if key.isascii() and key.isprintable()]
+        ignored = asked.ignored()
         if ignored and self._settings.strict:
-            raise ApiError(400, f"unknown key: {ignored[0]}", param=ignored[0], code="unknown_parameter")
+            name = ignored[0][:_NAME_LENGTH]
+            raise ApiError(400, f"unknown key: {name}", param=name, code="unknown_parameter")
         return ignored
 
     def _check_model(self, name: str | None) -> None:
@@ -208,7 +218,8 @@ class Endpoints:
 
 
 def _named(ignored: Sequence[str]) -> dict[str, str]:
-    return {"x-ignored-parameters": ", ".join(ignored)} if ignored else {}
+    names = [key for key in ignored if len(key) <= _NAME_LENGTH and _NAME.fullmatch(key)][:_MOST_NAMES]
+    return {"x-ignored-parameters": ", ".join(names)} if names else {}
 
 
 async def _events(answer: Answer, include_usage: bool) -> AsyncIterator[bytes]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from muomni.api.model import MuOmni
-from muomni.errors import SpeechError
+from muomni.errors import PromptError, SpeechError
 from muomni.infer.async_streaming import AsyncTextStream, Pulse
 from muomni.infer.engine.engine import make_engine
 from muomni.infer.preprocess import EngineInput, Reading, checked_tokenizer, prepare
@@ -59,6 +59,8 @@ class ServingEngine:
         self.speaking = 0
         self.context = model.config.thinker.max_position_embeddings
         self._settings = settings
+        # A normalizer may join characters, four into one at most.
+        self._max_characters = 4 * self.context * max(map(len, self.tokenizer.backend.get_vocab()))
         self._places = settings.slots + settings.max_waiting
         self.engine = make_engine(
             model,
@@ -168,8 +170,22 @@ class ServingEngine:
 
     def _prepare(self, prompt: Any, params: SamplingParams, *, raw: bool, alone: bool) -> EngineInput:
         encoders = self.model.runtime.media
-        reading = Reading(raw=raw, alone=alone, files=False, grammars=self.model.runtime.grammars)
+        self._check_length(prompt)
+        grammars, max_pixels = self.model.runtime.grammars, self._settings.max_pixels
+        reading = Reading(raw=raw, alone=alone, files=False, grammars=grammars, max_pixels=max_pixels)
         return prepare(self.model, self.tokenizer, encoders, [(prompt, params)], [""], reading, self.engine.run)[0]
+
+    def _check_length(self, prompt: Any) -> None:
+        """Refuses a text that cannot fit, however its characters are joined: to tokenize it would take very long."""
+        contents = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
+        count = 0
+        for content in contents:
+            texts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
+            count += sum(map(len, texts))
+        if count > self._max_characters:
+            raise PromptError(
+                f"the prompt has {count:,} characters, more than fit the context of {self.context} tokens"
+            )
 
     def media_tokens(self, prompt: EngineInput) -> dict[str, int]:
         """How many tokens of a prompt are places of pictures and of sounds, in OpenAI's names."""

@@ -8,6 +8,8 @@ from muomni.errors import EngineError, MediaError, MuOmniError, PromptError, Set
 
 # Seconds after which a client that found no place may try again.
 RETRY_AFTER_S = 1
+# Characters of a message, which may quote what a client sent.
+_LENGTH = 1000
 
 
 class ApiError(Exception):
@@ -32,7 +34,7 @@ class ApiError(Exception):
         code: str | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(message if len(message) <= _LENGTH else f"{message[:_LENGTH]}...")
         self.status = status
         self.kind = kind
         self.param = param

@@ -6,6 +6,7 @@ from typing import Any
 from muomni.serve.errors import ApiError
 
 _MEDIA = frozenset({"image_url", "input_audio"})
+_MOST_MESSAGES = 4096
 
 
 def normalize(messages: Sequence[Mapping[str, Any]], max_media: int) -> list[dict[str, Any]]:
@@ -19,10 +20,12 @@ def normalize(messages: Sequence[Mapping[str, Any]], max_media: int) -> list[dic
         max_media: pictures and sounds at most.
 
     Raises:
-        ApiError: a message or part has no known form, or there are too many media.
+        ApiError: a message or part has no known form, or there are too many of them.
     """
     if not messages:
         raise ApiError(400, "messages: holds no message", param="messages", code="invalid_value")
+    if len(messages) > _MOST_MESSAGES:
+        raise ApiError(400, f"messages: at most {_MOST_MESSAGES}", param="messages", code="invalid_value")
     result: list[dict[str, Any]] = []
     media = 0
     for number, message in enumerate(messages):

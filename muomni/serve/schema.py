@@ -74,6 +74,9 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool = False
 
 
+_Stop = Annotated[str, Field(min_length=1, max_length=1000)]
+
+
 class _Request(BaseModel):
     """What requests for text have in common.
 
@@ -82,7 +85,7 @@ class _Request(BaseModel):
         temperature, top_p, top_k, min_p, repetition_penalty, frequency_penalty, presence_penalty, seed: see
             `SamplingParams`, whose defaults None takes.
         logit_bias: the same; token ids as texts.
-        stop: a text, or up to 16 of them.
+        stop: a text, or up to 16 of them, each of 1 to 1,000 characters.
         n: replies to this prompt, each with its own draws.
         deterministic: compute alone, so that not one bit depends on other requests.
         speculate: draft tokens from the text so far; needs temperature 0.
@@ -100,7 +103,7 @@ class _Request(BaseModel):
     presence_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     seed: int | None = None
-    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    stop: _Stop | Annotated[list[_Stop], Field(max_length=16)] | None = None
     n: Annotated[int, Field(ge=1)] = 1
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -232,6 +235,8 @@ class TokenizeRequest(BaseModel):
     prompt: str
 
 
+# What JSON makes of each value takes a hundred bytes and more, however short it is.
+_MOST_VALUES = 1 << 18
 AnyRequest = ChatRequest | CompletionRequest | SpeechRequest
 T = TypeVar("T", bound=BaseModel)
 
@@ -242,10 +247,14 @@ def parse(kind: type[T], body: bytes) -> T:
     Raises:
         ApiError: it is no JSON, or a key has a wrong value; names the first.
     """
+    if sum(map(body.count, (b",", b"[", b"{"))) > _MOST_VALUES:
+        raise ApiError(400, f"the request holds more than {_MOST_VALUES:,} values", code="invalid_value")
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        param = ".".join(str(part) for part in first["loc"]) or None
+        # Behind the key stand numbers, and names of types that a value may have.
+        param, *rest = map(str, first["loc"] or ("",))
+        param += "".join(f"[{part}]" for part in rest if part.isdecimal())
         where = f"{param}: " if param else ""
-        raise ApiError(400, f"{where}{first['msg']}", param=param, code="invalid_value") from None
+        raise ApiError(400, f"{where}{first['msg']}", param=param or None, code="invalid_value") from None

@@ -27,6 +27,7 @@ class ServerSettings:
         max_sessions: open WebSockets at most; more are refused with 503.
         session_s: seconds that a WebSocket may stay open.
         max_sound_s: seconds of sound that a session may send before it is an item of the conversation.
+        max_pixels: of all pictures of one request together.
         media_workers: threads that decode media.
         strict: refuse unknown keys of a request, in the place of naming them in a header.
         drain_s: seconds that open replies get to end once the server is told to stop.
@@ -48,6 +49,7 @@ class ServerSettings:
     max_choices: int = 8
     max_speaking: int = 8
     max_media: int = 16
+    max_pixels: int = 64 << 20
     max_sessions: int = 32
     session_s: float = 3600.0
     max_sound_s: float = 120.0

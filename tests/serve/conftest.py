@@ -5,7 +5,7 @@ import io
 import threading
 import wave
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,17 +81,15 @@ def serving(omni: MuOmni) -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def in_process(omni: MuOmni) -> Iterator[Callable[..., TestClient]]:
     """A client that calls an application of its own without a socket: `in_process(keys=("k",))`."""
-    engines = []
+    with ExitStack() as stack:
 
-    def make(**settings: Any) -> TestClient:
-        chosen = ServerSettings(**{"model_name": "nano", "slots": 2, **settings})
-        engines.append(ServingEngine(omni, chosen))
-        app = make_app(engines[-1], chosen)
-        return TestClient(app, "http://localhost", raise_server_exceptions=False)
+        def make(**settings: Any) -> TestClient:
+            chosen = ServerSettings(**{"model_name": "nano", "slots": 2, **settings})
+            app = make_app(ServingEngine(omni, chosen), chosen)
+            # Entered, so that all its requests have one event loop, as a server's have.
+            return stack.enter_context(TestClient(app, "http://localhost", raise_server_exceptions=False))
 
-    yield make
-    for engine in engines:
-        engine.engine.close()
+        yield make
 
 
 @pytest.fixture(scope="session")

@@ -89,13 +89,17 @@ def load_audio(source: Sound, max_seconds: float = MAX_SECONDS) -> Samples:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def audio_seconds(source: Sound) -> float:
+def audio_seconds(source: Sound, max_seconds: float = math.inf) -> float:
     """Length in seconds, from the header; only a FLAC that does not say its length is decoded.
 
     Of an MP3 see `load_audio`; of a WebM that does not say its length, as browsers record it, packets are counted.
 
+    Args:
+        source: what `load_audio` takes.
+        max_seconds: up to which what does not say its length is decoded.
+
     Raises:
-        MediaError: as `load_audio`, except for what only decoding shows and for the length.
+        MediaError: as `load_audio`, except for what only decoding shows and for a length that the header says.
     """
     if isinstance(source, tuple):
         samples, rate = _as_channels(source)
@@ -113,7 +117,7 @@ def audio_seconds(source: Sound) -> float:
             rate = _checked_rate(sound.samplerate, name)
             frames = sound.frames
             if not _length_known(sound):
-                frames = sum(map(len, _blocks(sound, math.inf, math.inf, name)))
+                frames = sum(map(len, _blocks(sound, max_seconds - seconds, max_seconds, name)))
             if frames < 1:
                 raise MediaError(f"{name}: holds no samples")
             seconds += frames / rate

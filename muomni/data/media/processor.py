@@ -8,7 +8,7 @@ P patch size, M mel bins, F frames of 10 ms.
 
 import math
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -32,12 +32,14 @@ class MediaSize:
         rows, columns: the token grid of a picture; 0 for a sound.
         frames: of a sound; 0 for a picture.
         tokens: that its encoder gives.
+        pixels: of a picture at its full size, where its header was read for it.
     """
 
     rows: int
     columns: int
     frames: int
     tokens: int
+    pixels: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,10 @@ class MediaProcessor:
             MediaError: it cannot be read, or lasts longer than the model hears.
         """
         if kind == "image":
-            rows, columns = token_grid(picture_size(source), self.vision)
-            return MediaSize(rows, columns, 0, rows * columns)
-        seconds = None if exact else audio_seconds(source)
+            width, height = picture_size(source)
+            rows, columns = token_grid((width, height), self.vision)
+            return MediaSize(rows, columns, 0, rows * columns, width * height)
+        seconds = None if exact else audio_seconds(source, self.audio.max_seconds)
         if seconds is None or seconds > self.audio.max_seconds:  # what is too long says so when it is decoded
             frames = num_frames(len(self.samples(source)))
         else:

@@ -352,9 +352,8 @@ def _shield(chat: Sequence[Message], pattern: "re.Pattern[str]") -> tuple[list[M
     """
     texts = [text_of(message) for message in chat]
     names: dict[str, str] = {}
-    opening = "\ue000"
-    while any(opening in text for text in texts):
-        opening += "\ue000"
+    runs = (len(run) for text in texts for run in re.findall("\ue000+", text))
+    opening = "\ue000" * (max(runs, default=0) + 1)
 
     def stand_in(match: "re.Match[str]") -> str:
         name = f"{opening}{len(names)}\ue001"
