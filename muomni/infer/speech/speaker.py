@@ -129,6 +129,12 @@ class Sentence:
         steps = torch.cat(self.progress.drawn)[begin : end + flush]
         return undelay(steps) if flush else steps
 
+    def units(self, begin: int, end: int) -> list[int]:
+        """The unit that each of the frames says."""
+        assert self.progress is not None
+        frames: list[int] = torch.cat(self.progress.units)[begin:end].tolist()
+        return frames
+
     def numbers(self, count: int, columns: int) -> Tensor:
         """(count, columns) what the next steps draw with, whatever was asked for before."""
         if self._generator is None:
@@ -187,6 +193,7 @@ class Progress(NamedTuple):
         steps: that were computed.
         pointer: the unit it stands at.
         drawn: (n, K) codes of the steps, run by run.
+        units: (n,) the unit that each step says, run by run.
     """
 
     place: Place
@@ -194,6 +201,7 @@ class Progress(NamedTuple):
     steps: int = 0
     pointer: int = 0
     drawn: tuple[Tensor, ...] = ()
+    units: tuple[Tensor, ...] = ()
 
 
 class Speaker:
@@ -338,7 +346,7 @@ class Speaker:
         place, codes = Place.join([each.place for each in progress]), torch.stack([each.codes for each in progress])
         draws, drawn = self._draws(sentences, count)
         sampler = self._sampler_of(sentences)
-        steps = []
+        steps, pointers = [], []
         lost = torch.zeros(len(rows), dtype=torch.bool, device=device)  # logits that are not finite
         for step in range(count):
             draw = None if draws is None else draws[step]
@@ -348,6 +356,7 @@ class Speaker:
                 lost.logical_or_(drawn < 0)
                 return drawn.clamp(min=0)
 
+            pointers.append(place.pointer)
             x = talker.inputs(codes, begins if step == 0 else none, self._text[rows, place.pointer], voices)
             hidden = backbone.hidden(x, slots, positions + step)
             codes = talker.frame(hidden, pick)
@@ -358,13 +367,13 @@ class Speaker:
             if talker.config.flush:
                 codes = _existing(codes, (positions + step).to(device), place.frames)
             steps.append(codes)
-        whole = torch.stack(steps)
+        whole, units = torch.stack(steps), torch.stack(pointers)
         # The one wait for the device.
         state = torch.stack((place.pointer, place.waited, place.frames, place.ended.long(), lost.long())).tolist()
         for n, (sentence, old) in enumerate(zip(sentences, progress, strict=True)):
             row = Place(*(x[n : n + 1] for x in place))
-            drawn_now = (*old.drawn, whole[:, n])
-            sentence.progress = Progress(row, codes[n], old.steps + count, state[0][n], drawn_now)
+            done = (*old.drawn, whole[:, n]), (*old.units, units[:, n])
+            sentence.progress = Progress(row, codes[n], old.steps + count, state[0][n], *done)
             self._look(sentence, *(column[n] for column in state))
 
     def _look(self, sentence: Sentence, pointer: int, waited: int, frames: int, ended: int, lost: int) -> None:

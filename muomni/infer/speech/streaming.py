@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from muomni.data.speech.spoken_text import SpokenText, Word
+from muomni.data.speech.spoken_text import SpokenText, Word, units_of
 from muomni.errors import SpeechError
+from muomni.infer.speech.heard import SaidWords
 from muomni.infer.speech.offline import fade_in, nothing_to_say, text_seed, unspeakable
 from muomni.infer.speech.settings import SpeechSettings
 from muomni.infer.speech.speaker import Sentence, Speaker, SpeakerPool, codec_of, sentence_seed, talker_of
@@ -44,6 +45,9 @@ class TextSpeech:
         pool: lends the speaker.
         settings: of the text.
 
+    Attributes:
+        said: when the words were said of which sound has been given.
+
     Raises:
         UserError: the model has no Talker.
         PromptError: it has no such voice.
@@ -68,6 +72,8 @@ class TextSpeech:
         self._began: float | None = None
         self._first: float | None = None
         self._work = self._samples = 0.0
+        self._start = 0.0  # of the sentence, in seconds
+        self.said = SaidWords()
         self._pool = pool
         self._speaker: Speaker | None = pool.join(model)
 
@@ -219,6 +225,8 @@ class TextSpeech:
             self._decoder = StreamingDecoder(self._codec)
             if self._samples:
                 pause = torch.zeros(round(self._settings.pause * self.sample_rate))
+            self._start = (self._samples + (0 if pause is None else len(pause))) / self.sample_rate
+        self._note(sentence, frames)
         codes = sentence.codes(sentence.sounded, sentence.sounded + frames, self._flush)
         with eval_mode(self._codec):
             sound = self._decoder.push(codes.T[None])[0].float().cpu() if frames else torch.empty(0)
@@ -230,6 +238,14 @@ class TextSpeech:
             self._sentences.popleft()
             self._decoder, self._heard = None, 0
         return sound if pause is None else torch.cat((pause, sound))
+
+    def _note(self, sentence: Sentence, frames: int) -> None:
+        """Notes which words the next frames say."""
+        words, frame_s = sentence.text.words, 1 / self._codec.frame_rate
+        numbers = units_of(words)[1]
+        units = sentence.units(sentence.sounded, sentence.sounded + frames)
+        begin = self._start + sentence.sounded * frame_s
+        self.said.add(begin, frame_s, [words[numbers[unit]].end for unit in units])
 
 
 def speak_pieces(speech: TextSpeech, texts: Iterable[str]) -> Generator[Chunk]:

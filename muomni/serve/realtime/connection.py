@@ -233,8 +233,10 @@ class Connection:
         self._conversation.delete(event.item_id)
         await self._emit("conversation.item.deleted", item_id=event.item_id)
 
-    async def _truncate_item(self, _: events.ItemTruncate) -> None:
-        raise ApiError(400, "items cannot be truncated yet", param="type", code="unsupported_value")
+    async def _truncate_item(self, event: events.ItemTruncate) -> None:
+        place = {"item_id": event.item_id, "content_index": event.content_index, "audio_end_ms": event.audio_end_ms}
+        self._conversation.truncate(event.item_id, event.content_index, event.audio_end_ms)
+        await self._emit("conversation.item.truncated", **place)
 
     async def _create_response(self, event: events.ResponseCreate) -> None:
         self._start(await self._plan(event.response))

@@ -1,5 +1,6 @@
 """The items of a conversation: as clients send and see them, and as the prompt of the next response."""
 
+import math
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from muomni.data.media.audio import Samples
+from muomni.infer.speech import SaidWords
 from muomni.ops.audio_frames import SAMPLE_RATE
 from muomni.serve.errors import ApiError
 from muomni.serve.messages import add_turn, data_url
@@ -66,12 +68,16 @@ class Part:
         text: written, or the transcript of what was spoken.
         image: data URL of a picture.
         sound: (N,) float32 that was heard, at `SAMPLE_RATE`.
+        said: when the words were said that were spoken, or None.
+        sent_s: seconds of sound that the client has of it.
     """
 
     type: str
     text: str = ""
     image: str = ""
     sound: Samples | None = None
+    said: SaidWords | None = None
+    sent_s: float = 0.0
 
     @property
     def wire(self) -> dict[str, Any]:
@@ -199,16 +205,40 @@ class Conversation:
         """
         return self.items[self._place(name)]
 
+    def truncate(self, name: str, content_index: int, end_ms: int) -> None:
+        """Cuts the text of a spoken item at the word that was heard.
+
+        Raises:
+            ApiError: there is no such sound, or not so much of it.
+        """
+        item = self.find(name)
+        self._check_made(item)
+        if not 0 <= content_index < len(item.content):
+            message = f"content_index: the item has {len(item.content)} parts"
+            raise ApiError(400, message, param="content_index", code="invalid_value")
+        part = item.content[content_index]
+        if part.said is None:
+            message = "only sound that the model spoke in this session can be truncated"
+            raise ApiError(400, message, param="item_id", code="invalid_value")
+        if end_ms > math.ceil(part.sent_s * 1000):
+            message = f"audio_end_ms: the sound is only {part.sent_s * 1000:.0f} ms long"
+            raise ApiError(400, message, param="audio_end_ms", code="invalid_value")
+        part.sent_s = end_ms / 1000
+        part.text = part.text[: part.said.heard(part.sent_s)]
+
     def delete(self, name: str) -> None:
         """Takes an item out.
 
         Raises:
             ApiError: there is none, or it is being made.
         """
-        place = self._place(name)
-        if self.items[place].status == "in_progress":
+        item = self.find(name)
+        self._check_made(item)
+        self.items.remove(item)
+
+    def _check_made(self, item: Item) -> None:
+        if item.status == "in_progress":
             raise ApiError(400, "the item is being made: cancel its response", param="item_id", code="invalid_value")
-        del self.items[place]
 
     def _place(self, name: str) -> int:
         for place, item in enumerate(self.items):

@@ -86,14 +86,13 @@ class Response:
     Attributes:
         id: of the response.
         plan: see there.
-        sound_s: seconds of sound that were sent.
         ended_at: when its last event was sent, by `time.monotonic`; 0 before.
     """
 
     def __init__(self, engine: ServingEngine, metrics: Metrics, emit: Emit, plan: Plan) -> None:
         self.id = new_id("resp")
         self.plan = plan
-        self.sound_s = self.ended_at = 0.0
+        self.ended_at = 0.0
         self._engine, self._metrics, self._emit = engine, metrics, emit
         self._arrived = time.monotonic()
         self._item: Item | None = None
@@ -106,6 +105,11 @@ class Response:
     def ended(self) -> bool:
         """Whether its last event has been sent."""
         return self._task.done()
+
+    @property
+    def sound_s(self) -> float:
+        """Seconds of sound that were sent."""
+        return 0.0 if self._item is None else self._written.sent_s
 
     async def cancel(self, reason: Reason) -> None:
         """Ends it now, unless it has ended; returns once its last event has been sent."""
@@ -199,6 +203,7 @@ class Response:
             async for chunk in chunks:
                 await self._write("response.output_text.delta", chunk.text)
             return
+        self._written.said = speech.said
         spoken = Spoken(self._engine, speech, FORMATS["pcm"])
         try:
             async with aclosing(spoken.deltas(chunks, "")) as deltas:
@@ -206,7 +211,7 @@ class Response:
                     await self._write("response.output_audio_transcript.delta", delta.get("transcript", ""))
                     if "data" in delta:
                         await self._tell("response.output_audio.delta", delta=delta["data"])
-                        self.sound_s += len(delta["data"]) * 3 / 4 / (2 * RATE)
+                        self._written.sent_s += len(delta["data"]) * 3 / 4 / (2 * RATE)
         except SpeechError:
             # A reply without a word, an emoji for example, is silent.
             if speech.timing.sentences:
