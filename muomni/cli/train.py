@@ -1,12 +1,15 @@
-"""`muomni train`: one stage from a recipe."""
+"""`muomni train`: one stage from a recipe, or a pipeline of stages."""
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from muomni.cli.common.output import print_table
 from muomni.config.loader import find_run
+from muomni.config.pipeline import Pipeline, is_pipeline, load_pipeline
 from muomni.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,14 +18,17 @@ if TYPE_CHECKING:
 
 def command(
     recipe: Annotated[
-        str, typer.Argument(help="A recipe file, a bundled recipe's name, or a run folder (takes its recipe).")
+        str, typer.Argument(help="A recipe or pipeline: a file, a bundled name, or a run folder (takes its recipe).")
     ],
     data: Annotated[
         list[Path] | None, typer.Option("--data", help="Train on these files or folders; sets data.train.")
     ] = None,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Change one key, such as --set optimizer.lr=3e-4, or all of a file's: --set @FILE."),
+        typer.Option(
+            "--set",
+            help="One key: --set optimizer.lr=3e-4; all of a file's: --set @FILE; a pipeline's: STAGE.KEY=VALUE.",
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME when left out.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, exactly.")] = False,
@@ -31,12 +37,17 @@ def command(
         bool, typer.Option("--allow-changed", help="Go on although recipe or data are not what they were.")
     ] = False,
 ) -> None:
-    """Train one stage. Ctrl-C saves and stops; --resume goes on as if nothing had happened.
+    """Train one stage, or a pipeline of stages. Ctrl-C saves and stops; --resume goes on as if nothing had happened.
 
     Example: muomni train text-tiny --data stories.jsonl --set max_steps=500
 
     Several processes, one a GPU: torchrun --nproc-per-node 2 -m muomni train text-tiny --data stories.jsonl
     """
+    if is_pipeline(recipe):
+        if data or resume_from is not None:
+            raise UserError(f"{recipe} is a pipeline: its stages name their data, and it goes on with --resume")
+        _pipeline(load_pipeline(recipe, changes or [], out), resume, allow_changed)
+        return
     stage, run = find_run(recipe, _overrides(data or [], changes or []), out)
     from muomni import run_recipe
 
@@ -45,6 +56,31 @@ def command(
         _report(result, run, stage.codec is not None)
     if result.stopped:
         raise typer.Exit(130)
+
+
+def _pipeline(pipeline: Pipeline, resume: bool, allow_changed: bool) -> None:
+    from muomni.api.pipeline import OVERVIEW, run_pipeline
+
+    began = os.environ.get("RANK", "0") == "0"
+    result = run_pipeline(pipeline, resume=resume, allow_changed=allow_changed, say=print if began else lambda _: None)
+    if result.is_main and result.stages:
+        rows = [
+            (
+                stage.name,
+                f"{stage.seconds / 60:.1f}",
+                "" if stage.steps is None else f"{stage.steps:,}",
+                "" if stage.best_loss is None else f"{stage.best_loss:.4f}",
+            )
+            for stage in result.stages
+        ]
+        print_table(("stage", "minutes", "steps", "best validation loss"), rows, left=("stage",))
+        print(f"report: {result.run / OVERVIEW}")
+    if result.stopped:
+        if result.is_main:
+            print(f"stopped and saved; go on: muomni train {result.run} --resume")
+        raise typer.Exit(130)
+    if result.is_main:
+        print(f"chat with it: muomni chat {result.run}")
 
 
 def _report(result: "TrainResult", run: Path, is_codec: bool) -> None:

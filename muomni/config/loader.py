@@ -158,18 +158,33 @@ def _read_with_parents(path: Path, below: tuple[Path, ...]) -> tuple[Layer, ...]
     """The file's values, preceded by those of the recipes it extends, the outermost first."""
     if path.resolve() in (file.resolve() for file in below):
         raise ConfigError(f"{path}: extends itself: {' -> '.join(str(file) for file in (*below, path))}")
-    values = read_json(path)
+    return layers_of(read_json(path), str(path), path, below)
+
+
+def layers_of(values: dict[str, Any], origin: str, path: Path, below: tuple[Path, ...] = ()) -> tuple[Layer, ...]:
+    """The values, preceded by those of the recipes that they extend, the outermost first.
+
+    Args:
+        values: of a recipe.
+        origin: names them in errors.
+        path: of the file that holds them, beside which `extends` is looked for.
+        below: files that extend this one.
+
+    Raises:
+        ConfigError: what they extend is missing, or extends itself.
+    """
+    values = dict(values)
     parent = values.pop("extends", None)
-    own = Layer(str(path), values)
+    own = Layer(origin, values)
     if parent is None:
         return (own,)
     if not isinstance(parent, str):
-        raise ConfigError(f"{path}: extends = {parent!r}: must be the path or name of a recipe, in quotes")
+        raise ConfigError(f"{origin}: extends = {parent!r}: must be the path or name of a recipe, in quotes")
     beside = path.parent / parent
     try:
         base = beside if exists(beside) and beside.is_file() else find_recipe(parent)
     except ConfigError as error:
-        raise ConfigError(f"{path}: extends: {error}") from None
+        raise ConfigError(f"{origin}: extends: {error}") from None
     return (*_read_with_parents(base, (*below, path)), own)
 
 
@@ -190,11 +205,11 @@ def _override(text: str) -> tuple[Layer, ...]:
     """What one `--set` says."""
     if text.startswith("@"):
         return _read_with_parents(Path(text[1:]), ())
-    return (Layer("--set", _as_change(text)),)
+    return (Layer("--set", as_change(text)),)
 
 
-def _as_change(override: str) -> dict[str, Any]:
-    """`a.b=value` as `{"a": {"b": value}}`."""
+def as_change(override: str) -> dict[str, Any]:
+    """What `--set` changes: `a.b=value` as `{"a": {"b": value}}`."""
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):

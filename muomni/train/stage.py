@@ -33,6 +33,18 @@ MEMORY = "memory.json"
 MakeSampler = Callable[[Tokenizer, EvalSpec, int], Sampler]
 
 
+class RunCompleteError(UserError):
+    """There is nothing to go on with.
+
+    Attributes:
+        progress: where the run stands.
+    """
+
+    def __init__(self, message: str, progress: Progress) -> None:
+        super().__init__(message)
+        self.progress = progress
+
+
 @dataclass(frozen=True)
 class TrainResult:
     """How a run ended.
@@ -156,7 +168,7 @@ def _check_goes_on(task: Task, resolved: ResolvedRun, run: Path, start: Path | N
         if progress.data and progress.data != data:
             refuse_changes(["the training data are not what they were"], start, allow_changed)
         if progress.applied >= task.total_steps:
-            raise UserError(f"{run} is complete: it has taken all of its {task.total_steps} steps")
+            raise RunCompleteError(f"{run} is complete: it has taken all of its {task.total_steps} steps", progress)
     progress.data = data
 
 

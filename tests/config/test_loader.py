@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from muomni.config import bundled_recipes, load_recipe, read_json
-from muomni.config.loader import _as_change, find_recipe, merge
+from muomni.config.loader import as_change, find_recipe, merge
 from muomni.errors import ConfigError
 
 MINIMAL = '{"data": {"train": "book.txt"}, "max_steps": 100}'
@@ -161,13 +161,13 @@ def test_the_later_of_two_excluding_keys_wins(tmp_path: Path) -> None:
     ],
 )
 def test_set_values(override: str, change: dict[str, object]) -> None:
-    assert _as_change(override) == change
+    assert as_change(override) == change
 
 
 @pytest.mark.parametrize("override", ["", "a", "=1", "a..b=1", ".a=1"])
 def test_set_without_key(override: str) -> None:
     with pytest.raises(ConfigError, match="write it as key=value"):
-        _as_change(override)
+        as_change(override)
 
 
 json_values = st.recursive(
@@ -180,7 +180,7 @@ keys = st.lists(st.from_regex(r"[a-z_]{1,8}", fullmatch=True), min_size=1, max_s
 
 @given(path=keys, value=json_values)
 def test_set_takes_any_json(path: list[str], value: object) -> None:
-    found = _as_change(f"{'.'.join(path)}={json.dumps(value)}")
+    found = as_change(f"{'.'.join(path)}={json.dumps(value)}")
     for part in path:
         found = found[part]
     assert found == value
@@ -215,4 +215,4 @@ def test_merge_rules(first: dict[str, object], second: dict[str, object], third:
 @pytest.mark.parametrize("value", ['["\\udcff.jsonl"]', '["\udcff.jsonl"]'])
 def test_a_name_that_is_not_utf_8_is_told(value: str) -> None:
     with pytest.raises(ConfigError, match="--set: data.train = .*must be UTF-8: rename the file or folder"):
-        _as_change(f"data.train={value}")
+        as_change(f"data.train={value}")

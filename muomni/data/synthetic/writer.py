@@ -9,7 +9,7 @@ from muomni.config import SyntheticSpec
 from muomni.data.synthetic.item import Item
 from muomni.data.synthetic.world import open_world
 from muomni.errors import DataError
-from muomni.files import atomic_file, json_line
+from muomni.files import atomic_file, json_line, remove_partial
 
 ITEMS, MEDIA = "items.jsonl", "media.zip"
 _SUFFIXES = {"image": "png", "audio": "flac"}
@@ -22,7 +22,7 @@ def write_items(spec: SyntheticSpec, out: Path, report: Callable[[int], None] = 
 
     Args:
         spec: which items.
-        out: made where it is missing; must be empty.
+        out: made where it is missing; what a call left that was interrupted is made anew.
         report: called with the number of items done since the last call.
 
     Returns:
@@ -34,7 +34,8 @@ def write_items(spec: SyntheticSpec, out: Path, report: Callable[[int], None] = 
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        if strangers := sorted(path.name for path in out.iterdir()):
+        remove_partial(out)
+        if strangers := sorted(path.name for path in out.iterdir() if path.name != MEDIA or (out / ITEMS).exists()):
             raise DataError(f"{out}: is not empty (it holds {strangers[0]}); give a new folder")
         with (
             open_world(spec) as world,
