@@ -131,3 +131,27 @@ class CompletionAnswer(_Completion):
 
     object: Literal["text_completion"]
     choices: list[TextChoice]
+
+
+class HeardTokens(BaseModel):
+    """Tokens of a sound and of the text around it."""
+
+    audio_tokens: int
+    text_tokens: int
+
+
+class TranscriptionUsage(BaseModel):
+    """Tokens of all pieces of a sound, and of what was written down."""
+
+    type: Literal["tokens"]
+    input_tokens: int
+    input_token_details: HeardTokens
+    output_tokens: int
+    total_tokens: int
+
+
+class TranscriptionAnswer(BaseModel):
+    """What is said in a sound."""
+
+    text: str
+    usage: TranscriptionUsage

@@ -84,6 +84,15 @@ def _operations(endpoints: Endpoints) -> list[Operation]:
             "/v1/chat/completions", endpoints.chat, "POST", schema.ChatRequest, answers.ChatAnswer, (JSON, EVENTS)
         ),
         Operation("/v1/audio/speech", endpoints.speech, "POST", schema.SpeechRequest, media_types=sounds),
+        Operation(
+            "/v1/audio/transcriptions",
+            endpoints.transcriptions,
+            "POST",
+            schema.TranscriptionRequest,
+            answers.TranscriptionAnswer,
+            (JSON, "text/plain", EVENTS),
+            is_upload=True,
+        ),
         Operation("/v1/audio/voices", endpoints.voices, answer=answers.VoicesAnswer),
         Operation(
             "/v1/completions",

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from muomni.infer.sampling import PENALTIES, SamplingParams
 from muomni.serve import messages, schema, sse
@@ -21,6 +21,7 @@ from muomni.serve.metrics import Metrics
 from muomni.serve.replies import Answer, Head
 from muomni.serve.settings import ServerSettings
 from muomni.serve.speech import Spoken, chat_format, encoded, first_of, spoken_pieces, text_and_format
+from muomni.serve.transcriptions import Transcription, read_form
 
 T = TypeVar("T")
 log = logging.getLogger("muomni.serve")
@@ -116,6 +117,24 @@ class Endpoints:
             media_type = sse.MEDIA_TYPE if asked.stream_format == "sse" else form.media_type
             return ByteStream(pieces, held.close, headers, media_type)
 
+    async def transcriptions(self, request: Request) -> Response:
+        """`POST /v1/audio/transcriptions`: what is said in a sound, which is the file of a form."""
+        with ExitStack() as stack:
+            stack.enter_context(self._engine.place())
+            asked = await read_form(request, self._settings.max_upload)
+            headers = _named(self._ignored(asked))
+            self._check_model(asked.model)
+            answer = Transcription(self._engine, self._metrics)
+            stack.callback(answer.close)
+            await unless_left(request.receive, answer.begin(asked, self._settings.max_transcribed_s))
+            if asked.stream:
+                held = stack.pop_all()
+                return ByteStream(_or_error(sse.event(each) async for each in answer.events()), held.close, headers)
+            result = await unless_left(request.receive, answer.whole())
+            if asked.response_format == "text":
+                return PlainTextResponse(f"{result['text']}\n", headers=headers)
+            return JSONResponse(result, headers=headers)
+
     async def voices(self, _: Request) -> Response:
         """`GET /v1/audio/voices`."""
         return JSONResponse({"voices": list(self._engine.voices)})
@@ -167,7 +186,7 @@ class Endpoints:
         include_usage = asked.stream_options is not None and asked.stream_options.include_usage
         # From here on the response holds the place and the streams.
         held = stack.pop_all()
-        return ByteStream(_events(answer, include_usage), held.close, headers)
+        return ByteStream(_or_error(_events(answer, include_usage)), held.close, headers)
 
     async def _read(self, request: Request, kind: type[schema.T]) -> schema.T:
         return await self._aside(request, partial(schema.parse, kind, await request.body()))
@@ -223,10 +242,16 @@ def _named(ignored: Sequence[str]) -> dict[str, str]:
 
 
 async def _events(answer: Answer, include_usage: bool) -> AsyncIterator[bytes]:
-    """The events of an answer; an error after the first byte is one event, then the end."""
+    """The events of a reply, those that are ready at a time joined."""
+    async for chunks in answer.chunks(include_usage=include_usage):
+        yield b"".join([*map(sse.event, chunks), *([sse.DONE] if answer.done else [])])
+
+
+async def _or_error(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Events; an error after the first byte is one event, then the end."""
     try:
-        async for chunks in answer.chunks(include_usage=include_usage):
-            yield b"".join([*map(sse.event, chunks), *([sse.DONE] if answer.done else [])])
+        async for event in events:
+            yield event
     except Exception as error:
         told = api_error(error)
         if told.status == 500:

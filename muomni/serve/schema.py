@@ -1,10 +1,12 @@
 """Requests as OpenAI's clients send them; what would change a reply and is not supported is refused."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
+from muomni.data.media.media_ref import MediaContent
 from muomni.serve.errors import ApiError
 
 # Accepted without an effect: they say who asks, or how a provider may store and route.
@@ -235,9 +237,61 @@ class TokenizeRequest(BaseModel):
     prompt: str
 
 
+class TranscriptionRequest(BaseModel):
+    """`POST /v1/audio/transcriptions`, a form.
+
+    Attributes:
+        file: the sound.
+        language: a hint without effect: a model hears the languages that it has learnt.
+        prompt: the subject, or spellings; the model's system message.
+        temperature: 0 where it is left out.
+        response_format: json or text; the others need times, which no model gives.
+        stream: as events.
+    """
+
+    model_config = ConfigDict(extra="allow", arbitrary_types_allowed=True)
+
+    file: Annotated[MediaContent, WithJsonSchema({"type": "string", "format": "binary"})]
+    model: str | None = None
+    language: Annotated[str, Field(pattern=r"^[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*$")] | None = None
+    prompt: str | None = None
+    temperature: float | None = None
+    response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = "json"
+    stream: bool = False
+
+    def ignored(self) -> list[str]:
+        """Keys that had no effect.
+
+        Raises:
+            ApiError: a key would change the transcript and is not supported.
+        """
+        if self.response_format not in ("json", "text"):
+            message = f"response_format = {self.response_format!r}: this model gives no times; take json or text"
+            raise ApiError(400, message, param="response_format", code="unsupported_value")
+        extra = {"language": self.language} if self.language is not None else {}
+        for key, value in (self.model_extra or {}).items():
+            if key in _NOT_HEARD and value != _NOT_HEARD[key]:
+                message = f"{key} is not supported by this server"
+                raise ApiError(400, message, param=key, code="unsupported_parameter")
+            if key not in _NOT_HEARD:
+                extra[key] = value
+        return sorted(extra)
+
+
+# Would change a transcript, with the one value that does not.
+_NOT_HEARD = {
+    "chunking_strategy": "auto",
+    "include": None,
+    "keywords": None,
+    "known_speaker_names": None,
+    "known_speaker_references": None,
+    "timestamp_granularities": None,
+}
+
+
 # What JSON makes of each value takes a hundred bytes and more, however short it is.
 _MOST_VALUES = 1 << 18
-AnyRequest = ChatRequest | CompletionRequest | SpeechRequest
+AnyRequest = ChatRequest | CompletionRequest | SpeechRequest | TranscriptionRequest
 T = TypeVar("T", bound=BaseModel)
 
 
@@ -249,8 +303,21 @@ def parse(kind: type[T], body: bytes) -> T:
     """
     if sum(map(body.count, (b",", b"[", b"{"))) > _MOST_VALUES:
         raise ApiError(400, f"the request holds more than {_MOST_VALUES:,} values", code="invalid_value")
+    return _told(partial(kind.model_validate_json, body))
+
+
+def validated(kind: type[T], fields: Mapping[str, Any]) -> T:
+    """A request from the fields of a form.
+
+    Raises:
+        ApiError: one is missing or has a wrong value; names the first.
+    """
+    return _told(partial(kind.model_validate, fields))
+
+
+def _told(make: Callable[[], T]) -> T:
     try:
-        return kind.model_validate_json(body)
+        return make()
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         # Behind the key stand numbers, and names of types that a value may have.

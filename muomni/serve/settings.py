@@ -28,6 +28,7 @@ class ServerSettings:
         session_s: seconds that a WebSocket may stay open.
         max_sound_s: seconds of sound that a session may send before it is an item of the conversation.
         max_pixels: of all pictures of one request together.
+        max_transcribed_s: seconds of a sound that is to be transcribed.
         media_workers: threads that decode media.
         strict: refuse unknown keys of a request, in the place of naming them in a header.
         drain_s: seconds that open replies get to end once the server is told to stop.
@@ -53,6 +54,7 @@ class ServerSettings:
     max_sessions: int = 32
     session_s: float = 3600.0
     max_sound_s: float = 120.0
+    max_transcribed_s: float = 1800.0
     media_workers: int = 2
     strict: bool = False
     drain_s: float = 20.0
