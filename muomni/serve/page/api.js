@@ -4,6 +4,8 @@ import { EventParser } from "./sse.js";
 
 const UNREACHABLE = "The server cannot be reached. Is it still running?";
 const CUT_OFF = "The connection ended before the reply did.";
+const NO_KEY = "This server needs a key, and has not got a right one: enter it in the settings.";
+const HINTS = { context_length_exceeded: ". Begin a new chat, or delete the last turns." };
 
 export class ApiError extends Error {
   // `status` of HTTP, 0 without an answer; `retryAfter` in seconds, or null.
@@ -63,7 +65,10 @@ export class Server {
     if (response.ok) return response;
     const body = await response.json().catch(() => null);
     const retryAfter = Number(response.headers.get("Retry-After")) || null;
-    throw new ApiError(body?.error?.message ?? `The server answered ${response.status}.`, response.status, retryAfter);
+    if (response.status === 401) throw new ApiError(NO_KEY, 401);
+    const hint = HINTS[body?.error?.code] ?? "";
+    const message = body?.error?.message ?? `The server answered ${response.status}.`;
+    throw new ApiError(`${message}${hint}`, response.status, retryAfter);
   }
 }
 

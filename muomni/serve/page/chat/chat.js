@@ -59,7 +59,10 @@ export class Chat {
       else for await (const piece of wholeSamples(this.server.speech(reply.text, this.settings.voice, signal))) {
         this.player.push(piece);
       }
-    }, (error) => this.#tell(error));
+    }, (error) => {
+      this.#failed(error);
+      this.status.error(error.message);
+    });
   }
 
   // Shows what goes on.
@@ -81,7 +84,7 @@ export class Chat {
       await this.#read(turn, signal);
     }, (error) => {
       reply.error = error.message;
-      this.#tell(error);
+      this.#failed(error);
     });
     if (!reply.figures && !reply.error) reply.figures = "stopped";
     this.messages.setWaiting(turn, false);
@@ -114,9 +117,8 @@ export class Chat {
     this.#writing = false;
   }
 
-  #tell(error) {
+  #failed(error) {
     this.interrupt();
-    this.status.error(error.message);
     if (error.status === 401) this.settings.askForKey();
   }
 

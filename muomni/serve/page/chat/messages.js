@@ -57,6 +57,7 @@ export class Messages {
       shown.error.textContent = reply.error ?? "";
       shown.figures.textContent = reply.figures ?? "";
       shown.foot.hidden = shown.waiting;
+      shown.forWords.forEach((button) => { button.hidden = !reply.text; });
     });
   }
 
@@ -95,7 +96,7 @@ export class Messages {
     const text = document.createTextNode("");
     const unheard = element("span", { className: "unheard", title: "Not heard: you spoke" });
     const bubble = element("div", { className: "bubble" }, text);
-    const error = element("p", { className: "error" });
+    const error = element("p", { className: "error", role: "alert" });
     const figures = element("span", { className: "figures" });
     const again = iconButton("retry", "Answer again", () => retry(turn));
     again.classList.add("last-only");
@@ -103,11 +104,13 @@ export class Messages {
     hear.dataset.needs = "speech";
     const actions = element("div", { className: "actions" }, hear, again);
     // Browsers give the clipboard to https and localhost only.
-    if (navigator.clipboard) actions.prepend(iconButton("copy", "Copy", (event) => copy(turn, event.currentTarget)));
+    const copies = iconButton("copy", "Copy", (event) => copy(turn, event.currentTarget));
+    if (navigator.clipboard) actions.prepend(copies);
     const foot = element("footer", {}, actions, figures);
     const article = element("article", { className: "assistant", ariaLabel: "Reply" }, bubble, error, foot);
     const section = element("section", { className: "turn" }, user, article);
-    return { section, media, said, article, text, unheard, error, figures, foot, waiting: false };
+    const forWords = [copies, hear];
+    return { section, media, said, article, text, unheard, error, figures, foot, forWords, waiting: false };
   }
 }
 
