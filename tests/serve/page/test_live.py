@@ -11,6 +11,7 @@ from playwright.sync_api import expect
 
 from tests.serve.conftest import Running
 from tests.serve.page.actions import replies, set_up, wait_until_heard, write
+from tests.serve.test_leaving import until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page, WebSocketRoute
@@ -167,6 +168,20 @@ def test_what_was_written_before_is_known(page: "Page", script: Script) -> None:
     page.get_by_role("button", name="End").click()
     write(page, "What is this?")
     replies(page, 3)
+
+
+def test_a_real_conversation(page: "Page", server: Running) -> None:
+    set_up(page, aloud=True, Longest_reply="60")
+    page.get_by_role("button", name="Talk hands-free").click()
+    expect(page.locator("#live-state")).to_have_text("Speaking", timeout=15_000)  # the question was heard
+    wait_until_heard(page, 0)
+    # The microphone's file begins again, which interrupts the reply.
+    expect(page.locator(".assistant .figures:not(:empty)").first).to_contain_text("first sound", timeout=15_000)
+    expect(page.locator(".user audio")).to_have_count(2, timeout=15_000)
+    assert 0.5 < page.evaluate("document.querySelector('.user audio').duration") < 2.5
+    page.get_by_role("button", name="End").click()
+    expect(page.get_by_role("button", name="Talk hands-free")).to_be_focused()
+    assert until(lambda: server.engine.speaking == server.engine.running == 0)
 
 
 def test_a_server_that_refuses_is_told(page: "Page", server: Running, errors: list[str]) -> None:
