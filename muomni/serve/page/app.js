@@ -46,7 +46,8 @@ async function connect() {
     document.body.dataset.can = [...abilities].join(" ");
     welcome(abilities, suggest);
     byId("model").textContent = model.id;
-    status.set("idle");
+    document.title = `${model.id} · μOmni`;
+    status.set("idle", "");
   } catch (error) {
     status.error(error.message);
     if (error.status === 401) settings.askForKey();
@@ -88,10 +89,12 @@ function edit(turn) {
 
 async function attach(files) {
   for (const file of files) await attachments.add(file).catch((error) => status.error(error.message));
+  if (live.active) live.show(attachments.take());
 }
 
 function clear() {
   live.end();
+  talk.cancel();
   chat.interrupt();
   const { turns } = conversation;
   conversation.turns = [];
@@ -104,7 +107,7 @@ function bringBack(turns) {
   if (conversation.turns.length) clear();
   conversation.turns = turns;
   turns.forEach((turn) => messages.add(turn));
-  status.set("idle");
+  status.set("idle", "");
 }
 
 // -- buttons and keys ---------------------------------------------------------------------------------------------
@@ -115,6 +118,7 @@ function resize() {
 }
 
 function settingsChanged() {
+  live.configure();
   byId("speaks").ariaPressed = String(settings.speaks);
 }
 
@@ -123,7 +127,7 @@ text.oninput = resize;
 text.onkeydown = (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); send(); }
 };
-text.onpaste = (event) => {
+document.onpaste = (event) => {
   const files = [...event.clipboardData.files];
   if (files.length) { event.preventDefault(); attach(files); }
 };
@@ -134,8 +138,8 @@ for (const [name, over] of [["dragover", true], ["dragleave", false], ["drop", f
     if (name === "drop") attach([...event.dataTransfer.files]);
   });
 }
-byId("picture").onclick = () => byId("file").click();
-byId("file").onchange = async ({ target }) => { await attach([...target.files]); target.value = ""; text.focus(); };
+byId("picture").onclick = byId("show").onclick = () => byId("file").click();
+byId("file").onchange = async ({ target }) => { await attach([...target.files]); target.value = ""; if (!live.active) text.focus(); };
 byId("stop").onclick = () => { chat.interrupt(); text.focus(); };
 byId("speaks").onclick = () => {
   settings.speaks = !settings.speaks;
@@ -143,6 +147,7 @@ byId("speaks").onclick = () => {
   settingsChanged();
 };
 byId("hands-free").onclick = () => {
+  talk.cancel();
   chat.interrupt();
   player.unlock();
   live.start(byId("model").textContent);

@@ -6,10 +6,10 @@ export class Status {
   #line = byId("status");
   #announcer = byId("announcer");
 
-  // `state`: idle, thinking, writing, speaking, listening; the style follows it.
-  set(state, words = "") {
+  // `state`: idle, thinking, writing, speaking, listening and those of a live conversation. Without words the line stays.
+  set(state, words = null) {
     document.body.dataset.state = state;
-    this.#show(words);
+    if (words !== null) this.#show(words);
   }
 
   error(words) {
@@ -30,6 +30,6 @@ export class Status {
 
   #show(words) {
     this.#line.classList.remove("error");
-    this.#line.textContent = words;
+    if (this.#line.textContent !== words) this.#line.textContent = words; // what is the same is not told again
   }
 }

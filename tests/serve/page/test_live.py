@@ -3,10 +3,12 @@
 import base64
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from playwright.sync_api import expect
 
 from tests.serve.conftest import Running
@@ -168,6 +170,25 @@ def test_what_was_written_before_is_known(page: "Page", script: Script) -> None:
     page.get_by_role("button", name="End").click()
     write(page, "What is this?")
     replies(page, 3)
+
+
+def test_a_picture_is_shown_while_talking(page: "Page", script: Script, tmp_path: Path) -> None:
+    page.get_by_role("button", name="Talk hands-free").click()
+    expect(page.locator("#live-state")).to_have_text("Listening")
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Show a picture").click()
+    chooser.value.set_files(tmp_path / "red.png")
+    [part] = script.wait_for("conversation.item.create")["item"]["content"]
+    assert part["type"] == "input_image"
+    assert part["image_url"].startswith("data:image/png;base64,")
+    script.wait(lambda: len(script.sound) > 48_000)
+    script.tell("input_audio_buffer.speech_started", audio_start_ms=200, item_id="said")
+    script.tell("input_audio_buffer.speech_stopped", audio_end_ms=900, item_id="said")
+    script.answer("first", "red", 0.1)
+    script.done("first")
+    assert replies(page, 1) == ["red"]
+    assert page.locator(".user img, .user audio").count() == 2
 
 
 def test_a_real_conversation(page: "Page", server: Running) -> None:

@@ -85,7 +85,7 @@ export class PushToTalk {
     this.#close();
     const samples = joined(this.#pieces);
     const seconds = samples.length / RATE;
-    this.status.set("idle");
+    this.status.set("idle", "");
     if (seconds < SHORTEST) this.status.error("Too short: hold the microphone while you speak.");
     else this.onSaid(new Blob([wav(samples)], { type: "audio/wav" }), seconds);
   }

@@ -8,7 +8,7 @@ import { Microphone } from "../sound/microphone.js";
 import { RATE, fromBase64, joined, toBase64, wav } from "../sound/pcm.js";
 import { Recording } from "../sound/recording.js";
 import { Gate } from "./gate.js";
-import { items } from "./history.js";
+import { items, message } from "./history.js";
 import { Realtime } from "./realtime.js";
 
 const PIECES = 2; // of the microphone in one event: about 40 ms
@@ -24,6 +24,7 @@ export class HandsFree {
   #recording = new Recording();
   #spokenFrom = null; // ms at which somebody began to speak
   #turn = null; // the last one
+  #shown = null; // a turn that has media, and waits for what is said about them
   #watch = null;
   #answering = false; // from the end of what was said to the end of the response
   #replies = new Map(); // item_id → {turn, watch, sentences, dropped}
@@ -37,19 +38,25 @@ export class HandsFree {
   async start(model) {
     this.active = true;
     this.#reset();
+    this.status.set("connecting", "");
     this.panel.show("connecting");
     const session = new Realtime(this.server, model, (event) => this.#on(event), (error) => this.end(error));
     const microphone = new Microphone((samples, level) => this.#hear(samples, level));
     [this.#session, this.#microphone] = [session, microphone];
     try {
       await session.open();
-      session.send("session.update", { session: this.#settings() });
+      this.configure();
       for (const item of await items(this.conversation)) session.send("conversation.item.create", { item });
       if (this.#session === session) await microphone.open();
       if (this.#session === session) this.update();
     } catch (error) {
       if (this.#session === session) this.end(error);
     }
+  }
+
+  // Tells the server the settings.
+  configure() {
+    if (this.active) this.#session.send("session.update", { session: this.#settings() });
   }
 
   // `error` where it was not meant.
@@ -62,9 +69,21 @@ export class HandsFree {
     this.player.stop();
     if (this.#answering) this.#done({ turn: this.#turn, watch: this.#watch }, 0, "stopped");
     this.panel.close();
-    this.status.set("idle");
+    this.status.set("idle", "");
     if (error) this.status.error(error.message);
     if (error?.status === 401) this.settings.askForKey();
+  }
+
+  // Shows the model pictures, and gives it sounds; what is said next is about them.
+  async show(media) {
+    if (!media.length) return;
+    this.#session.send("conversation.item.create", { item: await message({ media, text: "" }) });
+    if (this.#shown) {
+      this.#shown.media.push(...media);
+      this.messages.refresh(this.#shown);
+    } else {
+      this.#shown = this.#add(new Turn("", media));
+    }
   }
 
   // Ends what the model says now.
@@ -84,7 +103,7 @@ export class HandsFree {
   #reset() {
     this.#pieces = [];
     this.#recording = new Recording();
-    this.#spokenFrom = this.#turn = this.#playing = null;
+    this.#spokenFrom = this.#turn = this.#shown = this.#playing = null;
     this.#answering = false;
     this.#replies.clear();
     this.gate = new Gate();
@@ -135,6 +154,7 @@ export class HandsFree {
   #speechStarted({ audio_start_ms }) {
     this.#silence();
     this.#spokenFrom = audio_start_ms;
+    this.status.set("hearing", "");
     this.update();
   }
 
@@ -152,16 +172,21 @@ export class HandsFree {
     const samples = this.#recording.cut(this.#spokenFrom ?? 0, audio_end_ms);
     this.#spokenFrom = null;
     this.#answering = true;
-    const turn = new Turn("");
+    const turn = this.#shown ?? this.#add(new Turn(""));
+    this.#shown = null;
     this.#turn = turn;
     this.#watch = new Stopwatch();
-    this.conversation.turns.push(turn);
-    this.messages.add(turn);
     this.messages.setWaiting(turn, true);
     this.update();
     const blob = new Blob([wav(samples)], { type: "audio/wav" });
-    turn.media = [await sound(blob, `spoken message, ${(samples.length / RATE).toFixed(1)} s`)];
+    turn.media.push(await sound(blob, `spoken message, ${(samples.length / RATE).toFixed(1)} s`));
     this.messages.refresh(turn);
+  }
+
+  #add(turn) {
+    this.conversation.turns.push(turn);
+    this.messages.add(turn);
+    return turn;
   }
 
   #added({ item }) {

@@ -5,12 +5,17 @@ import { RATE, toBase64, toInt16 } from "../sound/pcm.js";
 export async function items(conversation) {
   const made = [];
   for (const turn of conversation.turns.filter((each) => each.answer.content)) {
-    const content = await Promise.all(turn.media.map(part));
-    if (turn.text) content.push({ type: "input_text", text: turn.text });
-    made.push({ type: "message", role: "user", content });
+    made.push(await message(turn));
     made.push({ type: "message", role: "assistant", content: [{ type: "output_text", text: turn.answer.content }] });
   }
   return made;
+}
+
+// What the user wrote and showed in a turn.
+export async function message({ media, text }) {
+  const content = await Promise.all(media.map(part));
+  if (text) content.push({ type: "input_text", text });
+  return { type: "message", role: "user", content };
 }
 
 async function part({ kind, url, blob }) {
