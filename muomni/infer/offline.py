@@ -12,7 +12,7 @@ from torch import Tensor
 from muomni.errors import EngineError, NonFiniteError, PromptError
 from muomni.infer.engine.engine import Engine
 from muomni.infer.engine.scheduler import Request
-from muomni.infer.preprocess import STOP_NEEDS_TEXT, EngineInput
+from muomni.infer.preprocess import EngineInput, check_ids_alone
 from muomni.infer.sampling import SamplingParams
 from muomni.infer.speculative.drafts import DraftProposer
 from muomni.infer.streaming import Reply, TextStream
@@ -118,8 +118,7 @@ def generate_ids(
     Returns:
         (B, N) int64 on the model's device.
     """
-    if params.stops:
-        raise PromptError(STOP_NEEDS_TEXT)
+    check_ids_alone(params)
     ends = frozenset() if params.ignore_eos else frozenset(end_ids)
     rows = [
         Request(

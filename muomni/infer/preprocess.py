@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from muomni.data.media.media_ref import MAX_HELD_BYTES, MediaContent, read_media
 from muomni.data.text.chat import EncodedChat, as_messages, check_messages, encode_chat
 from muomni.data.text.special_tokens import SPECIAL
-from muomni.errors import MediaError, PromptError, UserError
+from muomni.errors import MediaError, PromptError, SettingError, UserError
 from muomni.infer.encoder_cache import Encoded, EncoderCache, processor_of, prompt_media, takes
 from muomni.infer.prompt_media import PromptMedia
 from muomni.infer.sampling import SamplingParams
@@ -20,9 +20,21 @@ from muomni.model import OmniModel
 if TYPE_CHECKING:
     from muomni.data.text.tokenizer import Tokenizer
 
-STOP_NEEDS_TEXT = "stop: token ids hold no text to stop at; use chat, complete or stream"
 # Bytes of files that are read once and kept until they are encoded; what is beyond is opened again for each use.
 _HELD_BYTES = 256 << 20
+
+
+def check_ids_alone(params: SamplingParams) -> None:
+    """Refuses settings that need more than token ids, where these are all that is returned.
+
+    Raises:
+        SettingError: naming the setting.
+    """
+    use = "use chat, complete or stream"
+    if params.stops:
+        raise SettingError(f"stop: token ids hold no text to stop at; {use}", "stop")
+    if params.logprobs is not None:
+        raise SettingError(f"logprobs: token ids are returned alone; {use}", "logprobs")
 
 
 def token_budget(model: OmniModel, shape: Sequence[int], params: SamplingParams, of_which: str = "") -> int:

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from muomni.errors import NonFiniteError, PromptError
+from muomni.infer.logprobs import TokenLogprob
 from muomni.infer.penalties import TokenCounts
-from muomni.infer.preprocess import STOP_NEEDS_TEXT, token_budget
+from muomni.infer.preprocess import check_ids_alone, token_budget
 from muomni.infer.prompt_media import PromptMedia
 from muomni.infer.sampling import (
     Sampler,
@@ -59,8 +60,7 @@ def generate(
         PromptError: there is nothing to continue, or no room for it.
         NonFiniteError: a logit is NaN or infinite.
     """
-    if params.stops:
-        raise PromptError(STOP_NEEDS_TEXT)
+    check_ids_alone(params)
     ends = [] if params.ignore_eos else list(model.config.eos_token_ids if end_ids is None else end_ids)
     ended = torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
     # Only made where there are ends: copying it to the device waits.
@@ -79,6 +79,34 @@ def generate(
     if bool((result < 0).any()):
         raise NonFiniteError(why_not_finite(model))
     return result
+
+
+@torch.inference_mode()
+def score(model: OmniModel, ids: Tensor, new: Tensor, most: int) -> list[list[TokenLogprob]]:
+    """What the model gives to tokens that are known, from one forward pass without a cache.
+
+    Args:
+        model: on any device; in evaluation mode while this runs.
+        ids: (B, T) int64 prompts on the model's device.
+        new: (B, N) int64 tokens behind them.
+        most: how many of the most likely tokens are told at each place.
+
+    Returns:
+        B rows of N, as `Reply.logprobs`.
+    """
+    with eval_mode(model):
+        logits = model(torch.cat([ids, new], dim=1)[:, :-1], logits_to_keep=new.shape[1]).logits.float()
+    logprobs = logits.log_softmax(dim=-1)
+    best = logits.sort(dim=-1, descending=True, stable=True).indices
+    ranked = logprobs.gather(-1, best)[..., :most]
+    own = logprobs.gather(-1, new[..., None])[..., 0]
+    return [
+        [
+            TokenLogprob(token, logprob, tuple(zip(tokens, tops, strict=True)))
+            for token, logprob, tokens, tops in zip(*row, strict=True)
+        ]
+        for row in zip(new.tolist(), own.tolist(), best[..., :most].tolist(), ranked.tolist(), strict=True)
+    ]
 
 
 @torch.inference_mode()

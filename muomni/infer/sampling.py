@@ -22,6 +22,8 @@ from muomni.infer.structured import grammar_text
 _LARGE, _STRETCH = 16_384, 32
 # Tokens that `logit_bias` may name.
 MOST_BIASES = 1024
+# Tokens that `logprobs` may tell at a place.
+MOST_LOGPROBS = 20
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,9 @@ class SamplingParams:
             define both; the prompt does not count.
         logit_bias: token ids with what is added to their logits, -100 to 100; -100 means never. Kept as pairs in the
             order of the ids.
+        logprobs: so many of the most likely tokens are told at each place, 0 to 20, besides the reply's own; None tells
+            nothing. They are the model's own, from its logits in fp32 before any of these settings: so they can be
+            compared between requests, and that of a token in the reply is finite whatever is banned.
         stop: the reply ends before the first of these texts; a text or a list of texts.
         seed: the same seed gives the same reply; None draws a new one each time.
         ignore_eos: go on to `max_new_tokens` whatever the model says.
@@ -64,6 +69,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] = ()
+    logprobs: int | None = None
     stop: str | list[str] | tuple[str, ...] = ()
     seed: int | None = None
     ignore_eos: bool = False
@@ -192,6 +198,10 @@ _RULES = {
     "frequency_penalty": _Rule(_is_penalty, "a number from -2 to 2 (0 does nothing)"),
     "presence_penalty": _Rule(_is_penalty, "a number from -2 to 2 (0 does nothing)"),
     "logit_bias": _Rule(_is_bias, f"at most {MOST_BIASES} token ids, each with a number from -100 (never) to 100"),
+    "logprobs": _Rule(
+        lambda v: v is None or (is_whole(v) and v <= MOST_LOGPROBS),
+        f"a whole number from 0 to {MOST_LOGPROBS}, or None",
+    ),
     "stop": _Rule(
         lambda v: isinstance(v, str | list | tuple) and v != "" and all(isinstance(text, str) and text for text in v),
         "a text or a list of texts, none of them empty",
@@ -292,10 +302,16 @@ class Sampler:
     Args:
         params: B settings.
         device: of the logits.
+
+    Attributes:
+        greedy: every row takes its most likely token.
+        penalised: rows whose tokens are counted.
+        scored: rows whose logprobs are told.
     """
 
     def __init__(self, params: Sequence[SamplingParams], device: torch.device) -> None:
         self._count = len(params)
+        self.scored = [row for row, p in enumerate(params) if p.logprobs is not None]
         self.penalised = [row for row, p in enumerate(params) if p.penalises]
         if self.penalised:
             every = len(self.penalised) == self._count
@@ -405,7 +421,7 @@ def _draw(logits: Tensor, group: _Group, uniform: Tensor) -> Tensor:
     return torch.where(ends[:, -1].isnan(), -1, tokens[:, 0])
 
 
-def _largest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def largest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """`logits.topk(k)`, which on a CPU looks at every token of a large vocabulary one by one.
 
     There the k stretches with the largest maxima are found first, vectorised: they hold the k largest logits. With
@@ -442,7 +458,7 @@ def keep_likely(
     """
     ids = None
     if 0 < top_k < logits.shape[-1]:
-        logits, ids = _largest(logits, top_k)
+        logits, ids = largest(logits, top_k)
     elif top_p is not None:
         logits, ids = logits.sort(dim=-1, descending=True)
     best = logits.amax(dim=-1, keepdim=True) if ids is None else logits[:, :1]

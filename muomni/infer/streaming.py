@@ -11,6 +11,7 @@ from torch import Tensor
 from muomni.errors import EngineError
 from muomni.infer.engine.engine import Engine
 from muomni.infer.engine.scheduler import FinishReason, Request
+from muomni.infer.logprobs import TokenLogprob
 from muomni.infer.preprocess import EngineInput, end_ids
 from muomni.infer.speculative.drafts import DraftProposer
 
@@ -72,6 +73,7 @@ class Reply:
         error: what is wrong with the prompt, where it could not be answered, or why the answer could not be spoken;
             else None.
         speech: where the time of speaking went, or None.
+        logprobs: of each token, where the setting `logprobs` wants them; else None.
     """
 
     text: str
@@ -82,6 +84,7 @@ class Reply:
     sample_rate: int | None = None
     error: str | None = None
     speech: "SpeechTiming | None" = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
     @classmethod
     def failed(cls, error: str) -> "Reply":
@@ -335,7 +338,9 @@ def reply_of(request: Request, text: str, *, stopped: bool) -> Reply:
     timing = Timing(
         len(request.prompt), len(request.tokens), request.first - request.began, request.last - request.first
     )
-    return Reply(text, tuple(request.tokens), reason, timing)
+    wanted = request.params.logprobs is not None
+    logprobs = tuple(request.logprobs[: len(request.tokens)]) if wanted else None
+    return Reply(text, tuple(request.tokens), reason, timing, logprobs=logprobs)
 
 
 class ReplyText:

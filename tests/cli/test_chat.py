@@ -81,7 +81,7 @@ def test_every_sampling_flag_arrives(muomni: Any, nano_folder: Path, monkeypatch
         "seed": 9,
         "ignore_eos": True,
     }
-    assert expected.keys() == vars(SamplingParams()).keys() - {"logit_bias", "grammar"}  # lines of a file have them
+    assert expected.keys() == vars(SamplingParams()).keys() - {"logit_bias", "logprobs", "grammar"}  # lines of a file
     for arguments in (("generate", nano_folder, "Hello"), ("chat", nano_folder, "-m", "Hello")):
         given.clear()
         assert muomni(*arguments, *flags).code == 0

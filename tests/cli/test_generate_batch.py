@@ -64,6 +64,26 @@ def test_a_file_of_prompts_gives_the_replies_of_chat_in_order(
     assert figures["new_tokens"] == sum(len(reply.tokens) for reply in expected)
 
 
+def test_a_line_names_biases_penalties_and_logprobs(muomni: Any, nano_folder: Path, tmp_path: Path) -> None:
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "replies.jsonl"
+    chosen: dict[str, Any] = {
+        "temperature": 0,
+        "max_new_tokens": 4,
+        "logit_bias": {"40": 3.5, "41": -100},
+        "frequency_penalty": 0.5,
+    }
+    prompts.write_text(json.dumps({"prompt": "The cat", "logprobs": 2, **chosen}) + '\n"Hello"\n')
+    assert muomni("generate", nano_folder, "--batch", prompts, "--out", out, *SETTINGS).code == 0
+    reply = MuOmni.from_pretrained(nano_folder, device="cpu").chat("The cat", logprobs=2, **chosen)
+    first, second = read(out)
+    assert first["text"] == reply.text and "logprobs" not in second
+    assert [each["token"] for each in first["logprobs"]] == list(reply.tokens)
+    assert [len(each["top"]) for each in first["logprobs"]] == [2] * len(reply.tokens)
+    prompts.write_text('"Hello"\n{"prompt": "x", "logit_bias": {"99999": 1}}\n')
+    result = muomni("generate", nano_folder, "--batch", prompts, "--out", tmp_path / "other.jsonl", *SETTINGS)
+    assert result.code == 2 and "line 2: logit_bias: there is no token 99999" in result.err
+
+
 @pytest.mark.parametrize("cut", [0, 1, 5, 9, 100, -1, None])
 def test_what_is_there_is_kept_and_a_torn_line_is_done_again(
     muomni: Any, nano_folder: Path, prompts: Path, tmp_path: Path, cut: int | None

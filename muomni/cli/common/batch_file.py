@@ -157,6 +157,7 @@ def _written(line: _Line, reply: "Reply", maker: str) -> bytes:
         "text": reply.text,
         "finish_reason": reply.finish_reason,
         **({} if reply.error is None else {"error": reply.error}),
+        **({} if reply.logprobs is None else {"logprobs": [each._asdict() for each in reply.logprobs]}),
         "prompt_tokens": reply.timing.prompt_tokens,
         "new_tokens": reply.timing.new_tokens,
         "prompt_sha256": line.digest,
@@ -222,10 +223,12 @@ def _length(model: "MuOmni", job: Job, line: _Line) -> int:
     """
     from muomni.infer.encoder_cache import processor_of
     from muomni.infer.preprocess import read_prompt, token_budget
+    from muomni.infer.sampling import check_biases
 
     assert model.tokenizer is not None
     params = _params(job, line)
     try:
+        check_biases(params, model.config.thinker.vocab_size)
         chat = read_prompt(model, model.tokenizer, line.prompt, raw=job.raw, root=job.prompts.parent)
         if not chat.media:
             token_budget(model, (1, len(chat.ids)), params)

@@ -58,7 +58,7 @@ def _table(panel: str | None, rows: Mapping[str, _Option]) -> dict[str, Any]:
     }
 
 
-# Each is a field of `SamplingParams`; lines of a file may also have `logit_bias` and `grammar`.
+# Each is a field of `SamplingParams`; lines of a file may also have `logit_bias`, `logprobs` and `grammar`.
 SAMPLING = _table(
     "Sampling",
     {

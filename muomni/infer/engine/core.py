@@ -7,7 +7,7 @@ it alone) ends that request and no other.
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from muomni.errors import NonFiniteError
+from muomni.errors import NonFiniteError, SettingError
 from muomni.infer.engine.scheduler import FinishReason, Request, Scheduler
+from muomni.infer.logprobs import OwnLogprobs, TokenLogprob
 from muomni.infer.penalties import TokenCounts
 from muomni.infer.prompt_media import MediaChunk
 from muomni.infer.runners.select import EagerRunner, Runner, Runners, torch_on_one_thread
@@ -55,7 +56,7 @@ class _Rows:
     wanted: Tensor
     sampler: Sampler
     is_greedy: bool
-    constrained: bool
+    reads_logits: bool
     alone: bool
     guess: bool
 
@@ -231,7 +232,7 @@ class EngineCore:
 
     def _decode(self, rows: _Rows) -> Tensor:
         """(B, steps) the next tokens of all rows."""
-        if rows.is_greedy and not rows.constrained and self.runner.can_greedy:
+        if rows.is_greedy and not rows.reads_logits and self.runner.can_greedy:
             # Also for one step: taking the largest of all logits with torch wakes its threads, which then spin
             # for a while on the cores that the runner's threads need.
             steps = self._steps_at_once(rows)
@@ -270,6 +271,7 @@ class EngineCore:
         ]
         parts, logits = self._forward(asked)
         with torch_on_one_thread() if self.runner.own_threads else nullcontext():
+            scored = _scored(parts, logits)
             self._constrain(parts, logits)
             likely = most_likely(logits).tolist() if parts else []
         once = sum(r.drafts.once_s for r, draft in zip(requests, drafts, strict=True) if draft and r.drafts is not None)
@@ -284,6 +286,9 @@ class EngineCore:
             if draft and part.request.drafts is not None:
                 accepted = len(new[-1]) - 1
                 part.request.drafts.learn(len(draft), accepted, self._step_s / len(parts), costs)
+            if part.request.params.logprobs is not None:
+                logprobs, own = next(scored)
+                _note(part.request, logprobs.of(own, torch.tensor(new[-1])))
         self._deliver([part.request for part in parts], new, started)
 
     def _make_rows(self) -> _Rows:
@@ -298,7 +303,7 @@ class EngineCore:
             wanted=torch.arange(len(requests)),
             sampler=Sampler([r.params for r in requests], self._cache.device),
             is_greedy=is_greedy,
-            constrained=any(r.constraint is not None for r in requests),
+            reads_logits=any(r.constraint is not None or r.params.logprobs is not None for r in requests),
             alone=apart and len(requests) > 1,
             guess=is_greedy and not apart and any(r.speculate for r in requests),
         )
@@ -400,19 +405,28 @@ class EngineCore:
             return self._draw(requests, logits, sampler)
 
     def _draw(self, requests: list[Request], logits: Tensor, sampler: Sampler) -> Tensor:
+        logprobs = None
+        if sampler.scored:  # before anything changes the logits
+            most = [requests[row].params.logprobs or 0 for row in sampler.scored]
+            logprobs = OwnLogprobs(logits[sampler.scored], most)
         for row, request in enumerate(requests):
             if request.constraint is not None:
                 request.constraint.restrict(logits[row : row + 1], request.tokens)
-        if sampler.greedy:
-            return most_likely(logits).cpu()
-        uniform = on_device([request.number() for request in requests], torch.float32, logits.device)
-        if not sampler.penalised:
-            return sampler(logits, uniform).cpu()
-        assert self._counts is not None
-        slots = on_device([requests[row].slot for row in sampler.penalised], torch.int64, logits.device)
-        drawn = sampler(logits, uniform, self._counts.of(slots))
+        counts = slots = uniform = None
+        if not sampler.greedy:
+            uniform = on_device([request.number() for request in requests], torch.float32, logits.device)
+        if sampler.penalised:
+            assert self._counts is not None
+            slots = on_device([requests[row].slot for row in sampler.penalised], torch.int64, logits.device)
+            counts = self._counts.of(slots)
+        drawn = sampler(logits, uniform, counts)
         tokens = drawn.cpu()
-        self._counts.add(slots, drawn[sampler.penalised])  # last: nothing is drawn twice behind it
+        if logprobs is not None:
+            told = logprobs.of(logits[sampler.scored], tokens[sampler.scored])
+            for row, each in zip(sampler.scored, told, strict=True):
+                _note(requests[row], [each])
+        if self._counts is not None and slots is not None:  # last: nothing is drawn again once it is counted
+            self._counts.add(slots, drawn[sampler.penalised])
         return tokens
 
     def _count(self, request: Request) -> None:
@@ -432,6 +446,8 @@ class EngineCore:
             request.last = now
             try:
                 if min(new, default=0) < 0:
+                    if request.constraint is not None and request.params.logit_bias:
+                        raise SettingError("logit_bias bans all tokens that the grammar allows next", "logit_bias")
                     raise NonFiniteError(why_not_finite(self._model))
                 reason = _append(request, new)
                 if reason is None:
@@ -444,6 +460,24 @@ class EngineCore:
                 self.end(request, error=error)
                 continue
             self.end(request, reason)
+
+
+def _scored(parts: Sequence[_Part], logits: Tensor) -> Iterator[tuple[OwnLogprobs, Tensor]]:
+    """The model's own probabilities behind each token of the parts that want them, with their rows of the logits."""
+    scored = []
+    end = 0
+    for part in parts:
+        begin, end = end, end + part.wanted
+        most = part.request.params.logprobs
+        if most is not None:
+            own = logits[begin:end]
+            scored.append((OwnLogprobs(own, [most] * part.wanted), own))
+    return iter(scored)
+
+
+def _note(request: Request, logprobs: Sequence[TokenLogprob]) -> None:
+    """Keeps what is told of the tokens that come next; they are appended after it, perhaps not all."""
+    request.logprobs[len(request.tokens) :] = logprobs
 
 
 def _joined(parts: Sequence[_Part], positions: Tensor) -> MediaChunk:

@@ -22,6 +22,7 @@ from random import Random
 from threading import Event
 from typing import Literal
 
+from muomni.infer.logprobs import TokenLogprob
 from muomni.infer.prompt_media import PromptMedia
 from muomni.infer.sampling import SamplingParams, draw_uniform, make_random
 from muomni.infer.speculative.drafts import DraftProposer, Guesses
@@ -54,6 +55,7 @@ class Request:
         on_update: called by the same thread after new tokens and at the end; must not block.
 
         tokens: new ones so far.
+        logprobs: of the tokens, where the settings want them; may run ahead of the tokens.
         reason: why it ended; None while it runs, and where it was cancelled or failed.
         error: what it failed with.
         finished: nothing more will come.
@@ -82,6 +84,7 @@ class Request:
     on_update: Callable[[], None] | None = None
 
     tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     reason: FinishReason | None = None
     error: BaseException | None = None
     finished: bool = False

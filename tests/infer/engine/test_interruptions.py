@@ -63,7 +63,9 @@ COMMON = [(7 * i + 3) % 30 for i in range(20)]
 WARM = SamplingParams(temperature=0, max_new_tokens=3)
 PARAMS = (
     SamplingParams(temperature=0, max_new_tokens=7),
-    SamplingParams(temperature=1.0, seed=4, max_new_tokens=6, repetition_penalty=1.5, frequency_penalty=1.5),
+    SamplingParams(
+        temperature=1.0, seed=4, max_new_tokens=6, repetition_penalty=1.5, frequency_penalty=1.5, logprobs=2
+    ),
     SamplingParams(temperature=0, max_new_tokens=3, logit_bias={3: 0.5}, grammar=TEXT),
 )
 PROMPTS = [[*COMMON, 1, 2], [*COMMON, 3, 4], [*COMMON[:17], 5]]
@@ -133,6 +135,7 @@ def run(model: Any, hit: Interruption, expected: list[list[int]]) -> Engine:
     work(lambda: made.cancel(gone))
     work(lambda: go_on(lambda: not made.active))
     assert [request.tokens for request in requests] == expected
+    assert [told.token for told in requests[1].logprobs] == expected[1]
     assert gone.finished and gone.cancelled and all(one.reason == "length" and one.error is None for one in requests)
     return made
 
