@@ -46,7 +46,7 @@ def make_app(engine: ServingEngine, settings: ServerSettings) -> Starlette:
     routes: list[BaseRoute] = [*(each.route for each in operations), Route("/openapi.json", openapi)]
     # One by one: a mount would answer for endpoints that have no such method.
     routes += [Route(path, page, methods=["GET"]) for path in sorted(page.paths)]
-    routes.append(WebSocketRoute("/v1/realtime", Realtime(engine, settings, metrics).serve))
+    routes.append(WebSocketRoute("/v1/realtime", Realtime(engine, settings).serve))
     open_paths = {each.path for each in operations if not each.needs_key} | page.paths
     uploads = {each.path for each in operations if each.is_upload}
 

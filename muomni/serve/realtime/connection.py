@@ -13,7 +13,6 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from muomni.ops.audio_frames import SAMPLE_RATE
 from muomni.serve.engine import ServingEngine
 from muomni.serve.errors import ApiError, api_error
-from muomni.serve.metrics import Metrics
 from muomni.serve.realtime import events
 from muomni.serve.realtime.conversation import Conversation, Item, ItemReference, Part, made, new_id
 from muomni.serve.realtime.listener import KEPT_S, Listener
@@ -38,7 +37,6 @@ class Connection:
         websocket: accepted.
         engine: computes.
         settings: of the server.
-        metrics: measure responses.
         listener: for its sound.
     """
 
@@ -47,10 +45,9 @@ class Connection:
         websocket: WebSocket,
         engine: ServingEngine,
         settings: ServerSettings,
-        metrics: Metrics,
         listener: Listener,
     ) -> None:
-        self._websocket, self._engine, self._settings, self._metrics = websocket, engine, settings, metrics
+        self._websocket, self._engine, self._settings = websocket, engine, settings
         config = engine.model.config
         self._hears = config.audio is not None
         voices = engine.voices
@@ -279,7 +276,7 @@ class Connection:
         self._responses = [each for each in self._responses if not each.ended or each is latest]
         if sum(not each.ended for each in self._responses) >= _MOST_RESPONSES:
             raise ApiError(400, f"{_MOST_RESPONSES} responses are being made already", code="too_many_responses")
-        self._responses.append(Response(self._engine, self._metrics, self._emit, plan))
+        self._responses.append(Response(self._engine, self._emit, plan))
 
     @property
     def _active(self) -> Response | None:

@@ -23,6 +23,8 @@ _ALLOWED = {
     "assistant": ("output_text", "output_audio"),
 }
 _MOST_ITEMS = 2000
+# Characters of all texts of a conversation.
+_MOST_TEXT = 1 << 20
 
 
 class GivenPart(Strict):
@@ -185,8 +187,9 @@ class Conversation:
         place = len(self.items) if after is None else 0 if after == "root" else self._place(after) + 1
         if any(other.id == item.id for other in self.items):
             raise ApiError(400, f"item.id: there is an item {item.id!r} already", param="item.id", code="invalid_value")
-        held = sum(part.nbytes for each in (*self.items, item) for part in each.content)
-        if held > self._limit or len(self.items) >= _MOST_ITEMS:
+        parts = [part for each in (*self.items, item) for part in each.content]
+        full = sum(part.nbytes for part in parts) > self._limit or sum(len(part.text) for part in parts) > _MOST_TEXT
+        if full or len(self.items) >= _MOST_ITEMS:
             message = "the conversation is full: delete items of it, or open a new session"
             raise ApiError(400, message, param="item", code="conversation_full")
         self.items.insert(place, item)

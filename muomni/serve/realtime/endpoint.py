@@ -6,7 +6,6 @@ from starlette.websockets import WebSocket
 
 from muomni.serve.engine import ServingEngine
 from muomni.serve.errors import ApiError, overloaded
-from muomni.serve.metrics import Metrics
 from muomni.serve.realtime.connection import Connection
 from muomni.serve.realtime.listener import Listener
 from muomni.serve.realtime.silero import SileroVoice, load_silero
@@ -20,11 +19,10 @@ class Realtime:
     Args:
         engine: computes.
         settings: of the server.
-        metrics: measure responses.
     """
 
-    def __init__(self, engine: ServingEngine, settings: ServerSettings, metrics: Metrics) -> None:
-        self._engine, self._settings, self._metrics = engine, settings, metrics
+    def __init__(self, engine: ServingEngine, settings: ServerSettings) -> None:
+        self._engine, self._settings = engine, settings
         self._sessions = 0
         self._silero = load_silero()
 
@@ -41,7 +39,7 @@ class Realtime:
             await websocket.accept("realtime" if "realtime" in protocols else None)
             voice = EnergyVoice if self._silero is None else partial(SileroVoice, self._silero)
             listener = Listener(voice, self._settings.max_sound_s)
-            await Connection(websocket, self._engine, self._settings, self._metrics, listener).serve()
+            await Connection(websocket, self._engine, self._settings, listener).serve()
         finally:
             self._sessions -= 1
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol
 
 from muomni.errors import MuOmniError, SpeechError
@@ -15,7 +16,6 @@ from muomni.infer.sampling import SamplingParams
 from muomni.infer.speech import TextSpeech
 from muomni.serve.engine import ServingEngine
 from muomni.serve.errors import api_error
-from muomni.serve.metrics import Metrics
 from muomni.serve.realtime.conversation import Conversation, Item, Part, messages, new_id
 from muomni.serve.speech import FORMATS, RATE, Spoken
 
@@ -79,7 +79,6 @@ class Response:
 
     Args:
         engine: computes.
-        metrics: measure the stream.
         emit: sends events.
         plan: what it is to be.
 
@@ -89,11 +88,11 @@ class Response:
         ended_at: when its last event was sent, by `time.monotonic`; 0 before.
     """
 
-    def __init__(self, engine: ServingEngine, metrics: Metrics, emit: Emit, plan: Plan) -> None:
+    def __init__(self, engine: ServingEngine, emit: Emit, plan: Plan) -> None:
         self.id = new_id("resp")
         self.plan = plan
         self.ended_at = 0.0
-        self._engine, self._metrics, self._emit = engine, metrics, emit
+        self._engine, self._emit = engine, emit
         self._arrived = time.monotonic()
         self._item: Item | None = None
         self._outcome = Outcome()
@@ -139,7 +138,7 @@ class Response:
             told = api_error(error)
             if told.status == 500 and not isinstance(error, MuOmniError):
                 log.exception("a response failed")
-            self._metrics.refused(told.code or told.kind)
+            self._engine.metrics.refused(told.code or told.kind)
             shown = {"type": told.kind, "code": told.code, "message": str(told)}
             outcome.status, outcome.details = "failed", {"type": "failed", "error": shown}
         await self._end()
@@ -168,21 +167,34 @@ class Response:
 
     async def _prepare(self) -> EngineInput:
         """The prompt; where it leaves no room for a reply, without the oldest items, if they may be left out."""
-        params = SamplingParams(max_new_tokens=self.plan.limit)
-        room = min(self.plan.limit, self._engine.context // _ROOM)
-        items = list(self.plan.items)
-        while True:
-            prompt = messages(items, self.plan.instructions)
-            may_drop = self.plan.drops and len(items) > 1
-            try:
-                prepared = await self._engine.prepare(prompt, params, raw=False, alone=False)
-            except MuOmniError as error:
-                if not may_drop or api_error(error).code != "context_length_exceeded":
-                    raise
+        items = self.plan.items
+        if not self.plan.drops or len(items) < 2:
+            return await self._prompt(items)
+        prepared = await self._roomy(items)
+        most = len(items) - 1  # so many are left out at most
+        long, short = 0, most
+        while prepared is None and short - long > 1:
+            middle = (long + short) // 2
+            if await self._roomy(items[middle:]) is None:
+                long = middle
             else:
-                if not may_drop or prepared.limit >= room:
-                    return prepared
-            del items[0]
+                short = middle
+        return await self._prompt(items[short:]) if prepared is None else prepared
+
+    async def _roomy(self, items: Sequence[Item]) -> EngineInput | None:
+        """The prompt of items, or None where it leaves no room for a reply."""
+        try:
+            prepared = await self._prompt(items)
+        except MuOmniError as error:
+            if api_error(error).code != "context_length_exceeded":
+                raise
+            return None
+        return prepared if prepared.limit >= min(self.plan.limit, self._engine.context // _ROOM) else None
+
+    async def _prompt(self, items: Sequence[Item]) -> EngineInput:
+        params = SamplingParams(max_new_tokens=self.plan.limit)
+        prompt = await self._engine.in_pool(partial(messages, items, self.plan.instructions))
+        return await self._engine.prepare(prompt, params, raw=False, alone=False)
 
     async def _begin(self) -> None:
         """Announces the item."""
@@ -198,7 +210,7 @@ class Response:
         await self._tell("response.content_part.added", part=self._part())
 
     async def _say(self, stream: AsyncTextStream, speech: TextSpeech | None) -> None:
-        chunks = self._metrics.measured(stream, self._arrived)
+        chunks = self._engine.metrics.measured(stream, self._arrived)
         if speech is None:
             async for chunk in chunks:
                 await self._write("response.output_text.delta", chunk.text)
