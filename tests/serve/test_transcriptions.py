@@ -7,7 +7,7 @@ import io
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -46,9 +46,8 @@ def alone(omni: MuOmni) -> MuOmni:
 
 
 @pytest.fixture(scope="module")
-def local(in_process: Callable[..., TestClient]) -> Iterator[TestClient]:
-    with in_process() as client:  # one event loop for all requests
-        yield client
+def local(in_process: Callable[..., TestClient]) -> TestClient:
+    return in_process()
 
 
 def error(reply: Any) -> tuple[int, str | None, str | None]:
@@ -156,10 +155,10 @@ def test_forms_that_are_wrong(local: TestClient, in_process: Callable[..., TestC
         assert (status, param) == (400, "file")
     told = local.post(PATH, files={"file": ("a.wav", b"This is no sound, but a text.")}).json()["error"]["message"]
     assert told.startswith("a.wav: is no whole sound in WAV, FLAC, OGG or MP3")
-    with in_process(max_upload=20_000, max_transcribed_s=0.8) as small:
-        assert error(small.post(PATH, files={"file": file}))[::2] == (413, "request_too_large")
-        assert error(small.post(PATH, files={"file": ("a.webm", sound("webm", 0.9))}))[:2] == (400, "file")
-        assert small.post(PATH, files={"file": ("a.webm", sound("webm", 0.5))}).status_code == 200
+    small = in_process(max_upload=20_000, max_transcribed_s=0.8)
+    assert error(small.post(PATH, files={"file": file}))[::2] == (413, "request_too_large")
+    assert error(small.post(PATH, files={"file": ("a.webm", sound("webm", 0.9))}))[:2] == (400, "file")
+    assert small.post(PATH, files={"file": ("a.webm", sound("webm", 0.5))}).status_code == 200
 
 
 def test_bytes_are_counted_while_they_are_read(serving: Callable[..., Any]) -> None:
