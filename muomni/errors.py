@@ -34,10 +34,6 @@ class PromptError(UserError):
     """A prompt or sampling setting that cannot be served, for example one beyond the context."""
 
 
-class GrammarError(PromptError):
-    """A grammar or JSON schema that a reply cannot follow, and why."""
-
-
 class SettingError(PromptError):
     """A setting that is not allowed.
 
@@ -49,6 +45,13 @@ class SettingError(PromptError):
     def __init__(self, message: str, setting: str | None = None) -> None:
         super().__init__(message)
         self.setting = setting
+
+
+class GrammarError(SettingError):
+    """A grammar or JSON schema that a reply cannot follow, and why."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "grammar")
 
 
 class CheckpointError(MuOmniError):

@@ -201,7 +201,7 @@ class Endpoints:
         """The settings of a request; what it leaves out is as everywhere else."""
         given = {key: value for key in _SAMPLING if (value := getattr(asked, key)) is not None}
         most = self._settings.max_tokens
-        return SamplingParams.of(max_new_tokens=min(limit or most, most), **given)
+        return SamplingParams.of(max_new_tokens=min(limit or most, most), grammar=asked.grammar, **given)
 
     def _spoken(self, asked: schema.ChatRequest, stack: ExitStack) -> Spoken | None:
         """What speaks the reply, where audio is asked for; `stack` gives it back."""

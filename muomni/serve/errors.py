@@ -62,7 +62,8 @@ def api_error(error: BaseException) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, SettingError):
-        return ApiError(400, str(error), param=error.setting, code="invalid_value")
+        param = "response_format" if error.setting == "grammar" else error.setting
+        return ApiError(400, str(error), param=param, code="invalid_value")
     if isinstance(error, PromptError | MediaError):
         code = "context_length_exceeded" if "context" in str(error) or "do not fit" in str(error) else "invalid_value"
         return ApiError(400, str(error), param="messages", code=code)

