@@ -71,7 +71,7 @@ class ServingEngine:
             runner=model.runner,
         ).start()
         self._pool = ThreadPoolExecutor(settings.media_workers, thread_name_prefix="muomni-media")
-        self.metrics = Metrics(self.engine, model.runtime.media, lambda: self.speaking)
+        self.metrics = Metrics(self.engine, model.runtime.media, lambda: self.running, lambda: self.speaking)
         self._turns = SpeechTurns(self.engine.run_later)
         self._stopping = False
         self._idle = asyncio.Event()

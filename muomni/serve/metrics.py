@@ -27,10 +27,12 @@ class Metrics:
     Args:
         engine: asked for its requests when the metrics are read.
         media: asked for what it has encoded.
-        speaking: gives how many texts are being spoken.
+        places, speaking: give how many requests hold a place, and how many texts are being spoken.
     """
 
-    def __init__(self, engine: Engine, media: EncoderCache, speaking: Callable[[], int]) -> None:
+    def __init__(
+        self, engine: Engine, media: EncoderCache, places: Callable[[], int], speaking: Callable[[], int]
+    ) -> None:
         self._registry = registry = CollectorRegistry()
 
         def gauge(name: str, says: str) -> Gauge:
@@ -48,6 +50,7 @@ class Metrics:
         gauge("kv_cache_usage_perc", "Share of the slots that are in use, 0 to 1").set_function(
             lambda: engine.running / slots
         )
+        gauge("num_requests_open", "Requests that hold a place").set_function(places)
         gauge("speech_streams", "Texts that are being spoken").set_function(speaking)
         registry.register(_Encoded(media))
         self._prompt = counter("prompt_tokens", "Tokens of prompts")

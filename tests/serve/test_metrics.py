@@ -39,7 +39,12 @@ def test_requests_are_counted_once(serving: Callable[..., Any]) -> None:
         "request_decode_time",
     ):
         assert grew(f"{name}_seconds_count") == 3
-    assert after["muomni:num_requests_running"] == after["muomni:num_requests_waiting"] == 0
+    assert (
+        after["muomni:num_requests_open"]
+        == after["muomni:num_requests_running"]
+        == after["muomni:num_requests_waiting"]
+        == 0
+    )
 
 
 def test_media_are_counted_by_kind(serving: Callable[..., Any], wav: bytes) -> None:
