@@ -50,6 +50,7 @@ class ByteStream(Response):
         close: called once, however the response ends.
         headers: of the response.
         media_type: of the body.
+        is_last: whether nothing follows the piece that just came; it then ends the body itself.
     """
 
     def __init__(
@@ -58,9 +59,11 @@ class ByteStream(Response):
         close: Callable[[], None],
         headers: dict[str, str],
         media_type: str = sse.MEDIA_TYPE,
+        is_last: Callable[[], bool] = lambda: False,
     ) -> None:
         self._pieces = pieces
         self._close = close
+        self._is_last = is_last
         super().__init__(headers={**sse.HEADERS, **headers}, media_type=media_type)
         del self.headers["content-length"]
 
@@ -75,6 +78,9 @@ class ByteStream(Response):
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        ended = False
         async for data in self._pieces:
-            await send({"type": "http.response.body", "body": data, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            ended = self._is_last()
+            await send({"type": "http.response.body", "body": data, "more_body": not ended})
+        if not ended:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -186,7 +186,8 @@ class Endpoints:
         include_usage = asked.stream_options is not None and asked.stream_options.include_usage
         # From here on the response holds the place and the streams.
         held = stack.pop_all()
-        return ByteStream(_or_error(_events(answer, include_usage)), held.close, headers)
+        events = _or_error(_events(answer, include_usage))
+        return ByteStream(events, held.close, headers, is_last=lambda: answer.done)
 
     async def _read(self, request: Request, kind: type[schema.T]) -> schema.T:
         return await self._aside(request, partial(schema.parse, kind, await request.body()))

@@ -29,6 +29,8 @@ T = TypeVar("T")
 State = Literal["idle", "ok", "stalled", "stopping", "dead"]
 # How often it is looked whether the model thread has taken a step.
 _WATCH_S = 0.5
+# Characters and messages of prompts that are read in the event loop.
+_SHORT, _SHORT_MESSAGES = 2000, 16
 # How often a speech that is ahead looks whether there is still text to compute.
 _LOOK_S = 0.1
 
@@ -163,10 +165,13 @@ class ServingEngine:
     async def prepare(self, prompt: Any, params: SamplingParams, *, raw: bool, alone: bool) -> EngineInput:
         """The engine's input: the prompt read and its media decoded in the pool, and encoded by the model thread.
 
+        A short text is read at once: that takes a tenth of a millisecond, less than the way to the pool and back.
+
         Raises:
             PromptError, MediaError: the prompt is wrong.
         """
-        return await self.in_pool(partial(self._prepare, prompt, params, raw=raw, alone=alone))
+        work = partial(self._prepare, prompt, params, raw=raw, alone=alone)
+        return work() if _is_short(prompt, params) else await self.in_pool(work)
 
     def _prepare(self, prompt: Any, params: SamplingParams, *, raw: bool, alone: bool) -> EngineInput:
         encoders = self.model.runtime.media
@@ -258,3 +263,14 @@ class ServingEngine:
                 await asyncio.wait_for(self._idle.wait(), seconds)
         await asyncio.to_thread(self.engine.close)
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _is_short(prompt: Any, params: SamplingParams) -> bool:
+    """Whether a prompt is quickly read: a few short texts, and no grammar to compile."""
+    contents = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
+    return (
+        params.grammar is None
+        and len(contents) <= _SHORT_MESSAGES
+        and all(isinstance(content, str) for content in contents)
+        and sum(map(len, contents)) <= _SHORT
+    )
