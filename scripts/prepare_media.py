@@ -3,8 +3,8 @@
 python scripts/prepare_media.py DATA OUT
 
 writes OUT/{see,hear,text,pairs}/{train,val}/SET.jsonl, one conversation a line whose parts name files in the
-archives of DATA, and OUT/mnist-{train,val}.zip with the digits as PNG. With runs/media as OUT they are what the
-recipes in examples/recipes read; `scripts/train_media.py` trains those one behind the other.
+archives of DATA, and OUT/mnist-{train,val}.zip with the digits as PNG. With runs/media as OUT they are what
+examples/recipes/omni-tiny.json reads; its val parts are test data of `muomni eval`.
 
 Questions come in several wordings and, for emoji, also with four choices; choices are names of training pictures,
 so `eval/emoji_names` is asked in a form that training has. Everything is drawn from fixed seeds.
@@ -50,17 +50,24 @@ def main() -> None:
         ("see", "mnist"): mnist,
         ("see", "emoji"): emoji,
         ("see", "emoji_choices"): emoji_choices,
+        ("see", "clipart"): clipart,
         ("see", "flags"): flags,
         ("see", "nlvr"): nlvr,
         ("see", "nlvr_contents"): nlvr_contents,
         ("hear", "fsdd"): lambda *place: speech("fsdd", *place),
         ("hear", "voice_prompts"): lambda *place: speech("voice_prompts", *place),
         ("hear", "librispeech"): lambda *place: speech("librispeech_sample", *place),
+        ("hear", "many_speakers"): lambda *place: speech("librispeech_many_speakers", *place),
         ("hear", "ljspeech"): lambda *place: speech("ljspeech_sample", *place),
+        ("hear", "ljspeech_more"): lambda *place: speech("ljspeech_more", *place),
         ("pairs", "digits"): digit_pairs,
         ("text", "tinystories"): stories,
         ("text", "instructions"): instructions,
         ("text", "trivia"): trivia,
+        ("text", "storybooks"): storybooks,
+        ("text", "fairytales"): fairytales,
+        ("text", "dialogue"): dialogue,
+        ("text", "small_talk"): small_talk,
     }
     for part in ("train", "val"):
         pack_mnist(data, out, part)
@@ -137,16 +144,29 @@ def mnist(data: Path, out: Path, part: str) -> Iterator[Row]:
         yield chat(draw.choice(ASK_DIGIT), mnist_part(out, part, row), str(row["label"]), draw)
 
 
+def drawings(data: Path, out: Path, part: str) -> Iterator[tuple[Row, Row]]:
+    """The rows of all emoji, in seven styles, each with its part of a message."""
+    for folder in ("noto_emoji", "emoji_styles"):
+        for row in read_rows(data / "images" / folder / f"{part}.jsonl"):
+            yield row, picture(data, out, folder, row, row["caption"])
+
+
 def emoji(data: Path, out: Path, part: str) -> Iterator[Row]:
     """Each picture once with its name."""
     draw = random.Random(f"emoji {part}")
-    for row in read_rows(data / "images" / "noto_emoji" / f"{part}.jsonl"):
-        part_of_it = picture(data, out, "noto_emoji", row, row["caption"])
+    for row, part_of_it in drawings(data, out, part):
         yield chat(draw.choice(ASK_NAME), part_of_it, row["caption"], draw)
 
 
+def clipart(data: Path, out: Path, part: str) -> Iterator[Row]:
+    """Each picture once with its title."""
+    draw = random.Random(f"clipart {part}")
+    for row in read_rows(data / "images" / "clipart" / f"{part}.jsonl"):
+        yield chat(draw.choice(ASK_NAME), picture(data, out, "clipart", row, row["caption"]), row["caption"], draw)
+
+
 def choose(question: str, choices: Iterable[str]) -> str:
-    """A question with its choices, as `scripts/measure_media.py` asks it too."""
+    """A question with its choices, as `muomni eval` asks it too."""
     return f"{question} Choose one: {'; '.join(choices)}."
 
 
@@ -158,12 +178,11 @@ def emoji_choices(data: Path, out: Path, part: str) -> Iterator[Row]:
         names.setdefault(row["group"], []).append(row["caption"])
     groups = {group: sorted(set(of_it)) for group, of_it in names.items()}
     every = sorted({name for of_it in groups.values() for name in of_it})
-    for row in read_rows(data / "images" / "noto_emoji" / f"{part}.jsonl"):
+    for row, part_of_it in drawings(data, out, part):
         pool = groups.get(row["group"], every) if draw.random() < 0.5 else every
         pool = pool if len(pool) > 4 else every
         wrong = draw.sample([name for name in pool if name != row["caption"]], 3)
         choices = draw.sample([row["caption"], *wrong], 4)
-        part_of_it = picture(data, out, "noto_emoji", row, row["caption"])
         yield chat(choose(draw.choice(ASK_NAME), choices), part_of_it, row["caption"], draw)
 
 
@@ -255,6 +274,42 @@ def trivia(data: Path, out: Path, part: str) -> Iterator[Row]:
     """Questions with their choices; the reply is the right one."""
     for row in read_rows(data / "text" / "trivia" / f"{part}.jsonl"):
         yield text_chat(choose(row["question"], row["choices"]), row["choices"][row["answer"]])
+
+
+def storybooks(data: Path, out: Path, part: str) -> Iterator[Row]:
+    """Picture books without their pictures, a page a paragraph."""
+    for row in read_rows(data / "text" / "storybooks" / f"{part}.jsonl"):
+        yield {"text": "\n".join(row["pages"])}
+
+
+def fairytales(data: Path, out: Path, part: str) -> Iterator[Row]:
+    """Fairy tales, a section a paragraph."""
+    for row in read_rows(data / "text" / "fairytaleqa" / f"stories_{part}.jsonl"):
+        yield {"text": "\n".join(row["sections"])}
+
+
+def as_chat(turns: Iterable[str]) -> Row:
+    """Turns that begin with who speaks, from the first of the user on, up to the last of the assistant."""
+    messages = [dict(zip(("role", "content"), turn.split(": ", 1), strict=True)) for turn in turns]
+    while messages and messages[0]["role"] != "user":
+        messages.pop(0)
+    while messages and messages[-1]["role"] != "assistant":
+        messages.pop()
+    return {"messages": messages}
+
+
+def dialogue(data: Path, out: Path, part: str) -> Iterator[Row]:
+    """Conversations about everyday tasks."""
+    for row in read_rows(data / "text" / "schema_guided_dialogue" / f"{part}.jsonl"):
+        if (chat_of_it := as_chat(row["turns"]))["messages"]:
+            yield chat_of_it
+
+
+def small_talk(data: Path, out: Path, part: str) -> Iterator[Row]:
+    """Greetings and manners; of several characters the friendly one, since they disagree."""
+    for row in read_rows(data / "text" / "small_talk" / f"{part}.jsonl"):
+        if row.get("persona", "friendly") == "friendly" and row["topic"] != "botprofile":
+            yield as_chat(row["turns"])
 
 
 if __name__ == "__main__":

@@ -88,8 +88,12 @@ def _about_picture(row: Mapping[str, Any], origin: str) -> tuple[str, str, tuple
     if isinstance(choices := row.get("choices"), list) and isinstance(row.get("answer"), int):
         if not 0 <= row["answer"] < len(choices):
             raise DataError(f"{origin}: answer = {row['answer']}: there are {len(choices)} choices")
-        listed = ", ".join(map(str, choices[:-1])) + f" or {choices[-1]}"
-        return f"{row.get('question', _ASK_NAME)} {listed}?", str(choices[row["answer"]]), tuple(map(str, choices))
+        listed = "; ".join(map(str, choices))
+        return (
+            f"{row.get('question', _ASK_NAME)} Choose one: {listed}.",
+            str(choices[row["answer"]]),
+            tuple(map(str, choices)),
+        )
     if isinstance(row.get("caption"), str):
         return _ASK_NAME, row["caption"], ()
     raise DataError(f"{origin}: a row with an image needs choices with an answer, or a caption")

@@ -1,6 +1,6 @@
 """Transcription: a sound of any length is cut where it is quiet, and the model is asked what is said in each piece.
 
-The question is that of training and of judging what a model hears (`scripts/prepare_media.py`, `measure_media.py`).
+The question is that of training and of judging what a model hears (`scripts/prepare_media.py`, `muomni.eval.suite`).
 
 S samples at 16 kHz.
 """

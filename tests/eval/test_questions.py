@@ -61,7 +61,7 @@ def test_files_of_every_form_are_read(tmp_path: Path) -> None:
     rows.write_text("".join(f"{json.dumps(row)}\n" for row in made))
     chosen, named = read_questions(rows)
     assert (chosen.skill, chosen.answer, chosen.choices) == ("emoji", "dog", ("cat", "dog"))
-    assert chosen.prompt[0]["content"][-1] == {"type": "text", "text": "Which? cat or dog?"}
+    assert chosen.prompt[0]["content"][-1] == {"type": "text", "text": "Which? Choose one: cat; dog."}
     assert (named.answer, named.choices) == ("tree", ())
 
 
