@@ -126,7 +126,9 @@ class Endpoints:
             self._check_model(asked.model)
             answer = Transcription(self._engine, self._metrics)
             stack.callback(answer.close)
-            await unless_left(request.receive, answer.begin(asked, self._settings.max_transcribed_s))
+            longest = self._settings.max_transcribed_s
+            beginning = answer.begin(asked.file, longest, asked.prompt, asked.temperature)
+            await unless_left(request.receive, beginning)
             if asked.stream:
                 held = stack.pop_all()
                 return ByteStream(_or_error(sse.event(each) async for each in answer.events()), held.close, headers)

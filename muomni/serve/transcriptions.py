@@ -11,6 +11,7 @@ import python_multipart  # noqa: F401 - what Starlette reads forms with; missing
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
+from muomni.data.media.audio import Sound
 from muomni.data.media.media_ref import MediaContent
 from muomni.errors import MediaError, PromptError, SettingError
 from muomni.infer.async_streaming import AsyncTextStream
@@ -74,15 +75,21 @@ class Transcription:
         self._text = JoinedText()
         self._input = self._audio = self._output = 0
 
-    async def begin(self, asked: TranscriptionRequest, max_seconds: float) -> None:
+    async def begin(self, sound: Sound, max_seconds: float, prompt: str | None, temperature: float | None) -> None:
         """Decodes the sound and submits its beginning.
+
+        Args:
+            sound: see `load_audio`.
+            max_seconds: longest sound.
+            prompt: of subject or spellings, or None.
+            temperature: of sampling; None is 0.
 
         Raises:
             ApiError: it cannot be read or is too long, or a setting is not allowed.
         """
-        settings = {} if asked.temperature is None else {"temperature": asked.temperature}
+        settings = {} if temperature is None else {"temperature": temperature}
         try:
-            pieces = await self._engine.in_pool(partial(self._pieces, asked, settings, max_seconds))
+            pieces = await self._engine.in_pool(partial(self._pieces, sound, max_seconds, prompt, settings))
             self._left.extend(pieces)
             self._fill()
             await self._begun[0]
@@ -93,9 +100,9 @@ class Transcription:
         except PromptError as error:
             raise ApiError(400, str(error), param="prompt", code="context_length_exceeded") from None
 
-    def _pieces(self, asked: TranscriptionRequest, settings: dict[str, Any], max_seconds: float) -> list[Piece]:
-        transcriber = Transcriber(self._engine.model, self._engine.tokenizer, asked.prompt, **settings)
-        return transcriber.pieces(asked.file, max_seconds)
+    def _pieces(self, sound: Sound, max_seconds: float, prompt: str | None, settings: dict[str, Any]) -> list[Piece]:
+        transcriber = Transcriber(self._engine.model, self._engine.tokenizer, prompt, **settings)
+        return transcriber.pieces(sound, max_seconds)
 
     def _fill(self) -> None:
         while self._left and len(self._begun) < _SIDE_BY_SIDE:

@@ -10,14 +10,26 @@ from typing import Any
 from pydantic import ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from muomni.errors import UserError
+from muomni.infer.sampling import SamplingParams
 from muomni.ops.audio_frames import SAMPLE_RATE
 from muomni.serve.engine import ServingEngine
 from muomni.serve.errors import ApiError, api_error
 from muomni.serve.realtime import events
-from muomni.serve.realtime.conversation import Conversation, Item, ItemReference, Part, made, new_id
+from muomni.serve.realtime.conversation import (
+    Conversation,
+    GivenItem,
+    Item,
+    ItemReference,
+    Part,
+    made,
+    messages,
+    new_id,
+)
 from muomni.serve.realtime.listener import KEPT_S, Listener
 from muomni.serve.realtime.responses import Plan, Response
 from muomni.serve.realtime.session import ServerVad, Session, check_voice, updated
+from muomni.serve.realtime.transcript import write_down
 from muomni.serve.settings import ServerSettings
 
 log = logging.getLogger("muomni.serve")
@@ -67,6 +79,7 @@ class Connection:
         self._turn, self._begun = "", 0  # id and begin of the item that is being said
         self._idled: Response | None = None  # after which it was too quiet for too long, or somebody spoke
         self._responses: list[Response] = []
+        self._writing: list[asyncio.Future[None]] = []  # transcripts of what was heard
         self._closed = False
         self._listener.detect(self._session.audio.input.turn_detection)
         self._handlers: dict[type[events.Event], Any] = {
@@ -98,8 +111,11 @@ class Connection:
                 await self._take(message)
         finally:
             self._closed = True
+            for task in self._writing:
+                task.cancel()
             for response in self._responses:
                 await response.abandon()
+            await asyncio.gather(*self._writing, return_exceptions=True)
 
     async def _expire(self) -> None:
         minutes = self._settings.session_s / 60
@@ -208,6 +224,11 @@ class Connection:
         previous = self._conversation.add(item)
         await self._emit("input_audio_buffer.committed", previous_item_id=previous, item_id=item.id)
         await self._show(item, previous)
+        settings = self._session.audio.input.transcription
+        if settings is not None:
+            longest = self._settings.max_transcribed_s
+            writing = write_down(self._engine, self._emit, item, settings, longest)
+            self._writing = [*(task for task in self._writing if not task.done()), asyncio.ensure_future(writing)]
 
     async def _show(self, item: Item, previous: str | None) -> None:
         for kind in ("conversation.item.added", "conversation.item.done"):
@@ -219,7 +240,7 @@ class Connection:
         await self._emit("input_audio_buffer.cleared")
 
     async def _create_item(self, event: events.ItemCreate) -> None:
-        item = await self._engine.in_pool(partial(made, event.item, "item"))
+        item = await self._made(event.item, "item")
         previous = self._conversation.add(item, event.previous_item_id)
         await self._show(item, previous)
 
@@ -266,7 +287,19 @@ class Connection:
     async def _given(self, each: Any, where: str) -> Item:
         if isinstance(each, ItemReference):
             return self._conversation.find(each.id)
-        return await self._engine.in_pool(partial(made, each, where))
+        return await self._made(each, where)
+
+    async def _made(self, given: GivenItem, where: str) -> Item:
+        """The item that a client means; its pictures are looked at now, so that one that is none is told at once."""
+        item = await self._engine.in_pool(partial(made, given, where))
+        if any(part.image for part in item.content):
+            params = SamplingParams(max_new_tokens=1)
+            try:
+                with self._engine.place():
+                    await self._engine.prepare(messages([item], ""), params, raw=False, alone=False)
+            except UserError as error:
+                raise ApiError(400, f"{where}: {error}", param=where, code="invalid_value") from None
+        return item
 
     def _start(self, plan: Plan) -> None:
         if plan.conversation is not None and self._active is not None:

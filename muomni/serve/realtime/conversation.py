@@ -67,7 +67,7 @@ class Part:
 
     Attributes:
         type: on the wire.
-        text: written, or the transcript of what was spoken.
+        text: written, or the transcript of what was spoken or heard.
         image: data URL of a picture.
         sound: (N,) float32 that was heard, at `SAMPLE_RATE`.
         said: when the words were said that were spoken, or None.
@@ -88,7 +88,9 @@ class Part:
             return {"type": self.type, "text": self.text}
         if self.type == "output_audio":
             return {"type": self.type, "transcript": self.text}
-        return {"type": self.type, "transcript": None} if self.type == "input_audio" else {"type": self.type}
+        if self.type == "input_audio":
+            return {"type": self.type, "transcript": self.text or None}
+        return {"type": self.type}
 
     @property
     def prompt(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Protocol
 
-from muomni.errors import MuOmniError, SpeechError
+from muomni.errors import MuOmniError, SpeechError, UserError
 from muomni.infer.async_streaming import AsyncTextStream
 from muomni.infer.preprocess import EngineInput
 from muomni.infer.sampling import SamplingParams
@@ -182,12 +182,10 @@ class Response:
         return await self._prompt(items[short:]) if prepared is None else prepared
 
     async def _roomy(self, items: Sequence[Item]) -> EngineInput | None:
-        """The prompt of items, or None where it leaves no room for a reply."""
+        """The prompt of items, or None where it is too large or leaves no room for a reply."""
         try:
             prepared = await self._prompt(items)
-        except MuOmniError as error:
-            if api_error(error).code != "context_length_exceeded":
-                raise
+        except UserError:  # raised by the shortest prompt, if it is not for its size
             return None
         return prepared if prepared.limit >= min(self.plan.limit, self._engine.context // _ROOM) else None
 

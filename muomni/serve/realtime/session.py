@@ -72,18 +72,33 @@ class ServerVad(Strict):
     idle_timeout_ms: int | None = Field(default=None, ge=100, le=60_000)
 
 
+class InputTranscription(Strict):
+    """What is said is written down.
+
+    Attributes:
+        model: the one that is served; None takes it.
+        language: a hint without effect: a model hears the languages that it has learnt.
+        prompt: the subject, or spellings.
+    """
+
+    model: str | None = None
+    language: str | None = Field(default=None, max_length=64)
+    prompt: Text | None = None
+
+
 class AudioInput(Strict):
     """Sound that comes in.
 
     Attributes:
         format: its form.
         turn_detection: None leaves it to the client to say what is a turn.
-        transcription, noise_reduction: None.
+        transcription: None writes nothing down.
+        noise_reduction: None.
     """
 
     format: PcmFormat = PcmFormat()
     turn_detection: ServerVad | None = None
-    transcription: Refused = None
+    transcription: InputTranscription | None = None
     noise_reduction: Refused = None
 
 
@@ -176,9 +191,14 @@ def updated(session: Session, update: Mapping[str, Any], voices: Sequence[str], 
     new = Session.model_validate(_merged(session.model_dump(), update))
     if new.model != session.model:
         raise ApiError(400, "the model of a session cannot be changed", param="session.model", code="invalid_value")
-    if new.audio.input.turn_detection is not None and not hears:
-        where = "session.audio.input.turn_detection"
-        raise ApiError(400, "this model does not hear", param=where, code="unsupported_value")
+    for key in ("turn_detection", "transcription"):
+        if getattr(new.audio.input, key) is not None and not hears:
+            where = f"session.audio.input.{key}"
+            raise ApiError(400, "this model does not hear", param=where, code="unsupported_value")
+    writes = new.audio.input.transcription
+    if writes is not None and writes.model not in (None, session.model):
+        where = "session.audio.input.transcription.model"
+        raise ApiError(404, f"this server has the model {session.model!r}", param=where, code="model_not_found")
     check_voice(new.output_modalities, new.audio.output.voice_name, voices, "session")
     return new.model_copy(update={"id": session.id, "expires_at": session.expires_at})
 

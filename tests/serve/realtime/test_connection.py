@@ -1,10 +1,12 @@
 import base64
+import io
 import json
 from typing import Any
 
 import numpy as np
 import pytest
 import soxr
+from PIL import Image
 from starlette.testclient import WebSocketDenialResponse
 
 from tests.serve.realtime.conftest import Socket, Talk, Talking, kinds, pcm
@@ -148,6 +150,51 @@ def test_what_was_heard_is_an_item_and_changes_the_reply(talking: Talking) -> No
             assert turn["usage"]["input_token_details"]["audio_tokens"] > 0
             replies.add(turn["output"][0]["content"][0]["text"])
     assert len(replies) == 3
+
+
+def test_what_was_heard_is_written_down(talking: Talking, monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = np.random.default_rng(0).standard_normal(24_000) * 0.2
+    place = "conversation.item.input_audio_transcription"
+    with talking.session() as session:
+        settings = {"turn_detection": None, "transcription": {"model": "nano", "language": "en", "prompt": "Cats."}}
+        session.send("session.update", session={"audio": {"input": settings}})
+        session.expect("session.updated")
+        session.hear(sound)
+        session.send("input_audio_buffer.commit")
+        events = session.until(f"{place}.completed")
+        done = events[-1]
+        assert done["item_id"] == events[0]["item_id"]
+        assert joined(events, f"{place}.delta") == done["transcript"] != ""
+        assert done["usage"]["input_token_details"]["audio_tokens"] > 0
+        session.send("conversation.item.retrieve", item_id=done["item_id"])
+        (shown,) = session.expect("conversation.item.retrieved")
+        assert shown["item"]["content"] == [{"type": "input_audio", "transcript": done["transcript"]}]
+        monkeypatch.setattr(talking.engine, "media_tokens", None)
+        session.hear(sound)
+        session.send("input_audio_buffer.commit")
+        assert session.until(f"{place}.failed")[-1]["error"]["type"] == "server_error"
+        monkeypatch.undo()
+        session.hear(sound)
+        session.send("input_audio_buffer.commit")
+        session.until("conversation.item.done")
+    assert until(lambda: talking.free)
+
+
+def test_a_picture_is_looked_at_when_it_comes(talking: Talking) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), "red").save(buffer, "PNG")
+    good = base64.b64encode(buffer.getvalue()).decode()
+    with talking.session() as session:
+        for url in ("data:image/png;base64,AAAA", "data:,x", "data:", f"data:image/png;base64,{good[:40]}"):
+            content = [{"type": "input_image", "image_url": url}, {"type": "input_text", "text": "What is this?"}]
+            session.send("conversation.item.create", item={"type": "message", "role": "user", "content": content})
+            assert session.error()["param"] == "item", url
+        content[0]["image_url"] = f"data:image/png;base64,{good}"
+        session.send("conversation.item.create", item={"type": "message", "role": "user", "content": content})
+        session.expect("conversation.item.added", "conversation.item.done")
+        done = check_turn(session.respond(output_modalities=["text"], max_output_tokens=4))
+        assert done["usage"]["input_token_details"]["image_tokens"] > 0
+    assert until(lambda: talking.free)
 
 
 def test_a_sound_that_is_too_short_is_no_item(talking: Talking) -> None:

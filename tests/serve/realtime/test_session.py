@@ -40,7 +40,7 @@ def test_what_the_server_says_comes_back_without_an_effect() -> None:
         ({"audio": {"input": {"turn_detection": {"threshold": 0.5}}}}, "audio.input.turn_detection.type"),
         ({"audio": {"input": {"format": {"type": "audio/pcmu"}}}}, "audio.input.format.type"),
         ({"audio": {"input": {"format": {"rate": 16000}}}}, "audio.input.format.rate"),
-        ({"audio": {"input": {"transcription": {"model": "whisper-1"}}}}, "audio.input.transcription"),
+        ({"audio": {"input": {"transcription": {"model": "whisper-1"}}}}, "session.audio.input.transcription.model"),
         ({"audio": {"input": {"noise_reduction": {"type": "near_field"}}}}, "audio.input.noise_reduction"),
         ({"audio": {"output": {"speed": 1.5}}}, "audio.output.speed"),
         ({"audio": {"output": {"voice": "marin"}}}, "session.audio.output.voice"),
@@ -67,5 +67,7 @@ def test_what_is_wrong_or_cannot_be_is_named(changes: dict[str, Any], param: str
 def test_a_model_without_ears_or_voice_says_so() -> None:
     with pytest.raises(ApiError, match="does not hear"):
         update(hears=False, audio={"input": {"turn_detection": {"type": "server_vad"}}})
+    with pytest.raises(ApiError, match="does not hear"):
+        update(hears=False, audio={"input": {"transcription": {}}})
     with pytest.raises(ApiError, match="does not speak"):
         updated(SESSION, {}, (), hears=True)
