@@ -49,9 +49,8 @@ async function connect() {
     document.title = `${model.id} · μOmni`;
     status.set("idle", "");
   } catch (error) {
-    status.error(error.message);
+    status.offer(error.message, "Try again", connect);
     if (error.status === 401) settings.askForKey();
-    else status.offer(error.message, "Try again", connect);
   }
 }
 
@@ -133,6 +132,7 @@ document.onpaste = (event) => {
 };
 for (const [name, over] of [["dragover", true], ["dragleave", false], ["drop", false]]) {
   document.addEventListener(name, (event) => {
+    if (!event.dataTransfer?.types.includes("Files")) return; // text is dropped as everywhere
     event.preventDefault();
     byId("composer").classList.toggle("target", over);
     if (name === "drop") attach([...event.dataTransfer.files]);

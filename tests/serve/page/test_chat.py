@@ -76,7 +76,7 @@ def test_a_picture_and_what_is_said(page: "Page", tmp_path: Path) -> None:
     microphone = page.get_by_role("button", name="Speak")
     microphone.click()
     page.get_by_text("Listening").wait_for()
-    page.wait_for_timeout(600)
+    page.wait_for_timeout(400)
     microphone.click()
     assert len(replies(page, 2)) == 2
     assert page.locator(".user audio").count() == 1

@@ -93,10 +93,10 @@ def begin(page: "Page", script: Script) -> None:
     """Opens a live conversation, and asks something."""
     page.get_by_role("button", name="Talk hands-free").click()
     expect(page.locator("#live-state")).to_have_text("Listening")
-    script.wait(lambda: len(script.sound) > 48_000)  # a second
-    script.tell("input_audio_buffer.speech_started", audio_start_ms=200, item_id="said")
+    script.wait(lambda: len(script.sound) > 24_000)  # half a second
+    script.tell("input_audio_buffer.speech_started", audio_start_ms=100, item_id="said")
     expect(page.locator("#live-state")).to_have_text("Hearing you")
-    script.tell("input_audio_buffer.speech_stopped", audio_end_ms=900, item_id="said")
+    script.tell("input_audio_buffer.speech_stopped", audio_end_ms=400, item_id="said")
     expect(page.locator("#live-state")).to_have_text("Thinking")
 
 
@@ -107,7 +107,7 @@ def test_talking_interrupts_at_what_was_heard(page: "Page", script: Script) -> N
     assert session["audio"]["input"]["turn_detection"]["type"] == "server_vad"
     assert session["audio"]["output"]["voice"] == "anna"
     assert session["max_output_tokens"] == 20
-    page.wait_for_function("() => Math.abs(document.querySelector('.user audio')?.duration - 0.7) < 0.01")
+    page.wait_for_function("() => Math.abs(document.querySelector('.user audio')?.duration - 0.3) < 0.01")
     assert np.abs(np.frombuffer(script.sound, "<i2")).max() > 1000  # the microphone's file was heard
     script.answer("first", "one two three four", 20)
     expect(page.locator("#live-state")).to_contain_text("Speaking")
@@ -148,10 +148,21 @@ def test_the_button_interrupts_and_the_switch_mutes(page: "Page", script: Script
     page.get_by_role("button", name="Mute").click()
     page.wait_for_timeout(100)
     script.sound = b""
-    script.wait(lambda: len(script.sound) > 2 * 48_000)
+    script.wait(lambda: len(script.sound) > 12_000)
     assert not any(script.sound)
     page.get_by_role("button", name="Mute").click()
+    script.tell("error", error={"message": "that went wrong"})
     script.wait(lambda: any(script.sound))
+    expect(page.locator("#status.error")).to_have_text("that went wrong")
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Voice").select_option("ben")
+    page.get_by_role("button", name="Done").click()
+
+    def voices() -> list[str]:
+        updates = (event["session"] for event in script.received if event["type"] == "session.update")
+        return [session["audio"]["output"]["voice"] for session in updates]
+
+    script.wait(lambda: voices() == ["anna", "ben"])
 
 
 def test_what_was_written_before_is_known(page: "Page", script: Script) -> None:
@@ -182,9 +193,9 @@ def test_a_picture_is_shown_while_talking(page: "Page", script: Script, tmp_path
     [part] = script.wait_for("conversation.item.create")["item"]["content"]
     assert part["type"] == "input_image"
     assert part["image_url"].startswith("data:image/png;base64,")
-    script.wait(lambda: len(script.sound) > 48_000)
-    script.tell("input_audio_buffer.speech_started", audio_start_ms=200, item_id="said")
-    script.tell("input_audio_buffer.speech_stopped", audio_end_ms=900, item_id="said")
+    script.wait(lambda: len(script.sound) > 24_000)
+    script.tell("input_audio_buffer.speech_started", audio_start_ms=100, item_id="said")
+    script.tell("input_audio_buffer.speech_stopped", audio_end_ms=400, item_id="said")
     script.answer("first", "red", 0.1)
     script.done("first")
     assert replies(page, 1) == ["red"]

@@ -87,7 +87,7 @@ export class Chat {
       this.#failed(error);
     });
     if (!reply.figures && !reply.error) reply.figures = "stopped";
-    this.messages.setWaiting(turn, false);
+    if (turn.reply === reply) this.messages.setWaiting(turn, false);
   }
 
   get #speaks() {
