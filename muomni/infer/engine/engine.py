@@ -254,11 +254,15 @@ class Engine:
         self.close()
 
     def _serve(self) -> None:
-        while not self._closed:
-            self._wake.clear()
-            self._run_jobs(len(self._jobs))  # those that come meanwhile let everybody's step go first
-            if not self.step():
-                self._wake.wait()
+        try:
+            while not self._closed:
+                self._wake.clear()
+                self._run_jobs(len(self._jobs))  # those that come meanwhile let everybody's step go first
+                if not self.step():
+                    self._wake.wait()
+        finally:
+            if not self._closed:  # an error ends the thread: nobody may go on waiting for it
+                self.close()
 
     def _run_jobs(self, most: int | None = None) -> None:
         while self._jobs and most != 0:
