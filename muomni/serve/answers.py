@@ -155,3 +155,45 @@ class TranscriptionAnswer(BaseModel):
 
     text: str
     usage: TranscriptionUsage
+
+
+class OutputText(BaseModel):
+    """A text of a response."""
+
+    type: Literal["output_text"]
+    text: str
+    annotations: list[Any]
+    logprobs: list[Any]
+
+
+class OutputMessage(BaseModel):
+    """The one item of a response."""
+
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    status: Literal["completed", "incomplete"]
+    content: list[OutputText]
+
+
+class ResponsesUsage(BaseModel):
+    """Tokens of the input and of the reply."""
+
+    input_tokens: int
+    input_tokens_details: dict[str, int]
+    output_tokens: int
+    output_tokens_details: dict[str, int]
+    total_tokens: int
+
+
+class ResponsesAnswer(BaseModel):
+    """A response that is not streamed; the last event of a stream holds the same."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["completed", "incomplete"]
+    incomplete_details: dict[str, str] | None
+    model: str
+    output: list[OutputMessage]
+    usage: ResponsesUsage

@@ -102,5 +102,13 @@ def _operations(endpoints: Endpoints) -> list[Operation]:
             answers.CompletionAnswer,
             (JSON, EVENTS),
         ),
+        Operation(
+            "/v1/responses",
+            endpoints.responses,
+            "POST",
+            schema.ResponsesRequest,
+            answers.ResponsesAnswer,
+            (JSON, EVENTS),
+        ),
         Operation("/tokenize", endpoints.tokenize, "POST", schema.TokenizeRequest, answers.TokenizeAnswer),
     ]

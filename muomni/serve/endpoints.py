@@ -12,6 +12,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from muomni.errors import UserError
+from muomni.infer.async_streaming import AsyncTextStream
+from muomni.infer.preprocess import EngineInput
 from muomni.infer.sampling import PENALTIES, SamplingParams
 from muomni.serve import messages, schema, sse
 from muomni.serve.disconnect import ByteStream, DisconnectedError, unless_left
@@ -19,6 +22,7 @@ from muomni.serve.engine import ServingEngine
 from muomni.serve.errors import ApiError, api_error
 from muomni.serve.metrics import Metrics
 from muomni.serve.replies import Answer, Head
+from muomni.serve.responses import ResponseReply, of_input, prompt_of
 from muomni.serve.settings import ServerSettings
 from muomni.serve.speech import Spoken, chat_format, encoded, first_of, spoken_pieces, text_and_format
 from muomni.serve.transcriptions import Transcription, read_form
@@ -155,6 +159,26 @@ class Endpoints:
             ids = await self._engine.in_pool(partial(self._engine.tokenizer.encode, asked.prompt))
             return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": self._engine.context})
 
+    async def responses(self, request: Request) -> Response:
+        """`POST /v1/responses`: a chat in the form of OpenAI's Responses API; nothing is stored."""
+        with ExitStack() as stack:
+            stack.enter_context(self._engine.place())
+            asked = await self._read(request, schema.ResponsesRequest)
+            head = Head("response", self._settings.model_name)
+            headers = {"x-request-id": head.id, **_named(self._ignored(asked))}
+            self._check_model(asked.model)
+            prompt = await self._aside(request, partial(prompt_of, asked, self._settings.max_media))
+            try:
+                params = self._params(asked, asked.max_output_tokens)
+                prepared, streams = await self._begin(request, stack, asked, prompt, params, raw=False)
+            except UserError as error:
+                raise of_input(error) from None
+            reply = ResponseReply(head, asked, prepared.params, streams[0], self._metrics)
+            if not asked.stream:
+                return JSONResponse(await unless_left(request.receive, reply.whole()), headers=headers)
+            held = stack.pop_all()
+            return ByteStream(reply.events(), held.close, headers)
+
     async def _answer(
         self,
         request: Request,
@@ -172,15 +196,7 @@ class Endpoints:
         if asked.n > self._settings.max_choices:
             raise ApiError(400, f"n: at most {self._settings.max_choices}", param="n", code="invalid_value")
         params = self._params(asked, limit)
-        prepared = await unless_left(
-            request.receive, self._engine.prepare(prompt, params, raw=kind == "text", alone=asked.deterministic)
-        )
-        options = {"batch_invariant": asked.deterministic, "speculate": asked.speculate}
-        streams = []
-        for row in range(asked.n):
-            stream = self._engine.stream(prepared, row=row, **options)
-            stack.callback(stream.close)
-            streams.append(stream)
+        prepared, streams = await self._begin(request, stack, asked, prompt, params, raw=kind == "text")
         answer = Answer(head, streams, self._engine.media_tokens(prepared), self._metrics, spoken)
         headers = {"x-request-id": head.id, **_named(ignored)}
         if not asked.stream:
@@ -191,6 +207,27 @@ class Endpoints:
         events = _or_error(_events(answer, include_usage))
         return ByteStream(events, held.close, headers, is_last=lambda: answer.done)
 
+    async def _begin(
+        self,
+        request: Request,
+        stack: ExitStack,
+        asked: schema.AnyTextRequest,
+        prompt: Any,
+        params: SamplingParams,
+        *,
+        raw: bool,
+    ) -> tuple[EngineInput, list[AsyncTextStream]]:
+        """Submits a request once for each choice; `stack` ends the streams."""
+        alone = asked.deterministic
+        prepared = await unless_left(request.receive, self._engine.prepare(prompt, params, raw=raw, alone=alone))
+        options = {"batch_invariant": asked.deterministic, "speculate": asked.speculate}
+        streams = []
+        for row in range(asked.n):
+            stream = self._engine.stream(prepared, row=row, **options)
+            stack.callback(stream.close)
+            streams.append(stream)
+        return prepared, streams
+
     async def _read(self, request: Request, kind: type[schema.T]) -> schema.T:
         return await self._aside(request, partial(schema.parse, kind, await request.body()))
 
@@ -200,7 +237,7 @@ class Endpoints:
             return function()
         return await self._engine.in_pool(function)
 
-    def _params(self, asked: "schema.ChatRequest | schema.CompletionRequest", limit: int | None) -> SamplingParams:
+    def _params(self, asked: schema.AnyTextRequest, limit: int | None) -> SamplingParams:
         """The settings of a request; what it leaves out is as everywhere else."""
         given = {key: value for key in _SAMPLING if (value := getattr(asked, key)) is not None}
         most = self._settings.max_tokens

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSche
 
 from muomni.data.media.media_ref import MediaContent
 from muomni.serve.errors import ApiError
-from muomni.serve.response_format import ResponseFormat
+from muomni.serve.response_format import JsonSchema, ResponseFormat
 
 # Accepted without an effect: they say who asks, or how a provider may store and route.
 _WITHOUT_EFFECT = frozenset(
@@ -199,6 +199,107 @@ class CompletionRequest(_Request):
     max_tokens: Annotated[int, Field(ge=1)] | None = 16
 
 
+class TextFormat(JsonSchema):
+    """As `ResponseFormat`, with the schema's keys beside the type.
+
+    Attributes:
+        type: text, json_object, or json_schema.
+    """
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")] = "response"
+
+
+class TextOptions(BaseModel):
+    """What the text of a response is.
+
+    Attributes:
+        format: None is any text.
+    """
+
+    format: TextFormat | None = None
+
+
+_ITEM = _object(
+    role={"enum": ["developer", "system", "user", "assistant"]},
+    content={
+        "anyOf": [
+            _TEXT,
+            {
+                "type": "array",
+                "items": {
+                    "anyOf": [
+                        _part("input_text", text=_TEXT),
+                        _part("output_text", text=_TEXT),
+                        _part("input_image", image_url={"type": "string", "pattern": "^data:image/"}),
+                    ]
+                },
+            },
+        ]
+    },
+)
+
+
+class ResponsesRequest(_Request):
+    """`POST /v1/responses`.
+
+    Attributes:
+        input: a text, or items: messages with their role, whose content is a text or a list of parts.
+        instructions: go before the input, as the system's message.
+        max_output_tokens: of the reply.
+        text: what the reply has to be.
+        tools: functions are not supported; types that are not known are left out.
+        metadata: comes back with the response.
+    """
+
+    input: str | list[Annotated[dict[str, Any], WithJsonSchema(_ITEM)]]
+    instructions: str | None = None
+    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    text: TextOptions | None = None
+    tools: list[dict[str, Any]] | None = None
+    metadata: dict[str, str] | None = None
+    n: Literal[1] = 1
+
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **{key: _NOT_SUPPORTED[key] for key in ("tool_choice", "top_logprobs")},
+        "background": (None, False),
+        "context_management": (None, []),
+        "include": (None, []),
+        "max_tool_calls": (None,),
+        "moderation": (None,),
+        "prompt": (None,),
+        "reasoning": (None, {}, {"effort": None}, {"effort": "none"}),
+        "truncation": (None, "disabled"),
+    }
+
+    @property
+    def grammar(self) -> dict[str, Any] | None:
+        """See `_Request`."""
+        form = None if self.text is None else self.text.format
+        if form is None:
+            return None
+        return ResponseFormat(type=form.type, json_schema=form if form.type == "json_schema" else None).grammar
+
+    @property
+    def text_format(self) -> dict[str, Any]:
+        """As a response says it."""
+        form = TextFormat() if self.text is None or self.text.format is None else self.text.format
+        keys = {"type"} if form.type != "json_schema" else None
+        return form.model_dump(include=keys, by_alias=True)
+
+    def ignored(self) -> list[str]:
+        """See `_Request`; tools that are left out are named, too."""
+        extra = self.model_extra or {}
+        for key in ("previous_response_id", "conversation", "store"):
+            if extra.get(key):
+                message = f"{key}: no response is stored here; send all of the conversation as input"
+                raise ApiError(400, message, param=key, code="unsupported_parameter")
+        if any(tool.get("type") == "function" for tool in self.tools or ()) and extra.get("tool_choice") != "none":
+            raise ApiError(400, "tools: this model has no tools", param="tools", code="unsupported_parameter")
+        unknown = [key for key in super().ignored() if key not in ("previous_response_id", "conversation")]
+        return [*unknown, *(["tools"] if self.tools else [])]
+
+
 class SpeechRequest(BaseModel):
     """`POST /v1/audio/speech`.
 
@@ -304,7 +405,8 @@ _NOT_HEARD = {
 
 # What JSON makes of each value takes a hundred bytes and more, however short it is.
 _MOST_VALUES = 1 << 18
-AnyRequest = ChatRequest | CompletionRequest | SpeechRequest | TranscriptionRequest
+AnyTextRequest = ChatRequest | CompletionRequest | ResponsesRequest
+AnyRequest = AnyTextRequest | SpeechRequest | TranscriptionRequest
 T = TypeVar("T", bound=BaseModel)
 
 

@@ -11,6 +11,7 @@ MEDIA_TYPE = "text/event-stream"
 DONE = b"data: [DONE]\n\n"
 
 
-def event(data: dict[str, Any]) -> bytes:
-    """One event."""
-    return b"data: " + json.dumps(data, separators=(",", ":")).encode("ascii") + b"\n\n"
+def event(data: dict[str, Any], name: str = "") -> bytes:
+    """One event; with a line of its name where it has one."""
+    line = f"event: {name}\n".encode("ascii") if name else b""
+    return line + b"data: " + json.dumps(data, separators=(",", ":")).encode("ascii") + b"\n\n"

@@ -18,10 +18,10 @@ def until(holds: Callable[[], bool], seconds: float = 10.0) -> bool:
     return holds()
 
 
-def leave(server: Running, body: dict[str, Any], read: int = 0) -> None:
+def leave(server: Running, body: dict[str, Any], read: int = 0, path: str = "/v1/chat/completions") -> None:
     """Sends a request, reads so many bytes of the answer, and is gone."""
     content = json.dumps(body).encode()
-    lines = ["POST /v1/chat/completions HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
+    lines = [f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
     head = "\r\n".join([*lines, f"Content-Length: {len(content)}", "", ""])
     with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=10) as connection:
         connection.sendall(head.encode() + content)
