@@ -21,6 +21,10 @@ class TokenizerSpec(Frozen):
     """How much of the training text the BPE trainer reads."""
 
 
+def _as_texts(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
 Skill = Literal["scene", "reading", "facts", "persona", "spoken"]
 
 
@@ -37,6 +41,12 @@ class SourceSpec(Frozen):
     """The column that holds a document."""
     messages_field: str = "messages"
     """The column that holds a conversation; it is used where a row has both."""
+    question: Annotated[tuple[str, ...], Field(strict=False), BeforeValidator(_as_texts)] = ()
+    """For data sets without conversations: what is asked, with columns in braces, as `"{image} Which digit is this?"`;
+    several wordings take turns.
+    """
+    answer: str | None = Field(default=None, min_length=1)
+    """What is answered, as `"{label}"`; goes with `question`."""
     separator: str | None = Field(default=None, min_length=1)
     """Separator between documents in plain text; without it a file is one document."""
     split: str = "train"
@@ -54,6 +64,8 @@ class SourceSpec(Frozen):
             raise conflict("weight", self.weight, "must be a multiple of 0.05")
         if self.separator is not None and self.format not in ("auto", "text"):
             raise conflict("separator", self.separator, f'is for plain text, but format is "{self.format}"')
+        if bool(self.question) != (self.answer is not None):
+            raise conflict("answer", self.answer, "question and answer must be given together")
         if self.subset is not None and self.format != "datasets":
             raise conflict("subset", self.subset, f'needs "format": "datasets", not "{self.format}"')
         if "split" in self.model_fields_set and self.format not in ("auto", "datasets"):

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 from muomni.config import SourceSpec
 from muomni.data.media.parsing import reason_of
+from muomni.data.sources.templates import columns_of, conversation_of
 from muomni.data.text.chat import Message, check_messages, is_learnt, text_of
 from muomni.errors import DataError
 
@@ -155,6 +156,8 @@ def read_parquet_file(path: Path, spec: SourceSpec, report: Report, keep: Keep) 
     """Parquet; only the named columns are read."""
 
     def columns(names: list[str]) -> list[str]:
+        if wanted := _template_columns(spec):
+            return [name for name in wanted if name in names]
         chosen = [name for name in (spec.text_column, spec.messages_field) if name in names]
         if not chosen:
             raise _no_field(str(path), spec, names, "columns")
@@ -220,7 +223,8 @@ def read_dataset(spec: SourceSpec, keep: Keep) -> Iterator[Document]:
             rows = datasets.load_dataset(spec.path, spec.subset, split=spec.split, streaming=True)
         names = rows.column_names
         if names is not None:
-            columns = [name for name in (spec.text_column, spec.messages_field) if name in names]
+            wanted = _template_columns(spec) or (spec.text_column, spec.messages_field)
+            columns = [name for name in wanted if name in names]
             if not columns:
                 raise _no_field(where, spec, names, "columns")
             rows = rows.select_columns(columns)
@@ -247,8 +251,11 @@ def row_documents(
         origin: names the row in errors.
         root: what paths of pictures and sounds are relative to.
     """
-    if row.get(spec.messages_field) is not None:
-        given = _with_columns(row[spec.messages_field], row, origin)
+    if spec.answer is not None or row.get(spec.messages_field) is not None:
+        if spec.answer is not None:
+            given: Any = conversation_of(row, spec.question, spec.answer, origin)
+        else:
+            given = _with_columns(row[spec.messages_field], row, origin)
         messages = check_messages(given, origin, DataError, inputs=("image", "audio"), root=root)
         if not any(is_learnt(message) for message in messages):
             raise DataError(
@@ -265,6 +272,10 @@ def row_documents(
         raise DataError(f"{origin}: field {spec.text_column!r} must be a string, not {_json_kind(text)}")
     _refuse_surrogates(text, origin)
     yield from _pieces(text, origin, continues=False, limit=PIECE_CHARS)
+
+
+def _template_columns(spec: SourceSpec) -> list[str]:
+    return [] if spec.answer is None else columns_of([*spec.question, spec.answer])
 
 
 # Beside a conversation whose parts name only their type, where the media are, as Hugging Face's data sets have it.

@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from PIL import Image
 
-from muomni.config import SourceSpec
+from muomni.config import SourceSpec, load_recipe
 from muomni.data import Document, iter_documents, iter_texts
 from muomni.data.documents import total_bytes
 from muomni.data.sources import readers
@@ -343,3 +344,56 @@ def test_a_part_of_no_type_is_refused(tmp_path: Path) -> None:
 def test_a_name_that_no_file_can_have_is_told() -> None:
     with pytest.raises(UserError, match="xxx…: the name is too long for a file"):
         read(Path("x" * 5000))
+
+
+# Conversations from columns
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    """A data set as the Hub has many: pictures with numbers, and no conversation."""
+    datasets = pytest.importorskip("datasets")
+    pictures = [Image.new("RGB", (8, 8), (n, 0, 0)) for n in range(6)]
+    made = datasets.Dataset.from_dict(
+        {"image": pictures, "label": list(range(6)), "note": list("abcdef")},
+        features=datasets.Features(
+            {"image": datasets.Image(), "label": datasets.Value("int64"), "note": datasets.Value("string")}
+        ),
+    )
+    made.save_to_disk(tmp_path / "saved")
+    made.to_parquet(tmp_path / "rows.parquet")
+    return tmp_path
+
+
+def test_columns_become_conversations(labelled: Path) -> None:
+    options = {"question": ["{image} Which digit?", "Read {note}: {image}"], "answer": "It is {label}."}
+    saved, packed = read(labelled / "saved", **options), read(labelled / "rows.parquet", **options)
+    assert len(saved) == len(packed) == 6
+    wordings = set()
+    for number, (one, other) in enumerate(zip(saved, packed, strict=True)):
+        assert one.messages is not None
+        assert other.messages is not None
+        assert one.messages[1]["content"] == other.messages[1]["content"] == f"It is {number}."
+        kinds = [part["type"] for part in one.messages[0]["content"]]
+        assert kinds == [part["type"] for part in other.messages[0]["content"]]
+        texts_of_it = [part["text"] for part in one.messages[0]["content"] if part["type"] == "text"]
+        assert texts_of_it in (["Which digit?"], [f"Read {'abcdef'[number]}:"])
+        wordings.add(kinds[0])
+    assert wordings == {"image", "text"}
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"question": "{picture} What?", "answer": "{label}"}, "has no 'picture'"),
+        ({"question": "{note}?", "answer": "{image}"}, "must be made of texts"),
+    ],
+)
+def test_wrong_templates_are_told(labelled: Path, options: dict[str, Any], told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        read(labelled / "rows.parquet", **options)
+
+
+def test_question_and_answer_go_together() -> None:
+    with pytest.raises(ConfigError, match="question and answer must be given together"):
+        load_recipe("see-tiny", ['data.train={"path": "a", "question": "{image} What?"}'])
