@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from muomni.api.model import MuOmni
-    from muomni.api.training import run_recipe
-    from muomni.api.training import run_recipe as train
+    from muomni.api.training import train
     from muomni.config.loader import load_recipe
     from muomni.data.text.tokenizer import Tokenizer
     from muomni.infer.sampling import SamplingParams
@@ -29,20 +28,18 @@ __all__ = [
     "Tokenizer",
     "__version__",
     "load_recipe",
-    "run_recipe",
     "train",
 ]
 __version__ = "0.1.0"
 
-# Where each public name is defined, but for `train`, a package that can be called. Loading torch takes a second;
-# `muomni --help` and the configuration do without it.
+# Where each public name is defined. Loading torch takes a second; `muomni --help` and the configuration do without it.
 _HOMES = {
     "MuOmni": "muomni.api.model",
     "Reply": "muomni.infer.streaming",
     "SamplingParams": "muomni.infer.sampling",
     "Tokenizer": "muomni.data.text.tokenizer",
     "load_recipe": "muomni.config.loader",
-    "run_recipe": "muomni.api.training",
+    "train": "muomni.api.training",
 }
 
 

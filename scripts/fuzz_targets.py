@@ -211,7 +211,7 @@ def _archives() -> Iterator[Target]:
 def _recipes() -> Iterator[Target]:
     from muomni.config.loader import RECIPES, bundled_recipes, load_recipe
     from muomni.data.documents import total_bytes
-    from muomni.train.resolve import resolve
+    from muomni.training.resolve import resolve
 
     def read(path: Path) -> None:
         recipe = load_recipe(str(path))
@@ -273,8 +273,8 @@ def _checkpoints(folder: Path) -> Iterator[Target]:
     from muomni import MuOmni
     from muomni.config.loader import find_run
     from muomni.errors import UserError
-    from muomni.train.checkpoint import load_checkpoint
-    from muomni.train.reporting.metrics_log import read_lines
+    from muomni.training.checkpoint import load_checkpoint
+    from muomni.training.reporting.metrics_log import read_lines
 
     run = folder / "run"
     checkpoint = (run / "last").resolve()

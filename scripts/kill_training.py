@@ -35,8 +35,8 @@ import torch
 
 from muomni.cli import main as muomni
 from muomni.errors import CheckpointError
-from muomni.train.checkpoint import read_checkpoint
-from muomni.train.reporting.metrics_log import METRICS, read_lines
+from muomni.training.checkpoint import read_checkpoint
+from muomni.training.reporting.metrics_log import METRICS, read_lines
 
 WORDS = ("the", "a", "small", "big", "red", "old", "cat", "dog", "tree", "house", "sees", "finds", "under", "near")
 STEPS, EVERY = 60, 2
@@ -62,7 +62,7 @@ SURVIVED = ("stderr-reader", "stdout-reader", "no-outputs")
 SMALL_DISK = 256 * 2**20
 PATIENCE_S = 120.0
 # What a training imports; the children of this process need not.
-IMPORTED = ("muomni.cli.train", "muomni.api.training", "muomni.train.stage", "matplotlib.backends.backend_agg")
+IMPORTED = ("muomni.cli.train", "muomni.api.training", "muomni.training.stage", "matplotlib.backends.backend_agg")
 # The share of moments that count from the first line of metrics on; the others from the start of the process.
 LATE = 0.8
 

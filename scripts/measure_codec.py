@@ -31,7 +31,7 @@ from muomni.data.speech.recording_cache import references
 from muomni.eval.speech_quality import Sentence, Spoken, plot_spectrograms
 from muomni.formats.codec import load_codec
 from muomni.model.codec import SpeechCodec, StreamingDecoder
-from muomni.train.codec.losses import spectral_losses
+from muomni.training.codec.losses import spectral_losses
 
 # STOI compares stretches of 0.4 s; shorter recordings are put one behind the other up to this length.
 _SECONDS = 3.0

@@ -88,9 +88,9 @@ def compare(case: dict[str, Any]) -> dict[str, Any]:
 def train_one(case: dict[str, Any]) -> dict[str, Any]:
     """Trains in this process; figures in MiB."""
     from muomni.config.recipe import Recipe
-    from muomni.train.forecast.memory import forecast, setup_of
-    from muomni.train.process_overhead import process_baseline
-    from muomni.train.stage import train
+    from muomni.training.forecast.memory import forecast, setup_of
+    from muomni.training.process_overhead import process_baseline
+    from muomni.training.stage import train
 
     case = {**DEFAULTS, **case}
     with tempfile.TemporaryDirectory() as folder:

@@ -1,5 +1,1 @@
-"""The public face: `MuOmni`."""
-
-from muomni.api.model import MuOmni
-
-__all__ = ["MuOmni"]
+"""The public face, in Python: `MuOmni`, `train` and what they use. The root gives their names."""

@@ -14,14 +14,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from muomni.api.training import run_recipe
+from muomni.api.training import train
 from muomni.config.pipeline import STORED, Pipeline, Stage
 from muomni.config.recipe import Recipe
 from muomni.errors import TrainingError, UserError
 from muomni.files import follow, link_atomic, write_atomic, write_json
 from muomni.html_page import render
-from muomni.train.run_folder import only_writer
-from muomni.train.stage import MEMORY, RunCompleteError
+from muomni.training.run_folder import only_writer
+from muomni.training.stage import MEMORY, RunCompleteError
 
 # In the folder of a stage that is complete.
 _DONE = "stage.json"
@@ -135,7 +135,7 @@ def _run(stage: Stage, pipeline: Pipeline, is_main: bool, allow_changed: bool) -
     relative = str(stage.folder.relative_to(pipeline.run))
     if isinstance(stage.work, Recipe):
         try:
-            trained = run_recipe(
+            trained = train(
                 stage.work, stage.folder, resume=(stage.folder / "last").exists(), allow_changed=allow_changed
             )
             progress, stopped = trained.progress, trained.stopped

@@ -8,7 +8,7 @@ from muomni.infer import EagerRunner, Engine, Runners, SamplingParams
 from muomni.infer.offline import generate_all
 from muomni.infer.preprocess import EngineInput, token_budget
 from muomni.model import OmniModel, SlotCache
-from muomni.train.omni_task import Sampler
+from muomni.training.omni_task import Sampler
 
 
 def make_sampler(tokenizer: Tokenizer, evaluation: EvalSpec, seed: int) -> Sampler:

@@ -8,10 +8,10 @@ from muomni.config import Recipe, parse
 from muomni.config.loader import RUNS, find_run, merge
 
 if TYPE_CHECKING:
-    from muomni.train.stage import TrainResult
+    from muomni.training.stage import TrainResult
 
 
-def run_recipe(
+def train(
     recipe: Recipe | str | Path,
     run: str | Path | None = None,
     *,
@@ -20,7 +20,7 @@ def run_recipe(
     allow_changed: bool = False,
     **changes: Any,
 ) -> "TrainResult":
-    """Trains one stage, or resumes it; `muomni.train` is this function.
+    """Trains one stage, or resumes it.
 
     ```python
     from muomni import train
@@ -58,10 +58,10 @@ def run_recipe(
         overrides = [f"{key}={json.dumps(value, default=str)}" for key, value in changes.items()]
         stage, folder = find_run(str(recipe), overrides, folder)
     from muomni.api.train_sampler import make_sampler
-    from muomni.train.stage import train
+    from muomni.training.stage import train as run_stage
 
     start = None if resume_from is None else Path(resume_from)
-    return train(
+    return run_stage(
         stage,
         folder,
         resume=resume,

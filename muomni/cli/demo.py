@@ -93,7 +93,7 @@ def _wait_for(training: subprocess.Popen[bytes], *expected: int) -> int:
 
 
 def _last_step(out: Path) -> int:
-    from muomni.train.reporting.metrics_log import METRICS, read_lines
+    from muomni.training.reporting.metrics_log import METRICS, read_lines
 
     lines = read_lines(out / METRICS)
     return int(lines[-1]["step"]) if lines else 0
@@ -104,7 +104,7 @@ def _report(out: Path) -> None:
     from muomni.config import load_recipe
     from muomni.data import PackedDataset, Tokenizer, prepare
     from muomni.eval.bigram_baseline import Bigram
-    from muomni.train.reporting.metrics_log import METRICS, read_lines
+    from muomni.training.reporting.metrics_log import METRICS, read_lines
 
     recipe = load_recipe(str(out / "recipe.json"))
     tokenizer = Tokenizer.load(follow(out / "last"))

@@ -12,7 +12,7 @@ from muomni.config import load_recipe
 from muomni.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
-    from muomni.train.estimate import Estimate
+    from muomni.training.estimate import Estimate
 
 _CATEGORIES = {
     "weights": "weights",
@@ -55,8 +55,8 @@ def command(
     stage = load_recipe(recipe, _with_data(changes or []))
     if stage.codec is not None:
         raise ConfigError("codec: memory is forecast for models, not for codecs")
-    from muomni.train.estimate import estimate
-    from muomni.train.forecast.search import parse_memory, words
+    from muomni.training.estimate import estimate
+    from muomni.training.forecast.search import parse_memory, words
 
     show = not as_json and sys.stderr.isatty()
 
@@ -87,8 +87,8 @@ def _with_data(changes: list[str]) -> list[str]:
 
 
 def _print(estimate: "Estimate") -> None:
-    from muomni.train.forecast.accuracy import in_words
-    from muomni.train.forecast.search import words
+    from muomni.training.forecast.accuracy import in_words
+    from muomni.training.forecast.search import words
 
     setup, step, values = estimate.setup, estimate.setup.step, estimate.values
     print(

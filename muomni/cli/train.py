@@ -13,7 +13,7 @@ from muomni.config.pipeline import Pipeline, is_pipeline, load_pipeline
 from muomni.errors import UserError
 
 if TYPE_CHECKING:
-    from muomni.train.stage import TrainResult
+    from muomni.training.stage import TrainResult
 
 
 def command(
@@ -49,9 +49,9 @@ def command(
         _pipeline(load_pipeline(recipe, changes or [], out), resume, allow_changed)
         return
     stage, run = find_run(recipe, _overrides(data or [], changes or []), out)
-    from muomni import run_recipe
+    from muomni import train
 
-    result = run_recipe(stage, run, resume=resume, resume_from=resume_from, allow_changed=allow_changed)
+    result = train(stage, run, resume=resume, resume_from=resume_from, allow_changed=allow_changed)
     if result.is_main:
         _report(result, run, stage.codec is not None)
     if result.stopped:

@@ -95,7 +95,7 @@ class CheckpointSpec(Frozen):
 
 
 class TuneSpec(Frozen):
-    """The search for the fastest step configuration before a run, see `train.tune.search`."""
+    """The search for the fastest step configuration before a run, see `training.tune.search`."""
 
     minutes: float = Field(default=3.0, gt=0)
     """Time limit, after which no more candidates are measured."""

@@ -44,7 +44,7 @@ class Bigram:
         k is chosen on these very rows, which favours the baseline.
 
         Args:
-            rows: validation rows, read as `train.evaluate` reads them.
+            rows: validation rows, read as `training.evaluate` reads them.
             byte_lengths: (V,) bytes of each token.
             max_rows: rows that are read.
         """

@@ -124,7 +124,7 @@ class OmniModel(nn.Module):
         logits_to_keep: int = 0,
         labels: Tensor | None = None,
     ) -> OmniOutput:
-        """Logits, or the loss of the text; other losses are those of `train.objectives`.
+        """Logits, or the loss of the text; other losses are those of `training.objectives`.
 
         Args:
             input_ids: (B, T) int64, with a placeholder for every token of a picture or clip.

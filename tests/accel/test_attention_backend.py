@@ -13,7 +13,7 @@ from muomni.config import Recipe, parse, preset
 from muomni.errors import ConfigError
 from muomni.model import KVCache
 from muomni.ops.attention import Segments, attention, attention_reference, flash_attn, flex, varlen
-from muomni.train.resolve import resolve
+from muomni.training.resolve import resolve
 from tests.accel.test_activation_checkpointing import CONFIG, IDS, SEGMENTS, make_model
 from tests.ops.attention.test_attention import fake_flash_attn
 

@@ -21,7 +21,7 @@ from muomni.model.int8_layers import Int8Linear, to_int8
 from muomni.model.mrope import mrope_positions
 from muomni.ops.attention import attention_reference
 from tests.model.media import AUDIO, IMAGE, make_clips, make_config, make_images
-from tests.train.objectives.batches import losses_of, make_batch
+from tests.training.objectives.batches import losses_of, make_batch
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,

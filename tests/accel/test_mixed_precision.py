@@ -8,10 +8,10 @@ from muomni.config import OmniConfig, ThinkerConfig
 from muomni.config.recipe import OptimizerSpec
 from muomni.errors import ConfigError
 from muomni.model import OmniModel
-from muomni.train.objectives.module import LossModule
-from muomni.train.optim.build import build_optimizers
-from muomni.train.step import TrainStep
-from tests.train.test_step import make_batch, make_rows
+from muomni.training.objectives.module import LossModule
+from muomni.training.optim.build import build_optimizers
+from muomni.training.step import TrainStep
+from tests.training.test_step import make_batch, make_rows
 
 CPU = torch.device("cpu")
 CONFIG = OmniConfig(

@@ -9,7 +9,7 @@ import pytest
 from muomni import MuOmni
 from muomni.api import pipeline as module
 from muomni.api.pipeline import PipelineResult, run_pipeline
-from muomni.api.training import run_recipe
+from muomni.api.training import train
 from muomni.config.pipeline import is_pipeline, load_pipeline
 from muomni.errors import ConfigError, UserError
 from muomni.files import follow
@@ -70,7 +70,7 @@ def test_stages_run_in_their_order_and_only_once(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("a stage that is done runs again")
 
-    monkeypatch.setattr(module, "run_recipe", never)
+    monkeypatch.setattr(module, "train", never)
     again = run_pipeline(load_pipeline(str(run)), resume=True, say=said.append)
     assert again.stages == result.stages
     with pytest.raises(UserError, match="--resume goes on with it"):
@@ -86,17 +86,17 @@ def test_a_stage_that_was_stopped_goes_on(
     file: Path, whole: PipelineResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[str, bool]] = []
-    real = run_recipe
+    real = train
 
     def stopped_once(recipe: Any, run: Path, **options: Any) -> Any:
         calls.append((run.name, options["resume"]))
         if len(calls) == 1:
             with monkeypatch.context() as patch:
-                patch.setattr("muomni.train.signals.StopSignal.wanted", lambda *_: True)
+                patch.setattr("muomni.training.signals.StopSignal.wanted", lambda *_: True)
                 return real(recipe, run, **options)
         return real(recipe, run, **options)
 
-    monkeypatch.setattr(module, "run_recipe", stopped_once)
+    monkeypatch.setattr(module, "train", stopped_once)
     run = tmp_path / "run"
     result = run_pipeline(load_pipeline(str(file), ["second.max_steps=3"], run), say=lambda _: None)
     assert result.stopped

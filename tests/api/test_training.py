@@ -13,7 +13,7 @@ from muomni import load_recipe, train
 from muomni.errors import ConfigError
 
 if TYPE_CHECKING:
-    from muomni.train.stage import TrainResult
+    from muomni.training.stage import TrainResult
 
 
 @pytest.fixture

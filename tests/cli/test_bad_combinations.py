@@ -10,7 +10,7 @@ from muomni.accel.compile import blocks as compilation
 from muomni.cli import main
 from muomni.errors import ConfigError
 from muomni.model import OmniModel
-from muomni.train import setup as assemble
+from muomni.training import setup as assemble
 
 
 def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

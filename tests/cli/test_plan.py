@@ -7,7 +7,7 @@ import pytest
 from muomni.accel.step_config import StepConfig
 from muomni.cli import main
 from muomni.config import Recipe
-from muomni.train import estimate
+from muomni.training import estimate
 
 NANO = [
     "--set", 'model={"preset": "nano", "thinker": {"num_hidden_layers": 1}}', "--set", "data.seq_len=32",

@@ -14,7 +14,7 @@ from muomni.model.flops import Flops, audio_flops, contrastive_flops, ctc_flops,
 from muomni.model.inputs import Captions, MediaBatch, Transcripts
 from muomni.ops.attention import Segments
 from tests.model.media import make_clips, make_config, make_images, make_model
-from tests.train.objectives.batches import losses_of, make_batch
+from tests.training.objectives.batches import losses_of, make_batch
 
 NAMES = ("thinker", "vision", "vision_projector", "audio", "audio_projector")
 

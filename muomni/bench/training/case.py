@@ -32,10 +32,10 @@ from muomni.model.flops import model_flops
 from muomni.ops.attention import Segments
 from muomni.ops.attention.interface import as_autocast_would
 from muomni.ops.cross_entropy import IGNORE, shift_labels
-from muomni.train.objectives.module import BatchLosses, LossModule
-from muomni.train.optim.build import build_optimizers
-from muomni.train.step import TrainStep
-from muomni.train.synthetic_rows import full_rows
+from muomni.training.objectives.module import BatchLosses, LossModule
+from muomni.training.optim.build import build_optimizers
+from muomni.training.step import TrainStep
+from muomni.training.synthetic_rows import full_rows
 
 SKETCH_SIZE = 256
 # Weights of the encoders' own losses, those of the recipes.

@@ -9,9 +9,9 @@ from muomni.accel import activation_checkpointing
 from muomni.accel.compile import blocks as compilation
 from muomni.errors import ConfigError
 from muomni.ops.attention import Segments
-from muomni.train.objectives.module import LossModule
+from muomni.training.objectives.module import LossModule
 from tests.accel.test_activation_checkpointing import CONFIG, make_model
-from tests.train.objectives.batches import make_batch
+from tests.training.objectives.batches import make_batch
 
 CPU = torch.device("cpu")
 

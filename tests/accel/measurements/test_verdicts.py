@@ -27,7 +27,7 @@ from muomni.config.recipe import Recipe
 from muomni.errors import ConfigError
 from muomni.infer.runners.select import make_runner
 from muomni.model import OmniModel, SlotCache
-from muomni.train.resolve import DECLINED, resolve
+from muomni.training.resolve import DECLINED, resolve
 
 CPU = torch.device("cpu")
 NANO_CONFIG = preset("nano")

@@ -19,7 +19,7 @@ from muomni.model.codec.decoder import SpectrumHead
 from muomni.model.codec.encoder import LogMel
 from muomni.model.codec.layers import CausalConv, Depthwise, History
 from muomni.model.codec.quantizer import ResidualVectorQuantizer
-from muomni.train.codec.losses import spectral_losses
+from muomni.training.codec.losses import spectral_losses
 
 NANO = codec_preset("nano")
 FRAME = NANO.frame_samples

@@ -8,7 +8,7 @@ from muomni.accel import attention_backend
 from muomni.model.flops import Flops, model_flops
 from tests.model.talker.speech import PATTERNS, make_config, make_model, make_speech
 from tests.model.test_flops import attend
-from tests.train.objectives.batches import losses_of, make_batch
+from tests.training.objectives.batches import losses_of, make_batch
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
 

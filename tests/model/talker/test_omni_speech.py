@@ -18,11 +18,11 @@ from muomni.model.codec import SpeechCodec
 from muomni.model.codec.frozen import FrozenCodec
 from muomni.model.int8_layers import Int8Embedding, Int8Linear
 from muomni.model.talker import SpeechBatch
-from muomni.train.freezing import freeze, parts_of
-from muomni.train.objectives.module import LossModule
-from muomni.train.objectives.speech import talker_losses
+from muomni.training.freezing import freeze, parts_of
+from muomni.training.objectives.module import LossModule
+from muomni.training.objectives.speech import talker_losses
 from tests.model.talker.speech import PATTERNS, make_config, make_model, make_speech
-from tests.train.objectives.batches import losses_of, make_batch
+from tests.training.objectives.batches import losses_of, make_batch
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
 NO_LABELS = torch.full_like(IDS, -100)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from muomni.config.talker import TalkerConfig
 from muomni.model import KVCache, SlotBatch, SlotCache
 from muomni.model.talker import NONE, SpeechBatch, Talker, delay, undelay
-from muomni.train.objectives.speech import talker_losses
+from muomni.training.objectives.speech import talker_losses
 from tests.model.talker.speech import PATTERNS, make_model, make_speech
 
 SIZES = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 12), st.integers(1, 5)), min_size=1, max_size=4)

@@ -1,0 +1,1 @@
+"""Training: a recipe becomes a run. `muomni.train` is the function for it from Python."""
