@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import schemathesis
@@ -14,10 +14,13 @@ from schemathesis.python import asgi
 from schemathesis.specs.openapi import checks
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from muomni import MuOmni
 from muomni.serve.app import make_app
 from muomni.serve.engine import ServingEngine
 from muomni.serve.settings import ServerSettings
+from tests.infer.speech.models import make_speaking
+
+if TYPE_CHECKING:
+    from muomni.data.text.tokenizer import Tokenizer
 
 EXAMPLES = int(os.environ.get("MUOMNI_FUZZ_EXAMPLES", "40"))
 CHECKS = [
@@ -40,9 +43,9 @@ def without_lifespan(app: ASGIApp) -> ASGIApp:
 
 
 @pytest.fixture(scope="module")
-def engine(omni: MuOmni) -> Iterator[ServingEngine]:
+def engine(small_tokenizer: "Tokenizer") -> Iterator[ServingEngine]:
     chosen = ServerSettings(model_name="nano", hosts=(asgi.HOST,), max_tokens=4)
-    engine = ServingEngine(omni, chosen)
+    engine = ServingEngine(make_speaking(small_tokenizer, senses=True), chosen)
     engine.app = without_lifespan(make_app(engine, chosen))  # type: ignore[attr-defined]
     yield engine
     engine.engine.close()
@@ -63,12 +66,22 @@ def test_the_document_has_every_endpoint(schema: Any) -> None:
     assert document["paths"]["/health"]["get"]["security"] == []
 
 
+def tame(body: dict[str, Any]) -> dict[str, Any]:
+    """With what is rarely drawn right: a name that is served, few choices, and a question at the end."""
+    right: dict[str, Any] = {"model": "nano", "n": 1, "voice": "anna", "speed": 1, "response_format": "wav"}
+    if "messages" in body:
+        right |= {"messages": [*body["messages"][:1], {"role": "user", "content": "Hi"}], "response_format": None}
+    return {**body, **{key: value for key, value in right.items() if key in body}}
+
+
 @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck), database=None)
 @given(data=st.data(), mode=st.sampled_from([GenerationMode.POSITIVE, GenerationMode.NEGATIVE]))
 def test_what_is_made_from_the_document_is_answered_or_told(
     engine: Any, schema: Any, data: st.DataObject, mode: GenerationMode
 ) -> None:
     case = data.draw(schema.as_strategy(generation_mode=mode))
+    if mode is GenerationMode.POSITIVE and isinstance(case.body, dict) and data.draw(st.booleans()):
+        case.body = tame(case.body)
     response = case.call()
     case.validate_response(response, checks=CHECKS)
     assert engine.running == engine.speaking == 0
