@@ -18,9 +18,12 @@ export class ApiError extends Error {
 
 export class Server {
   key = "";
+  name = ""; // of the model
 
   async model() {
-    return (await this.#json("/v1/models")).data[0];
+    const [model] = (await this.#json("/v1/models")).data;
+    this.name = model.id;
+    return model;
   }
 
   async voices() {
@@ -48,6 +51,14 @@ export class Server {
     const body = { input, response_format: "pcm", ...(voice ? { voice } : {}) };
     const response = await this.#post("/v1/audio/speech", body, signal);
     yield* pieces(response.body);
+  }
+
+  // What is said in a sound.
+  async transcript(sound, signal) {
+    const body = new FormData();
+    body.append("file", sound, "sound.wav");
+    body.append("model", this.name);
+    return (await (await this.#fetch("/v1/audio/transcriptions", { method: "POST", body, signal })).json()).text;
   }
 
   #post(path, body, signal) {

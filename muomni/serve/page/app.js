@@ -1,7 +1,7 @@
 // The page: everything is made here and joined.
 
 import { Server } from "./api.js";
-import { Attachments, sound } from "./chat/attachments.js";
+import { Attachments, spoken } from "./chat/attachments.js";
 import { Chat } from "./chat/chat.js";
 import { Conversation } from "./chat/conversation.js";
 import { Messages } from "./chat/messages.js";
@@ -73,9 +73,8 @@ function send() {
   chat.send(words, attachments.take());
 }
 
-async function said(blob, seconds) {
-  const media = await sound(blob, `spoken message, ${seconds.toFixed(1)} s`);
-  chat.send(text.value.trim(), [...attachments.take(), media]);
+function said(samples) {
+  chat.send(text.value.trim(), [...attachments.take(), spoken(samples)]);
   text.value = "";
   resize();
 }

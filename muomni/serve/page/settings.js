@@ -37,6 +37,7 @@ export class Settings {
   get system() { return this.#fields.system.value.trim(); }
   get voice() { return this.#fields.voice.value; }
   get speaks() { return this.#fields.speaks.checked; }
+  get captions() { return this.#fields.captions.checked; }
   get interruptible() { return this.#fields.interruptible.checked; }
   get key() { return sessionStorage.getItem(KEY) ?? ""; }
 

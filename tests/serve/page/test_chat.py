@@ -73,6 +73,10 @@ def test_a_picture_and_what_is_said(page: "Page", tmp_path: Path) -> None:
     assert picture.evaluate("(image) => [image.naturalWidth, image.naturalHeight]") == [1024, 512]
     write(page, "What is this?")
     replies(page, 1)
+    page.route("**/v1/audio/transcriptions", lambda route: route.fulfill(json={"text": "the cat"}))
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Write down what I say").check()
+    page.get_by_role("button", name="Done").click()
     microphone = page.get_by_role("button", name="Speak")
     microphone.click()
     page.get_by_text("Listening").wait_for()
@@ -80,6 +84,7 @@ def test_a_picture_and_what_is_said(page: "Page", tmp_path: Path) -> None:
     microphone.click()
     assert len(replies(page, 2)) == 2
     assert page.locator(".user audio").count() == 1
+    assert page.locator(".user figcaption").text_content() == "“the cat”"
     page.wait_for_function("() => document.querySelector('.user audio').duration > 0.3")
     microphone.focus()  # and by the key, held
     page.keyboard.down("Space")

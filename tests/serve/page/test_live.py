@@ -198,6 +198,9 @@ def test_a_picture_is_shown_while_talking(page: "Page", script: Script, tmp_path
     script.tell("input_audio_buffer.speech_stopped", audio_end_ms=400, item_id="said")
     script.answer("first", "red", 0.1)
     script.done("first")
+    transcribed = "conversation.item.input_audio_transcription.completed"
+    script.tell(transcribed, item_id="said", content_index=0, transcript="what colour is it")
+    expect(page.locator(".user figcaption")).to_have_text("“what colour is it”")
     assert replies(page, 1) == ["red"]
     assert page.locator(".user img, .user audio").count() == 2
 
@@ -209,6 +212,7 @@ def test_a_real_conversation(page: "Page", server: Running) -> None:
     wait_until_heard(page, 0)
     # The microphone's file begins again, which interrupts the reply.
     expect(page.locator(".assistant .figures:not(:empty)").first).to_contain_text("first sound", timeout=15_000)
+    expect(page.locator(".unheard").first).not_to_be_empty()
     expect(page.locator(".user audio")).to_have_count(2, timeout=15_000)
     assert 0.5 < page.evaluate("document.querySelector('.user audio').duration") < 2.5
     page.get_by_role("button", name="End").click()

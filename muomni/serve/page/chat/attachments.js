@@ -1,6 +1,7 @@
 // Pictures and sounds that go with the next message.
 
 import { byId, element, icon } from "../dom.js";
+import { RATE, toBase64, wav } from "../sound/pcm.js";
 
 const LARGEST_SIDE = 1024; // pictures are scaled down to it before they are sent
 const NAMES = { image: "pictures", audio: "sounds" };
@@ -46,9 +47,20 @@ export class Attachments {
   }
 }
 
-export async function sound(blob, name = blob.name || "sound") {
-  const data = (await dataUrl(blob)).split(",")[1];
-  const part = { type: "input_audio", input_audio: { data, format: blob.type.includes("mpeg") ? "mp3" : "wav" } };
+// What the microphone heard: 16 bit samples.
+export function spoken(samples) {
+  const bytes = wav(samples);
+  const name = `spoken message, ${(samples.length / RATE).toFixed(1)} s`;
+  return medium(new Blob([bytes], { type: "audio/wav" }), toBase64(bytes), "wav", name);
+}
+
+async function sound(file) {
+  const data = (await dataUrl(file)).split(",")[1];
+  return medium(file, data, file.type.includes("mpeg") ? "mp3" : "wav", file.name || "sound");
+}
+
+function medium(blob, data, format, name) {
+  const part = { type: "input_audio", input_audio: { data, format } };
   return { kind: "audio", part, url: URL.createObjectURL(blob), name, blob };
 }
 

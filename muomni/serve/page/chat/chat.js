@@ -82,6 +82,7 @@ export class Chat {
     await this.#run(async (signal) => {
       if (this.#speaks) this.player.begin();
       await this.#read(turn, signal);
+      if (this.settings.captions) await this.#writeDown(turn, signal);
     }, (error) => {
       reply.error = error.message;
       this.#failed(error);
@@ -151,6 +152,13 @@ export class Chat {
     this.status.announce(sentences.rest());
     reply.figures = watch.told(usage?.completion_tokens ?? 0, reason);
     if (!reply.text) reply.error = "The model gave no words.";
+  }
+
+  async #writeDown(turn, signal) {
+    for (const each of turn.media.filter((medium) => medium.kind === "audio" && !medium.heard)) {
+      each.heard = await this.server.transcript(each.blob, signal);
+      this.messages.refresh(turn);
+    }
   }
 
   #begun() {

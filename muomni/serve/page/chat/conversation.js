@@ -11,7 +11,8 @@ export class Reply {
 export class Turn {
   reply = new Reply();
 
-  // `media`: {kind: "image" | "audio", part, url, name} each, where `part` is the API's.
+  // `media`: {kind: "image" | "audio", part, url, name, heard} each; `part` is the API's, `heard` what was said in a
+  // sound, where it was written down.
   constructor(text, media = []) {
     this.text = text;
     this.media = media;
@@ -51,10 +52,14 @@ export class Conversation {
     const lines = [`# Conversation with ${model}`];
     if (system) lines.push(`*Instructions: ${system}*`);
     for (const turn of this.turns) {
-      const media = turn.media.map((each) => `*[${each.kind === "image" ? "picture" : "sound"}: ${each.name}]*`);
+      const media = turn.media.map(described);
       lines.push("**You**", ...media, ...(turn.text ? [turn.text] : []));
       if (turn.answer.content) lines.push(`**${model}**`, turn.answer.content);
     }
     return `${lines.join("\n\n")}\n`;
   }
+}
+
+function described({ kind, name, heard }) {
+  return `*[${kind === "image" ? "picture" : "sound"}: ${name}]*${heard ? ` “${heard}”` : ""}`;
 }

@@ -114,10 +114,10 @@ export class Messages {
   }
 }
 
-function medium({ kind, url, name }) {
-  return kind === "image"
-    ? element("img", { src: url, alt: name })
-    : element("audio", { src: url, controls: true, ariaLabel: name });
+function medium({ kind, url, name, heard }) {
+  if (kind === "image") return element("img", { src: url, alt: name });
+  const audio = element("audio", { src: url, controls: true, ariaLabel: name });
+  return heard ? element("figure", {}, audio, element("figcaption", { textContent: `“${heard}”` })) : audio;
 }
 
 async function copy(turn, button) {

@@ -2,7 +2,7 @@
 
 import { byId } from "../dom.js";
 import { Microphone } from "../sound/microphone.js";
-import { RATE, joined, wav } from "../sound/pcm.js";
+import { RATE, joined } from "../sound/pcm.js";
 
 const SHORT_PRESS = 400; // ms: a shorter one begins, and the next one ends
 const SHORTEST = 0.2; // seconds that can be a message
@@ -14,7 +14,7 @@ export class PushToTalk {
   #pieces = [];
   #pressed = 0;
 
-  // `onBegin()` when somebody begins to speak, `onSaid(blob, seconds)` at the end.
+  // `onBegin()` when somebody begins to speak, `onSaid(samples)` at the end.
   constructor(status, onBegin, onSaid) {
     Object.assign(this, { status, onBegin, onSaid });
     this.#button.onpointerdown = (event) => { if (event.button === 0) this.#press(); };
@@ -84,10 +84,9 @@ export class PushToTalk {
   #end() {
     this.#close();
     const samples = joined(this.#pieces);
-    const seconds = samples.length / RATE;
     this.status.set("idle", "");
-    if (seconds < SHORTEST) this.status.error("Too short: hold the microphone while you speak.");
-    else this.onSaid(new Blob([wav(samples)], { type: "audio/wav" }), seconds);
+    if (samples.length < SHORTEST * RATE) this.status.error("Too short: hold the microphone while you speak.");
+    else this.onSaid(samples);
   }
 
   #close() {

@@ -1,15 +1,16 @@
 // A live conversation: the server hears when somebody speaks, answers, and is interrupted by talking.
 
-import { sound } from "../chat/attachments.js";
+import { spoken } from "../chat/attachments.js";
 import { Turn } from "../chat/conversation.js";
 import { Stopwatch } from "../chat/figures.js";
 import { Sentences } from "../chat/sentences.js";
 import { Microphone } from "../sound/microphone.js";
-import { RATE, fromBase64, joined, toBase64, wav } from "../sound/pcm.js";
+import { fromBase64, joined, toBase64 } from "../sound/pcm.js";
 import { Recording } from "../sound/recording.js";
 import { Gate } from "./gate.js";
 import { items, message } from "./history.js";
 import { Realtime } from "./realtime.js";
+import { wanted } from "./wanted.js";
 
 const PIECES = 2; // of the microphone in one event: about 40 ms
 const KEPT = 5000; // ms of what was heard that are kept while nobody speaks
@@ -27,6 +28,7 @@ export class HandsFree {
   #shown = null; // a turn that has media, and waits for what is said about them
   #watch = null;
   #answering = false; // from the end of what was said to the end of the response
+  #said = new Map(); // item_id → {turn, said}
   #replies = new Map(); // item_id → {turn, watch, sentences, dropped}
   #playing = null; // item_id of the sound
 
@@ -56,7 +58,7 @@ export class HandsFree {
 
   // Tells the server the settings.
   configure() {
-    if (this.active) this.#session.send("session.update", { session: this.#settings() });
+    if (this.active) this.#session.send("session.update", { session: wanted(this.settings, this.speech) });
   }
 
   // `error` where it was not meant.
@@ -106,20 +108,8 @@ export class HandsFree {
     this.#spokenFrom = this.#turn = this.#shown = this.#playing = null;
     this.#answering = false;
     this.#replies.clear();
+    this.#said.clear();
     this.gate = new Gate();
-  }
-
-  #settings() {
-    const { system, voice, interruptible, sampling } = this.settings;
-    const format = { type: "audio/pcm", rate: RATE };
-    const turn_detection = { type: "server_vad", create_response: true, interrupt_response: interruptible };
-    return {
-      type: "realtime",
-      output_modalities: [this.speech ? "audio" : "text"],
-      audio: { input: { format, turn_detection }, ...(voice ? { output: { format, voice } } : {}) },
-      ...(system ? { instructions: system } : {}),
-      ...(sampling.max_tokens ? { max_output_tokens: Math.min(4096, sampling.max_tokens) } : {}),
-    };
   }
 
   #hear(samples, level) {
@@ -146,6 +136,7 @@ export class HandsFree {
       "response.done": this.#responseDone,
       "conversation.item.truncated": ({ item_id }) => this.#session.send("conversation.item.retrieve", { item_id }),
       "conversation.item.retrieved": this.#retrieved,
+      "conversation.item.input_audio_transcription.completed": this.#writtenDown,
       error: ({ error }) => this.status.error(error.message),
     };
     if (this.active) handlers[event.type]?.call(this, event);
@@ -168,19 +159,18 @@ export class HandsFree {
     this.#playing = null;
   }
 
-  async #speechStopped({ audio_end_ms }) {
-    const samples = this.#recording.cut(this.#spokenFrom ?? 0, audio_end_ms);
+  #speechStopped({ audio_end_ms, item_id }) {
+    const said = spoken(this.#recording.cut(this.#spokenFrom ?? 0, audio_end_ms));
     this.#spokenFrom = null;
     this.#answering = true;
     const turn = this.#shown ?? this.#add(new Turn(""));
     this.#shown = null;
     this.#turn = turn;
     this.#watch = new Stopwatch();
+    this.#said.set(item_id, { turn, said });
+    turn.media.push(said);
     this.messages.setWaiting(turn, true);
     this.update();
-    const blob = new Blob([wav(samples)], { type: "audio/wav" });
-    turn.media.push(await sound(blob, `spoken message, ${(samples.length / RATE).toFixed(1)} s`));
-    this.messages.refresh(turn);
   }
 
   #add(turn) {
@@ -232,6 +222,12 @@ export class HandsFree {
     turn.reply.figures = watch.told(tokens, reason);
     this.messages.setWaiting(turn, false);
     this.update();
+  }
+
+  #writtenDown({ item_id, transcript }) {
+    const { turn, said } = this.#said.get(item_id);
+    said.heard = transcript;
+    this.messages.refresh(turn);
   }
 
   // What the server keeps of a reply that was interrupted: the words that were heard.
