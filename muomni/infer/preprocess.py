@@ -168,6 +168,7 @@ def read_prompt(
     raw: bool = False,
     root: Path | None = None,
     files: bool = True,
+    tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> EncodedChat:
     """The ids of a prompt, with one placeholder for each picture and sound; of all media only video files are opened.
 
@@ -178,6 +179,7 @@ def read_prompt(
         raw: the text itself, without the turns of a chat, after what the tokenizer puts before a text.
         root: what relative paths are relative to; None for the working directory.
         files: False refuses paths, for prompts of people who must not read this machine's files.
+        tools: see `encode_chat`.
 
     Raises:
         PromptError: the prompt is empty, not in the form of messages, or holds what the model does not take.
@@ -195,7 +197,7 @@ def read_prompt(
     messages = as_messages(prompt)
     if root is not None:
         messages = check_messages(messages, inputs=inputs, root=root, files=files, videos=True)
-    return encode_chat(tokenizer, messages, add_generation_prompt=True, inputs=inputs, files=files)
+    return encode_chat(tokenizer, messages, add_generation_prompt=True, inputs=inputs, files=files, tools=tools)
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,7 @@ class Reading:
         raw: see `read_prompt`.
         root: see `read_prompt`.
         files: see `read_prompt`.
+        tools: see `read_prompt`.
         alone: encode each medium by itself.
         grammars: compile what replies have to follow.
         max_pixels: of all pictures of a prompt together, for prompts of people who might want to fill the memory.
@@ -215,6 +218,7 @@ class Reading:
     raw: bool = False
     root: Path | None = None
     files: bool = True
+    tools: Sequence[Mapping[str, Any]] | None = None
     alone: bool = False
     max_pixels: int | None = None
     keep_going: bool = False
@@ -252,7 +256,8 @@ def prepare(
     for (prompt, params), name in zip(prompts, names, strict=True):
         try:
             grammar = reading.grammars.compile(params.grammar, tokenizer, V, ends)
-            chat = read_prompt(model, tokenizer, prompt, raw=reading.raw, root=reading.root, files=reading.files)
+            options: dict[str, Any] = {"root": reading.root, "files": reading.files, "tools": reading.tools}
+            chat = read_prompt(model, tokenizer, prompt, raw=reading.raw, **options)
             text = EngineInput(chat.ids, params, grammar=grammar)
             if chat.media:
                 chat, held = _read_media(chat, held)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 MOST_BYTES = 64 << 10
 # White space between the parts of a JSON value: a space, or a new line that is indented. Without a bound a reply may
 # never come to its end.
-_SPACE = r"( |\n[ \t]{0,12})?"
+SPACE = r"( |\n[ \t]{0,12})?"
 # States of a lexer take up to 2 kB each.
 _LIMITS: Mapping[str, Any] = {"max_lexer_states": 50_000, "max_grammar_size": 200_000, "verbose_errors": False}
 # Compiled grammars that are kept.
@@ -49,7 +49,7 @@ def grammar_text(grammar: str | Mapping[str, Any]) -> str:
     if isinstance(grammar, str):
         text = grammar
     else:
-        schema = {**grammar, "x-guidance": {"whitespace_pattern": _SPACE}}
+        schema = {**grammar, "x-guidance": {"whitespace_pattern": SPACE}}
         try:
             text = json.dumps({"grammars": [{"json_schema": schema}]}, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:

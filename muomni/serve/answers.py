@@ -83,13 +83,29 @@ class AudioAnswer(BaseModel):
     transcript: str
 
 
+class CalledFunction(BaseModel):
+    """A function and its arguments, an object in JSON."""
+
+    name: str
+    arguments: str
+
+
+class CallAnswer(BaseModel):
+    """A tool that the model calls."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class MessageAnswer(BaseModel):
-    """A reply; without `content` where it is spoken."""
+    """A reply; without `content` where it is spoken or only calls tools."""
 
     role: Literal["assistant"]
     content: str | None
     refusal: None
     audio: AudioAnswer | None = None
+    tool_calls: list[CallAnswer] | None = None
 
 
 class ChoiceAnswer(BaseModel):

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, TypeVar
@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from muomni.errors import UserError
+from muomni.errors import GrammarError, UserError
 from muomni.infer.async_streaming import AsyncTextStream
 from muomni.infer.preprocess import EngineInput
 from muomni.infer.sampling import PENALTIES, SamplingParams
@@ -25,6 +25,7 @@ from muomni.serve.replies import Answer, Head
 from muomni.serve.responses import ResponseReply, of_input, prompt_of
 from muomni.serve.settings import ServerSettings
 from muomni.serve.speech import Spoken, chat_format, encoded, first_of, spoken_pieces, text_and_format
+from muomni.serve.tools import template_tools
 from muomni.serve.transcriptions import Transcription, read_form
 
 T = TypeVar("T")
@@ -95,7 +96,10 @@ class Endpoints:
         with ExitStack() as stack:
             stack.enter_context(self._engine.place())
             asked = await self._read(request, schema.ChatRequest)
-            normalize = partial(messages.normalize, asked.messages, self._settings.max_media)
+            has_tools = self._engine.tokenizer.chat_template.has_tools
+            if asked.offered and not has_tools:
+                raise ApiError(400, messages.NO_TOOLS, param="tools", code="unsupported_value")
+            normalize = partial(messages.normalize, asked.messages, self._settings.max_media, has_tools=has_tools)
             prompt = await self._aside(request, normalize)
             limit = asked.max_completion_tokens or asked.max_tokens
             spoken = self._spoken(asked, stack)
@@ -195,9 +199,16 @@ class Endpoints:
         self._check_model(asked.model)
         if asked.n > self._settings.max_choices:
             raise ApiError(400, f"n: at most {self._settings.max_choices}", param="n", code="invalid_value")
-        params = self._params(asked, limit)
-        prepared, streams = await self._begin(request, stack, asked, prompt, params, raw=kind == "text")
-        answer = Answer(head, streams, self._engine.media_tokens(prepared), self._metrics, spoken)
+        tools = template_tools(asked.offered) if isinstance(asked, schema.ChatRequest) else None
+        try:
+            params = self._params(asked, limit)
+            prepared, streams = await self._begin(
+                request, stack, asked, prompt, params, raw=kind == "text", tools=tools
+            )
+        except GrammarError as error:
+            raise ApiError(400, str(error), param="tools" if tools else "response_format") from None
+        parsers = [asked.parser() for _ in streams] if isinstance(asked, schema.ChatRequest) and tools else []
+        answer = Answer(head, streams, self._engine.media_tokens(prepared), self._metrics, spoken, parsers)
         headers = {"x-request-id": head.id, **_named(ignored)}
         if not asked.stream:
             return JSONResponse(await unless_left(request.receive, answer.whole()), headers=headers)
@@ -216,10 +227,12 @@ class Endpoints:
         params: SamplingParams,
         *,
         raw: bool,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> tuple[EngineInput, list[AsyncTextStream]]:
         """Submits a request once for each choice; `stack` ends the streams."""
         alone = asked.deterministic
-        prepared = await unless_left(request.receive, self._engine.prepare(prompt, params, raw=raw, alone=alone))
+        work = self._engine.prepare(prompt, params, raw=raw, alone=alone, tools=tools)
+        prepared = await unless_left(request.receive, work)
         options = {"batch_invariant": asked.deterministic, "speculate": asked.speculate}
         streams = []
         for row in range(asked.n):
@@ -250,6 +263,8 @@ class Endpoints:
         form = chat_format(asked)
         if asked.n != 1:
             raise ApiError(400, "n: one reply is spoken", param="n", code="invalid_value")
+        if asked.offered:
+            raise ApiError(400, "tools: a spoken reply calls none", param="tools", code="unsupported_value")
         stack.enter_context(self._engine.speaking_place())
         speech = self._engine.speech(asked.audio.voice_name if asked.audio is not None else None, asked.seed)
         stack.callback(speech.close)

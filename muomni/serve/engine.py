@@ -1,10 +1,12 @@
 """What answers: one engine with one model thread, places that are counted, and media that are decoded beside it."""
 
 import asyncio
+import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -162,7 +164,15 @@ class ServingEngine:
         """Runs what would hold up the event loop: parsing of large bodies, decoding."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, function)
 
-    async def prepare(self, prompt: Any, params: SamplingParams, *, raw: bool, alone: bool) -> EngineInput:
+    async def prepare(
+        self,
+        prompt: Any,
+        params: SamplingParams,
+        *,
+        raw: bool,
+        alone: bool,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> EngineInput:
         """The engine's input: the prompt read and its media decoded in the pool, and encoded by the model thread.
 
         A short text is read at once: that takes a tenth of a millisecond, less than the way to the pool and back.
@@ -170,20 +180,21 @@ class ServingEngine:
         Raises:
             PromptError, MediaError: the prompt is wrong.
         """
-        work = partial(self._prepare, prompt, params, raw=raw, alone=alone)
-        return work() if _is_short(prompt, params) else await self.in_pool(work)
+        runtime, max_pixels = self.model.runtime, self._settings.max_pixels
+        reading = Reading(raw=raw, alone=alone, files=False, grammars=runtime.grammars, max_pixels=max_pixels)
+        work = partial(self._prepare, prompt, params, replace(reading, tools=tools))
+        return work() if _is_short(prompt, params) and not tools else await self.in_pool(work)
 
-    def _prepare(self, prompt: Any, params: SamplingParams, *, raw: bool, alone: bool) -> EngineInput:
+    def _prepare(self, prompt: Any, params: SamplingParams, reading: Reading) -> EngineInput:
         encoders = self.model.runtime.media
-        self._check_length(prompt)
-        grammars, max_pixels = self.model.runtime.grammars, self._settings.max_pixels
-        reading = Reading(raw=raw, alone=alone, files=False, grammars=grammars, max_pixels=max_pixels)
+        self._check_length(prompt, reading.tools)
         return prepare(self.model, self.tokenizer, encoders, [(prompt, params)], [""], reading, self.engine.run)[0]
 
-    def _check_length(self, prompt: Any) -> None:
+    def _check_length(self, prompt: Any, tools: Sequence[Mapping[str, Any]] | None) -> None:
         """Refuses a text that cannot fit, however its characters are joined: to tokenize it would take very long."""
         contents = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
-        count = 0
+        calls = [] if isinstance(prompt, str) else [message.get("tool_calls", ()) for message in prompt]
+        count = len(json.dumps([tools, calls])) if tools or any(calls) else 0
         for content in contents:
             texts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
             count += sum(map(len, texts))

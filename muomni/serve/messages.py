@@ -4,20 +4,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from muomni.serve.errors import ApiError
+from muomni.serve.tools import template_calls
 
 _MEDIA = frozenset({"image_url", "input_audio"})
 _MOST_MESSAGES = 4096
+NO_TOOLS = "this model's chat template has no tools"
 
 
-def normalize(messages: Sequence[Mapping[str, Any]], max_media: int) -> list[dict[str, Any]]:
+def normalize(
+    messages: Sequence[Mapping[str, Any]], max_media: int, *, has_tools: bool = False
+) -> list[dict[str, Any]]:
     """The messages that the chat template takes.
 
     `developer` is the system; an assistant's `content` that is null, absent or an empty list is ""; neighbours of one
-    role are joined.
+    role are joined, but for those of tools and their calls.
 
     Args:
         messages: as a client sent them.
         max_media: pictures and sounds at most.
+        has_tools: calls and what they gave are taken.
 
     Raises:
         ApiError: a message or part has no known form, or there are too many of them.
@@ -31,21 +36,26 @@ def normalize(messages: Sequence[Mapping[str, Any]], max_media: int) -> list[dic
     for number, message in enumerate(messages):
         where = f"messages[{number}]"
         role = "system" if message.get("role") == "developer" else message.get("role")
-        if message.get("tool_calls") or role in ("tool", "function"):
-            raise ApiError(400, "this model has no tools", param=f"{where}.role", code="unsupported_value")
+        calls = message.get("tool_calls") if role == "assistant" else None
+        if role == "function" or (not has_tools and (calls or role == "tool")):
+            raise ApiError(400, NO_TOOLS, param=f"{where}.role", code="unsupported_value")
         content = _content(message.get("content"), role, where)
         media += sum(part["type"] in _MEDIA for part in content if isinstance(part, dict))
         if media > max_media:
             raise ApiError(
                 400, f"a request may hold {max_media} pictures and sounds", param=where, code="too_many_media"
             )
-        add_turn(result, role, content)
+        if calls:
+            calls = template_calls(calls, where)
+            result.append({"role": role, "content": content, "tool_calls": calls})
+        else:
+            add_turn(result, role, content)
     return result
 
 
 def add_turn(turns: list[dict[str, Any]], role: Any, content: str | list[dict[str, Any]]) -> None:
     """Adds a message to others; neighbours of one role are joined."""
-    if turns and turns[-1]["role"] == role:
+    if turns and turns[-1]["role"] == role != "tool" and "tool_calls" not in turns[-1]:
         turns[-1]["content"] = _joined(turns[-1]["content"], content)
     else:
         turns.append({"role": role, "content": content})

@@ -11,6 +11,7 @@ from muomni.infer.async_streaming import AsyncTextStream
 from muomni.infer.streaming import Chunk, Reply
 from muomni.serve.metrics import Metrics
 from muomni.serve.speech import Spoken
+from muomni.serve.tools import CallParser
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Answer:
         media_tokens: tokens of the prompt's pictures and sounds, for its usage.
         metrics: measure the streams.
         spoken: speaks the one reply, or None.
+        parsers: find the calls of each stream, where there are tools.
 
     Attributes:
         done: the newest of `chunks` are the last.
@@ -60,7 +62,9 @@ class Answer:
         media_tokens: dict[str, int],
         metrics: Metrics,
         spoken: Spoken | None = None,
+        parsers: Sequence[CallParser] = (),
     ) -> None:
+        self._parsers = parsers
         self.done = False
         self._spoken = spoken
         self._head = head
@@ -102,17 +106,36 @@ class Answer:
                 start = {"role": "assistant", "content": ""}
                 held = [self._chunk(number, start, None, more) for number in range(len(self._streams))]
             async for number, text in _merged(self._chunks):
+                held += [self._chunk(number, delta, None, more) for delta in self._deltas(number, text)]
                 if text is None:
-                    held.append(self._chunk(number, {}, self._streams[number].reply.finish_reason, more))
+                    held.append(self._chunk(number, {}, self._reason(number), more))
                     continue
-                held.append(self._chunk(number, {"content": text}, None, more))
-                if not self._streams[number].ended:  # else the chunk of its end follows at once
+                if held and not self._streams[number].ended:  # else the chunk of its end follows at once
                     yield held
                     held = []
         if include_usage:
             held.append(self._head.of([], chunk=True, usage=self.usage()))
         self.done = True
         yield held
+
+    def _deltas(self, number: int, text: str | None) -> list[dict[str, Any]]:
+        """What a piece of a reply's text, or with None its end, adds to the message."""
+        if not self._parsers:
+            return [] if text is None else [{"content": text}]
+        parser = self._parsers[number]
+        first = len(parser.calls)
+        pieces = [parser.finish()] if text is None else list(parser.push(text))
+        calls = [{"index": index, **call} for index, call in enumerate(parser.calls[first:], first)]
+        return [
+            {"content": piece} if isinstance(piece, str) else {"tool_calls": [calls.pop(0)]}
+            for piece in pieces
+            if piece
+        ]
+
+    def _reason(self, number: int) -> str:
+        """Why a reply has ended."""
+        reason = self._streams[number].reply.finish_reason
+        return "tool_calls" if reason == "stop" and self._parsers and self._parsers[number].calls else reason
 
     @property
     def _audio_id(self) -> str:
@@ -127,12 +150,18 @@ class Answer:
         return {**counts, "prompt_tokens_details": details}
 
     def _choice(self, number: int, reply: Reply) -> dict[str, Any]:
-        end = {"index": number, "finish_reason": reply.finish_reason, "logprobs": None}
+        message: dict[str, Any] = {"role": "assistant", "content": reply.text, "refusal": None}
+        if self._parsers:
+            parser = self._parsers[number]
+            content = "".join(piece for piece in parser.push(reply.text) if isinstance(piece, str)) + parser.finish()
+            if parser.calls:
+                message = {**message, "content": content or None, "tool_calls": parser.calls}
+        end = {"index": number, "finish_reason": self._reason(number), "logprobs": None}
         if self._spoken is not None:
             audio = self._spoken.as_part(self._audio_id, reply.text)
             return {**end, "message": {"role": "assistant", "content": None, "refusal": None, "audio": audio}}
         if self._head.kind == "chat":
-            return {**end, "message": {"role": "assistant", "content": reply.text, "refusal": None}}
+            return {**end, "message": message}
         return {**end, "text": reply.text}
 
     def _chunk(self, number: int, delta: dict[str, Any], reason: str | None, more: dict[str, Any]) -> dict[str, Any]:

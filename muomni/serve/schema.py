@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSche
 from muomni.data.media.media_ref import MediaContent
 from muomni.serve.errors import ApiError
 from muomni.serve.response_format import JsonSchema, ResponseFormat
+from muomni.serve.tools import ToolRequest
 
 # Accepted without an effect: they say who asks, or how a provider may store and route.
 _WITHOUT_EFFECT = frozenset(
@@ -61,7 +62,7 @@ _PARTS = [
     _part("input_audio", input_audio=_object(data=_TEXT)),
 ]
 _MESSAGE = _object(
-    role={"enum": ["developer", "system", "user", "assistant"]},
+    role={"enum": ["developer", "system", "user", "assistant", "tool"]},
     content={"anyOf": [_TEXT, {"type": "array", "items": {"anyOf": _PARTS}}, {"type": "null"}]},
 )
 
@@ -117,7 +118,7 @@ class _Request(BaseModel):
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = _NOT_SUPPORTED
 
     @property
-    def grammar(self) -> dict[str, Any] | None:
+    def grammar(self) -> dict[str, Any] | str | None:
         """What the reply has to follow, or None; see `SamplingParams.grammar`."""
         return None
 
@@ -163,7 +164,7 @@ class AudioOptions(BaseModel):
         return _voice_name(self.voice)
 
 
-class ChatRequest(_Request):
+class ChatRequest(_Request, ToolRequest):
     """`POST /v1/chat/completions`.
 
     Attributes:
@@ -172,6 +173,7 @@ class ChatRequest(_Request):
         audio: with `modalities` that hold "audio".
         max_completion_tokens: of the reply; comes before the older `max_tokens`.
         response_format: what the reply has to be; None is any text.
+        tools, tool_choice, parallel_tool_calls: see `ToolRequest`.
     """
 
     messages: list[Annotated[dict[str, Any], WithJsonSchema(_MESSAGE)]]
@@ -182,9 +184,17 @@ class ChatRequest(_Request):
     response_format: ResponseFormat | None = None
 
     @property
-    def grammar(self) -> dict[str, Any] | None:
-        """See `_Request`."""
-        return None if self.response_format is None else self.response_format.grammar
+    def grammar(self) -> dict[str, Any] | str | None:
+        """See `_Request`.
+
+        Raises:
+            ApiError: the reply would have to be a call, and of another form.
+        """
+        form = None if self.response_format is None else self.response_format.grammar
+        if form is not None and self.offered:
+            message = 'response_format: not beside tools, unless tool_choice is "none"'
+            raise ApiError(400, message, param="response_format", code="unsupported_value")
+        return self.call_grammar if form is None else form
 
 
 class CompletionRequest(_Request):

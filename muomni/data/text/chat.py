@@ -4,11 +4,12 @@ A conversation is ChatML: each turn is `<|im_start|>`, the role, a newline, the 
 template is Jinja and is saved with the tokenizer, so Hugging Face's `apply_chat_template` writes the same.
 """
 
+import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar, cast
 
 from muomni.data.text.content_parts import MediaPart, PartRules, kind_of_value, name_of_type
 from muomni.data.text.special_tokens import MEDIA_MARKS, PLACEHOLDERS, SPECIAL
@@ -18,18 +19,21 @@ if TYPE_CHECKING:
     from muomni.data.text.tokenizer import Tokenizer
 
 ROLES = ("system", "user", "assistant")
+T = TypeVar("T")
 
 
 class Message(TypedDict):
     """One turn.
 
-    `role` is system, user or assistant. `content` is a text, or a list of parts where it holds a picture, sound or
-    video; see `PartRules.part` for their form. `weight` is 0 in an answer that is not learnt.
+    `role` is system, user, assistant, or tool for what a call gave. `content` is a text, or a list of parts where it
+    holds a picture, sound or video; see `PartRules.part` for their form. `weight` is 0 in an answer that is not learnt.
+    `tool_calls` are the assistant's, in OpenAI's form.
     """
 
     role: str
     content: str | list[dict[str, Any]]
     weight: NotRequired[int]
+    tool_calls: NotRequired[list[dict[str, Any]]]
 
 
 def as_messages(prompt: Any) -> Any:
@@ -42,7 +46,7 @@ def as_messages(prompt: Any) -> Any:
     messages = prompt if content is None else [{"role": "user", "content": content}]
     last = messages[-1] if isinstance(messages, Sequence) and messages else None
     content = last.get("content") if isinstance(last, Mapping) else None
-    if isinstance(content, str) and not content.strip():
+    if isinstance(content, str) and not content.strip() and last is not None and last.get("role") != "tool":
         raise PromptError("the prompt is empty: there is nothing to answer")
     return messages
 
@@ -87,6 +91,7 @@ def check_messages(
     root: Path | None = None,
     files: bool = True,
     videos: bool = False,
+    tools: bool = False,
 ) -> list[Message]:
     """The messages in one form, or an error that says which one is wrong.
 
@@ -105,6 +110,7 @@ def check_messages(
         root: what relative paths are relative to; None for the working directory.
         files: False refuses paths, so that a message can only bring its media with it.
         videos: open video files (path or bytes) for their frames; False wants a list of pictures.
+        tools: the assistant's messages may have `tool_calls`, and what those gave may follow as role tool.
 
     Raises:
         error: naming `where`, the message's number and what is allowed.
@@ -114,10 +120,16 @@ def check_messages(
     if not messages:
         raise error(f"{where}: holds no message")
     rules = PartRules(inputs, root, files, error, videos)
-    checked = [_check_message(message, f"{where}: message {n}", rules) for n, message in enumerate(messages, 1)]
-    expected = "user"
+    checked = [_check_message(message, f"{where}: message {n}", rules, tools) for n, message in enumerate(messages, 1)]
+    expected, called = "user", False
     for number, message in enumerate(checked, 1):
         role = message["role"]
+        if role == "tool":
+            if not called:
+                raise error(f"{where}: message {number}: a tool's message follows the assistant's `tool_calls`")
+            expected = "assistant"
+            continue
+        called = bool(message.get("tool_calls"))
         if role == "system":
             if number > 1:
                 raise error(f"{where}: message {number}: a system message can only come first")
@@ -131,7 +143,7 @@ def check_messages(
     return checked
 
 
-def _check_message(message: object, where: str, rules: PartRules) -> Message:
+def _check_message(message: object, where: str, rules: PartRules, tools: bool) -> Message:
     error = rules.error
     if not isinstance(message, Mapping):
         raise error(f'{where}: must be {{"role": ..., "content": ...}}, not {name_of_type(message)}')
@@ -139,18 +151,21 @@ def _check_message(message: object, where: str, rules: PartRules) -> Message:
         keys = ", ".join(map(str, message)) or "none"
         raise error(f'{where}: needs the keys "role" and "content"; it has: {keys}')
     role = message["role"]
-    if role not in ROLES:
-        raise error(f"{where}: role {role!r} is not known; it must be one of {', '.join(ROLES)}")
-    for key in ("tool_calls", "function_call", "audio"):
+    roles = (*ROLES, "tool") if tools else ROLES
+    if role not in roles:
+        raise error(f"{where}: role {role!r} is not known; it must be one of {', '.join(roles)}")
+    for key in ("function_call", "audio") if tools else ("tool_calls", "function_call", "audio"):
         if message.get(key) is not None:
             raise error(f"{where}: {key!r} is not supported by this model")
     content = _content_of(message["content"], where, rules)
-    if role == "assistant" and not isinstance(content, str):
-        raise error(f"{where}: the assistant answers in text; only the others' messages hold media")
+    if role in ("assistant", "tool") and not isinstance(content, str):
+        raise error(f"{where}: the {role} answers in text; only the others' messages hold media")
     weight = message.get("weight")
     if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
         raise error(f"{where}: weight = {weight!r}: must be 0 (the answer is not learnt) or 1")
     checked: Message = {"role": role, "content": content}
+    if role == "assistant" and message.get("tool_calls"):
+        checked["tool_calls"] = list(message["tool_calls"])
     return {**checked, "weight": 0} if role == "assistant" and weight == 0 else checked
 
 
@@ -228,6 +243,7 @@ def encode_chat(
     *,
     inputs: Collection[str] = (),
     files: bool = True,
+    tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> EncodedChat:
     """The ids of a conversation, and which of them are the assistant's words.
 
@@ -246,25 +262,30 @@ def encode_chat(
             not be the assistant's.
         inputs: see `check_messages`.
         files: see `check_messages`.
+        tools: that the assistant may call, in OpenAI's form; None refuses messages about tools, too.
 
     Raises:
         PromptError: the messages are not a conversation, the template refuses them or has no place for their
             media, or the tokenizer lacks the tokens for those.
         MediaError: a video file cannot be read.
     """
-    checked = check_messages(messages, inputs=inputs, files=files, videos=True)
+    checked = check_messages(messages, inputs=inputs, files=files, videos=True, tools=tools is not None)
     if add_generation_prompt and checked[-1]["role"] == "assistant":
         raise PromptError("messages: the last one is the assistant's, so there is nothing to answer")
-    return encode_chats(tokenizer, [checked], add_generation_prompt)[0]
+    return encode_chats(tokenizer, [checked], add_generation_prompt, tools or ())[0]
 
 
 def encode_chats(
-    tokenizer: "Tokenizer", chats: Sequence[Sequence[Message]], add_generation_prompt: bool = False
+    tokenizer: "Tokenizer",
+    chats: Sequence[Sequence[Message]],
+    add_generation_prompt: bool = False,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> list[EncodedChat]:
     """Many conversations at once, on all cores; each as `encode_chat`, its messages already checked."""
     media = [tuple(_media_of(chat)) for chat in chats]
     parts: list[list[_Part]] = [
-        list(_parts(tokenizer, chat, add_generation_prompt, inside)) for chat, inside in zip(chats, media, strict=True)
+        list(_parts(tokenizer, chat, add_generation_prompt, inside, tools))
+        for chat, inside in zip(chats, media, strict=True)
     ]
     texts = [part.text for chat in parts for part in chat if part.special is None]
     encoded = iter(tokenizer.encode_batch(texts))
@@ -306,7 +327,11 @@ class _Part:
 
 
 def _parts(
-    tokenizer: "Tokenizer", chat: Sequence[Message], add_generation_prompt: bool, media: Sequence[MediaPart]
+    tokenizer: "Tokenizer",
+    chat: Sequence[Message],
+    add_generation_prompt: bool,
+    media: Sequence[MediaPart],
+    tools: Sequence[Mapping[str, Any]],
 ) -> Iterator[_Part]:
     """Cuts the rendered conversation at the special tokens that the template wrote, and at answers' starts."""
     pattern = tokenizer.special_pattern
@@ -314,8 +339,8 @@ def _parts(
     for mark, kind in PLACEHOLDERS.items():
         if kind in kinds and not pattern.fullmatch(mark):
             raise PromptError(f"this tokenizer has no token {mark}, so there is no place for {kind} input")
-    shielded, names = _shield(chat, pattern)
-    rendered = tokenizer.chat_template.render(shielded, add_generation_prompt)
+    shielded, shielded_tools, names = _shield(chat, tools, pattern)
+    rendered = tokenizer.chat_template.render(shielded, add_generation_prompt, shielded_tools)
     header = "assistant\n"
     answer = False
     learnt = iter([is_learnt(message) for message in chat if message["role"] == "assistant"])
@@ -340,17 +365,21 @@ def _parts(
         previous = piece
 
 
-def _shield(chat: Sequence[Message], pattern: "re.Pattern[str]") -> tuple[list[Message], dict[str, str]]:
-    """The messages as the template gets them: without the names of special tokens.
+def _shield(
+    chat: Sequence[Message], tools: Sequence[Mapping[str, Any]], pattern: "re.Pattern[str]"
+) -> tuple[list[Message], list[dict[str, Any]], dict[str, str]]:
+    """The messages and tools as the template gets them: without the names of special tokens.
 
     Each such name in their text is replaced by a stand-in, and of media there is only what kind they are, since a path
     may hold such a name too.
 
     Returns:
-        the messages, and the name behind each stand-in. Stand-ins are made of private-use characters
+        the messages, the tools, and the name behind each stand-in. Stand-ins are made of private-use characters
         that occur in no message.
     """
     texts = [text_of(message) for message in chat]
+    calls = [call for message in chat for call in message.get("tool_calls", [])]
+    texts.append(json.dumps([tools, calls], ensure_ascii=False) if tools or calls else "")
     names: dict[str, str] = {}
     runs = (len(run) for text in texts for run in re.findall("\ue000+", text))
     opening = "\ue000" * (max(runs, default=0) + 1)
@@ -366,9 +395,25 @@ def _shield(chat: Sequence[Message], pattern: "re.Pattern[str]") -> tuple[list[M
             return {"type": "text", "text": pattern.sub(stand_in, part["text"])}
         return {"type": kind, kind: [""] * len(part[kind]) if kind == "video" else ""}
 
+    def replaced(text: str) -> str:
+        return pattern.sub(stand_in, text)
+
     messages: list[Message] = []
     for message in chat:
         content = message["content"]
-        clean = pattern.sub(stand_in, content) if isinstance(content, str) else [shielded(part) for part in content]
+        clean = replaced(content) if isinstance(content, str) else [shielded(part) for part in content]
         messages.append({"role": message["role"], "content": clean})
-    return messages, names
+        if "tool_calls" in message:
+            messages[-1]["tool_calls"] = _texts_replaced(message["tool_calls"], replaced)
+    return messages, cast("list[dict[str, Any]]", _texts_replaced(list(tools), replaced)), names
+
+
+def _texts_replaced(value: T, replaced: Callable[[str], str]) -> T:
+    """A value of JSON with other texts, keys too."""
+    if isinstance(value, str):
+        return cast("T", replaced(value))
+    if isinstance(value, Mapping):
+        return cast("T", {replaced(key): _texts_replaced(inner, replaced) for key, inner in value.items()})
+    if isinstance(value, list | tuple):
+        return cast("T", [_texts_replaced(inner, replaced) for inner in value])
+    return value

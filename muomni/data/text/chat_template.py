@@ -58,12 +58,23 @@ class ChatTemplate:
     source: str = CHATML
     variables: Mapping[str, Any] = field(default_factory=dict)
 
-    def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False) -> str:
+    @cached_property
+    def has_tools(self) -> bool:
+        """Whether it writes tools and their calls, as `<tool_call>` with JSON inside (Qwen's and Hermes' form)."""
+        return "tools" in self.source and "<tool_call>" in self.source and "<function=" not in self.source
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = False,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> str:
         """The conversation as text.
 
         Args:
             messages: as `check_messages` returns them.
             add_generation_prompt: end with the opening of an assistant's turn.
+            tools: that the assistant may call, in OpenAI's form.
 
         Raises:
             PromptError: the template refuses the messages.
@@ -73,7 +84,7 @@ class ChatTemplate:
 
         try:
             return self._compiled.render(
-                **{"tools": None, "documents": None, **self.variables},
+                **{"documents": None, **self.variables, "tools": list(tools) or None},
                 messages=[dict(message) for message in messages],
                 add_generation_prompt=add_generation_prompt,
             )
