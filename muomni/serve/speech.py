@@ -32,6 +32,8 @@ RATE = 24_000
 # Pieces of base64 that clients join and decode once: whole samples, and no padding inside.
 _PIECE = 6
 _EXPIRES_S = 3600
+# Pieces of text and sound that wait for a client.
+_AHEAD = 8
 
 
 @dataclass(frozen=True)
@@ -256,7 +258,8 @@ class Spoken:
         Raises:
             what the text or its speech raises.
         """
-        ready: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
+        # Bounded: speech of which the client takes nothing is not computed on.
+        ready: asyncio.Queue[tuple[str, Any]] = asyncio.Queue(_AHEAD)
         texts: asyncio.Queue[str | None] = asyncio.Queue()
         sounds = spoken_pieces(self._engine, self._speech, _until_none(texts))
         tasks = [
@@ -292,10 +295,10 @@ async def _feed(ready: "asyncio.Queue[tuple[str, Any]]", kind: str, values: Asyn
     """Puts values into a queue, then their end or the error."""
     try:
         async for value in values:
-            ready.put_nowait((kind, value))
-        ready.put_nowait((f"{kind} end", None))
+            await ready.put((kind, value))
+        await ready.put((f"{kind} end", None))
     except Exception as error:  # noqa: BLE001 - raised by who reads the queue
-        ready.put_nowait(("error", error))
+        await ready.put(("error", error))
 
 
 async def _noted(chunks: AsyncIterator[Chunk], texts: "asyncio.Queue[str | None]") -> AsyncIterator[str]:

@@ -1,18 +1,22 @@
+import asyncio
 import base64
 import copy
 import io
 import json
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import soundfile
 import soxr
+import torch
 from openai import OpenAI
 
 from muomni import MuOmni
+from muomni.serve.speech import FORMATS, Spoken
 from tests.infer.speech.models import make_speaking
 from tests.serve.conftest import Running, running
 from tests.serve.test_chat import events
@@ -169,6 +173,33 @@ def test_a_listener_who_leaves_is_no_longer_computed(server: Running) -> None:
     speaker = server.engine.model.runtime.speakers._shared
     assert speaker is not None
     assert speaker.listeners == 0
+
+
+def test_speech_is_not_computed_for_a_client_who_takes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    async def pieces(*_: Any, **__: Any) -> AsyncIterator[torch.Tensor]:
+        for number in range(1000):
+            made.append(number)
+            yield torch.zeros(240)
+            await asyncio.sleep(0)
+
+    async def no_text() -> AsyncIterator[Any]:
+        for _ in ():
+            yield
+
+    async def listen() -> int:
+        spoken = Spoken(None, SimpleNamespace(sample_rate=16_000), FORMATS["pcm"])  # type: ignore[arg-type]
+        deltas = spoken.deltas(no_text(), "a")
+        for _ in range(3):
+            await anext(deltas)
+        await asyncio.sleep(0.05)
+        so_far = len(made)
+        await deltas.aclose()
+        return so_far
+
+    monkeypatch.setattr("muomni.serve.speech.spoken_pieces", pieces)
+    assert 3 < asyncio.run(listen()) < 30
 
 
 def test_voices_and_modalities_are_listed(server: Running, serving: Callable[..., Any]) -> None:

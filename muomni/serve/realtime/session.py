@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from muomni.serve.errors import ApiError
 
 # Characters of a text that an event may hold: events that tell of it stay below 1 MiB, the limit of many clients.
-MAX_TEXT = 200_000
+MAX_TEXT = 150_000
 _NEUTRAL: tuple[Any, ...] = (None, [], "auto", "none")
 
 
