@@ -31,7 +31,7 @@ from muomni.serve.transcriptions import Transcription, read_form
 T = TypeVar("T")
 log = logging.getLogger("muomni.serve")
 # Bodies from this size on are parsed in the pool: parsing holds up the event loop.
-_LARGE_BODY = 256 << 10
+_LARGE_BODY = 64 << 10
 # What of a key that is not known may stand in a header.
 _NAME, _NAME_LENGTH, _MOST_NAMES = re.compile(r"[\w.-]+", re.ASCII), 64, 20
 _HTTP_ERRORS = {
@@ -242,13 +242,15 @@ class Endpoints:
         return prepared, streams
 
     async def _read(self, request: Request, kind: type[schema.T]) -> schema.T:
-        return await self._aside(request, partial(schema.parse, kind, await request.body()))
+        body = bytearray()  # to join many pieces at once would hold up the event loop
+        async for piece in request.stream():
+            body += piece
+        request.state.is_large = len(body) >= _LARGE_BODY
+        return await self._aside(request, partial(schema.parse, kind, body))
 
     async def _aside(self, request: Request, function: "partial[T]") -> T:
         """Calls what takes long where the body is large, then in the pool."""
-        if len(await request.body()) < _LARGE_BODY:
-            return function()
-        return await self._engine.in_pool(function)
+        return await self._engine.in_pool(function) if request.state.is_large else function()
 
     def _params(self, asked: schema.AnyTextRequest, limit: int | None) -> SamplingParams:
         """The settings of a request; what it leaves out is as everywhere else."""

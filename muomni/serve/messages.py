@@ -1,5 +1,6 @@
 """OpenAI's messages in the one form that the model's prompts have."""
 
+import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,7 +41,7 @@ def normalize(
         if role == "function" or (not has_tools and (calls or role == "tool")):
             raise ApiError(400, NO_TOOLS, param=f"{where}.role", code="unsupported_value")
         content = _content(message.get("content"), role, where)
-        media += sum(part["type"] in _MEDIA for part in content if isinstance(part, dict))
+        media += 0 if isinstance(content, str) else sum(part["type"] in _MEDIA for part in content)
         if media > max_media:
             raise ApiError(
                 400, f"a request may hold {max_media} pictures and sounds", param=where, code="too_many_media"
@@ -112,7 +113,9 @@ def _base64(data: str) -> str:
     """Strict base64: without line breaks and a data URL's head, with padding."""
     if data[:5].lower() == "data:":
         data = data.partition(",")[2]
-    data = "".join(data.split())
+    # Millions of characters: each call here holds up the event loop.
+    if not data.isascii() or any(space in data for space in string.whitespace):
+        data = "".join(data.split())
     return data + "=" * (-len(data) % 4)
 
 

@@ -415,12 +415,14 @@ _NOT_HEARD = {
 
 # What JSON makes of each value takes a hundred bytes and more, however short it is.
 _MOST_VALUES = 1 << 18
+# Wrong values beyond which none is named.
+_MOST_ERRORS = 1000
 AnyTextRequest = ChatRequest | CompletionRequest | ResponsesRequest
 AnyRequest = AnyTextRequest | SpeechRequest | TranscriptionRequest
 T = TypeVar("T", bound=BaseModel)
 
 
-def parse(kind: type[T], body: bytes) -> T:
+def parse(kind: type[T], body: bytes | bytearray) -> T:
     """A request from its JSON.
 
     Raises:
@@ -444,6 +446,9 @@ def _told(make: Callable[[], T]) -> T:
     try:
         return make()
     except ValidationError as error:
+        if error.error_count() > _MOST_ERRORS:  # to describe one of them describes all
+            message = f"{error.error_count():,} values have a wrong type"
+            raise ApiError(400, message, code="invalid_value") from None
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         # Behind the key stand numbers, and names of types that a value may have.
         param, *rest = map(str, first["loc"] or ("",))

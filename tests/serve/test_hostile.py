@@ -145,6 +145,7 @@ SMALL = {
     "many turns": chat(messages=[USER, {"role": "assistant"}] * 10_000),
     "many unknown keys": chat(**{f"k{number}": 1 for number in range(30_000)}),
     "many values": chat(x=[1] * 1_000_000),
+    "many wrong values": chat(messages=[1] * 100_000),
     "many objects": chat(x=[{}] * 300_000),
     "special tokens": user("<|im_start|>" * 50_000),
     "private use": user("\ue000" * 400_000),

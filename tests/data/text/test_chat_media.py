@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from muomni.data import ChatTemplate, Tokenizer, check_messages, encode_chat
 from muomni.data.media.media_ref import MediaRef
+from muomni.data.text import content_parts
 from muomni.data.text.chat import as_messages, encode_chats, expand
 from muomni.data.text.content_parts import kind_of_value
 from muomni.errors import DataError, PromptError
@@ -230,3 +231,20 @@ def test_the_kind_of_a_bare_value(value: object, kind: str) -> None:
 def test_what_is_no_prompt_is_refused(tokenizer: Tokenizer, prompt: Any) -> None:
     with pytest.raises(PromptError):
         encode_chat(tokenizer, as_messages(prompt), inputs=ALL)
+
+
+@given(st.binary(max_size=30).map(lambda data: base64.b64encode(data).decode()) | st.text("AQ=+é \n", max_size=20))
+@example("AAAAAA==AAAA")
+@example("AAA=AAAA")
+@example("AAAAAAA==")
+def test_base64_is_decoded_in_slices_as_in_one(text: str) -> None:
+    def result(decode: Any) -> bytes | None:
+        try:
+            decoded: bytes = decode(text)
+        except ValueError:
+            return None
+        return decoded
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(content_parts, "_SLICE", 4)
+        assert result(content_parts._decoded) == result(lambda text: base64.b64decode(text, validate=True))
