@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
+from playwright.sync_api import expect
 
 from tests.serve.conftest import Running
 from tests.serve.page.actions import replies, set_up, write
@@ -83,6 +84,10 @@ def test_text_can_be_read(open_page: Callable[..., "Page"], server: Running, sch
     assert page.evaluate(TOO_FAINT) == []
     assert page.evaluate("document.getAnimations().length") == 0
     page.keyboard.press("Escape")
+    page.get_by_role("button", name="Talk hands-free").click()
+    expect(page.locator("#live-state")).to_have_text("Listening")
+    assert page.evaluate(TOO_FAINT) == []
+    page.get_by_role("button", name="End").click()
     page.get_by_role("button", name="Settings").click()
     assert page.evaluate(TOO_FAINT) == []
 
