@@ -35,9 +35,13 @@ def test_places_are_counted_on_whatever_was_taken() -> None:
     third = buffer.end // 3
     assert len(buffer.take(100, third)) == third - 100
     assert (buffer.begin, len(buffer.take(0, third + 50))) == (third, 50)
+    taken = buffer.end
+    buffer.append(SOUND.tobytes())
     end = buffer.end
-    buffer.drop(end - 10)
-    assert third + 50 < buffer.begin <= end - 10 and buffer.end == end
+    buffer.drop(taken - 1)  # pieces are dropped whole
+    assert (buffer.begin, buffer.end) == (third + 50, end)
+    buffer.drop(taken + 10)
+    assert (buffer.begin, buffer.end) == (taken, end)
     held = end - buffer.begin
     assert len(buffer.take(0, 1 << 40)) == held
 
