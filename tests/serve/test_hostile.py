@@ -55,8 +55,9 @@ FIELDS = [
     "tools", "tool_choice", "response_format", "logprobs", "top_logprobs", "logit_bias", "frequency_penalty",
     "presence_penalty", "metadata", "user", "prompt", "input", "voice", "speed", "response_format", "stream_format",
     "instructions", "echo", "suffix", "best_of", "x", " ", ",", "\u00e9", "a\nb", "ignore_eos", "max_new_tokens",
+    "text", "max_output_tokens", "previous_response_id", "store", "reasoning", "include", "truncation", "background",
 ]  # fmt: skip
-PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/audio/speech", "/tokenize"]
+PATHS = ["/v1/chat/completions", "/v1/responses", "/v1/completions", "/v1/audio/speech", "/tokenize"]
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,9 @@ def send(client: TestClient, path: str, body: bytes) -> Any:
 def test_any_values_in_any_key_are_answered_or_told(
     client: TestClient, path: str, messages: Any, keys: dict[str, Any], right: bool
 ) -> None:
-    body = {"messages": [*messages, USER] if right else messages, "prompt": "Hi", "input": "Hi", **keys}
+    body: dict[str, Any] = {"messages": [*messages, USER] if right else messages, "prompt": "Hi", "input": "Hi", **keys}
+    if path == "/v1/responses" and right:
+        body["input"] = body.pop("messages")
     send(client, path, json.dumps(body).encode())
 
 
