@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Picture = "Source | Image"
 # A picture of this many pixels takes 256 MB decoded; the header tells before anything is decoded.
 MAX_PIXELS = 64 << 20
+_MOST_SCANS = 100
 # Above this a picture is decoded in turn and converted in stripes.
 LARGE_PIXELS = 4 << 20
 # JPEG opens MPO too.
@@ -164,6 +165,9 @@ def _opened(content: bytes, name: str) -> "Iterator[Image]":
 
     if not content:
         raise MediaError(f"{name}: is empty")
+    # Each scan of a JPEG passes over the whole picture, and takes some bytes only. Metadata may look like one.
+    if content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > _MOST_SCANS + (len(content) >> 16):
+        raise MediaError(f"{name}: is a JPEG of more than {_MOST_SCANS} scans; save it anew")
     with _errors(name):
         try:
             image = Image.open(io.BytesIO(_with_metadata_first(content)), formats=FORMATS)

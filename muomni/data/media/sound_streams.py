@@ -13,6 +13,8 @@ from muomni.errors import MediaError
 
 _OGG_PAGE = 27
 _ID3 = 10
+# Joined in one file: each is opened by itself, however short it is.
+MOST_SOUNDS = 1000
 # The mark of a FLAC file, and the head of its first block, which has 34 bytes and may be the last.
 _FLAC = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
 
@@ -21,7 +23,7 @@ def joined_sounds(file: BinaryIO, name: str) -> list[tuple[int, int]]:
     """Begin and end, in bytes, of each sound of a file; one that is not of these formats is a single sound.
 
     Raises:
-        MediaError: an OGG file ends in the midst of a page, so it was cut off.
+        MediaError: an OGG file ends in the midst of a page, so it was cut off; or there are more than `MOST_SOUNDS`.
     """
     size = file.seek(0, os.SEEK_END)
     start = _read(file, 0, 16)
@@ -32,6 +34,8 @@ def joined_sounds(file: BinaryIO, name: str) -> list[tuple[int, int]]:
         begins = _one_behind_the_other(file, size, _end_of_wav)
     elif start[:3] == b"ID3" or _is_mp3_frame(start):
         begins = _one_behind_the_other(file, size, _end_of_mp3)
+    if len(begins) > MOST_SOUNDS:
+        raise MediaError(f"{name}: holds more than {MOST_SOUNDS:,} sounds joined; convert it")
     return list(zip(begins, [*begins[1:], size], strict=True))
 
 
@@ -51,7 +55,7 @@ def check_single_flac(file: BinaryIO, name: str) -> None:
 
 def _one_behind_the_other(file: BinaryIO, size: int, end_of: Callable[[BinaryIO, int, int], int | None]) -> list[int]:
     begins = [0]
-    while (end := end_of(file, begins[-1], size)) is not None and end > begins[-1]:
+    while len(begins) <= MOST_SOUNDS and (end := end_of(file, begins[-1], size)) is not None and end > begins[-1]:
         begins.append(end)
     return begins
 
@@ -63,7 +67,7 @@ def _ogg_chain(file: BinaryIO, size: int, name: str) -> list[int]:
     between two pages, of some 4 kB each, is therefore taken for a shorter sound.
     """
     begins, place, in_stream = [0], 0, False
-    while place < size:
+    while place < size and len(begins) <= MOST_SOUNDS:
         head = _read(file, place, _OGG_PAGE + 255)
         if head[:4] != b"OggS"[: len(head)]:
             break  # libsndfile looks for the next page by itself

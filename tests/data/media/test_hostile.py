@@ -296,3 +296,22 @@ def test_names_cannot_break_a_message() -> None:
         with pytest.raises(MediaError, match=words) as raised:
             load_image(MediaRef("image", name))
         assert str(raised.value).isprintable() and len(str(raised.value)) < 400
+
+
+def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded() -> None:
+    """Each passes over all pixels: half a megabyte could take an hour."""
+    jpeg = picture("JPEG", progressive=True)
+    scan = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    assert load_image(jpeg[:-2] + scan * 20 + b"\xff\xd9").size == (32, 24)
+    for read in (load_image, picture_size):
+        with pytest.raises(MediaError, match="scans"):
+            read(jpeg[:-2] + scan * 2000 + b"\xff\xd9")
+
+
+@pytest.mark.parametrize("form", ["WAV", "OGG"])
+def test_a_file_of_very_many_sounds_is_refused(form: str) -> None:
+    short = sound(form, SOUND[:1])
+    assert audio_seconds(short * 10) > 0
+    for read in (load_audio, audio_seconds):
+        with pytest.raises(MediaError, match="sounds joined"):
+            read(short * 1200)
