@@ -18,6 +18,8 @@ _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 MOST_TOOLS = 128
 # Calls of one reply; what follows stays text.
 _MOST_CALLS = 64
+# Of the arguments of a call.
+_MOST_LEVELS = 64
 _Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
 
@@ -146,6 +148,9 @@ def template_calls(calls: Any, where: str) -> list[dict[str, Any]]:
             arguments: Any = json.loads(text or "{}")
         except (ValueError, RecursionError):
             arguments = text
+        if _is_deep(arguments):
+            message = f"{where}.tool_calls: arguments may be nested {_MOST_LEVELS} levels deep"
+            raise ApiError(400, message, param=f"{where}.tool_calls", code="invalid_value")
         result.append({"type": "function", "function": {"name": name, "arguments": arguments}})
     return result
 
@@ -219,8 +224,18 @@ class CallParser:
         name, arguments = value.get("name"), value.get("arguments", {})
         if not isinstance(name, str) or name not in self._names or not isinstance(arguments, dict):
             return None
+        if _is_deep(arguments):
+            return None
         function = {"name": name, "arguments": json.dumps(arguments)}
         return {"id": f"call_{uuid.uuid4().hex}", "type": "function", "function": function}
+
+
+def _is_deep(value: Any, levels: int = _MOST_LEVELS) -> bool:
+    """Whether it is nested deeper than may be: everything that reads it again would do so recursively."""
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deep(each, levels - 1) for each in inner)
 
 
 def _refuse(name: str) -> None:

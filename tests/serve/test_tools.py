@@ -153,6 +153,10 @@ def test_what_a_tool_gave_is_read(tooled: Running, model: MuOmni) -> None:
     assert chat(tooled, messages=messages, tool_choice="none", max_tokens=4).status_code == 200
 
 
+def nested_call() -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "weather", "arguments": '{"a":' * 400 + "1" + "}" * 400}}
+
+
 @pytest.mark.parametrize(
     ("options", "param"),
     [
@@ -167,6 +171,7 @@ def test_what_a_tool_gave_is_read(tooled: Running, model: MuOmni) -> None:
         ({"modalities": ["text", "audio"]}, "tools"),
         ({"messages": [USER, {"role": "tool", "content": "x"}]}, "messages"),
         ({"messages": [USER, {"role": "assistant", "tool_calls": [3]}, USER]}, "messages[1].tool_calls"),
+        ({"messages": [USER, {"role": "assistant", "tool_calls": [nested_call()]}, USER]}, "messages[1].tool_calls"),
         ({"messages": [USER, {"role": "function", "content": "x"}]}, "messages[1].role"),
         (
             {
@@ -195,6 +200,7 @@ def test_a_template_without_tools_says_so(in_process: Callable[..., TestClient])
 
 
 CALL = '<tool_call>\n{"name": "clock", "arguments": {"zone": "</tool_call> é"}}\n</tool_call>'
+DEEP = '{"a":' * 400 + "1" + "}" * 400
 REPLIES = {
     CALL: ("", 1),
     f"Let me see.\n\n{CALL}\n{CALL}": ("Let me see.", 2),
@@ -207,6 +213,7 @@ REPLIES = {
     '<tool_call>{"name": "clock", "arguments": {"a": NaN}}</tool_call>': (None, 0),
     "<tool_call>" + "[" * 5000 + "</tool_call>": (None, 0),
     "<tool_call>nothing": (None, 0),
+    '<tool_call>{"name": "clock", "arguments": ' + DEEP + "}</tool_call>": (None, 0),
     f"<tool_call>broken</tool_call>{CALL}": ("<tool_call>broken</tool_call>", 1),
 }
 
