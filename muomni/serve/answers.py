@@ -182,8 +182,19 @@ class OutputText(BaseModel):
     logprobs: list[Any]
 
 
+class OutputCall(BaseModel):
+    """A call of a function: an item of a response."""
+
+    id: str
+    type: Literal["function_call"]
+    call_id: str
+    name: str
+    arguments: str
+    status: Literal["completed"]
+
+
 class OutputMessage(BaseModel):
-    """The one item of a response."""
+    """A message: an item of a response."""
 
     id: str
     type: Literal["message"]
@@ -211,5 +222,5 @@ class ResponsesAnswer(BaseModel):
     status: Literal["completed", "incomplete"]
     incomplete_details: dict[str, str] | None
     model: str
-    output: list[OutputMessage]
+    output: list[OutputMessage | OutputCall]
     usage: ResponsesUsage

@@ -171,13 +171,22 @@ class Endpoints:
             head = Head("response", self._settings.model_name)
             headers = {"x-request-id": head.id, **_named(self._ignored(asked))}
             self._check_model(asked.model)
-            prompt = await self._aside(request, partial(prompt_of, asked, self._settings.max_media))
+            has_tools = self._engine.tokenizer.chat_template.has_tools
+            tools = template_tools(asked.calls.offered)
+            if tools and not has_tools:
+                raise ApiError(400, messages.NO_TOOLS, param="tools", code="unsupported_value")
+            make = partial(prompt_of, asked, self._settings.max_media, has_tools=has_tools)
+            prompt = await self._aside(request, make)
             try:
                 params = self._params(asked, asked.max_output_tokens)
-                prepared, streams = await self._begin(request, stack, asked, prompt, params, raw=False)
+                prepared, streams = await self._begin(request, stack, asked, prompt, params, raw=False, tools=tools)
+            except GrammarError as error:
+                param = "tools" if tools else "text.format"
+                raise ApiError(400, str(error), param=param, code="invalid_value") from None
             except UserError as error:
                 raise of_input(error) from None
-            reply = ResponseReply(head, asked, prepared.params, streams[0], self._metrics)
+            parser = asked.calls.parser() if tools else None
+            reply = ResponseReply(head, asked, prepared.params, streams[0], self._metrics, parser)
             if not asked.stream:
                 return JSONResponse(await unless_left(request.receive, reply.whole()), headers=headers)
             held = stack.pop_all()
@@ -206,7 +215,8 @@ class Endpoints:
                 request, stack, asked, prompt, params, raw=kind == "text", tools=tools
             )
         except GrammarError as error:
-            raise ApiError(400, str(error), param="tools" if tools else "response_format") from None
+            param = "tools" if tools else "response_format"
+            raise ApiError(400, str(error), param=param, code="invalid_value") from None
         parsers = [asked.parser() for _ in streams] if isinstance(asked, schema.ChatRequest) and tools else []
         answer = Answer(head, streams, self._engine.media_tokens(prepared), self._metrics, spoken, parsers)
         headers = {"x-request-id": head.id, **_named(ignored)}

@@ -1,7 +1,7 @@
 """Requests as OpenAI's clients send them; what would change a reply and is not supported is refused."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cached_property, partial
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
@@ -258,7 +258,8 @@ class ResponsesRequest(_Request):
         instructions: go before the input, as the system's message.
         max_output_tokens: of the reply.
         text: what the reply has to be.
-        tools: functions are not supported; types that are not known are left out.
+        tools: functions that may be called; types that are not known are left out.
+        tool_choice, parallel_tool_calls: see `ToolRequest`.
         metadata: comes back with the response.
     """
 
@@ -267,11 +268,13 @@ class ResponsesRequest(_Request):
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     text: TextOptions | None = None
     tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     metadata: dict[str, str] | None = None
     n: Literal[1] = 1
 
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        **{key: _NOT_SUPPORTED[key] for key in ("tool_choice", "top_logprobs")},
+        "top_logprobs": (None, 0),
         "background": (None, False),
         "context_management": (None, []),
         "include": (None, []),
@@ -283,12 +286,41 @@ class ResponsesRequest(_Request):
     }
 
     @property
-    def grammar(self) -> dict[str, Any] | None:
-        """See `_Request`."""
-        form = None if self.text is None else self.text.format
-        if form is None:
-            return None
-        return ResponseFormat(type=form.type, json_schema=form if form.type == "json_schema" else None).grammar
+    def functions(self) -> list[dict[str, Any]]:
+        """The tools that are functions."""
+        return [tool for tool in self.tools or () if tool.get("type") == "function"]
+
+    @cached_property
+    def calls(self) -> ToolRequest:
+        """Its tools as those of a chat.
+
+        Raises:
+            ApiError: one is wrong, or the choice is.
+        """
+        choice = self.tool_choice
+        if isinstance(choice, dict) and choice.get("type") == "function":
+            choice = {"type": "function", "function": {"name": choice.get("name")}}
+        tools = [{"type": "function", "function": function} for function in self.functions]
+        fields = {"tools": tools, "tool_choice": choice, "parallel_tool_calls": self.parallel_tool_calls}
+        try:
+            return validated(ToolRequest, fields)
+        except ApiError as error:
+            param = error.param or ("tool_choice" if "tool_choice" in str(error) else "tools")
+            raise ApiError(400, str(error), param=param, code=error.code) from None
+
+    @property
+    def grammar(self) -> dict[str, Any] | str | None:
+        """See `_Request`.
+
+        Raises:
+            ApiError: the reply would have to be a call, and of another form.
+        """
+        form = TextFormat() if self.text is None or self.text.format is None else self.text.format
+        schema = ResponseFormat(type=form.type, json_schema=form if form.type == "json_schema" else None).grammar
+        if schema is not None and self.calls.offered:
+            message = 'text.format: not beside tools, unless tool_choice is "none"'
+            raise ApiError(400, message, param="text.format", code="unsupported_value")
+        return self.calls.call_grammar if schema is None else schema
 
     @property
     def text_format(self) -> dict[str, Any]:
@@ -304,10 +336,8 @@ class ResponsesRequest(_Request):
             if extra.get(key):
                 message = f"{key}: no response is stored here; send all of the conversation as input"
                 raise ApiError(400, message, param=key, code="unsupported_parameter")
-        if any(tool.get("type") == "function" for tool in self.tools or ()) and extra.get("tool_choice") != "none":
-            raise ApiError(400, "tools: this model has no tools", param="tools", code="unsupported_parameter")
         unknown = [key for key in super().ignored() if key not in ("previous_response_id", "conversation")]
-        return [*unknown, *(["tools"] if self.tools else [])]
+        return [*unknown, *(["tools"] if len(self.functions) < len(self.tools or ()) else [])]
 
 
 class SpeechRequest(BaseModel):

@@ -4,8 +4,9 @@ import asyncio
 import base64
 import copy
 import json
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any, cast
 
 import jsonschema
 import pytest
@@ -13,11 +14,17 @@ from openai import AsyncOpenAI, BadRequestError, OpenAI
 from pydantic import BaseModel
 from starlette.testclient import TestClient
 
-from muomni import MuOmni
+from muomni import MuOmni, SamplingParams, Tokenizer
+from muomni.data.text.chat_template import ChatTemplate
+from muomni.serve.replies import Head
+from muomni.serve.responses import ResponseReply
+from muomni.serve.schema import ResponsesRequest
+from muomni.serve.tools import CallParser
 from tests.data.media.containers import sound
-from tests.serve.conftest import Running
+from tests.serve.conftest import Running, running
 from tests.serve.test_chat import picture_url
 from tests.serve.test_leaving import all_free, leave, until
+from tests.serve.test_tools import PARAMETERS, TEMPLATE, WEATHER
 
 PATH = "/v1/responses"
 GREEDY: dict[str, Any] = {"temperature": 0, "max_output_tokens": 12}
@@ -201,6 +208,7 @@ def test_options_are_honoured_or_refused(local: TestClient) -> None:
         ("prompt", {"id": "p"}),
         ("reasoning", {"effort": "high"}),
         ("tool_choice", "required"),
+        ("tool_choice", {"type": "function", "name": "f"}),
         ("tools", [{"type": "function", "name": "f", "parameters": {}}]),
         ("temperature", -1),
         ("top_p", 3),
@@ -234,7 +242,7 @@ def test_options_are_honoured_or_refused(local: TestClient) -> None:
     ("item", "param"),
     [
         ({"type": "item_reference", "id": "msg_1"}, "input[0]"),
-        ({"type": "function_call_output", "call_id": "a", "output": "b"}, "input[0]"),
+        ({"type": "function_call_output", "call_id": "a", "output": "b"}, "input[0].role"),
         ({"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}, "input[0].content[0]"),
         ({"role": "user", "content": [{"type": "input_image", "file_id": "f"}]}, "input[0].content[0]"),
         ({"role": "user", "content": [{"type": "input_image", "image_url": "http://a/b.png"}]}, "input[0].content[0]"),
@@ -252,6 +260,100 @@ def test_items_that_are_wrong(local: TestClient, item: Any, param: str) -> None:
     reply = post(local, [item])
     assert error(reply)[:2] == (400, param)
     assert not reply.json()["error"]["message"].startswith("messages")
+
+
+FLAT = {"type": "function", **WEATHER["function"], "strict": True}  # type: ignore[dict-item]
+CLOCK = {"type": "function", "name": "clock"}
+
+
+@pytest.fixture(scope="module")
+def tooled(omni: MuOmni) -> Iterator[Running]:
+    """A server whose model's template has tools."""
+    config = omni.config.replace(thinker=omni.config.thinker.replace(max_position_embeddings=1024))
+    model = MuOmni.from_config(config, device="cpu", seed=1).eval()
+    assert omni.tokenizer is not None
+    model.tokenizer = Tokenizer(copy.deepcopy(omni.tokenizer.backend), ChatTemplate(TEMPLATE), omni.tokenizer.config)
+    with running(model, slots=2) as server:
+        yield server
+
+
+def test_functions_are_called(tooled: Running) -> None:
+    client = OpenAI(base_url=f"{tooled.url}/v1", api_key="none", max_retries=0)
+    options: Any = {"model": "nano", "temperature": 0, "max_output_tokens": 200, "parallel_tool_calls": False}
+    options |= {"input": "Hi", "tools": [FLAT, CLOCK, {"type": "web_search"}]}
+    reply = client.responses.create(**options, tool_choice={"type": "function", "name": "weather"})
+    (call,) = reply.output
+    assert call.type == "function_call" and call.name == "weather" and reply.status == "completed"
+    jsonschema.validate(json.loads(call.arguments), PARAMETERS)
+    assert [tool.name for tool in reply.tools] == ["weather", "clock"]  # type: ignore[union-attr]
+    events = list(client.responses.create(**options, tool_choice="required", stream=True))
+    assert [event.type.removeprefix("response.") for event in events] == [
+        "created", "in_progress", "output_item.added", "function_call_arguments.delta",
+        "function_call_arguments.done", "output_item.done", "completed"]  # fmt: skip
+    assert [event.sequence_number for event in events] == list(range(7))
+    (item,) = events[-1].response.output  # type: ignore[union-attr]
+    assert events[3].delta == events[4].arguments == item.arguments  # type: ignore[union-attr]
+    assert events[3].item_id == events[5].item.id == item.id  # type: ignore[union-attr]
+    # What was called and what it gave is the history of the next turn: the same as in a chat.
+    given = {"type": "function_call_output", "call_id": call.call_id, "output": "rain"}
+    history = [{"role": "user", "content": "Hi"}, call.to_dict(), given]
+    again = tooled.http.post(PATH, json={"input": history, "tools": [FLAT], **GREEDY, "tool_choice": "none"}).json()
+    function = {"name": call.name, "arguments": call.arguments}
+    calls = [{"id": call.call_id, "type": "function", "function": function}]
+    messages = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": None, "tool_calls": calls},
+        {"role": "tool", "tool_call_id": call.call_id, "content": "rain"},
+    ]
+    body = {"messages": messages, "tools": [WEATHER], "tool_choice": "none", "temperature": 0, "max_tokens": 12}
+    chat = tooled.http.post("/v1/chat/completions", json=body).json()
+    assert again["output"][0]["content"][0]["text"] == chat["choices"][0]["message"]["content"]
+    assert again["usage"]["input_tokens"] == chat["usage"]["prompt_tokens"]
+
+
+def test_text_and_calls_of_one_reply_are_items_in_their_order() -> None:
+    """Whatever pieces the text comes in."""
+    text = 'The cat <tool_call>\n{"name": "clock", "arguments": {"a": 1}}\n</tool_call>\nand<tool_call>{"name"'
+    for size in (1, 3, 7, len(text)):
+        pieces = [text[at : at + size] for at in range(0, len(text), size)]
+        events, response = steps(pieces, CallParser({"clock"}))
+        kinds = [item["type"] for item in response["output"]]
+        assert kinds == ["message", "function_call", "message"]
+        first, call, last = response["output"]
+        assert first["content"][0]["text"] == "The cat" and json.loads(call["arguments"]) == {"a": 1}
+        assert last["content"][0]["text"].strip() == 'and<tool_call>{"name"'
+        assert len({item["id"] for item in response["output"]}) == 3
+        assert [event["sequence_number"] for event in events] == list(range(len(events)))
+        for index, item in enumerate(response["output"]):
+            own = [event for event in events if event.get("output_index") == index]
+            assert own[0]["type"] == "response.output_item.added" and own[-1]["item"] == item
+            deltas = "".join(event["delta"] for event in own if "delta" in event)
+            assert deltas == (item["content"][0]["text"] if item["type"] == "message" else item["arguments"])
+    _, response = steps([], CallParser({"clock"}))
+    assert [item["content"][0]["text"] for item in response["output"]] == [""]
+
+
+def steps(pieces: list[str], parser: CallParser | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The events of a reply that comes in these pieces, and the whole response."""
+    stream = SimpleNamespace(
+        reply=SimpleNamespace(finish_reason="stop"), request=SimpleNamespace(tokens=[1], prompt=[1], reused=0)
+    )
+
+    async def measured(*_: Any) -> Any:
+        for piece in pieces:
+            yield SimpleNamespace(text=piece)
+
+    def made() -> ResponseReply:
+        metrics: Any = SimpleNamespace(measured=measured)
+        asked = ResponsesRequest(input="Hi")
+        return ResponseReply(Head("response", "nano"), asked, SamplingParams(), cast("Any", stream), metrics, parser)
+
+    async def read() -> list[dict[str, Any]]:
+        lines = "".join([event.decode() async for event in made().events()]).split("\n\n")
+        return [json.loads(line.partition("data: ")[2]) for line in lines if line]
+
+    events = asyncio.run(read())
+    return events, events[-1]["response"]
 
 
 def test_whoever_leaves_frees_the_slot_and_a_failure_is_the_last_event(serving: Callable[..., Any]) -> None:

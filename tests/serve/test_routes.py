@@ -174,7 +174,7 @@ def test_keys_and_prompts_are_nowhere_in_logs_errors_or_settings(
     client = in_process(keys=("sk-secret",))
     caplog.set_level(logging.DEBUG)
 
-    def fails(*_: Any) -> None:
+    def fails(*_: Any, **__: Any) -> None:
         raise RuntimeError("inside")
 
     monkeypatch.setattr("muomni.serve.messages.normalize", fails)
