@@ -108,24 +108,55 @@ class MessageAnswer(BaseModel):
     tool_calls: list[CallAnswer] | None = None
 
 
+class TokenAnswer(BaseModel):
+    """A token, the natural logarithm of its probability, and its bytes, which may be part of a character."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprobAnswer(TokenAnswer):
+    """A token of a reply, with the most likely ones at its place."""
+
+    top_logprobs: list[TokenAnswer]
+
+
+class ChatLogprobs(BaseModel):
+    """Of the tokens of a chat's reply."""
+
+    content: list[TokenLogprobAnswer]
+    refusal: None
+
+
+class TextLogprobs(BaseModel):
+    """Of the tokens of a continuation; offsets are characters of its text."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
 class ChoiceAnswer(BaseModel):
     """One of the replies to a request."""
 
     index: int
     finish_reason: str
-    logprobs: Any
 
 
 class ChatChoice(ChoiceAnswer):
     """Of a chat."""
 
     message: MessageAnswer
+    logprobs: ChatLogprobs | None
 
 
 class TextChoice(ChoiceAnswer):
     """Of a plain continuation."""
 
     text: str
+    logprobs: TextLogprobs | None
 
 
 class _Completion(BaseModel):

@@ -20,6 +20,7 @@ from muomni.serve import messages, schema, sse
 from muomni.serve.disconnect import ByteStream, DisconnectedError, unless_left
 from muomni.serve.engine import ServingEngine
 from muomni.serve.errors import ApiError, api_error
+from muomni.serve.logprobs import ReplyLogprobs
 from muomni.serve.metrics import Metrics
 from muomni.serve.replies import Answer, Head
 from muomni.serve.responses import ResponseReply, of_input, prompt_of
@@ -218,10 +219,17 @@ class Endpoints:
             param = "tools" if tools else "response_format"
             raise ApiError(400, str(error), param=param, code="invalid_value") from None
         parsers = [asked.parser() for _ in streams] if isinstance(asked, schema.ChatRequest) and tools else []
-        answer = Answer(head, streams, self._engine.media_tokens(prepared), self._metrics, spoken, parsers)
+        logprobs = []
+        if params.logprobs is not None:
+            tokenizer = self._engine.tokenizer
+            logprobs = [ReplyLogprobs(tokenizer, stream.request, chat=kind == "chat") for stream in streams]
+        answer = Answer(head, streams, self._engine.media_tokens(prepared), self._metrics, spoken, parsers, logprobs)
         headers = {"x-request-id": head.id, **_named(ignored)}
         if not asked.stream:
-            return JSONResponse(await unless_left(request.receive, answer.whole()), headers=headers)
+            whole = await unless_left(request.receive, answer.whole())
+            response = partial(JSONResponse, whole, headers=headers)
+            rendered = await self._engine.in_pool(response) if logprobs else response()
+            return rendered
         include_usage = asked.stream_options is not None and asked.stream_options.include_usage
         # From here on the response holds the place and the streams.
         held = stack.pop_all()
@@ -265,6 +273,8 @@ class Endpoints:
     def _params(self, asked: schema.AnyTextRequest, limit: int | None) -> SamplingParams:
         """The settings of a request; what it leaves out is as everywhere else."""
         given = {key: value for key in _SAMPLING if (value := getattr(asked, key)) is not None}
+        if asked.most_likely is not None:
+            given["logprobs"] = asked.most_likely
         most = self._settings.max_tokens
         return SamplingParams.of(max_new_tokens=min(limit or most, most), grammar=asked.grammar, **given)
 
@@ -277,6 +287,8 @@ class Endpoints:
             raise ApiError(400, "n: one reply is spoken", param="n", code="invalid_value")
         if asked.offered:
             raise ApiError(400, "tools: a spoken reply calls none", param="tools", code="unsupported_value")
+        if asked.logprobs:
+            raise ApiError(400, "logprobs: a spoken reply has none", param="logprobs", code="unsupported_value")
         stack.enter_context(self._engine.speaking_place())
         speech = self._engine.speech(asked.audio.voice_name if asked.audio is not None else None, asked.seed)
         stack.callback(speech.close)

@@ -9,6 +9,7 @@ from typing import Any
 
 from muomni.infer.async_streaming import AsyncTextStream
 from muomni.infer.streaming import Chunk, Reply
+from muomni.serve.logprobs import ReplyLogprobs
 from muomni.serve.metrics import Metrics
 from muomni.serve.speech import Spoken
 from muomni.serve.tools import CallParser
@@ -50,6 +51,7 @@ class Answer:
         metrics: measure the streams.
         spoken: speaks the one reply, or None.
         parsers: find the calls of each stream, where there are tools.
+        logprobs: of each stream, where they are wanted.
 
     Attributes:
         done: the newest of `chunks` are the last.
@@ -63,9 +65,11 @@ class Answer:
         metrics: Metrics,
         spoken: Spoken | None = None,
         parsers: Sequence[CallParser] = (),
+        logprobs: Sequence[ReplyLogprobs] = (),
     ) -> None:
         self._parsers = parsers
         self.done = False
+        self._logprobs = logprobs
         self._spoken = spoken
         self._head = head
         self._streams = streams
@@ -83,7 +87,8 @@ class Answer:
                 pass
         if self._spoken is not None:
             await self._spoken.speak(self._streams[0].reply.text)
-        choices = [self._choice(number, stream.reply) for number, stream in enumerate(self._streams)]
+        # With logprobs there may be twenty entries to each token.
+        choices = await asyncio.to_thread(self._choices) if self._logprobs else self._choices()
         return self._head.of(choices, chunk=False, usage=self.usage())
 
     async def chunks(self, *, include_usage: bool) -> AsyncIterator[list[dict[str, Any]]]:
@@ -106,6 +111,8 @@ class Answer:
                 start = {"role": "assistant", "content": ""}
                 held = [self._chunk(number, start, None, more) for number in range(len(self._streams))]
             async for number, text in _merged(self._chunks):
+                if self._logprobs and text:
+                    self._logprobs[number].push(text)
                 held += [self._chunk(number, delta, None, more) for delta in self._deltas(number, text)]
                 if text is None:
                     held.append(self._chunk(number, {}, self._reason(number), more))
@@ -149,14 +156,18 @@ class Answer:
         counts = {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
         return {**counts, "prompt_tokens_details": details}
 
+    def _choices(self) -> list[dict[str, Any]]:
+        return [self._choice(number, stream.reply) for number, stream in enumerate(self._streams)]
+
     def _choice(self, number: int, reply: Reply) -> dict[str, Any]:
+        logprobs = self._logprobs[number].whole(reply.text) if self._logprobs else None
         message: dict[str, Any] = {"role": "assistant", "content": reply.text, "refusal": None}
         if self._parsers:
             parser = self._parsers[number]
             content = "".join(piece for piece in parser.push(reply.text) if isinstance(piece, str)) + parser.finish()
             if parser.calls:
                 message = {**message, "content": content or None, "tool_calls": parser.calls}
-        end = {"index": number, "finish_reason": self._reason(number), "logprobs": None}
+        end = {"index": number, "finish_reason": self._reason(number), "logprobs": logprobs}
         if self._spoken is not None:
             audio = self._spoken.as_part(self._audio_id, reply.text)
             return {**end, "message": {"role": "assistant", "content": None, "refusal": None, "audio": audio}}
@@ -165,7 +176,8 @@ class Answer:
         return {**end, "text": reply.text}
 
     def _chunk(self, number: int, delta: dict[str, Any], reason: str | None, more: dict[str, Any]) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": number, "finish_reason": reason, "logprobs": None}
+        logprobs = self._logprobs[number].take(last=reason is not None) if self._logprobs else None
+        choice: dict[str, Any] = {"index": number, "finish_reason": reason, "logprobs": logprobs}
         if self._head.kind == "chat":
             choice["delta"] = delta
         else:

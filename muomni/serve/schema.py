@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from muomni.data.media.media_ref import MediaContent
+from muomni.infer.sampling import MOST_LOGPROBS
 from muomni.serve.errors import ApiError
 from muomni.serve.response_format import JsonSchema, ResponseFormat
 from muomni.serve.tools import ToolRequest
@@ -32,7 +33,6 @@ _NOT_SUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "best_of": (None, 1),
     "function_call": (None, "none"),
     "functions": (None, []),
-    "logprobs": (None, False),
     "reasoning_effort": (None, "none"),
     "response_format": (None, {"type": "text"}),
     "suffix": (None, ""),
@@ -122,6 +122,11 @@ class _Request(BaseModel):
         """What the reply has to follow, or None; see `SamplingParams.grammar`."""
         return None
 
+    @property
+    def most_likely(self) -> int | None:
+        """Tokens that are told at each place, or None; see `SamplingParams.logprobs`."""
+        return None
+
     def ignored(self) -> list[str]:
         """Keys that had no effect and are not known to be harmless.
 
@@ -174,6 +179,8 @@ class ChatRequest(_Request, ToolRequest):
         max_completion_tokens: of the reply; comes before the older `max_tokens`.
         response_format: what the reply has to be; None is any text.
         tools, tool_choice, parallel_tool_calls: see `ToolRequest`.
+        logprobs: each token of the reply is told with its logprob.
+        top_logprobs: and with so many of the most likely ones at its place.
     """
 
     messages: list[Annotated[dict[str, Any], WithJsonSchema(_MESSAGE)]]
@@ -182,6 +189,8 @@ class ChatRequest(_Request, ToolRequest):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     response_format: ResponseFormat | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
 
     @property
     def grammar(self) -> dict[str, Any] | str | None:
@@ -196,6 +205,17 @@ class ChatRequest(_Request, ToolRequest):
             raise ApiError(400, message, param="response_format", code="unsupported_value")
         return self.call_grammar if form is None else form
 
+    @property
+    def most_likely(self) -> int | None:
+        """See `_Request`.
+
+        Raises:
+            ApiError: there is a number, but no logprobs are wanted.
+        """
+        if self.top_logprobs and not self.logprobs:
+            raise ApiError(400, "top_logprobs: needs logprobs true", param="top_logprobs", code="invalid_value")
+        return (self.top_logprobs or 0) if self.logprobs else None
+
 
 class CompletionRequest(_Request):
     """`POST /v1/completions`: a text is continued, without the turns of a chat.
@@ -203,10 +223,17 @@ class CompletionRequest(_Request):
     Attributes:
         prompt: the text.
         max_tokens: of the reply.
+        logprobs: each token is told with its logprob, and with so many of the most likely ones.
     """
 
     prompt: str
     max_tokens: Annotated[int, Field(ge=1)] | None = 16
+    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS, strict=True)] | None = None
+
+    @property
+    def most_likely(self) -> int | None:
+        """See `_Request`."""
+        return self.logprobs
 
 
 class TextFormat(JsonSchema):

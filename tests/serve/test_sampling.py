@@ -69,7 +69,7 @@ def test_a_setting_that_is_not_allowed_is_named(server: Running, key: str, value
     reply = server.chat(**{key: value})
     assert reply.status_code == 400
     error = reply.json()["error"]
-    assert error["param"].split(".")[0] == key and len(error["message"]) < 500
+    assert error["param"].startswith(key) and len(error["message"]) < 500
     assert server.chat().status_code == 200
 
 

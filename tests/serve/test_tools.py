@@ -107,6 +107,16 @@ def test_required_calls_some_and_without_parallel_exactly_one(tooled: Running) -
         assert choice["finish_reason"] == "tool_calls" and checked(choice["message"]) == ["weather"]
 
 
+def test_tokens_of_calls_are_told_with_their_logprobs(tooled: Running) -> None:
+    options: dict[str, Any] = {"tool_choice": NAMED, "temperature": 0, "logprobs": True, "deterministic": True}
+    whole = chat(tooled, **options).json()["choices"][0]["logprobs"]["content"]
+    assert b"".join(bytes(entry["bytes"]) for entry in whole).startswith(b'<tool_call>\n{"name"')
+    lines = chat(tooled, stream=True, **options).text.split("\n\n")[:-2]
+    choices = [json.loads(line.removeprefix("data: "))["choices"][0] for line in lines]
+    told = [choice["logprobs"]["content"] for choice in choices if choice["logprobs"]]
+    assert [entry for entries in told for entry in entries] == whole
+
+
 def test_streamed_calls_are_the_whole_ones(tooled: Running) -> None:
     client = OpenAI(base_url=f"{tooled.url}/v1", api_key="none", max_retries=0)
     options: dict[str, Any] = {"model": "nano", "messages": [USER], "tools": [STRICT, CLOCK], "tool_choice": NAMED}

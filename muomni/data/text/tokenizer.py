@@ -304,6 +304,11 @@ class Detokenizer:
         bytes_of, skipped = self._tokenizer.bytes_of, self._skipped
         return self._decoder.decode(b"".join([bytes_of(int(i)) for i in ids if i not in skipped]))
 
+    @property
+    def waiting(self) -> bool:
+        """Whether a character is still short of bytes."""
+        return bool(self._decoder.getstate()[0])
+
     def finish(self) -> str:
         """What is left: U+FFFD for a character that never got all its bytes, else nothing."""
         return self._decoder.decode(b"", final=True)
