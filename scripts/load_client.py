@@ -33,7 +33,7 @@ class Seen:
         sound_s: seconds of sound.
         starved_s: the longest that playback, begun with the first sound, had nothing to play.
         tokens: of the whole reply.
-        ended: when it was complete, or 0.
+        ended: when it was complete, or 0; a stream that ends with an error is not.
     """
 
     began: float
@@ -142,7 +142,8 @@ class Connection(asyncio.Protocol):
                 return
         self._length -= len(data) if self._length >= 0 else 0
         if self._length == 0 or self._tail.endswith(_END):
-            seen.ended = now
+            whole = b"text/event-stream" not in seen.headers or b"data: [DONE]" in self._tail
+            seen.ended = now if whole else 0.0
             tokens = TOKENS.search(self._tail)
             seen.tokens = int(tokens[1]) if tokens else 0
             if b"connection: close" in seen.headers:

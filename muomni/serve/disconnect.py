@@ -47,7 +47,7 @@ class ByteStream(Response):
 
     Args:
         pieces: of the body.
-        close: called once, however the response ends.
+        close: called before the end is sent, and however the response ends; more than once.
         headers: of the response.
         media_type: of the body.
         is_last: whether nothing follows the piece that just came; it then ends the body itself.
@@ -81,6 +81,9 @@ class ByteStream(Response):
         ended = False
         async for data in self._pieces:
             ended = self._is_last()
+            if ended:  # whoever has the end may ask for the place again
+                self._close()
             await send({"type": "http.response.body", "body": data, "more_body": not ended})
         if not ended:
+            self._close()
             await send({"type": "http.response.body", "body": b"", "more_body": False})

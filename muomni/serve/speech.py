@@ -244,7 +244,8 @@ class Spoken:
         async def known() -> AsyncIterator[str]:
             yield text
 
-        pieces = [piece.numpy() async for piece in spoken_pieces(self._engine, self._speech, known(), paced=False)]
+        sounds = self._or_silence(spoken_pieces(self._engine, self._speech, known(), paced=False))
+        pieces = [np.empty(0, np.float32), *[piece.numpy() async for piece in sounds]]
         self._data = await asyncio.to_thread(self._encoder.push, np.concatenate(pieces), True)
 
     def as_part(self, name: str, transcript: str) -> dict[str, Any]:
@@ -261,7 +262,7 @@ class Spoken:
         # Bounded: speech of which the client takes nothing is not computed on.
         ready: asyncio.Queue[tuple[str, Any]] = asyncio.Queue(_AHEAD)
         texts: asyncio.Queue[str | None] = asyncio.Queue()
-        sounds = spoken_pieces(self._engine, self._speech, _until_none(texts))
+        sounds = self._or_silence(spoken_pieces(self._engine, self._speech, _until_none(texts)))
         tasks = [
             asyncio.ensure_future(_feed(ready, "text", _noted(chunks, texts))),
             asyncio.ensure_future(_feed(ready, "sound", sounds)),
@@ -281,6 +282,15 @@ class Spoken:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _or_silence(self, sounds: AsyncIterator[Tensor]) -> AsyncIterator[Tensor]:
+        """The sounds; none of a reply without a letter, which is a reply all the same."""
+        try:
+            async for sound in sounds:
+                yield sound
+        except SpeechError:
+            if self._speech.timing.sentences:
+                raise
 
     def _ready(self, sound: Tensor | None) -> bytes:
         """Bytes of sound that are whole pieces; with None, the end, all that are left."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Protocol
 
-from muomni.errors import MuOmniError, SpeechError, UserError
+from muomni.errors import MuOmniError, UserError
 from muomni.infer.async_streaming import AsyncTextStream
 from muomni.infer.preprocess import EngineInput
 from muomni.infer.sampling import SamplingParams
@@ -215,17 +215,12 @@ class Response:
             return
         self._written.said = speech.said
         spoken = Spoken(self._engine, speech, FORMATS["pcm"])
-        try:
-            async with aclosing(spoken.deltas(chunks, "")) as deltas:
-                async for delta in deltas:
-                    await self._write("response.output_audio_transcript.delta", delta.get("transcript", ""))
-                    if "data" in delta:
-                        await self._tell("response.output_audio.delta", delta=delta["data"])
-                        self._written.sent_s += len(delta["data"]) * 3 / 4 / (2 * RATE)
-        except SpeechError:
-            # A reply without a word, an emoji for example, is silent.
-            if speech.timing.sentences:
-                raise
+        async with aclosing(spoken.deltas(chunks, "")) as deltas:
+            async for delta in deltas:
+                await self._write("response.output_audio_transcript.delta", delta.get("transcript", ""))
+                if "data" in delta:
+                    await self._tell("response.output_audio.delta", delta=delta["data"])
+                    self._written.sent_s += len(delta["data"]) * 3 / 4 / (2 * RATE)
 
     async def _write(self, kind: str, text: str) -> None:
         if text:
