@@ -21,7 +21,12 @@ const conversation = new Conversation();
 const attachments = new Attachments();
 const settings = new Settings(settingsChanged, connect);
 export const player = new Player(() => (live.active ? live : chat).update());
-const messages = new Messages({ edit, remove: (turn) => chat.drop(turn), retry: (turn) => chat.again(turn), listen: (turn) => chat.listen(turn) });
+const messages = new Messages({
+  edit,
+  remove: (turn) => chat.drop(turn),
+  retry: (turn) => chat.again(turn),
+  listen: (turn) => chat.listen(turn),
+});
 const shared = { server, conversation, messages, player, settings, status };
 const chat = new Chat(shared);
 const panel = new Panel({
@@ -138,7 +143,11 @@ for (const [name, over] of [["dragover", true], ["dragleave", false], ["drop", f
   });
 }
 byId("picture").onclick = byId("show").onclick = () => byId("file").click();
-byId("file").onchange = async ({ target }) => { await attach([...target.files]); target.value = ""; if (!live.active) text.focus(); };
+byId("file").onchange = async ({ target }) => {
+  await attach([...target.files]);
+  target.value = "";
+  if (!live.active) text.focus();
+};
 byId("stop").onclick = () => { chat.interrupt(); text.focus(); };
 byId("speaks").onclick = () => {
   settings.speaks = !settings.speaks;
@@ -149,11 +158,15 @@ byId("hands-free").onclick = () => {
   talk.cancel();
   chat.interrupt();
   player.unlock();
-  live.start(byId("model").textContent);
+  live.start();
 };
 byId("new").onclick = clear;
-byId("export-markdown").onclick = () => saveAs("md", "text/markdown", conversation.asMarkdown(byId("model").textContent, settings.system));
-byId("export-json").onclick = () => saveAs("json", "application/json", conversation.asJson(byId("model").textContent, settings.system));
+byId("export-markdown").onclick = () => {
+  saveAs("md", "text/markdown", conversation.asMarkdown(server.name, settings.system));
+};
+byId("export-json").onclick = () => {
+  saveAs("json", "application/json", conversation.asJson(server.name, settings.system));
+};
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Escape" || document.querySelector("dialog[open]")) return;
   if (talk.listening) talk.cancel();

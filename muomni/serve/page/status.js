@@ -6,7 +6,8 @@ export class Status {
   #line = byId("status");
   #announcer = byId("announcer");
 
-  // `state`: idle, thinking, writing, speaking, listening and those of a live conversation. Without words the line stays.
+  // `state`: idle, thinking, writing, speaking, listening, and those of a live conversation. Without words the line
+  // stays.
   set(state, words = null) {
     document.body.dataset.state = state;
     if (words !== null) this.#show(words);

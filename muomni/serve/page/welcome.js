@@ -2,18 +2,22 @@
 
 import { byId, element } from "./dom.js";
 
-const EXAMPLES = {
-  text: ["Explain why the sky is blue in two sentences.", "Tell me a very short story about a cat.", "What can you do?"],
-  image: ["What is in this picture?"],
-};
+// What it takes, and the words.
+const EXAMPLES = [
+  ["text", "Explain why the sky is blue in two sentences."],
+  ["text", "Tell me a very short story about a cat."],
+  ["text", "What can you do?"],
+  ["image", "What is in this picture?"],
+];
 
 // `abilities`: of "text", "image", "audio" (hears) and "speech".
 export function welcome(abilities, onExample) {
   byId("abilities").textContent = told(abilities);
-  const examples = Object.keys(EXAMPLES).filter((kind) => abilities.has(kind)).flatMap((kind) => EXAMPLES[kind]
-    .map((words) => ({ kind, words })));
-  byId("examples").replaceChildren(...examples.map(({ kind, words }) =>
-    element("li", {}, element("button", { type: "button", textContent: words, onclick: () => onExample(words, kind) }))));
+  const examples = EXAMPLES.filter(([kind]) => abilities.has(kind));
+  byId("examples").replaceChildren(...examples.map(([kind, words]) => {
+    const onclick = () => onExample(words, kind);
+    return element("li", {}, element("button", { type: "button", textContent: words, onclick }));
+  }));
 }
 
 function told(abilities) {

@@ -16,7 +16,7 @@ def replies(page: "Page", count: int) -> list[str]:
     """The texts of that many replies, once they are all there."""
     from playwright.sync_api import expect
 
-    expect(page.locator(".assistant .figures:not(:empty)")).to_have_count(count, timeout=15_000)
+    expect(page.locator(".assistant .figures:not(:empty)")).to_have_count(count)
     return page.locator(".assistant .bubble").all_text_contents()
 
 

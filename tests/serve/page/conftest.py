@@ -35,6 +35,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Browser"]:
         pytest.skip("there is no Chromium")
     said = tmp_path_factory.mktemp("said") / "said.wav"
     said.write_bytes(_question())
+    playwright.expect.set_options(timeout=15_000)
     with playwright.sync_playwright() as driver:
         options = [*_OPTIONS, f"--use-file-for-fake-audio-capture={said}"]
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=options)

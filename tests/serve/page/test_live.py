@@ -208,12 +208,12 @@ def test_a_picture_is_shown_while_talking(page: "Page", script: Script, tmp_path
 def test_a_real_conversation(page: "Page", server: Running) -> None:
     set_up(page, aloud=True, Longest_reply="60")
     page.get_by_role("button", name="Talk hands-free").click()
-    expect(page.locator("#live-state")).to_have_text("Speaking", timeout=15_000)  # the question was heard
+    expect(page.locator("#live-state")).to_have_text("Speaking")  # the question was heard
     wait_until_heard(page, 0)
     # The microphone's file begins again, which interrupts the reply.
-    expect(page.locator(".assistant .figures:not(:empty)").first).to_contain_text("first sound", timeout=15_000)
+    expect(page.locator(".assistant .figures:not(:empty)").first).to_contain_text("first sound")
     expect(page.locator(".unheard").first).not_to_be_empty()
-    expect(page.locator(".user audio")).to_have_count(2, timeout=15_000)
+    expect(page.locator(".user audio")).to_have_count(2)
     assert 0.5 < page.evaluate("document.querySelector('.user audio').duration") < 2.5
     page.get_by_role("button", name="End").click()
     expect(page.get_by_role("button", name="Talk hands-free")).to_be_focused()

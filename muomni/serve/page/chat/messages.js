@@ -90,7 +90,8 @@ export class Messages {
     const media = element("div", { className: "media" });
     const said = element("div", { className: "bubble" });
     const changes = element("div", { className: "actions last-only" },
-      iconButton("edit", "Edit this message", () => edit(turn)), iconButton("trash", "Delete this turn", () => remove(turn)));
+      iconButton("edit", "Edit this message", () => edit(turn)),
+      iconButton("trash", "Delete this turn", () => remove(turn)));
     const user = element("article", { className: "user", ariaLabel: "You" }, media, said, changes);
 
     const text = document.createTextNode("");

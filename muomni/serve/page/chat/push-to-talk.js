@@ -7,6 +7,7 @@ import { RATE, joined } from "../sound/pcm.js";
 const SHORT_PRESS = 400; // ms: a shorter one begins, and the next one ends
 const SHORTEST = 0.2; // seconds that can be a message
 const LONGEST = 120;
+const LISTENING = "Listening… let go or press again to send, Esc to drop.";
 
 export class PushToTalk {
   #button = byId("microphone");
@@ -67,7 +68,7 @@ export class PushToTalk {
     this.#button.ariaPressed = "true";
     try {
       await microphone.open();
-      if (this.#microphone === microphone) this.status.set("listening", "Listening… let go or press again to send, Esc to drop.");
+      if (this.#microphone === microphone) this.status.set("listening", LISTENING);
     } catch (error) {
       this.#close();
       this.status.set("idle");

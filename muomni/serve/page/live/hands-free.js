@@ -37,12 +37,12 @@ export class HandsFree {
     Object.assign(this, { server, conversation, messages, player, settings, status, panel });
   }
 
-  async start(model) {
+  async start() {
     this.active = true;
     this.#reset();
     this.status.set("connecting", "");
     this.panel.show("connecting");
-    const session = new Realtime(this.server, model, (event) => this.#on(event), (error) => this.end(error));
+    const session = new Realtime(this.server, (event) => this.#on(event), (error) => this.end(error));
     const microphone = new Microphone((samples, level) => this.#hear(samples, level));
     [this.#session, this.#microphone] = [session, microphone];
     try {
@@ -96,10 +96,14 @@ export class HandsFree {
 
   update(level = 0) {
     if (!this.active || !this.#session) return;
-    const { sounding } = this.player;
-    const state = sounding ? "speaking" : this.#spokenFrom !== null ? "hearing" : this.#answering ? "thinking" : "listening";
-    this.status.set(state);
-    this.panel.show(state, level);
+    this.status.set(this.#state);
+    this.panel.show(this.#state, level);
+  }
+
+  get #state() {
+    if (this.player.sounding) return "speaking";
+    if (this.#spokenFrom !== null) return "hearing";
+    return this.#answering ? "thinking" : "listening";
   }
 
   #reset() {

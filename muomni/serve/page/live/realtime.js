@@ -3,15 +3,15 @@
 import { ApiError } from "../api.js";
 
 const REFUSED = "The server takes no live conversation now: too many are open, or it offers none. Try again later.";
-const KEY = "This key cannot be used for live conversations: browsers send it in a header that takes no spaces or marks.";
+const KEY = "This key cannot be used for live conversations: browsers send it where no spaces and marks may be.";
 
 export class Realtime {
   #socket = null;
   #error = null; // the last that the server told
 
   // `onEvent(event)` gets the server's events, `onClose(error)` the end, with an Error unless it was meant.
-  constructor(server, model, onEvent, onClose) {
-    Object.assign(this, { server, model, onEvent, onClose });
+  constructor(server, onEvent, onClose) {
+    Object.assign(this, { server, onEvent, onClose });
   }
 
   // Resolves once the session is there.
@@ -26,8 +26,8 @@ export class Realtime {
   }
 
   #connect() {
-    const { key } = this.server;
-    const address = new URL(`/v1/realtime?model=${encodeURIComponent(this.model)}`, location.href);
+    const { key, name } = this.server;
+    const address = new URL(`/v1/realtime?model=${encodeURIComponent(name)}`, location.href);
     address.protocol = address.protocol.replace("http", "ws");
     return new Promise((resolve, reject) => {
       try {

@@ -2,11 +2,11 @@
 
 const WANTED = { channelCount: 1, echoCancellation: true, noiseSuppression: true, autoGainControl: true };
 const REASONS = {
-  NotAllowedError: "The browser does not let this page use the microphone. Allow it beside the address, then try again.",
+  NotAllowedError: "The browser keeps the microphone from this page. Allow it beside the address, then try again.",
   NotFoundError: "No microphone was found. Plug one in, then try again.",
   NotReadableError: "The microphone is in use by another program.",
 };
-const INSECURE = "Browsers give the microphone to https pages and to http://localhost only. Open this page by one of them.";
+const INSECURE = "Browsers give the microphone to https pages and to http://localhost only: open this page so.";
 
 export class Microphone {
   #stream = null;

@@ -49,7 +49,10 @@ export function wav(samples, rate = RATE) {
   word(0, "RIFF");
   view.setUint32(4, 36 + samples.length * 2, true);
   word(8, "WAVEfmt ");
-  for (const [at, value, size] of header) size === 4 ? view.setUint32(at, value, true) : view.setUint16(at, value, true);
+  for (const [at, value, size] of header) {
+    if (size === 4) view.setUint32(at, value, true);
+    else view.setUint16(at, value, true);
+  }
   word(36, "data");
   view.setUint32(40, samples.length * 2, true);
   samples.forEach((sample, i) => view.setInt16(44 + i * 2, sample, true));
