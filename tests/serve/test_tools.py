@@ -160,6 +160,7 @@ def test_what_a_tool_gave_is_read(tooled: Running, model: MuOmni) -> None:
     count = len(pieces) + len(special.findall(text)) - len(model.tokenizer.encode("Rain @"))
     assert body["usage"]["prompt_tokens"] == count + len(model.tokenizer.encode("Rain <|im_end|>"))
     assert chat(tooled, messages=messages, tools=None, max_tokens=4).status_code == 200
+    assert chat(tooled, messages=[*messages, USER], max_tokens=4).status_code == 200
     assert chat(tooled, messages=messages, tool_choice="none", max_tokens=4).status_code == 200
 
 

@@ -121,25 +121,26 @@ def check_messages(
         raise error(f"{where}: holds no message")
     rules = PartRules(inputs, root, files, error, videos)
     checked = [_check_message(message, f"{where}: message {n}", rules, tools) for n, message in enumerate(messages, 1)]
-    expected, called = "user", False
+    expected: tuple[str, ...] = ("user",)
+    called = False
     for number, message in enumerate(checked, 1):
         role = message["role"]
         if role == "tool":
             if not called:
                 raise error(f"{where}: message {number}: a tool's message follows the assistant's `tool_calls`")
-            expected = "assistant"
+            expected = ("assistant", "user")
             continue
         called = bool(message.get("tool_calls"))
         if role == "system":
             if number > 1:
                 raise error(f"{where}: message {number}: a system message can only come first")
-        elif role != expected:
+        elif role not in expected:
             raise error(
-                f"{where}: message {number}: is the {role}'s, but it is the {expected}'s turn (user and "
+                f"{where}: message {number}: is the {role}'s, but it is the {expected[0]}'s turn (user and "
                 "assistant alternate, the user begins)"
             )
         else:
-            expected = "assistant" if role == "user" else "user"
+            expected = ("assistant",) if role == "user" else ("user",)
     return checked
 
 
