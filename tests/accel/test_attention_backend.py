@@ -1,5 +1,7 @@
 """Which attention is taken, why another is not, and that what is taken on a GPU is right there."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -135,10 +137,12 @@ def test_a_flash_attn_that_does_not_load_is_an_error_that_says_so(monkeypatch):
 
 
 def test_the_small_case_passes_what_is_right_and_fails_what_is_wrong(monkeypatch):
-    def at_the_start(q: Tensor, k: Tensor, v: Tensor, _segments: Segments | None = None, *, causal: bool) -> Tensor:
+    def at_the_start(q: Tensor, k: Tensor, v: Tensor, _: Segments | None = None, /, *, causal: bool = True) -> Tensor:
         return attention(q, k, v)
 
-    def without_gradient(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None, *, causal: bool) -> Tensor:
+    def without_gradient(
+        q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None, /, *, causal: bool = True
+    ) -> Tensor:
         out = attention(q, k, v, segments)
         return out + 0 * q.sum() + (attention(q, k.detach(), v, segments) - out)
 
@@ -146,7 +150,7 @@ def test_the_small_case_passes_what_is_right_and_fails_what_is_wrong(monkeypatch
         assert attention_backend._fails(attention, CPU, dtype, 16) is None
         assert attention_backend._fails(at_the_start, CPU, dtype, 16) == "a small case comes out wrong"
         assert attention_backend._fails(without_gradient, CPU, dtype, 16) == "a small case comes out wrong"
-        nan = attention_backend._fails(lambda q, *rest, causal: attention(q, *rest) * torch.nan, CPU, dtype, 16)
+        nan = attention_backend._fails(lambda q, *rest, causal=True: attention(q, *rest) * torch.nan, CPU, dtype, 16)
         assert nan == "a small case comes out wrong"
     assert attention_backend._fails(flex.attention, CPU, torch.float32, 16).startswith(
         "a small case fails: FlexAttention does"
@@ -238,7 +242,9 @@ def test_a_backend_has_to_serve_the_encoders_too(monkeypatch):
 
 
 def test_the_small_case_is_tried_both_ways():
-    def always_causal(q, k, v, segments, *, causal):
+    def always_causal(
+        q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None, /, *, causal: bool = True
+    ) -> Tensor:
         return attention_reference(q, k, v, segments)
 
     assert attention_backend._fails(always_causal, CPU, torch.float32, 16) is None
@@ -265,7 +271,7 @@ def test_on_a_gpu_the_error_is_at_most_twice_that_of_plain_attention(name, dtype
             torch.randn(rows, count, heads, head_dim, generator=draw).to(CUDA, dtype)
             for count, heads in ((queries, 4), (keys, 2), (keys, 2), (queries, 4))
         ]
-        segments = None
+        segments: Any = None
         if lengths is not None:
             bounds = torch.tensor([0, *lengths * rows]).cumsum(0).to(CUDA, torch.int32)
             segments = Segments(bounds, max(lengths)).rounded(rows * queries)

@@ -32,9 +32,10 @@ SIZES: dict[str, Any] = {
 # A picture of 2 × 3 tokens, one of 1 × 2, and clips of 2 and 1 tokens.
 IDS = torch.tensor([[5, *[IMAGE] * 6, 7, *[IMAGE] * 2, 8, *[AUDIO] * 2, 9, AUDIO, 10]])
 POSITIONS = torch.from_numpy(mrope_positions(IDS.shape[1], [(1, 2, 3), (8, 1, 2)]))[:, None]
+IMAGES, CLIPS = make_images((4, 6), (2, 4)), make_clips(13, 8)
 MEDIA = MediaBatch(
-    make_images((4, 6), (2, 4)),
-    make_clips(13, 8),
+    IMAGES,
+    CLIPS,
     Transcripts.of([(0, b"ab"), (1, b"d")]),
     Captions(torch.tensor([5, 6, 7]), (1, 2), (0, 1), torch.tensor([0, 1])),
 )
@@ -61,6 +62,7 @@ def make_model(config: OmniConfig) -> OmniModel:
 
 def features_of(model: OmniModel) -> tuple[Tensor, Tensor]:
     features = model.encode_media(MEDIA)
+    assert features.image is not None and features.audio is not None
     return features.image, features.audio
 
 
@@ -104,8 +106,8 @@ def test_checkpointing_keeps_less_of_encoders(config):
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             (
-                model.project_images(model.encode_images(MEDIA.images)),
-                model.project_clips(model.encode_clips(MEDIA.clips)),
+                model.project_images(model.encode_images(IMAGES)),
+                model.project_clips(model.encode_clips(CLIPS)),
             )
         return sum(sizes.values())
 
@@ -136,7 +138,8 @@ def test_compiled_blocks_give_the_same_gradients_and_settle():
     from torch._dynamo.utils import counters
 
     torch._dynamo.reset()
-    eager, compiled = make_model(ours()), make_model(ours())
+    eager: Any = make_model(ours())
+    compiled: Any = make_model(ours())
     compilation.apply(compiled, compilation.choose("blocks", torch.device("cpu")))
     for grids, frames in [(((2, 2),), (9,)), (((4, 6), (2, 4)), (40, 8)), (((2, 6),), (30, 3, 7)), (((4, 4),), (50,))]:
         if frames == (30, 3, 7):
@@ -160,13 +163,13 @@ def test_int8_encoders_load_again(config, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("MUOMNI_CACHE", str(tmp_path / "cache"))
     model = make_model(config()).eval()
     exact = (
-        model.project_images(model.encode_images(MEDIA.images)),
-        model.project_clips(model.encode_clips(MEDIA.clips)),
+        model.project_images(model.encode_images(IMAGES)),
+        model.project_clips(model.encode_clips(CLIPS)),
     )
     quantize(model)
     found = (
-        model.project_images(model.encode_images(MEDIA.images)),
-        model.project_clips(model.encode_clips(MEDIA.clips)),
+        model.project_images(model.encode_images(IMAGES)),
+        model.project_clips(model.encode_clips(CLIPS)),
     )
     for rough, right in zip(found, exact, strict=True):
         assert float((rough - right).norm() / right.norm()) < 0.03
@@ -189,8 +192,8 @@ def test_int8_encoders_load_again(config, tmp_path: Path, monkeypatch: pytest.Mo
         state = again.state_dict()
         assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
         again_found = (
-            again.project_images(again.encode_images(MEDIA.images)),
-            again.project_clips(again.encode_clips(MEDIA.clips)),
+            again.project_images(again.encode_images(IMAGES)),
+            again.project_clips(again.encode_clips(CLIPS)),
         )
         for a, b in zip(again_found, found, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=0.02 * float(b.abs().max()))

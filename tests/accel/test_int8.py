@@ -232,7 +232,7 @@ def test_torch_quantize_dynamic_works_and_chats(model: MuOmni) -> None:
     ids = torch.randint(300, (2, 9), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         before = model(ids).logits
-    packed = torch.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    packed = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
     assert not any(isinstance(module, nn.Linear) for module in packed.modules())
     assert isinstance(model.thinker.lm_head, nn.Linear), "the float model is untouched"
     assert (packed.dtype, packed.device) == (torch.float32, torch.device("cpu"))
@@ -242,6 +242,6 @@ def test_torch_quantize_dynamic_works_and_chats(model: MuOmni) -> None:
     assert 0 < (after - before).norm() < 0.1 * before.norm()
     assert packed.chat("Hello there!", temperature=0, max_new_tokens=6, ignore_eos=True).finish_reason == "length"
     assert copy.deepcopy(packed).complete("The", max_new_tokens=3, seed=0).text is not None
-    in_place = torch.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8, inplace=True)
+    in_place = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8, inplace=True)
     assert in_place is model
     assert torch.equal(model(ids).logits, after)

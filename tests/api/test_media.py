@@ -60,13 +60,14 @@ def wav(seed: int, seconds: float = 0.6) -> bytes:
 def test_a_picture_or_sound_by_itself_is_a_message(trained: MuOmni, tmp_path: Path) -> None:
     file = tmp_path / "x.png"
     file.write_bytes(png(1))
-    for medium in (picture(1), png(1), file, sound(1), wav(1), {"array": sound(1)[0], "sampling_rate": 16_000}):
+    media: list[Any] = [picture(1), png(1), file, sound(1), wav(1), {"array": sound(1)[0], "sampling_rate": 16_000}]
+    for medium in media:
         assert trained.encode(medium) == trained.encode([medium])
         assert trained.chat(medium, **GREEDY).tokens == trained.chat([medium], **GREEDY).tokens
     assert trained.encode((picture(1), sound(1))) == trained.encode([picture(1), sound(1)])
     for wrong in (3.5, {"role": "user", "content": "Hello"}, None):
         with pytest.raises(PromptError, match="must be a list"):
-            trained.chat(wrong)
+            trained.chat(wrong)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +126,7 @@ def test_the_places_are_those_that_the_model_itself_splices(model: MuOmni) -> No
     from muomni.ops.log_mel import log_mel
 
     assert model.config.vision is not None
-    prompt = [sound(4), "Hello", picture(3), "there!", picture(4, (100, 20)), sound(5)]
+    prompt: list[Any] = [sound(4), "Hello", picture(3), "there!", picture(4, (100, 20)), sound(5)]
     asked = model.runtime.prepare(model, model.tokenizer, [(prompt, SamplingParams())], [""])[0]
     patches, grids = zip(*(to_patches(one, model.config.vision) for one in (prompt[2], prompt[4])), strict=True)
     mels = [log_mel(torch.from_numpy(load_audio(one))) for one in (prompt[0], prompt[5])]
@@ -355,7 +356,7 @@ def test_a_picture_is_opened_once_and_hashed_once(
 
     opened: list[str] = []
     hashed: list[int] = []
-    open_file, blake2b = media_ref._open_file, media_ref.blake2b
+    open_file, blake2b = media_ref._open_file, media_ref.blake2b  # type: ignore[attr-defined]
 
     def counted_open(path: str) -> Any:
         opened.append(Path(path).name)

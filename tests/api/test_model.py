@@ -48,7 +48,7 @@ def test_saving_and_loading_keeps_everything(model: MuOmni, tmp_path: Path) -> N
     back = MuOmni.from_pretrained(str(tmp_path / "out"), device="cpu")
     assert isinstance(back, MuOmni) and not back.training
     assert back.config == model.config and same_weights(back, model)
-    settings = {"seed": 4, "max_new_tokens": 12}
+    settings: dict[str, Any] = {"seed": 4, "max_new_tokens": 12}
     assert back.chat("Hello there!", **settings).tokens == model.chat("Hello there!", **settings).tokens
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "README.md"} <= names
@@ -104,7 +104,7 @@ def test_a_qwen3_folder_loads_and_chats(model: MuOmni, tmp_path: Path) -> None:
     model.export_hf(tmp_path / "hf")
     back = MuOmni.from_pretrained(tmp_path / "hf", device="cpu")
     assert same_weights(back, model)
-    settings = {"seed": 4, "max_new_tokens": 12}
+    settings: dict[str, Any] = {"seed": 4, "max_new_tokens": 12}
     assert back.chat("Hello there!", **settings).tokens == model.chat("Hello there!", **settings).tokens
 
 
@@ -137,7 +137,7 @@ def test_an_unknown_name_says_where_was_looked(
 def test_a_model_of_the_hub_comes_from_its_cache(
     nano_folder: Path, model: MuOmni, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = {}
+    asked: dict[str, Any] = {}
 
     def snapshot_download(name: str, **options: Any) -> str:
         asked.update(options, name=name)
@@ -269,7 +269,7 @@ def test_a_tokenizer_of_another_model_is_refused(small_tokenizer: Tokenizer) -> 
 
 
 def test_copies_chat_alike_and_keep_user_text_apart_from_special_tokens(model: MuOmni) -> None:
-    settings = {"max_new_tokens": 10, "seed": 1}
+    settings: dict[str, Any] = {"max_new_tokens": 10, "seed": 1}
     said = model.chat("Hello", **settings).tokens  # first, so that there are caches to copy
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert same_weights(other, model) and other.config == model.config
@@ -284,7 +284,7 @@ def test_autocast_and_compile_work(model: MuOmni) -> None:
         low = model(ids).logits
     assert low.dtype == torch.bfloat16
     torch.testing.assert_close(low.float(), expected, rtol=0.05, atol=0.1)
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    compiled: Any = torch.compile(model, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(ids).logits, expected, rtol=1e-5, atol=1e-5)
     loss = compiled(ids, labels=ids).loss
     torch.testing.assert_close(loss, model(ids, labels=ids).loss)

@@ -27,8 +27,9 @@ def model(small_tokenizer: "Tokenizer") -> MuOmni:
 
 def test_say_is_a_row_of_say_batch(model: MuOmni) -> None:
     texts = [TEXT, "What is this? The dog slept.", "Oh!"]
-    replies = model.say_batch(texts, seed=5, voice="ben", settings=[{}, {"temperature": 0}, {"voice": "anna"}])
-    for text, reply, own in zip(texts, replies, ({}, {"temperature": 0}, {"voice": "anna"}), strict=True):
+    settings: list[dict[str, Any]] = [{}, {"temperature": 0}, {"voice": "anna"}]
+    replies = model.say_batch(texts, seed=5, voice="ben", settings=settings)
+    for text, reply, own in zip(texts, replies, settings, strict=True):
         alone = model.say(text, **{"seed": 5, "voice": "ben", **own})
         torch.testing.assert_close(alone.audio, reply.audio, atol=1e-5, rtol=1e-4)
         assert (

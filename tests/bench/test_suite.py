@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 from muomni.accel.device import pick_device
 from muomni.accel.execution_plan import without_losers
 from muomni.accel.measurements.verdicts import IGNORE, load_verdicts
-from muomni.accel.technique import TECHNIQUES, Setting, Technique, measured_by, readme_table
+from muomni.accel.technique import TECHNIQUES, MeasuredBy, Setting, Technique, measured_by, readme_table
 from muomni.bench import suite
 from muomni.bench.decoding import report_rows
 from muomni.bench.decoding.compare import Comparison, Decoding
@@ -116,7 +117,7 @@ def test_what_a_technique_takes_at_the_start_is_told(monkeypatch):
 def test_results_are_compared_without_dropout(monkeypatch):
     seen = []
     stub_turns(monkeypatch, {})
-    turns = suite_train.take_turns
+    turns = suite_train.take_turns  # type: ignore[attr-defined]
     monkeypatch.setattr(suite_train, "take_turns", lambda cases, *more: seen.extend(cases) or turns(cases, *more))
     suite_train.measure_train(replace(NANO, thinker=NANO.thinker.replace(dropout=0.1)), SHORT, quiet)
     assert seen and all(case.thinker.dropout == 0 for case in seen)
@@ -173,13 +174,13 @@ def test_quick_runs_stop_in_time_but_never_before_there_is_enough():
 # Inference
 
 
-def decoding(name: str, speed: float, **more: object) -> Decoding:
+def decoding(name: str, speed: float, **more: Any) -> Decoding:
     numbers = dict.fromkeys(("low", "high", "call_per_s", "first_token_ms", "load_s"), 10.0)
     shares = dict.fromkeys(("gb_per_s", "bandwidth_share", "agreement", "ratio", "ratio_low", "ratio_high"), 1.0)
-    rest = {"call_ratio": 1.0, "worst_gap": 0.0, "verdict": "no difference", "settings": "NativeRunner"}
+    rest: dict[str, Any] = {"call_ratio": 1.0, "worst_gap": 0.0, "verdict": "no difference", "settings": "NativeRunner"}
     none = dict.fromkeys(("public_loss", "top1", "kl", "worst"))
     speeds = tuple(speed * (1 + 0.002 * n) for n in range(-2, 3))
-    fields = {"name": name, "decode_per_s": speed, "peak_mib": 300.0, "speeds": speeds}
+    fields: dict[str, Any] = {"name": name, "decode_per_s": speed, "peak_mib": 300.0, "speeds": speeds}
     return Decoding(**{**numbers, **shares, **rest, **none, **fields, **more})
 
 
@@ -330,10 +331,10 @@ def test_a_run_is_found_by_its_folder(nano_folder):
 
 
 def test_a_report_is_put_together_and_written(monkeypatch, tmp_path, nano_folder):
-    monkeypatch.setattr(suite, "measure_train", lambda *_: Found((train,), noise=("busy",), margin=0.2))
-    monkeypatch.setattr(suite, "measure_infer", lambda *_: Found((infer,), bandwidth=30.0, settings=(("new", 8),)))
     train = not_measured(next(t for t in TECHNIQUES if t.key == "precision-bf16"), "stub")
     infer = not_measured(next(t for t in TECHNIQUES if t.key == "int8"), "stub")
+    monkeypatch.setattr(suite, "measure_train", lambda *_: Found((train,), noise=("busy",), margin=0.2))
+    monkeypatch.setattr(suite, "measure_infer", lambda *_: Found((infer,), bandwidth=30.0, settings=(("new", 8),)))
     asked = suite.Asked(str(nano_folder), ("train", "infer", "speech"), SHORT, "muomni bench")
     report = suite.run(asked, quiet)
     assert [row.key for row in report.rows] == ["precision-bf16", "int8", "talker-batching"]
@@ -381,7 +382,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_measuring(tmp_path):
 # The list of techniques
 
 
-def made_up(measured_by: str, on: dict[str, object], setting: Setting) -> Technique:
+def made_up(measured_by: MeasuredBy, on: dict[str, object], setting: Setting) -> Technique:
     return Technique(
         f"made-up {measured_by}", f"a made-up technique of {measured_by}", measured_by, "rounding",
         off="without it", on="with it", on_settings=on, claim="3× faster", claim_rows=(f"made-up {measured_by}",),

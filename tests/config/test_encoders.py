@@ -27,7 +27,7 @@ def test_encoders_go_through_a_file(vision, audio):
     config = preset("nano").with_encoders(vision, audio, image_token_id=1, audio_token_id=2)
     values = json.loads(json.dumps(config.model_dump(mode="json")))
     assert parse(OmniConfig, values, "config.json") == config
-    tokens = {"image_token_id": config.image_token_id, "audio_token_id": config.audio_token_id}
+    tokens: dict[str, Any] = {"image_token_id": config.image_token_id, "audio_token_id": config.audio_token_id}
     changed = OmniConfig(thinker=config.thinker, vision=vision, audio=audio, **tokens).replace(eos_token_ids=(3,))
     assert (changed.vision, changed.audio) == (vision, audio)
 

@@ -137,7 +137,7 @@ def test_what_is_reused_is_not_computed_again_and_the_last_token_always_is() -> 
     fed: list[int] = []
 
     class Spy(EagerRunner):
-        def forward(self, tokens: Tensor, *rest: Tensor) -> Tensor:
+        def forward(self, tokens: Tensor, *rest: Any) -> Tensor:
             fed.append(len(tokens))
             return super().forward(tokens, *rest)
 

@@ -1,5 +1,7 @@
 """Small models that see and hear, and random pictures and clips for them."""
 
+from typing import Any
+
 import torch
 
 from muomni.config import OmniConfig, encoder_configs, preset
@@ -9,7 +11,7 @@ from muomni.model.inputs import AudioBatch, ImageBatch
 IMAGE, AUDIO = 3, 4
 
 
-def make_config(vision: bool = True, audio: bool = True, **changes: dict[str, object]) -> OmniConfig:
+def make_config(vision: bool = True, audio: bool = True, **changes: Any) -> OmniConfig:
     """Nano with both encoders; `vision_=...`, `audio_=...` change them."""
     seeing, hearing = encoder_configs("nano")
     base = preset("nano")

@@ -1,5 +1,7 @@
 """The count of operations is torch's own count of what the model computes, in both directions."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -105,7 +107,12 @@ def test_heads():
 
 
 def test_published_encoders():
-    sizes = {"hidden_size": 16, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 40,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     config = make_config().with_encoders(
         SiglipConfig(kind="siglip", patch_size=8, grid=4, **sizes), WhisperConfig(kind="whisper", **sizes), 3, 4
     )
@@ -115,6 +122,7 @@ def test_published_encoders():
     found = total(model_flops(config, lengths, media))
     assert (found.forward, found.training) == counted(model, lengths, media, ())
     # Windows of 30 s are whole, whatever is in them.
+    assert config.audio is not None
     assert audio_flops(config.audio, (1,)) == audio_flops(config.audio, (3000,))
 
 

@@ -1,6 +1,7 @@
 """The whole model with pictures and sounds: what it computes, what learns, what is refused."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,12 +27,16 @@ def make_media(seed: int = 0) -> MediaBatch:
     return MediaBatch(make_images(GRID, seed=seed), make_clips(*FRAMES, seed=seed))
 
 
-def embed_images(model: OmniModel, images: ImageBatch) -> torch.Tensor:
-    return model.encode_media(MediaBatch(images)).image
+def embed_images(model: OmniModel, images: ImageBatch | None) -> torch.Tensor:
+    found = model.encode_media(MediaBatch(images)).image
+    assert found is not None
+    return found
 
 
-def embed_clips(model: OmniModel, clips: AudioBatch) -> torch.Tensor:
-    return model.encode_media(MediaBatch(clips=clips)).audio
+def embed_clips(model: OmniModel, clips: AudioBatch | None) -> torch.Tensor:
+    found = model.encode_media(MediaBatch(clips=clips)).audio
+    assert found is not None
+    return found
 
 
 def text(model: OmniModel, ids: torch.Tensor, **more: object) -> torch.Tensor:
@@ -76,7 +81,7 @@ def test_text_is_bit_equal_with_and_without_encoders():
     assert torch.equal(omni(ids, labels=ids).loss, plain(ids, labels=ids).loss)
     # The first weights do not depend on the encoders either.
     drawn = [OmniModel(make_config(both, both), torch.Generator().manual_seed(3)).thinker for both in (True, False)]
-    assert torch.equal(drawn[0].layers[1].mlp.up_proj.weight, drawn[1].layers[1].mlp.up_proj.weight)
+    assert torch.equal(*(thinker.get_parameter("layers.1.mlp.up_proj.weight") for thinker in drawn))
 
 
 def test_a_picture_and_a_clip_change_what_comes_behind_them_and_nothing_before():
@@ -91,7 +96,8 @@ def test_a_picture_and_a_clip_change_what_comes_behind_them_and_nothing_before()
 
 def test_the_model_written_out():
     """Embeddings, features in the place of placeholders, then the Thinker."""
-    model, media = make_model(), make_media()
+    model: Any = make_model()
+    media = make_media()
     x = model.thinker.embed_tokens(IDS).clone()
     x[0, 2:8] = model.vision_projector(model.vision(media.images))
     x[0, 9:11] = model.audio_projector(model.audio(media.clips))
@@ -121,18 +127,21 @@ def test_packed_documents_with_media_are_what_they_are_alone(kinds, seed):
         make_images(*grids, seed=seed) if grids else None, make_clips(*frames, seed=seed) if frames else None
     )
     patch = frame = 0
-    grids, frames = iter(grids), iter(frames)
-    for kind, own, places in zip(kinds, ids, positions, strict=True):
-        image = audio = None
+    grid_of, frames_of = iter(grids), iter(frames)
+    for kind, own, own_positions in zip(kinds, ids, positions, strict=True):
+        picture: ImageBatch | None = None
+        clip: AudioBatch | None = None
         if kind in ("image", "both"):
-            grid = next(grids)
-            image = type(media.images)(media.images.patches[patch : patch + grid[0] * grid[1]], (grid,))
+            grid = next(grid_of)
+            assert media.images is not None
+            picture = ImageBatch(media.images.patches[patch : patch + grid[0] * grid[1]], (grid,))
             patch += grid[0] * grid[1]
         if kind in ("audio", "both"):
-            count = next(frames)
-            audio = type(media.clips)(media.clips.mel[frame : frame + count], (count,))
+            count = next(frames_of)
+            assert media.clips is not None
+            clip = AudioBatch(media.clips.mel[frame : frame + count], (count,))
             frame += count
-        alone.append(model(own[None], positions=places[:, None], media=MediaBatch(image, audio)).logits)
+        alone.append(model(own[None], positions=own_positions[:, None], media=MediaBatch(picture, clip)).logits)
     bounds = torch.tensor([0, *(len(own) for own in ids)]).cumsum(0).int()
     packed = model(
         torch.cat(ids)[None],
@@ -161,7 +170,7 @@ def test_a_cache_holds_media_like_text():
     torch.testing.assert_close(torch.cat(parts, 1), wanted, rtol=0, atol=1e-10)
 
 
-HEADS = {"vision_": {"projection_dim": 8}, "audio_": {"ctc": True}}
+HEADS: dict[str, Any] = {"vision_": {"projection_dim": 8}, "audio_": {"ctc": True}}
 
 
 @pytest.mark.parametrize("positions", [torch.arange(14)[None], None])
@@ -175,9 +184,10 @@ def test_placeholders_and_features_that_do_not_fit_are_an_error():
     for media in (MediaBatch(make_images((4, 4)), make_clips(13)), MediaBatch(make_images(GRID), make_clips(33))):
         with pytest.raises(ValueError, match="places"):
             model(IDS, positions=POSITIONS, media=media)
-    for media in (None, MediaBatch(make_images(GRID)), MediaBatch(clips=make_clips(13))):
+    lacking: list[MediaBatch | None] = [None, MediaBatch(make_images(GRID)), MediaBatch(clips=make_clips(13))]
+    for some in lacking:
         with pytest.raises(ValueError, match="places"):
-            model(IDS, positions=POSITIONS, media=media)
+            model(IDS, positions=POSITIONS, media=some)
     deaf = make_model(make_config(audio=False))
     with pytest.raises(UserError, match="does not hear"):
         deaf(IDS, positions=POSITIONS, media=make_media())

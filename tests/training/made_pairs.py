@@ -23,7 +23,7 @@ def make_pairs(sources: Sequence[Any], *_: object, language: str = "en", **__: o
     for number, source in enumerate(sources):
         for n in range(int(source.path.split("-")[0])):
             text = " ".join(draw.choices(WORDS, k=draw.randint(2, 5))).capitalize() + "."
-            units, _ = units_of(clip_words(text))
+            units = units_of(clip_words(text))[0]
             pointer = np.repeat(np.arange(len(units)), [draw.randint(1, 2) for _ in units])
             texts.append(text)
             voices.append(names.index(_voices(source)[n % len(_voices(source))]))

@@ -123,13 +123,13 @@ def learn(group: Group, optimizer: str) -> tuple[list[tuple[float, float]], dict
     Returns:
         Loss and norm of each step, and the whole weights at the end (of process 0).
     """
-    thinker = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4}
+    thinker: dict[str, Any] = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4}
     config = OmniConfig(thinker=ThinkerConfig(**thinker, **heads))
     model = OmniModel(config, torch.Generator().manual_seed(0)).double()
     precision = Precision("fp32", CPU, "test")
     called = group.apply(LossModule(model), CPU)
-    optimizers = build_optimizers(model, OptimizerSpec(name=optimizer, lr=1e-2), precision)
+    optimizers = build_optimizers(model, OptimizerSpec.model_validate({"name": optimizer, "lr": 1e-2}), precision)
     step = TrainStep(called, optimizers, torch.ones(9), 0, precision, group)
     results = []
     for number in range(3):

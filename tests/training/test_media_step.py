@@ -1,6 +1,7 @@
 """Steps with pictures and sounds: gradients do not depend on the cut, frozen parts do not move."""
 
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from muomni.training.optim.build import build_optimizers
 from muomni.training.step import TrainStep
 
 IMAGE, SOUND, T, PATCH, BINS = 48, 49, 20, 2, 8
-SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+SIZES: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
 CONFIG = OmniConfig(
     thinker=ThinkerConfig(vocab_size=50, num_key_value_heads=1, head_dim=8, **SIZES),
     vision=VisionConfig(patch_size=PATCH, min_tokens=1, max_tokens=4, projection_dim=8, **SIZES),
@@ -137,7 +138,7 @@ def test_frozen_parts_do_not_move_and_the_others_do(frozen: tuple[str, ...], opt
     freeze(model, frozen)
     model.train()
     weights = {} if "vision" in frozen or "audio" in frozen else WEIGHTS
-    optimizers = build_optimizers(model, OptimizerSpec(name=optimizer, lr=1e-2), FP32)
+    optimizers = build_optimizers(model, OptimizerSpec.model_validate({"name": optimizer, "lr": 1e-2}), FP32)
     held = {id(p) for one in optimizers for group in one.param_groups for p in group["params"]}
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     step = TrainStep(LossModule(model, weights), optimizers, torch.ones(9), 1.0, FP32)
@@ -169,7 +170,7 @@ class Rows:
 def test_validation_means_are_over_all_targets(size: int) -> None:
     model = make_model(double=False)
     lengths = torch.ones(50, dtype=torch.int64)
-    found = evaluate(LossModule(model, {"ctc": 0.5}), Rows(), 4, size, lengths)
+    found = evaluate(LossModule(model, {"ctc": 0.5}), cast("Any", Rows()), 4, size, lengths)
     with torch.no_grad():
         batch = make_batch(range(4))
         output = LossModule(model, {"ctc": 1.0})(batch, num_targets(batch))

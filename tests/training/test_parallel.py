@@ -1,5 +1,6 @@
 """Two processes learn what one learns, from the same rows, and go on from each other's checkpoints."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -12,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -143,7 +144,10 @@ def pair(corpus: Path, media: Path, tmp_path_factory: pytest.TempPathFactory) ->
         job |= {"kind": job.get("kind", "train"), "run": str(runs / name), "out": str(runs / f"{name}.found")}
         job["port"] = free_port()
     (runs / "jobs.json").write_text(json.dumps(list(jobs.values())))
-    script, environment = Path(processes.__file__), os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    script, environment = (
+        Path(str(processes.__file__)),
+        os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+    )
     both = [
         subprocess.Popen(
             [sys.executable, script, str(rank), runs / "jobs.json"], env=environment, stderr=subprocess.PIPE
@@ -179,6 +183,16 @@ def lines_of(run: Path, kind: str, *keys: str) -> list[tuple[Any, ...]]:
     return [tuple(line[key] for key in keys) for line in read_lines(run / "metrics.jsonl") if line["kind"] == kind]
 
 
+def assert_equal_tensors(
+    left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], rtol: float, atol: float
+) -> None:
+    assert left.keys() == right.keys()
+    for key, tensor in left.items():
+        torch.testing.assert_close(
+            tensor, right[key], rtol=rtol, atol=atol, msg=functools.partial("{}: {}".format, key)
+        )
+
+
 def assert_close_runs(one: Path, other: Path) -> None:
     """The same rows in the same steps, and figures, weights and optimizer state within rounding of fp32."""
     assert lines_of(one, "train", "step", "batch") == lines_of(other, "train", "step", "batch")
@@ -188,11 +202,9 @@ def assert_close_runs(one: Path, other: Path) -> None:
         a, b = lines_of(one, kind, *keys), lines_of(other, kind, *keys)
         torch.testing.assert_close(torch.tensor(a), torch.tensor(b), rtol=1e-5, atol=1e-7)
     for name in ("model.safetensors", "training/state.safetensors"):
-        a, b = load_file(one / "last" / name), load_file(other / "last" / name)
-        a, b = ({key: value for key, value in x.items() if not key.startswith("rng/")} for x in (a, b))
-        assert a.keys() == b.keys()
-        for key in a:
-            torch.testing.assert_close(a[key], b[key], rtol=1e-4, atol=2e-6, msg=lambda text, key=key: f"{key}: {text}")
+        files = (load_file(run / "last" / name) for run in (one, other))
+        left, right = ({key: value for key, value in x.items() if not key.startswith("rng/")} for x in files)
+        assert_equal_tensors(left, right, rtol=1e-4, atol=2e-6)
 
 
 @pytest.mark.parametrize(
@@ -240,13 +252,11 @@ def test_two_processes_speak_as_one_does(pair, job):
     for a, b in found:
         assert a[:3] == b[:3]
         assert a[3:] == pytest.approx(b[3:], rel=1e-4)
-    keys = ("speech", "speech_codes", "speech_moves")
-    (a, b), (c, d) = lines_of(one, "val", *keys), lines_of(pair.runs / job, "val", *keys)
+    losses = ("speech", "speech_codes", "speech_moves")
+    (a, b), (c, d) = lines_of(one, "val", *losses), lines_of(pair.runs / job, "val", *losses)
     assert (*a, *b) == pytest.approx((*c, *d), rel=1e-4)
-    a, b = (load_file(run / "last/model.safetensors") for run in (one, pair.runs / job))
-    assert a.keys() == b.keys()
-    for key in a:
-        torch.testing.assert_close(a[key], b[key], rtol=1e-3, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
+    left, right = (load_file(run / "last/model.safetensors") for run in (one, pair.runs / job))
+    assert_equal_tensors(left, right, rtol=1e-3, atol=1e-5)
 
 
 def test_two_processes_go_on_from_the_checkpoint_of_one(pair):
@@ -303,8 +313,8 @@ def test_the_rows_of_a_step_are_shared_without_overlap(size, share, micro_batch,
         taken.extend(range(first, first + count * stride, stride))
         return count
 
-    sizes = []
-    model = torch.nn.Linear(1, 1)
+    sizes: list[Any] = []
+    model: Any = torch.nn.Linear(1, 1)
     model.device = torch.device("cpu")
     for rank in range(size):
         cutter = RecoveringStep(
@@ -312,8 +322,8 @@ def test_the_rows_of_a_step_are_shared_without_overlap(size, share, micro_batch,
             None,
             False,
             model,
-            SimpleNamespace(optimizers=[], group=Group(ParallelChoice("off", "test", rank, size, rank))),
-            SimpleNamespace(batch=batch),
+            cast("Any", SimpleNamespace)(optimizers=[], group=Group(ParallelChoice("off", "test", rank, size, rank))),
+            cast("Any", SimpleNamespace)(batch=batch),
             Path(),
             micro_batch,
         )

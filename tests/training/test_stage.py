@@ -156,7 +156,7 @@ def test_ctrl_c_saves_and_stops_and_the_run_goes_on(recipe, tmp_path):
 
 def test_a_full_disk_is_a_clear_error_and_the_checkpoint_before_still_loads(recipe, tmp_path, monkeypatch):
     run = tmp_path / "run"
-    save_tensors = checkpoint_module.save_tensors
+    save_tensors = checkpoint_module.save_tensors  # type: ignore[attr-defined]
 
     def full(tensors, path):
         if "step-00000008" in str(path):

@@ -108,7 +108,7 @@ def test_compiled_dropout_is_the_same_in_the_backward_pass(checkpointing):
         torch.manual_seed(7)
         return model(ids, labels=ids, segments=segments).loss
 
-    parameters = list(model.parameters())
+    parameters: list[torch.Tensor] = list(model.parameters())
     slopes = torch.autograd.grad(loss(), parameters)
     draw = torch.Generator().manual_seed(1)
     direction = [torch.randn(p.shape, generator=draw, dtype=p.dtype) for p in parameters]

@@ -1,6 +1,7 @@
 """`compile: "auto"`: the decision follows the figures, and trying leaves no trace."""
 
 import shutil
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -35,7 +36,9 @@ def test_compilation_is_kept_where_its_least_saving_pays_for_it(eager, compiled,
     assert found.figures["compiled_s"] == sorted(compiled)[1]
 
 
-def trial(model: OmniModel, seconds: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], object]:
+def trial(
+    model: OmniModel, seconds: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[str], Callable[[int], None]]:
     """A trial whose clock says what we want; returns the kinds of passes taken."""
     kinds: list[str] = []
 
@@ -89,7 +92,7 @@ def test_a_compiler_that_fails_is_said_and_the_run_is_eager(monkeypatch):
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("g++ has crashed\nmore")
 
-    monkeypatch.setattr(compile_trial.compilation, "apply", broken)
+    monkeypatch.setattr(compilation, "apply", broken)
     found = measure(model, one_pass, 100, CPU)
     assert (found.mode, found.reason) == ("off", "compiling failed: g++ has crashed")
 

@@ -2,6 +2,7 @@
 
 import math
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -46,7 +47,7 @@ def one_run(draw: random.Random, ratio: float, noise: float, lasting: float, mem
 def test_three_runs_on_one_machine_never_contradict_one_another(noise, ratio, memory):
     draw = random.Random(0)
     for _ in range(100):
-        runs = [{"it": one_run(draw, ratio, noise, lasting=0.015, memory=memory)} for _ in range(3)]
+        runs: list[Any] = [{"it": one_run(draw, ratio, noise, lasting=0.015, memory=memory)} for _ in range(3)]
         assert contradictions(runs) == []
 
 
@@ -110,6 +111,6 @@ def test_a_case_that_differs_from_itself_widens_the_margin_and_is_said_to_be_noi
 
 
 def test_contradictions_are_on_against_off_only():
-    runs = [{"a": "on", "b": "off"}, {"a": "no difference", "b": "not measured"}, {"a": "on"}]
+    runs: list[Any] = [{"a": "on", "b": "off"}, {"a": "no difference", "b": "not measured"}, {"a": "on"}]
     assert contradictions(runs) == []
     assert contradictions([*runs, {"b": "on"}]) == ["b: off, not measured, not measured, on"]

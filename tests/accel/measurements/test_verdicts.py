@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from muomni.accel import execution_plan as plan_module
 from muomni.accel.compile.trial import measure
 from muomni.accel.cpu_allocator import choice as allocator
 from muomni.accel.execution_plan import make_plan
@@ -150,7 +149,7 @@ def test_a_pool_that_lost_leaves_memory_kept() -> None:
 
 def test_several_processes_heed_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     several = dataclasses.replace(make_plan(make_recipe(), NANO_CONFIG).parallel, kind="ddp", size=2)
-    monkeypatch.setattr(plan_module.distributed, "choose", lambda *_, **__: several)
+    monkeypatch.setattr("muomni.accel.distributed.choose", lambda *_, **__: several)
     plan = make_plan(make_recipe(), NANO_CONFIG, Verdicts({"allocator-retain": LOST}))
     assert plan.declined == {} and "measured to lose" not in plan.allocator.reason
 

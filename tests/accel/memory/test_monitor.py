@@ -5,6 +5,7 @@ import mmap
 import os
 import sys
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,8 +24,13 @@ ROWS, TOKENS = 8, 64
 
 
 def make_model(tied: bool = True) -> OmniModel:
-    sizes = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 4, "num_attention_heads": 4}
-    more = {"num_key_value_heads": 2, "head_dim": 16, "vocab_size": 128, "tie_word_embeddings": tied}
+    sizes: dict[str, Any] = {
+        "hidden_size": 64,
+        "intermediate_size": 192,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+    }
+    more: dict[str, Any] = {"num_key_value_heads": 2, "head_dim": 16, "vocab_size": 128, "tie_word_embeddings": tied}
     return OmniModel(OmniConfig(thinker=ThinkerConfig(**sizes, **more)), torch.Generator().manual_seed(0))
 
 
@@ -269,7 +275,7 @@ def fake_nvml(monkeypatch: pytest.MonkeyPatch, processes: list, fails: bool = Fa
             raise NVMLError("Driver Not Loaded")
         return "handle"
 
-    module = ModuleType("pynvml")
+    module: Any = ModuleType("pynvml")
     module.NVMLError = NVMLError
     module.nvmlInit = lambda: None
     module.nvmlDeviceGetHandleByUUID = handle

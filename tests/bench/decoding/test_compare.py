@@ -2,6 +2,7 @@
 
 import json
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def plan(tmp_path_factory):
     return Plan(thinker, Files(work / "model", work), work, PROMPT, NEW, threads=1)
 
 
-def eager(plan: Plan, name: str = "eager", **more: object) -> InferCase:
+def eager(plan: Plan, name: str = "eager", **more: Any) -> InferCase:
     return plan.case(name, plan.task(2), **{"runner": "eager", **more})
 
 
@@ -100,7 +101,7 @@ def test_compiled_steps_are_there_before_anything_is_timed(plan, monkeypatch, we
     monkeypatch.setattr("muomni.infer.runners.compiled._without_running", lambda step, inputs: step)
     case = eager(plan, weights=weights, runner="compiled", batch=2)
     subject = InferSubject(case)
-    runner = subject._backend._runner
+    runner = subject._backend._runner  # type: ignore[attr-defined]
     compiles = dict(runner.compiles)
     assert {bucket.kind for bucket in compiles} == {"decode", "prefill"}
     assert subject.first["tokens"] == InferSubject(eager(plan, weights=weights, batch=2)).first["tokens"]

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ VISION, AUDIO_ENCODER = encoder_configs("nano")
 COMMON = {"thinker": preset("nano").thinker, "batch_size": 4, "seq_len": 128, "device": "cpu", "precision": "fp32"}
 
 
-def rows(kind: str, number: int = 0):
+def rows(kind: Any, number: int = 0):
     return draw_rows(kind, 4, 128, 8192, VISION, AUDIO_ENCODER, number)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from muomni.data import Batch, PackedDataset, TokenIndex
 from muomni.data.datasets import packed
-from muomni.data.datasets.order import permuted, random_order
+from muomni.data.datasets.order import mixed_key, permuted, random_order
 from muomni.ops.cross_entropy import IGNORE
 from tests.data.helpers import numbered_index
 
@@ -243,7 +243,7 @@ def test_permutations_look_random() -> None:
 def test_keys_give_every_order_alike(n: int) -> None:
     """What the first two indices become, over many keys: each pair about as often."""
     keys = 600
-    found = np.array([permuted(np.arange(2), n, packed.mixed_key(7, epoch, 0)) for epoch in range(keys)])
+    found = np.array([permuted(np.arange(2), n, mixed_key(7, epoch, 0)) for epoch in range(keys)])
     for values, outcomes in ((found[:, 0], n), ((found[:, 1] - found[:, 0]) % n - 1, n - 1)):
         counts = np.bincount(values, minlength=outcomes)
         expected = keys / outcomes

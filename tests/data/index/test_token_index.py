@@ -182,7 +182,7 @@ def test_a_change_of_anything_builds_anew(tmp_path: Path, tokenizer: Tokenizer, 
     time_before = path.stat().st_mtime_ns
     path.write_text("one two\nthree|five")  # as long as before, and the clock is turned back
     os.utime(path, ns=(time_before, time_before))
-    assert tokenizer.decode(build(path, tokenizer).tokens) == "one two\nthree|five"
+    assert tokenizer.decode(build(path, tokenizer).tokens.tolist()) == "one two\nthree|five"
     other = Tokenizer.train(STORIES, 400)
     template = Tokenizer(tokenizer.backend, ChatTemplate("x"))
     for changed, options in (
@@ -366,7 +366,7 @@ def test_prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUOMNI_CACHE", str(tmp_path / "elsewhere"))
     assert default_cache_dir() == tmp_path / "elsewhere" / "tokens"
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": text * (n + 1)} for n in range(5) for text in STORIES])
-    data = DataSpec(train=[str(path)], val_fraction=0.2, seq_len=16)
+    data = DataSpec.model_validate({"train": [str(path)], "val_fraction": 0.2, "seq_len": 16})
     tokenizer = prepare_tokenizer(TokenizerSpec(vocab_size=400), data)
     prepared = prepare(data, tokenizer)
     assert prepared.train.num_documents + prepared.val.num_documents == 20
@@ -384,13 +384,12 @@ def test_prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_tokenizer_without_text_names_the_files(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": ""}])
     with pytest.raises(DataError, match=r"a.jsonl: holds no text, so no tokenizer can be trained"):
-        prepare_tokenizer(TokenizerSpec(vocab_size=400), DataSpec(train=[str(path)]))
+        prepare_tokenizer(TokenizerSpec(vocab_size=400), DataSpec.model_validate({"train": [str(path)]}))
 
 
 def test_real_stories(shared_data: Path, tmp_path: Path) -> None:
-    data = DataSpec(
-        train=[str(shared_data / "text/tinystories/val.jsonl.gz")], cache_dir=str(tmp_path), val_fraction=0.1
-    )
+    stories = str(shared_data / "text/tinystories/val.jsonl.gz")
+    data = DataSpec.model_validate({"train": [stories], "cache_dir": str(tmp_path), "val_fraction": 0.1})
     tokenizer = prepare_tokenizer(TokenizerSpec(vocab_size=1000), data)
     prepared = prepare(data, tokenizer)
     rows = PackedDataset(prepared.train, 256)

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from muomni.config.model import VisionConfig
+from muomni.config import VisionConfig
 from muomni.data.media.audio import audio_seconds, load_audio
 from muomni.data.media.image import load_image, picture_size, to_patches, token_grid
 from muomni.data.media.media_ref import MediaRef, open_bytes
@@ -222,7 +222,7 @@ def test_a_recorded_ogg_without_its_last_flag_is_whole() -> None:
     assert 0 < len(shorter) < len(load_audio(content))
 
 
-LARGE = {
+LARGE: dict[str, Any] = {
     "RGB": NOISE,
     "RGBA": np.random.default_rng(1).integers(0, 256, (60, 80, 4), dtype=np.uint8),
     "I;16": NOISE[..., 0].astype(np.uint16) * 257,
@@ -233,7 +233,8 @@ LARGE = {
 @pytest.mark.parametrize("mode", LARGE)
 def test_large_pictures_in_stripes_are_the_same_and_wait_their_turn(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     image = Image.fromarray(LARGE[mode]) if mode != "P" else Image.fromarray(NOISE).quantize(50)
-    content = picture(image=image, **({"transparency": 3} if mode == "P" else {}))
+    options: dict[str, Any] = {"transparency": 3} if mode == "P" else {}
+    content = picture(image=image, **options)
     expected = load_image(content)
     small = VIT.replace(patch_size=1, min_tokens=16, max_tokens=20, pixel_shuffle_factor=1)
     assert load_image(content, small).tobytes() == expected.tobytes()  # as it is no large one

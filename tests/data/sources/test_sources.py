@@ -227,7 +227,11 @@ def _write_parquet(path: Path, columns: dict[str, list[Any]], **options: Any) ->
 
 
 def test_parquet(tmp_path: Path) -> None:
-    columns = {"text": [*map(str, range(1000)), None], "messages": [None] * 1000 + [chat("q", "r")], "x": [0] * 1001}
+    columns: dict[str, list[Any]] = {
+        "text": [*map(str, range(1000)), None],
+        "messages": [None] * 1000 + [chat("q", "r")],
+        "x": [0] * 1001,
+    }
     path = _write_parquet(tmp_path / "a.parquet", columns, row_group_size=100)
     documents = read(path)
     assert [document.text for document in documents[:-1]] == columns["text"][:-1]

@@ -28,7 +28,7 @@ PARTS = st.one_of(
     st.sampled_from([{"type": "audio", "audio": "a.wav", "transcript": "one two"}]),
     st.integers(1, 3).map(lambda n: {"type": "video", "video": [PNG] * n}),
 )
-CONTENT = st.lists(PARTS, min_size=1, max_size=5)
+CONTENT: st.SearchStrategy[Any] = st.lists(PARTS, min_size=1, max_size=5)
 
 
 def user(content: Any) -> list[dict[str, Any]]:
@@ -192,7 +192,8 @@ def test_what_people_hand_over_is_taken(tmp_path: Path) -> None:
         )
         assert message["content"][0]["image"] == picture
     (message,) = check_messages(as_messages(["Hear", rows]), inputs=["audio"])
-    samples, rate = message["content"][1]["audio"]
+    sound: Any = message["content"][1]
+    samples, rate = sound["audio"]
     assert samples is rows["array"] and rate == 16_000
     (message,) = check_messages(as_messages([{"bytes": picture, "path": None}, "?"]), inputs=["image"])
     assert message["content"][0]["image"] == picture

@@ -268,7 +268,7 @@ def test_ctrl_c_in_a_step_loses_nothing(model: OmniModel) -> None:
     class Interrupted(EagerRunner):
         calls = 0
 
-        def forward(self, *args: Tensor) -> Tensor:
+        def forward(self, *args: Any) -> Tensor:
             out = super().forward(*args)
             self.calls += 1
             if self.calls % 3 == 2:
@@ -313,7 +313,7 @@ def test_closing_ends_the_thread_and_fails_who_waits(model: OmniModel) -> None:
     slow = threading.Event()
 
     class Slow(EagerRunner):
-        def forward(self, *args: Tensor) -> Tensor:
+        def forward(self, *args: Any) -> Tensor:
             slow.wait(0.05)
             return super().forward(*args)
 

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -123,7 +123,7 @@ def test_declines_what_it_does_not_know() -> None:
 
     model = make_model()
     block = model.thinker.layers[1]
-    block.self_attn.q_proj = _Wrapped(block.self_attn.q_proj)
+    block.self_attn.q_proj = _Wrapped(cast("torch.nn.Linear", block.get_submodule("self_attn.q_proj")))
     assert "thinker.layers.1.self_attn.q_proj: " in reason(model) and "_Wrapped" in reason(model)
 
     model = make_model()

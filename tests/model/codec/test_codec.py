@@ -3,6 +3,7 @@
 import math
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ def make(dtype: torch.dtype = torch.float64) -> SpeechCodec:
     with torch.no_grad():
         for name, p in codec.named_parameters():
             if name.endswith("bias"):
-                p += torch.randn(p.shape, generator=generator, dtype=torch.float64).to(dtype) * 0.1
+                p.add_(torch.randn(p.shape, generator=generator, dtype=torch.float64).to(dtype) * 0.1)
     return codec
 
 
@@ -207,7 +208,9 @@ def test_the_head_inverts_the_spectra_of_a_clip() -> None:
         for f in range(len(clip) // NANO.hop_length)
     ]
     spectrum = torch.stack(spectra)[None] * (4 / NANO.window)
-    head.linear = Given(torch.cat((spectrum.abs().log() + 6.0, spectrum.angle()), -1))
+    head.linear = Given(  # type: ignore[assignment]
+        torch.cat((spectrum.abs().log() + 6.0, spectrum.angle()), -1)
+    )
     samples = head(torch.empty(1, len(spectra), 1, dtype=torch.float64))[0, NANO.delay :]
     torch.testing.assert_close(samples, clip[: -NANO.delay], atol=1e-9, rtol=0)
 
@@ -239,7 +242,8 @@ def test_quantising_is_taking_the_nearest_vector_of_what_is_left(K: int, seed: i
 def test_tables_follow_the_latents_and_dead_codes_come_back() -> None:
     torch.manual_seed(0)
     quantizer = ResidualVectorQuantizer(NANO.replace(quantizer_dropout=0.0, codebook_size=32)).train()
-    before, last = [], []
+    before: list[Any] = []
+    last: list[Any] = []
     for n in range(60):
         _, codes, commitment = quantizer(torch.randn(8, 25, NANO.latent_size) + 3.0)
         quantizer.update()

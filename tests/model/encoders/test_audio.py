@@ -32,7 +32,7 @@ def make_encoder(config: AudioConfig = CONFIG, dtype: torch.dtype = torch.float6
     encoder = AudioEncoder(config)
     encoder.init_weights(torch.Generator().manual_seed(0))
     for conv in encoder.convs:
-        torch.nn.init.constant_(conv.bias, 0.3)
+        torch.nn.init.constant_(conv.get_parameter("bias"), 0.3)
     return encoder.to(dtype)
 
 
@@ -48,7 +48,8 @@ def by_definition(encoder: AudioEncoder, mel: Tensor) -> Tensor:
     for chunk in torch.split(mel, 8 * config.chunk_tokens):
         x = chunk.T
         for conv in encoder.convs:
-            x = F.gelu(F.conv1d(x, conv.weight, conv.bias, stride=2, padding=1))
+            weight, bias = conv.get_parameter("weight"), conv.get_parameter("bias")
+            x = F.gelu(F.conv1d(x, weight, bias, stride=2, padding=1))
         x = x.T[None]
         rotation = rope_tables(torch.arange(x.shape[1])[None], config.head_dim, config.rope_theta, x.dtype)
         for block in encoder.layers:

@@ -1,6 +1,7 @@
 """The vision encoder: any number of pictures of any shape, each as if it were alone."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -135,6 +136,7 @@ def test_every_preset_has_encoders(name):
     config = preset(name).with_encoders(vision, audio, 5, 6)
     with torch.device("meta"):
         model = OmniModel(config)
+    assert model.vision is not None and model.audio is not None
     sizes = [sum(p.numel() for p in encoder.parameters()) for encoder in (model.vision, model.audio)]
     if name == "tiny":
         assert all(2_500_000 <= size <= 4_000_000 for size in sizes), sizes
@@ -142,16 +144,17 @@ def test_every_preset_has_encoders(name):
 
 
 def test_sizes_that_do_not_fit_are_refused():
-    sizes = {"intermediate_size": 8, "num_hidden_layers": 1}
-    for changes in (
+    sizes: dict[str, Any] = {"intermediate_size": 8, "num_hidden_layers": 1}
+    refused: list[dict[str, Any]] = [
         {"hidden_size": 10, "num_attention_heads": 3},
         {"hidden_size": 12, "num_attention_heads": 2},
         {"hidden_size": 8, "num_attention_heads": 2, "min_tokens": 65},
-    ):
+    ]
+    for changes in refused:
         with pytest.raises(ValueError, match=r"must (be|make)"):
             VisionConfig(**sizes, **changes)
     with pytest.raises(ConfigError, match="no preset"):
-        encoder_configs("huge")
+        encoder_configs("huge")  # type: ignore[arg-type]
 
 
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=30))

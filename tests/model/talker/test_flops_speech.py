@@ -31,6 +31,7 @@ def test_speech_alone(pattern):
 
 def test_speech_comes_on_top_of_the_text():
     config = make_config()
+    assert config.talker is not None
     speech = make_speech(config.talker)
     text, alone = model_flops(config, [7]), model_flops(config, [], speech=speech)
     both = model_flops(config, [7], speech=speech)

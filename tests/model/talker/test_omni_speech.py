@@ -42,7 +42,7 @@ def test_states_are_those_of_each_sentence_read_alone():
     model = make_model(thinker_layer=1)
     ids, lengths = torch.randint(60, (70,)), (3, 1, 66)
     found = model.talker_states(ids, lengths)
-    for part, states in zip(torch.split(ids, lengths), torch.split(found, lengths), strict=True):
+    for part, states in zip(torch.split(ids, list(lengths)), torch.split(found, list(lengths)), strict=True):
         x = model.thinker.embed_tokens(part)[None]
         seen: list[torch.Tensor] = []
         hook = model.thinker.layers[0].register_forward_hook(lambda _m, _i, out, seen=seen: seen.append(out))
@@ -57,6 +57,7 @@ def test_states_are_those_of_each_sentence_read_alone():
 def test_the_loss_is_the_talkers_and_adds_to_the_texts():
     model = make_model()
     speech = speech_of(model)
+    assert model.talker is not None
     spoken = talker_losses(model.talker, speech, model.talker_states(speech.ids, speech.id_lengths))
     wanted = (spoken.codes + spoken.moves) / speech.num_frames
     alone = losses_of(model, make_batch(IDS, NO_LABELS, speech=speech), SPEECH)
@@ -135,11 +136,13 @@ def test_the_codec_stays_in_fp32_and_says_the_same():
 def test_the_first_weights_do_not_depend_on_the_talker_nor_the_generator_on_the_codec():
     plain = OmniModel(make_config().with_speech(None, None), torch.Generator().manual_seed(3))
     omni = OmniModel(make_config(), torch.Generator().manual_seed(3))
-    assert torch.equal(plain.thinker.layers[1].mlp.up_proj.weight, omni.thinker.layers[1].mlp.up_proj.weight)
+    assert torch.equal(*(each.thinker.get_parameter("layers.1.mlp.up_proj.weight") for each in (plain, omni)))
     torch.manual_seed(1)
     wanted = torch.rand(1)
     torch.manual_seed(1)
-    FrozenCodec.to_be_loaded(make_config().codec)
+    codec = make_config().codec
+    assert codec is not None
+    FrozenCodec.to_be_loaded(codec)
     assert torch.equal(torch.rand(1), wanted)
 
 
@@ -162,6 +165,7 @@ def test_a_folder_gives_the_model_back(tmp_path: Path, pattern):
 
 def test_a_trained_codec_goes_into_a_model(tmp_path: Path):
     config = make_config()
+    assert config.codec is not None
     codec = SpeechCodec(config.codec, torch.Generator().manual_seed(4)).eval()
     save_codec(codec, tmp_path)
     frozen = FrozenCodec(config.codec)

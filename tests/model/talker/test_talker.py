@@ -1,6 +1,7 @@
 """The Talker against a slow reference, step by step against all at once, and what it can see."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from tests.model.talker.speech import PATTERNS, make_model, make_speech
 SIZES = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 12), st.integers(1, 5)), min_size=1, max_size=4)
 
 
-def make_talker(**changes: object) -> Talker:
+def make_talker(**changes: Any) -> Talker:
     talker = make_model(**changes).talker
     assert talker is not None
     return talker
@@ -46,7 +47,7 @@ def slow_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def slow_text(talker: Talker, units: torch.Tensor, heard: torch.Tensor) -> torch.Tensor:
-    part = talker.text
+    part: Any = talker.text
     x = part.embed_units.weight[units] + slow_norm(heard, part.state_norm.weight) @ part.state_proj.weight.T
     for block in part.layers:
         seen = slow_norm(slow_conv(x, block.depthwise.weight, block.depthwise.bias), block.norm.weight)
@@ -113,7 +114,7 @@ def test_gradients_are_those_of_a_slow_reference(pattern):
     talker = make_talker(pattern=pattern)
     batch = make_speech(talker.config)
     states = make_states(batch).requires_grad_()
-    wanted = torch.autograd.grad(sum(slow_losses(talker, batch, states)), [states, *talker.parameters()])
+    wanted = torch.autograd.grad(torch.stack(slow_losses(talker, batch, states)).sum(), [states, *talker.parameters()])
     losses = talker_losses(talker, batch, states)
     found = torch.autograd.grad(losses.codes + losses.moves, [states, *talker.parameters()])
     torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-9)
@@ -143,9 +144,9 @@ def test_frame_by_frame_is_all_at_once(pattern):
     batch = make_speech(config)
     lengths = torch.tensor(batch.unit_lengths)
     text = talker.encode_text(batch.units, make_states(batch)[batch.words], lengths)
-    spoken = torch.split(batch.codes, batch.frames)
+    spoken = torch.split(batch.codes, list(batch.frames))
     steps = [delay(codes) if pattern == "delay" else codes for codes in spoken]
-    pointers = torch.split(batch.pointers, batch.frames)
+    pointers = torch.split(batch.pointers, list(batch.frames))
     cache = SlotCache(config.backbone, len(steps), max(map(len, steps)), dtype=torch.float64)
     logits: list[list[torch.Tensor]] = [[] for _ in steps]
     moves: list[list[torch.Tensor]] = [[] for _ in steps]

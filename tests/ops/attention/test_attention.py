@@ -3,6 +3,7 @@
 import inspect
 import sys
 import types
+from typing import Any
 
 import pytest
 import torch
@@ -46,8 +47,9 @@ def cut(lengths: list[int], rows: int) -> Segments:
     return Segments(bounds, max(lengths))
 
 
-def assert_same(attend, inputs, segments=None) -> None:
-    fast, slow = attend(*inputs, segments), attention_reference(*inputs, segments)
+def assert_same(attend: Any, inputs: Any, segments: Segments | None = None) -> None:
+    q, k, v = inputs
+    fast, slow = attend(q, k, v, segments), attention_reference(q, k, v, segments)
     torch.testing.assert_close(fast, slow, rtol=0, atol=1e-10)
     upstream = torch.randn_like(slow)
     for a, b in zip(
@@ -189,8 +191,8 @@ def test_bf16_gradients_stay_finite_beside_a_document_of_other_scale():
     q[:, :3] *= 1e-3
     k[:, :3] *= 1e3
     q[:, 3:] *= 1e3
-    inputs = [x.bfloat16().requires_grad_() for x in (q, k, v)]
-    out = attention(*inputs, cut([3, 37], 1))
+    inputs = q, k, v = [x.bfloat16().requires_grad_() for x in (q, k, v)]
+    out = attention(q, k, v, cut([3, 37], 1))
     for gradient in torch.autograd.grad(out, inputs, torch.ones_like(out)):
         assert torch.isfinite(gradient).all()
 
@@ -256,6 +258,7 @@ def test_the_block_mask_is_the_one_torch_makes_from_the_dense_mask(seed, lengths
         device="cpu",
     )
     assert torch.equal(ours.kv_num_blocks, wanted.kv_num_blocks)
+    assert ours.full_kv_num_blocks is not None and wanted.full_kv_num_blocks is not None
     assert torch.equal(ours.full_kv_num_blocks, wanted.full_kv_num_blocks)
     assert torch.equal(ours.to_dense(), wanted.to_dense())
     assert ours.shape == wanted.shape
@@ -297,7 +300,7 @@ def fake_flash_attn() -> types.ModuleType:
         assert causal and max_seqlen_q == max_seqlen_k >= int(cu_seqlens_q.diff().max())
         return bottom_right(q, k, v, cu_seqlens_q, cu_seqlens_k)
 
-    module = types.ModuleType("flash_attn")
+    module: Any = types.ModuleType("flash_attn")
     module.flash_attn_varlen_func = flash_attn_varlen_func
     return module
 
@@ -321,9 +324,9 @@ def test_gpu_backends_say_what_they_mean(backend, groups, monkeypatch):
     import torch.nn.attention.varlen
 
     patch_kernels(monkeypatch)
-    inputs = [x.detach().bfloat16() for x in make_inputs(0, 2, 9, 9, 4, groups, 8)]
+    inputs = q, k, v = [x.detach().bfloat16() for x in make_inputs(0, 2, 9, 9, 4, groups, 8)]
     segments = cut([2, 7], 2)
-    wanted = attention_reference(*inputs, segments)
+    wanted = attention_reference(q, k, v, segments)
     torch.testing.assert_close(backend.attention(*inputs, segments), wanted)
     torch.testing.assert_close(backend.attention(*inputs, segments.rounded(18)), wanted)
     # Not packed: SDPA.

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -29,11 +31,14 @@ SHAPES = {
 }
 
 
-def make_inputs(seed: int, batch: int, tokens: int, heads: int, groups: int, dtype=torch.float64) -> list[Tensor]:
+def make_inputs(
+    seed: int, batch: int, tokens: int, heads: int, groups: int, dtype=torch.float64
+) -> tuple[Tensor, Tensor, Tensor]:
     draw = torch.Generator().manual_seed(seed)
     counts = (heads, groups, groups)
     made = [torch.randn(batch, tokens, count, 8, generator=draw, dtype=torch.float64) for count in counts]
-    return [x.to(dtype).requires_grad_() for x in made]
+    q, k, v = (x.to(dtype).requires_grad_() for x in made)
+    return q, k, v
 
 
 def cut(lengths: list[int], rows: int) -> Segments:
@@ -51,7 +56,7 @@ def by_hand(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
     return torch.cat(out).view_as(q)
 
 
-def assert_same(found: Tensor, wanted: Tensor, inputs: list[Tensor], tolerance: float) -> None:
+def assert_same(found: Tensor, wanted: Tensor, inputs: Sequence[Tensor], tolerance: float) -> None:
     torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance)
     upstream = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(0), dtype=wanted.dtype)
     pairs = zip(
@@ -82,7 +87,7 @@ def test_a_row_without_segments_is_one_document(attend, seed, rows, tokens, grou
 def test_low_precision_errs_no_more_than_plain_low_precision(seed, lengths, rows, groups, per_group):
     low = make_inputs(seed, rows, sum(lengths), groups * per_group, groups, torch.bfloat16)
     segments = cut(lengths, rows)
-    exact = [x.detach().double().requires_grad_() for x in low]
+    exact: Any = [x.detach().double().requires_grad_() for x in low]
     upstream = torch.randn(low[0].shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
 
     def run(attend, given):
@@ -98,7 +103,7 @@ def test_low_precision_errs_no_more_than_plain_low_precision(seed, lengths, rows
 
 def test_one_call_serves_all_documents_of_a_length(monkeypatch):
     calls: list[tuple[int, ...]] = []
-    real = cpu_bidirectional.flash_forward
+    real = cpu_bidirectional.flash_forward  # type: ignore[attr-defined]
 
     def counted(q, k, v, causal):
         calls.append(tuple(q.shape))
@@ -132,12 +137,12 @@ def test_low_precision_meets_few_shapes_and_keeps_few_scores(monkeypatch):
 def test_padded_batches_and_long_documents_are_right(lengths, groups):
     low = make_inputs(3, 2, sum(lengths), 2, groups, torch.bfloat16)
     segments = cut(lengths, 2)
-    exact = [x.detach().double().requires_grad_() for x in low]
-    found, wanted = attention(*low, segments, causal=False), by_hand(*exact, segments)
+    q, k, v = (x.detach().double().requires_grad_() for x in low)
+    found, wanted = attention(*low, segments, causal=False), by_hand(q, k, v, segments)
     torch.testing.assert_close(found.double(), wanted, rtol=0.02, atol=0.02)
     upstream = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(0)).bfloat16()
     ours = torch.autograd.grad(found, low, upstream)
-    for a, b in zip(ours, torch.autograd.grad(wanted, exact, upstream.double()), strict=True):
+    for a, b in zip(ours, torch.autograd.grad(wanted, (q, k, v), upstream.double()), strict=True):
         assert (a - b).abs().max() <= 0.02 * b.abs().max() + 0.01
 
 
@@ -151,9 +156,9 @@ def test_documents_see_themselves_whole_and_nothing_else():
 
 
 def test_autocast_computes_in_its_dtype():
-    inputs = [x.detach().float() for x in make_inputs(0, 1, 10, 2, 2)]
+    q, k, v = (x.detach().float() for x in make_inputs(0, 1, 10, 2, 2))
     with torch.autocast("cpu", torch.bfloat16):
-        assert attention(*inputs, cut([4, 6], 1), causal=False).dtype == torch.bfloat16
+        assert attention(q, k, v, cut([4, 6], 1), causal=False).dtype == torch.bfloat16
 
 
 def test_the_operator_keeps_the_rules_of_custom_operators():
@@ -172,6 +177,7 @@ def test_the_blocks_that_flexattention_skips_hide_nothing():
             blocks = dense.view(3, 128, 3, 128).transpose(1, 2).flatten(2)
             mask = flex.block_mask(document, causal)
             some = listed(mask.kv_num_blocks, mask.kv_indices)
+            assert mask.full_kv_num_blocks is not None and mask.full_kv_indices is not None
             whole = listed(mask.full_kv_num_blocks, mask.full_kv_indices)
             assert torch.equal(some | whole, blocks.any(-1)) and torch.equal(whole, blocks.all(-1))
 
@@ -197,7 +203,7 @@ def test_gpu_backends_pass_it_on(backend, causal, monkeypatch):
         seen.update(options)
         return attention_reference(q[None], k[None], v[None], Segments(bounds[0], 0), causal=causal)[0]
 
-    module = types.ModuleType("flash_attn")
+    module: Any = types.ModuleType("flash_attn")
     module.flash_attn_varlen_func = fake
     monkeypatch.setitem(sys.modules, "flash_attn", module)
     monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", fake)

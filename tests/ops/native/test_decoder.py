@@ -3,6 +3,7 @@
 import os
 import random
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -111,7 +112,8 @@ class Reference:
         self.weights, self.shape, self.dtype = weights, shape, cache
         self.int8, self.bf16 = int8, bf16  # activations as these where weights are
 
-    def product(self, x: Tensor, matrix: Matrix) -> Tensor:
+    def product(self, x: Tensor, matrix: Matrix | None) -> Tensor:
+        assert matrix is not None
         if matrix.scale is not None and self.int8:
             x = round_activations(x)
         if matrix.data.dtype == torch.bfloat16 and self.bf16:
@@ -121,6 +123,7 @@ class Reference:
     def logits(self, tokens: Tensor) -> Tensor:
         """(T,) -> (T, V)"""
         w, Dh = self.weights, self.shape.head_dim
+        assert w.embed is not None
         x = dequantised(w.embed)[tokens]
         T = len(tokens)
         rotation = rope_tables(torch.arange(T)[None], Dh, 10_000.0, torch.float32)
@@ -149,8 +152,13 @@ def library(request: pytest.FixtureRequest) -> Library:
     return found
 
 
+def quantised(layer: LayerWeights) -> LayerWeights:
+    parts: dict[str, Any] = {n: quantise(w.data) if isinstance(w, Matrix) else w for n, w in vars(layer).items()}
+    return LayerWeights(**parts)
+
+
 def make_decoder(
-    library: Library, weights: DecoderWeights, shape: Shape, cache: torch.dtype = torch.float32, **options: object
+    library: Library, weights: DecoderWeights, shape: Shape, cache: torch.dtype = torch.float32, **options: Any
 ) -> Decoder:
     size = (shape.layers, shape.slots, shape.kv_heads, shape.capacity, shape.head_dim)
     keys, values = (torch.full(size, float("nan"), dtype=cache) for _ in range(2))
@@ -267,10 +275,7 @@ def test_int8_stays_near_float(library: Library, threads: int) -> None:
             **vars(exact),
             "embed": quantise(exact.embed.data),
             "head": quantise(exact.head.data),
-            "layers": tuple(
-                LayerWeights(**{n: quantise(w.data) if isinstance(w, Matrix) else w for n, w in vars(layer).items()})
-                for layer in exact.layers
-            ),
+            "layers": tuple(quantised(layer) for layer in exact.layers),
         }
     )
     tokens = draw_tokens(shape, 30, 0)

@@ -1,6 +1,6 @@
 """The losses of a batch: their denominators and weights, what they refuse, and the stand-ins for what is missing."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # Ten tokens, a picture of 2 × 3 tokens, a clip of 2 tokens, three tokens, a picture of one token.
 IDS = torch.tensor([[5, 6, *[IMAGE] * 6, 7, *[AUDIO] * 2, 8, 9, 10, IMAGE]])
 TEXT = torch.tensor([[5, 6, 7, 8]])
-HEADS = {"vision_": {"projection_dim": 8}, "audio_": {"ctc": True}}
+HEADS: dict[str, Any] = {"vision_": {"projection_dim": 8}, "audio_": {"ctc": True}}
 BOTH = {"ctc": 1.0, "contrastive": 1.0}
 
 

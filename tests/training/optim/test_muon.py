@@ -71,7 +71,8 @@ def test_the_gradient_is_divided_by_its_scale():
     set_gradients(plain, 0)
     set_gradients(scaled, 0)
     for parameter in scaled:
-        parameter.grad *= 4
+        assert parameter.grad is not None
+        parameter.grad.mul_(4)
     one.grad_scale = torch.tensor(4.0)
     one.step()
     other.step()
