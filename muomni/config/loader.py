@@ -16,7 +16,7 @@ from muomni.files import exists
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 _MAX_BYTES = 256 * 1024
-# Where a run lies whose folder is not named.
+# The default folder of runs.
 RUNS = Path("runs")
 
 
@@ -109,7 +109,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class _NotUnicodeError(ValueError):
-    """A text that no UTF-8 says, such as the name of a file in another encoding."""
+    """Text that UTF-8 cannot encode, such as the name of a file in another encoding."""
 
 
 def _loads(text: str) -> Any:
@@ -130,7 +130,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _with_pairs_joined(value: Any) -> Any:
-    """Characters that JSON spells as two escapes, such as emoji, made one; json5 leaves two halves."""
+    """Joins surrogate pairs, which JSON writes for characters such as emoji; json5 leaves both halves."""
     if isinstance(value, str) and not value.isascii():
         try:
             return value.encode("utf-16", "surrogatepass").decode("utf-16")
@@ -146,7 +146,7 @@ def _with_pairs_joined(value: Any) -> Any:
 def _syntax_error(path: Path, text: str, message: str) -> str:
     """`path:line:column: ...` from json5's words; it gives no place for a repeated key."""
     if not text.strip():
-        return f"{path}: is empty; the least is {{}}"
+        return f"{path}: is empty; write at least {{}}"
     place = re.fullmatch(r"<string>:(\d+) (.*) at column (\d+)", message, flags=re.DOTALL)
     if place:
         message = place[2].replace("\n", "\\n")
@@ -167,7 +167,7 @@ def layers_of(values: dict[str, Any], origin: str, path: Path, below: tuple[Path
     Args:
         values: of a recipe.
         origin: names them in errors.
-        path: of the file that holds them, beside which `extends` is looked for.
+        path: of their file; `extends` is relative to its folder.
         below: files that extend this one.
 
     Raises:
@@ -202,14 +202,14 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _override(text: str) -> tuple[Layer, ...]:
-    """What one `--set` says."""
+    """The layers of one `--set`."""
     if text.startswith("@"):
         return _read_with_parents(Path(text[1:]), ())
     return (Layer("--set", as_change(text)),)
 
 
 def as_change(override: str) -> dict[str, Any]:
-    """What `--set` changes: `a.b=value` as `{"a": {"b": value}}`."""
+    """Parses `a.b=value` into `{"a": {"b": value}}`."""
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):

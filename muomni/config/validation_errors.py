@@ -1,4 +1,4 @@
-"""Validation errors in plain words: where, which key, which value, what is allowed."""
+"""Turns validation errors into plain words: source, key, value, and what is allowed."""
 
 import difflib
 import json
@@ -13,19 +13,19 @@ Location = tuple[int | str, ...]
 
 
 class Layer(NamedTuple):
-    """Values from one place, a file or `--set`, that were merged with those of other places."""
+    """The values of one source, a file or `--set`, before they are merged."""
 
     origin: str
     values: dict[str, Any]
 
 
 class Hint(NamedTuple):
-    """Put into a field's annotation: what to do when it is missing, though it, or another in its place, is needed."""
+    """Annotation of a field: the remedy to name when the field is missing."""
 
     text: str
 
 
-# What pydantic's error types mean to somebody who writes JSON. `{...}` is filled from the error's context.
+# What pydantic's error types mean in a JSON file. `{...}` is filled from the error's context.
 _ALLOWED = {
     "int_type": "must be a whole number",
     "float_type": "must be a number",
@@ -52,9 +52,16 @@ _ALLOWED = {
 
 
 def in_words(error: ValidationError, model: type[BaseModel], origin: str, layers: tuple[Layer, ...]) -> str:
-    """One line for each problem; `layers` as in `muomni.config.parse`."""
+    """The message: one line for each problem.
+
+    Args:
+        error: of pydantic.
+        model: the configuration class that was validated.
+        origin: names the source of values that no layer gives.
+        layers: see `muomni.config.parse`.
+    """
     problems = error.errors()
-    # A list whose only item is wrong is not, besides, too short.
+    # A list whose only item is invalid is also reported as too short: that line is dropped.
     parents = {problem["loc"][:-1][:end] for problem in problems for end in range(len(problem["loc"]))}
     told = [problem for problem in problems if problem["type"] != "too_short" or problem["loc"] not in parents]
     return "\n".join(_line(problem, model, origin, layers) for problem in told)
@@ -85,7 +92,7 @@ def _line(problem: ErrorDetails, model: type[BaseModel], origin: str, layers: tu
     at = _walk(model, at)[1]
     key, source = f"{_dotted(at)} = " if at else "", _origin(at, origin, layers)
     if problem["type"] == "conflict":
-        # Which of two values was meant is not known: where the other one comes from belongs to the error, too.
+        # Either value may be the wrong one, so the error names both sources.
         for other in re.findall(r"[a-z]+(?:[._][a-z]+)+", message):
             above = _origin((*problem["loc"], *other.split(".")), source, layers)
             message += f"; {other} comes from {above}" if above != source else ""
@@ -93,7 +100,7 @@ def _line(problem: ErrorDetails, model: type[BaseModel], origin: str, layers: tu
 
 
 def _unknown(model: type[BaseModel], at: Location) -> str:
-    """What to write instead of the unknown key at `at`: one spelt alike, one elsewhere, or what there is."""
+    """What to write in place of an unknown key: a similar key, the same key elsewhere, or the list of known keys."""
     key = str(at[-1])
     here, above = _walk(model, at[:-1])
     known = _names(here) if here else []
@@ -106,7 +113,7 @@ def _unknown(model: type[BaseModel], at: Location) -> str:
 
 
 def _first_required(model: type[BaseModel], at: Location) -> tuple[Location, str]:
-    """The key to ask for when `at` is missing: within an object that lacks one, the first required or hinted at."""
+    """The key to name when `at` is missing, with its hint: of an object, its first required or hinted field."""
     parent = _walk(model, at[:-1])[0]
     field = parent.model_fields.get(str(at[-1])) if parent else None
     if field is None:
@@ -120,7 +127,7 @@ def _first_required(model: type[BaseModel], at: Location) -> tuple[Location, str
 
 
 def _origin(at: Location, origin: str, layers: tuple[Layer, ...]) -> str:
-    """The last layer that gives a value at `at`, or, where none does, around it."""
+    """The source of the value at `at`: the last layer that has it, or else an object around it."""
     for end in range(len(at), 0, -1):
         for layer in layers[::-1]:
             if _holds(layer.values, at[:end]):
@@ -143,7 +150,7 @@ def _dotted(at: Location) -> str:
 
 
 def _short(value: Any) -> str:
-    """As JSON, where it can be; a caller may also pass Python values."""
+    """The value as JSON, at most 80 characters; what JSON has no form for by its repr."""
     text: str = json.dumps(value, ensure_ascii=False, default=repr)
     return text if len(text) <= 80 else text[:77] + "..."
 
@@ -170,7 +177,7 @@ def _all_paths(model: type[BaseModel], above: Location = ()) -> Iterator[Locatio
 
 
 def _walk(model: type[BaseModel], at: Location) -> tuple[type[BaseModel] | None, Location]:
-    """The configuration class of the object at `at`, None when `at` leads elsewhere; and `at` as in a file.
+    """The configuration class of the object at `at` (None where there is none), and `at` as it is in a file.
 
     pydantic puts the tag of what was chosen among several classes behind the field's name.
     """

@@ -1,4 +1,4 @@
-"""Validation loss over fixed rows."""
+"""Losses over the first rows of the validation data."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -16,14 +16,14 @@ from muomni.training.objectives.module import LossModule, num_targets
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What validation found.
+    """The result of a validation.
 
     Attributes:
         loss: in nats per target token; 0 without any.
         bits_per_byte: of the targets' text, which compares across tokenizers.
         targets: target tokens.
-        others: the other losses by name, each a mean over its own targets; without those that had none.
-        parts: what the loss of speech is the sum of, per frame: `speech_codes` and `speech_moves`.
+        others: the other losses by name, each a mean over its targets; without those that have none.
+        parts: the two terms of the speech loss, per frame: `speech_codes` and `speech_moves`.
         bad: media that could not be read, with the reason; their documents were left out.
     """
 
@@ -47,15 +47,15 @@ def evaluate(
     *,
     text: bool = True,
 ) -> Evaluation:
-    """Mean loss over the first rows of `rows`, the model in eval mode and put back after.
+    """Mean losses over the first rows, in evaluation mode; the mode is restored.
 
-    Several processes share the rows and get the same result.
+    Processes share the rows and all get the same result.
 
     Args:
-        model: its losses that have a weight are computed, each by itself.
+        model: each of its losses that has a weight is computed.
         rows: not shuffled, so that every call reads the same.
-        max_rows: how many rows are read.
-        batch_size: and how many at once.
+        max_rows: number of rows.
+        batch_size: rows of a forward pass.
         byte_lengths: (V,) int64, UTF-8 bytes of each token's text, 0 for special tokens.
         autocast: makes the context of each forward pass.
         group: the processes that evaluate together; None for this one alone.
@@ -93,11 +93,11 @@ def evaluate(
             parts[name] += output.details[name]
     model.train(was_training)
     group.settle(model)
-    found = torch.stack([*total.values(), *parts.values()]).tolist()
-    shares = group.gather((*found, *counts.values(), num_bytes))
+    losses = torch.stack([*total.values(), *parts.values()]).tolist()
+    shares = group.gather((*losses, *counts.values(), num_bytes))
     sums = [sum(share) for share in zip(*shares, strict=True)]
     nats = dict(zip([*total, *parts], sums, strict=False))
-    seen = dict(zip(total, sums[len(found) :], strict=False))
+    seen = dict(zip(total, sums[len(losses) :], strict=False))
     return Evaluation(
         loss=nats["text"] / max(1, seen["text"]),
         bits_per_byte=nats["text"] / math.log(2) / max(1, sums[-1]),
@@ -109,7 +109,7 @@ def evaluate(
 
 
 def _not_counted(batch: Batch) -> Batch:
-    """The same rows without anything to predict."""
+    """The same rows with nothing to predict."""
     media = batch.media and replace(batch.media, transcripts=None, captions=None)
     nothing = torch.full_like(batch.labels, IGNORE)
     return replace(batch, labels=nothing, num_targets=0, media=media, speech=None, bad=(), bad_documents=())

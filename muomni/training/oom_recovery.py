@@ -1,15 +1,15 @@
-"""A step that runs out of memory: taken again in smaller micro-batches, or ended with advice.
+"""Out of memory in a step: the step is repeated in smaller micro-batches, or the run ends with advice.
 
 `"on_oom": "shrink_micro_batch"`. The step has changed nothing yet but gradients and random states when its forward or
 backward pass fails: the gradients are dropped, the random states put back, and the same rows are cut into
 micro-batches of half as many. Rows, their order and the divisor of the loss stay those of the step, so a
-run that needed rescue at its first step ends bit by bit where a run begun with that micro-batch ends. (The
+run that recovered at its first step ends bit by bit where a run begun with that micro-batch ends. (The
 contrastive loss is the exception to the divisor: it compares the captions of a micro-batch, so smaller ones make
 it easier.)
 The smaller micro-batch is kept for the rest of the run, and in checkpoints.
 
 An optimizer that runs out of memory may have changed weights already, and a smaller micro-batch would not
-help it: that ends the run, as does a micro-batch of one row. With several processes nothing is rescued, see
+help it: that ends the run, as does a micro-batch of one row. Several processes do not recover, see
 `accel.distributed`.
 """
 
@@ -47,7 +47,7 @@ from muomni.training.step import StepResult, TrainStep
 
 @dataclass(frozen=True)
 class OomRecovery:
-    """One halving: `step` is the step under way, sizes are in rows, and `snapshot` is the allocator's state."""
+    """One halving of the micro-batch: `before` and `after` in rows; `snapshot` is a file with the allocator's state."""
 
     step: int
     shortage: Shortage
@@ -57,11 +57,11 @@ class OomRecovery:
 
     def as_dict(self) -> dict[str, Any]:
         """For `metrics.jsonl`."""
-        asked = self.shortage.requested
+        requested = self.shortage.requested
         return {
             "event": "out of memory",
             "phase": self.shortage.phase,
-            "requested_mib": None if asked is None else round(asked / MIB, 1),
+            "requested_mib": None if requested is None else round(requested / MIB, 1),
             "micro_batch_before": self.before,
             "micro_batch": self.after,
             "snapshot": None if self.snapshot is None else self.snapshot.name,
@@ -122,14 +122,14 @@ class RecoveringStep:
         Args:
             first: index of the step's first row.
             number: of the step, for messages.
-            tell: is called after each rescue.
+            tell: called after each recovery.
 
         Returns:
-            This process's micro-batches, on the CPU, and the step's figures. Their rows in order are those of
+            This process's micro-batches, on the CPU, and the step's result. Their rows in order are those of
             number r, r + R, r + 2R, ... of the step, with r the rank among R processes.
 
         Raises:
-            MemoryShortageError: memory ran out, and rescue is not asked for or cannot help.
+            MemoryShortageError: memory ran out, and recovery is off or cannot help.
         """
         device = self.model.device
         random = random_states(device) if self.shrinks else {}
@@ -152,7 +152,7 @@ class RecoveringStep:
 
     @contextmanager
     def explained(self, phase: Phase, number: int) -> Iterator[None]:
-        """Gives advice when memory runs out inside the block; nothing is rescued."""
+        """Raises a shortage inside the block as an error with advice; the block is not repeated."""
         try:
             yield
         except (RuntimeError, MemoryError) as error:

@@ -1,5 +1,6 @@
 """`muomni plan`: its table, its fragment, and its plain words where nothing fits."""
 
+import functools
 import json
 
 import pytest
@@ -8,6 +9,7 @@ from muomni.accel.step_config import StepConfig
 from muomni.cli import main
 from muomni.config import Recipe
 from muomni.training import estimate
+from muomni.training.forecast import memory, search
 
 NANO = [
     "--set", 'model={"preset": "nano", "thinker": {"num_hidden_layers": 1}}', "--set", "data.seq_len=32",
@@ -16,8 +18,14 @@ NANO = [
 ]  # fmt: skip
 
 
+# The commands below forecast the same few setups over and over.
+FORECAST = functools.cache(memory.forecast)
+
+
 @pytest.fixture(autouse=True)
 def known_baseline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "forecast", FORECAST)
+    monkeypatch.setattr(search, "forecast", FORECAST)
     monkeypatch.setattr(
         estimate, "process_baseline", lambda precision, optimizer, compiled: (400 if compiled else 300) * 2**20
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muomni.accel.measurements import verdicts
@@ -201,6 +201,7 @@ def inside(svg: str) -> bool:
 
 
 @given(st.lists(st.tuples(RATIOS, st.floats(1, 20)), min_size=1, max_size=8))
+@settings(max_examples=25)  # each draws a figure
 def test_ratio_plots_stay_inside_their_box(values):
     bars = [Bar("a", ratio, ratio / wide, ratio * wide, "x") for ratio, wide in values]
     svg = ratio_plot(bars, "title")
@@ -209,6 +210,7 @@ def test_ratio_plots_stay_inside_their_box(values):
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=8), st.floats(0.1, 1e6))
+@settings(max_examples=25)  # each draws a figure
 def test_amount_and_stack_plots_stay_inside_their_box(values, roof):
     bars = [Bar("a", value, value, value, "x") for value in values]
     svg = amount_plot(bars, "GB/s", "title", roof)
@@ -224,6 +226,7 @@ def test_labels_leave_room_for_their_notes(label, note):
 
 
 @given(st.lists(st.floats(0.1, 1e7), min_size=2, max_size=8))
+@settings(max_examples=25)  # each draws a figure
 def test_line_plots_stay_inside_their_box(values):
     points = [Point(2.0**number, value, value / 2, value * 2) for number, value in enumerate(values)]
     svg = line_plot(points, "rows", "tokens/s", "title")
