@@ -23,6 +23,8 @@ _WITH_LENGTH = ("mov", "matroska")
 # Packets that are counted where a file does not say its length; more than any sound has that may be decoded.
 _MOST_PACKETS = 200_000
 _TIME_BASE = 1_000_000
+# No codec makes blocks as short as this on average; each takes as long to decode as a long one.
+_SHORTEST_BLOCK_S, _FIRST_BLOCKS = 0.001, 10_000
 
 
 class ContainerSound:
@@ -63,13 +65,15 @@ class ContainerSound:
         """(S, C) samples in their own type, with their rate in Hz.
 
         Raises:
-            MediaError: the file ends long before it says.
+            MediaError: the file ends long before it says, or is made of very many very short blocks.
         """
         seconds = 0.0
-        for frame in self._container.decode(self._stream):
+        for number, frame in enumerate(self._container.decode(self._stream)):
             values = frame.to_ndarray()
             channels = frame.layout.nb_channels
             seconds += frame.samples / frame.sample_rate
+            if number > _FIRST_BLOCKS and seconds < number * _SHORTEST_BLOCK_S:
+                raise MediaError(f"{self.name}: is made of very many blocks of less than a millisecond; convert it")
             yield values.T if frame.format.is_planar else values.reshape(-1, channels), frame.sample_rate
         if seconds < WHOLE * self.length:
             raise MediaError(f"{self.name}: is cut off: of {self.length:.1f} s of sound {seconds:.1f} s are there")

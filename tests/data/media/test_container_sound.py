@@ -2,6 +2,7 @@
 
 import base64
 import builtins
+import io
 import struct
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from muomni import MuOmni
 from muomni.data.media.audio import Samples, audio_seconds, load_audio
 from muomni.data.media.media_ref import MediaRef
 from muomni.errors import MediaError, PromptError
-from tests.data.media.containers import FORMS, sound
+from tests.data.media.containers import FORMS, av, sound
 
 
 def likeness(samples: Samples) -> float:
@@ -95,6 +96,19 @@ def test_a_sound_that_was_cut_off() -> None:
 def test_packets_are_counted_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("muomni.data.media.container_sound._MOST_PACKETS", 10)
     assert audio_seconds(sound("aac")) < 0.3
+
+
+def test_blocks_of_single_samples_are_refused_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("muomni.data.media.container_sound._FIRST_BLOCKS", 500)
+    with av.open(out := io.BytesIO(), "w", format="matroska") as file:
+        stream = file.add_stream("pcm_s16le", rate=16_000, layout="mono")
+        stream.codec_context.open()
+        for time in range(1000):
+            packet = av.Packet(b"\1\0")
+            packet.stream, packet.pts, packet.dts = stream, time, time
+            file.mux(packet)
+    with pytest.raises(MediaError, match="very many blocks of less than a millisecond"):
+        load_audio(out.getvalue())
 
 
 def test_a_video_is_heard_where_it_has_a_sound() -> None:
