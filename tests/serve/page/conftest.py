@@ -27,7 +27,8 @@ _OPTIONS = [
 ]
 
 
-@pytest.fixture(scope="session")
+# Of a module: while playwright is there, an event loop counts as running in this thread, and others cannot run theirs.
+@pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Browser"]:
     """Hears a question of 0.8 s, a pause of 1.7 s, and so on."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

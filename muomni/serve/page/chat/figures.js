@@ -19,8 +19,9 @@ export class Stopwatch {
   told(tokens, reason) {
     const parts = [];
     const since = (time) => `${Math.round(time - this.#began)} ms`;
-    const seconds = (this.#last - this.#text) / 1000;
-    if (tokens > 1 && seconds > 0) parts.push(`${((tokens - 1) / seconds).toFixed(0)} tokens/s`);
+    // A short reply may come in one piece: then its speed is that from the beginning.
+    const seconds = (this.#last - (this.#last > this.#text ? this.#text : this.#began)) / 1000;
+    if (tokens > 1 && this.#text) parts.push(`${((tokens - 1) / seconds).toFixed(0)} tokens/s`);
     if (this.#text) parts.push(`first word ${since(this.#text)}`);
     if (this.#sound) parts.push(`first sound ${since(this.#sound)}`);
     parts.push(`${tokens} tokens`);
