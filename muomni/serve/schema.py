@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from muomni.data.media.media_ref import MediaContent
-from muomni.infer.sampling import MOST_LOGPROBS
+from muomni.infer.sampling import MOST_BIASES, MOST_LOGPROBS
 from muomni.serve.errors import ApiError
 from muomni.serve.response_format import JsonSchema, ResponseFormat
 from muomni.serve.tools import ToolRequest
@@ -105,7 +105,7 @@ class _Request(BaseModel):
     repetition_penalty: float | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=MOST_BIASES)] | None = None
     seed: int | None = None
     stop: _Stop | Annotated[list[_Stop], Field(max_length=16)] | None = None
     n: Annotated[int, Field(ge=1)] = 1

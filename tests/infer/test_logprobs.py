@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muomni import MuOmni
-from muomni.errors import PromptError
+from muomni.errors import PromptError, SettingError
 from muomni.infer import EagerRunner, Engine, Request, Runners, SamplingParams, generate
 from muomni.infer.logprobs import OwnLogprobs, TokenLogprob
 from muomni.infer.reference import score
@@ -165,3 +165,25 @@ def test_a_reply_has_them_for_each_token(nano_folder: Any) -> None:
     for call in (lambda: model.generate(ids, logprobs=1), lambda: generate(model, ids, SamplingParams(logprobs=1))):
         with pytest.raises(PromptError, match="logprobs: token ids are returned alone; use chat"):
             call()
+
+
+@pytest.mark.parametrize("speculate", [False, True])
+def test_a_grammar_changes_the_reply_but_not_what_the_model_gives_to_it(nano_folder: Any, speculate: bool) -> None:
+    model = MuOmni.from_pretrained(nano_folder, device="cpu")
+    assert model.tokenizer is not None
+    wanted: dict[str, Any] = {"temperature": 0, "grammar": "start: /(abc ){12}/", "max_new_tokens": 60}
+    reply = model.complete("The cat", **wanted, logprobs=2, speculate=speculate)
+    assert reply.text == "abc " * 12 and reply.logprobs is not None
+    prompt = torch.tensor([[*model.tokenizer.begin_ids, *model.tokenizer.encode("The cat")]])
+    (expected,) = score(model, prompt, torch.tensor([reply.tokens]), 2)
+    agree(list(reply.logprobs), expected)
+    assert any(one.token not in dict(one.top) for one in reply.logprobs), "the model would have said the same"
+
+
+def test_biases_that_leave_a_grammar_no_token_are_told_as_that(nano_folder: Any) -> None:
+    model = MuOmni.from_pretrained(nano_folder, device="cpu")
+    assert model.tokenizer is not None
+    banned = {token: -100 for token in range(model.tokenizer.vocab_size) if b"a" in model.tokenizer.bytes_of(token)}
+    with pytest.raises(SettingError, match="logit_bias bans all tokens that the grammar allows"):
+        model.chat("Hello", grammar="start: /a+/", logit_bias=banned, max_new_tokens=4)
+    assert model.chat("Hello", max_new_tokens=2).tokens
