@@ -162,7 +162,13 @@ class ServingEngine:
 
     async def in_pool(self, function: "partial[T]") -> T:
         """Runs what would hold up the event loop: parsing of large bodies, decoding."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, function)
+        try:
+            job = asyncio.get_running_loop().run_in_executor(self._pool, function)
+        except RuntimeError:  # a WebSocket may still be open when the pool has been closed
+            if not self._stopping:
+                raise
+            raise overloaded("the server is stopping") from None
+        return await job
 
     async def prepare(
         self,

@@ -83,7 +83,7 @@ class InputTranscription(Strict):
 
     model: str | None = None
     language: str | None = Field(default=None, max_length=64)
-    prompt: Text | None = None
+    prompt: str | None = Field(default=None, max_length=4000)
 
 
 class AudioInput(Strict):

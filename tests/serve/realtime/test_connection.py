@@ -393,6 +393,22 @@ def test_a_place_is_taken_only_while_a_response_is_made(talk: Talk) -> None:
         assert session.respond(max_output_tokens=20)[-1]["response"]["status"] == "incomplete"
 
 
+def test_a_session_that_outlives_its_server_is_told(talk: Talk, caplog: Any) -> None:
+    with talk() as talking, talking.session() as session:
+        talking.engine.stop_admitting()
+        talking.engine._pool.shutdown()
+        session.send("input_audio_buffer.append", audio=pcm(np.zeros(100)))
+        assert session.error()["code"] == "server_overloaded"
+    assert not caplog.records
+
+
+def test_events_stay_below_what_clients_take(talking: Talking) -> None:
+    with talking.session() as session:
+        session.send("session.update", session={"instructions": "\0" * 150_000})
+        (told,) = session.expect("session.updated")
+        assert len(json.dumps(told, ensure_ascii=False)) < 1 << 20
+
+
 def denied(talking: Talking, path: str = "/v1/realtime", **options: Any) -> tuple[int, str]:
     try:
         with talking.client.websocket_connect(f"ws://localhost{path}", **options) as websocket:
