@@ -4,10 +4,11 @@ import asyncio
 import io
 import threading
 import wave
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
 import numpy as np
@@ -20,6 +21,14 @@ from muomni.serve.app import make_app
 from muomni.serve.engine import ServingEngine
 from muomni.serve.server import bind, uvicorn_config
 from muomni.serve.settings import ServerSettings
+
+T = TypeVar("T")
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Its result, from an event loop of its own in a thread: a browser of another test may have one in this thread."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()
 
 
 @dataclass

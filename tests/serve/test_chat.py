@@ -11,7 +11,7 @@ from openai import AsyncOpenAI, BadRequestError, NotFoundError, OpenAI
 from PIL import Image
 
 from muomni import MuOmni
-from tests.serve.conftest import Running
+from tests.serve.conftest import Running, run
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 12}
 
@@ -98,7 +98,7 @@ def test_many_at_once_are_answered_as_alone(server: Running, alone: MuOmni) -> N
             ]
             return [reply.choices[0].message.content for reply in await asyncio.gather(*asked)]
 
-    assert asyncio.run(ask()) == [alone.chat(text, temperature=0, max_new_tokens=12).text for text in texts]
+    assert run(ask()) == [alone.chat(text, temperature=0, max_new_tokens=12).text for text in texts]
 
 
 def test_pictures_and_sounds_are_seen_and_heard(server: Running, alone: MuOmni, wav: bytes) -> None:

@@ -1,6 +1,5 @@
 """What the official client does with answers that are not 200, and how it waits."""
 
-import asyncio
 import time
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +9,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
-from tests.serve.conftest import Running
+from tests.serve.conftest import Running, run
 from tests.serve.test_leaving import all_free, until
 
 HI: dict[str, Any] = {"model": "nano", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
@@ -46,13 +45,13 @@ def test_mistakes_are_the_clients_own_exceptions(server: Running, name: str) -> 
     call, client = CALLS[name], client_of(server)
     for raised in (
         raises(openai.NotFoundError, lambda: call(client, model="other")),
-        raises(openai.NotFoundError, lambda: asyncio.run(awaited(server, call, model="other"))),
+        raises(openai.NotFoundError, lambda: run(awaited(server, call, model="other"))),
     ):
         assert (raised.code, raised.param, raised.type) == ("model_not_found", "model", "invalid_request_error")
     wrong: dict[str, Any] = {"speed": 3.0} if name == "speech" else {"temperature": -1}
     raised = raises(openai.BadRequestError, lambda: call(client, **wrong))
     assert raised.param in wrong
-    raises(openai.BadRequestError, lambda: asyncio.run(awaited(server, call, **wrong)))
+    raises(openai.BadRequestError, lambda: run(awaited(server, call, **wrong)))
     raised = raises(openai.PermissionDeniedError, lambda: call(client, extra_headers={"origin": "http://evil.example"}))
     assert raised.code == "wrong_origin"
     assert all_free(server) and server.engine.speaking == 0
@@ -70,7 +69,7 @@ def test_a_wrong_key_is_an_authentication_error(serving: Callable[..., Any]) -> 
         for name, call in CALLS.items():
             raised = raises(openai.AuthenticationError, partial(call, client_of(server, key="wrong")))
             assert raised.code == "invalid_api_key", name
-            raises(openai.AuthenticationError, partial(lambda call: asyncio.run(awaited(server, call, "wrong")), call))
+            raises(openai.AuthenticationError, partial(lambda call: run(awaited(server, call, "wrong")), call))
         assert CALLS["chat"](client_of(server, key="right")).choices
 
 
@@ -101,7 +100,7 @@ def test_a_full_server_is_tried_again_when_it_says(
                 async with client_of(server, AsyncOpenAI, max_retries=1) as client:
                     return await CALLS["chat"](client)
 
-            reply = asyncio.run(tries())
+            reply = run(tries())
         assert reply.choices
         assert waited == [1.0]
 
@@ -144,5 +143,5 @@ def test_a_client_that_waits_no_longer_gives_its_place_back(
                 await anext(aiter(stream))
                 await stream.close()
 
-        asyncio.run(left())
+        run(left())
         assert until(lambda: all_free(server))

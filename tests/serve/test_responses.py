@@ -21,7 +21,7 @@ from muomni.serve.responses import ResponseReply
 from muomni.serve.schema import ResponsesRequest
 from muomni.serve.tools import CallParser
 from tests.data.media.containers import sound
-from tests.serve.conftest import Running, running
+from tests.serve.conftest import Running, run, running
 from tests.serve.test_chat import picture_url
 from tests.serve.test_leaving import all_free, leave, until
 from tests.serve.test_tools import PARAMETERS, TEMPLATE, WEATHER
@@ -138,7 +138,7 @@ def test_the_asynchronous_client_and_many_at_once(server: Running, alone: MuOmni
             return replies, streamed
 
     expected = [alone.chat(text, temperature=0, max_new_tokens=12).text for text in texts]
-    assert asyncio.run(ask()) == (expected, expected[0])
+    assert run(ask()) == (expected, expected[0])
 
 
 def test_items_are_the_messages_of_a_chat(local: TestClient, alone: MuOmni) -> None:
@@ -352,7 +352,7 @@ def steps(pieces: list[str], parser: CallParser | None) -> tuple[list[dict[str, 
         lines = "".join([event.decode() async for event in made().events()]).split("\n\n")
         return [json.loads(line.partition("data: ")[2]) for line in lines if line]
 
-    events = asyncio.run(read())
+    events = run(read())
     return events, events[-1]["response"]
 
 

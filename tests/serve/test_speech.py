@@ -19,7 +19,7 @@ from muomni import MuOmni
 from muomni.data.text.tokenizer import Detokenizer
 from muomni.serve.speech import FORMATS, Spoken
 from tests.infer.speech.models import make_speaking
-from tests.serve.conftest import Running, running
+from tests.serve.conftest import Running, run, running
 from tests.serve.test_chat import events
 from tests.serve.test_leaving import until
 from tests.serve.test_metrics import values
@@ -209,7 +209,7 @@ def test_speech_is_not_computed_for_a_client_who_takes_none(monkeypatch: pytest.
         return so_far
 
     monkeypatch.setattr("muomni.serve.speech.spoken_pieces", pieces)
-    assert 3 < asyncio.run(listen()) < 30
+    assert 3 < run(listen()) < 30
 
 
 def test_voices_and_modalities_are_listed(server: Running, serving: Callable[..., Any]) -> None:

@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 from muomni import MuOmni
 from muomni.serve.transcriptions import Transcription
 from tests.data.media.containers import sound
-from tests.serve.conftest import Running
+from tests.serve.conftest import Running, run
 from tests.serve.test_leaving import all_free, until
 
 PATH = "/v1/audio/transcriptions"
@@ -85,7 +85,7 @@ def test_many_at_once_each_get_their_own(server: Running, alone: MuOmni) -> None
             asked = [create(model="nano", file=("a.wav", content)) for content in contents]
             return [reply.text for reply in await asyncio.gather(*asked)]
 
-    assert asyncio.run(ask()) == [each.text for each in alone.transcribe(contents)]
+    assert run(ask()) == [each.text for each in alone.transcribe(contents)]
 
 
 def test_what_browsers_record_is_heard(local: TestClient, alone: MuOmni) -> None:

@@ -15,6 +15,7 @@ from muomni.errors import EngineError
 from muomni.infer.speech import AHEAD_S
 from muomni.serve.speech import _until_none
 from muomni.serve.turns import SpeechTurns
+from tests.serve.conftest import run
 
 TURN_S, STEP_S, PIECE_S = 0.04, 0.005, 0.4
 
@@ -129,6 +130,6 @@ def test_texts_that_wait_are_taken_together(cut: int) -> None:
             queue.put_nowait(text)
         return [*found, *[text async for text in reader]]
 
-    found = asyncio.run(read())
+    found = run(read())
     assert "".join(found) == "abc"
     assert len(found) <= 2

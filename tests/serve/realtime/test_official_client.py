@@ -1,6 +1,5 @@
 """The official client against a server on a free port."""
 
-import asyncio
 import base64
 import copy
 import io
@@ -19,7 +18,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from muomni import MuOmni
-from tests.serve.conftest import Running, running
+from tests.serve.conftest import Running, run, running
 from tests.serve.test_leaving import all_free, until
 
 # The client's synchronous half uses websockets in a way that is deprecated.
@@ -89,7 +88,7 @@ def test_speech_is_heard_answered_and_interrupted(server: Running, shared_data: 
                     break
         return events
 
-    events = asyncio.run(talk())
+    events = run(talk())
     names = [event.type for event in events]
     first = names.index("input_audio_buffer.speech_started")
     assert names[first + 1 : first + 6] == [
