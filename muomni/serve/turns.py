@@ -1,5 +1,6 @@
 """Whose speech the model thread computes next: of those who wait for a turn, who is nearest to having nothing to play.
 
+First of all come those who have heard nothing yet, in their order: a first piece is small.
 One turn at a time is among the thread's jobs, so that between two of them everybody's text takes a step: neither waits
 for all of the other.
 """
@@ -17,7 +18,7 @@ class Speaks(Protocol):
 
     @property
     def lead(self) -> float:
-        """Seconds until who listens has nothing to play; below 0 it waits for so long."""
+        """Seconds until who listens has nothing to play; below 0 it waits for so long, -inf for the first sound."""
 
     def work(self) -> Tensor | None:
         """One turn of computing."""

@@ -1,6 +1,7 @@
 """Turns of speech by a clock of our own: who is nearest to an underrun goes first, and text goes on meanwhile."""
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -50,7 +51,7 @@ class Listener:
 
     @property
     def lead(self) -> float:
-        return -self.thread.now if self.first is None else self.heard - (self.thread.now - self.first)
+        return -math.inf if self.first is None else self.heard - (self.thread.now - self.first)
 
     def work(self) -> Tensor | None:
         self.thread.now += TURN_S
@@ -83,17 +84,18 @@ def test_eight_listeners_are_served_in_the_order_of_need_and_text_goes_on() -> N
 def test_who_is_nearest_to_an_underrun_goes_first() -> None:
     thread = Thread()
     turns = SpeechTurns(thread.run_later)
-    leads = [0.9, 0.1, 0.5, -0.2, 0.7]
+    leads = [0.9, 0.1, 0.5, -9.0, 0.7]
     listeners = [Listener(thread, first=0.0, heard=lead) for lead in leads]
+    listeners += [Listener(thread), Listener(thread)]  # have heard nothing yet
     results = [turns.take(listener) for listener in listeners]
     results[2].cancel()
     order: list[int] = []
     for number, result in enumerate(results):
         result.add_done_callback(lambda _, number=number: order.append(number))  # type: ignore[misc]
     order.clear()
-    for _ in leads:
+    for _ in listeners:
         thread.round()
-    assert order == [3, 1, 4, 0]
+    assert order == [5, 6, 3, 1, 4, 0]
 
 
 def test_a_speech_that_fails_hurts_nobody_and_an_engine_that_ends_is_told() -> None:

@@ -4,6 +4,7 @@ One sentence after the other. What is spoken does not depend on how the text was
 came, and is what `speak_all` makes of the whole text.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
@@ -89,11 +90,11 @@ class TextSpeech:
 
     @property
     def lead(self) -> float:
-        """Seconds that who listens since the first sound still has to listen to; below 0 it waits for so long."""
-        if self._began is None:
-            return 0.0
-        since = time.perf_counter() - self._began
-        return -since if self._first is None else self._samples / self.sample_rate - (since - self._first)
+        """Seconds that who listens still has to listen to; below 0 it waits for so long, -inf for the first sound."""
+        if self._began is None or self._first is None:
+            return -math.inf
+        heard = time.perf_counter() - self._began - self._first
+        return self._samples / self.sample_rate - heard
 
     @property
     def ahead(self) -> bool:
