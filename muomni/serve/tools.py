@@ -169,6 +169,7 @@ class CallParser:
         self.calls: list[dict[str, Any]] = []
         self._names = names
         self._held = ""
+        self._space = ""  # before a call, if it becomes one
         self._inside = False
         self._searched = 0  # of what is held, in a call: its end is not before
 
@@ -182,15 +183,16 @@ class CallParser:
         """What is left at the end: text, as no call can be completed."""
         held, self._held = self._held, ""
         if self._inside:
-            return _OPEN + held
+            return self._space + _OPEN + held
         return "" if self.calls and not held.strip() else held
 
     def _text(self) -> list[str | dict[str, Any]]:
         """Text up to the next call; white space before a call is none of it."""
         before, mark, behind = self._held.partition(_OPEN)
         if mark and len(self.calls) < _MOST_CALLS:
-            self._held, self._inside, self._searched = behind, True, 0
-            return [before.rstrip()]
+            text = before.rstrip()
+            self._held, self._inside, self._searched, self._space = behind, True, 0, before[len(text) :]
+            return [text]
         length = len(self._held)
         most = min(len(_OPEN) - 1, length)
         keep = next(n for n in range(most, -1, -1) if _OPEN.startswith(self._held[length - n :]))
@@ -214,7 +216,7 @@ class CallParser:
         self._held, self._inside = self._held[end + len(_CLOSE) :], False
         call = self._made(value)
         if call is None:
-            return [f"{_OPEN}{raw}{_CLOSE}"]
+            return [f"{self._space}{_OPEN}{raw}{_CLOSE}"]
         self.calls.append(call)
         return [call]
 

@@ -224,6 +224,8 @@ REPLIES = {
     '<tool_call>{"name": "clock", "arguments": {"a": NaN}}</tool_call>': (None, 0),
     "<tool_call>" + "[" * 5000 + "</tool_call>": (None, 0),
     "<tool_call>nothing": (None, 0),
+    "a \n <tool_call>nothing": (None, 0),
+    "a \n <tool_call>nothing</tool_call> \n": (None, 0),
     '<tool_call>{"name": "clock", "arguments": ' + DEEP + "}</tool_call>": (None, 0),
     f"<tool_call>broken</tool_call>{CALL}": ("<tool_call>broken</tool_call>", 1),
 }
