@@ -1,1 +1,1 @@
-"""What a model learns from: one objective a file, and the module that adds them up."""
+"""What a model learns from: the module that adds the losses up, with the text's, and each other objective in a file."""

@@ -17,10 +17,28 @@ from muomni.ops.attention import Segments
 from muomni.training.freezing import is_frozen, parts_of
 from muomni.training.objectives.contrastive import ContrastiveObjective
 from muomni.training.objectives.ctc import CtcObjective
-from muomni.training.objectives.objective import Objective, Outputs
+from muomni.training.objectives.objective import Loss, Objective, Outputs
 from muomni.training.objectives.speech import SpeechObjective
 from muomni.training.objectives.stand_ins import with_stand_ins
-from muomni.training.objectives.text import TextObjective
+
+
+class TextObjective:
+    """Next-token prediction of the Thinker: cross-entropy in nats, summed over target tokens."""
+
+    name = "text"
+
+    def check(self, model: OmniModel) -> None:
+        """Every model reads text."""
+
+    def num_targets(self, batch: Batch) -> int:
+        """Target tokens."""
+        return batch.num_targets
+
+    def loss(self, model: OmniModel, outputs: Outputs, batch: Batch) -> Loss:
+        """Of the Thinker's states."""
+        assert outputs.hidden is not None
+        return Loss(model.text_loss(outputs.hidden, batch.labels))
+
 
 # In the order in which they are computed and added up.
 OBJECTIVES: tuple[Objective, ...] = (TextObjective(), ContrastiveObjective(), CtcObjective(), SpeechObjective())
