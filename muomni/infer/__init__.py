@@ -4,7 +4,7 @@ Read in this order:
 
 * `runtime`: what a model keeps between calls, and the way of a prompt to its reply.
 * `preprocess`: prompts as token ids and embeddings; `encoder_cache`: pictures and sounds, each encoded once.
-* `sampling`: the settings of a request, and how a token is drawn.
+* `sampling`: the settings of a request, and how a token is drawn; `penalties`: tokens that came already; `logprobs`.
 * `engine`: requests, their slots and what the next step reads (`scheduler`), the steps (`core`), and the front for
   any thread (`engine`); `runners`: what computes a step, over a cache of slots.
 * `streaming`: replies, tokens as text; `offline`: many prompts; `reference`: the plain loop that all of it must agree
