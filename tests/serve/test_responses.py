@@ -372,7 +372,7 @@ def test_whoever_leaves_frees_the_slot_and_a_failure_is_the_last_event(serving: 
             deliver(*args)
 
         server.engine.engine._core._deliver = fails
-        options = {"max_output_tokens": 100, "temperature": 1.0, "stream": True}
+        options = {"max_output_tokens": 100, "temperature": 1.0, "seed": 3, "stream": True}
         text = server.http.post(PATH, json={"input": "Hello", **options}).text
         last = json.loads(text.split("\n\n")[-2].partition("data: ")[2])
         assert last["type"] == "response.failed" and last["response"]["status"] == "failed"
