@@ -83,6 +83,10 @@ def right_cases(model: dict[str, Any], draw: random.Random) -> list[Case]:
         for number in range(6):
             body = {"input": f"The {_NOUNS[number]} sat.", "seed": number, "response_format": "pcm"}
             cases.append(Case("/v1/audio/speech", body))
+            how = {"temperature": 1.0, "seed": number, "max_tokens": 12, "deterministic": True}
+            how |= {"modalities": ["text", "audio"], "audio": {"format": "pcm16"}}
+            message = {"role": "user", "content": f"The {_NOUNS[number]} sat."}
+            cases.append(Case("/v1/chat/completions", {"messages": [message], **how}))
     return cases
 
 
@@ -143,7 +147,13 @@ def answer_of(case: Case, body: bytes) -> Any:
     if case.path == "/v1/audio/speech":
         return array("h", body)
     choices = json.loads(body)["choices"]
-    return [(choice.get("text") or choice["message"]["content"], choice["finish_reason"]) for choice in choices]
+    return [(text_of(choice, choice.get("message", {})), choice["finish_reason"]) for choice in choices]
+
+
+def text_of(choice: dict[str, Any], message: dict[str, Any]) -> str:
+    """The text of a choice, of a message or delta, or what is said of it; not its sound."""
+    audio = message.get("audio") or {}
+    return choice.get("text") or message.get("content") or audio.get("transcript") or ""
 
 
 def joined(case: Case, body: bytes) -> Any:
@@ -154,7 +164,7 @@ def joined(case: Case, body: bytes) -> Any:
         if "error" in chunk:
             return chunk
         for choice in chunk["choices"]:
-            texts[choice["index"]] += choice.get("text") or choice.get("delta", {}).get("content") or ""
+            texts[choice["index"]] += text_of(choice, choice.get("delta", {}))
             reasons[choice["index"]] = choice["finish_reason"] or reasons[choice["index"]]
     return list(zip(texts, reasons, strict=True))
 
