@@ -115,7 +115,8 @@ class Connection:
                 task.cancel()
             for response in self._responses:
                 await response.abandon()
-            await asyncio.gather(*self._writing, return_exceptions=True)
+            if self._writing:
+                await asyncio.wait(self._writing)
 
     async def _expire(self) -> None:
         minutes = self._settings.session_s / 60
