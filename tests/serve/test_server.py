@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +15,8 @@ import httpx2
 import pytest
 
 from muomni.cli import main
+from muomni.serve.server import bind
+from muomni.serve.settings import ServerSettings
 from tests.serve.conftest import Running
 
 
@@ -94,3 +97,9 @@ def test_without_the_extra_it_says_what_to_install(
     error = capsys.readouterr().err
     assert (stop.value.code, error.count("\n")) == (2, 1), error
     assert "pip install 'muomni[serve]'" in error
+
+
+def test_small_writes_do_not_wait_for_each_other() -> None:
+    """Asyncio sets TCP_NODELAY where a socket names its protocol."""
+    with bind(ServerSettings(port=0)) as listening:
+        assert listening.proto == socket.IPPROTO_TCP
