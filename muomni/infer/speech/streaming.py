@@ -193,7 +193,8 @@ class TextSpeech:
         assert speaker is not None
         if sentence.error is not None:
             raise sentence.error
-        wanted = _PIECES[min(self._piece, len(_PIECES) - 1)]
+        # As long as it takes at least until all others have had their turn, or the sound would run dry meanwhile.
+        wanted = max(_PIECES[min(self._piece, len(_PIECES) - 1)], speaker.listeners)
         missing = wanted - self._waiting(sentence)  # none where another listener's turn has computed it
         if sentence.text.encoded is None or speaker.safe(sentence) < min(_TURN, missing):
             self._read(speaker, sentence)

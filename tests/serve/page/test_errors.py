@@ -4,13 +4,15 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from playwright.sync_api import expect
+import pytest
 
 from tests.serve.conftest import Running
 from tests.serve.page.actions import replies, set_up, write
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
+
+expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
 
 
 def loading_failed(errors: list[str], status: int) -> None:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import expect
 
 from tests.serve.conftest import Running
 from tests.serve.page.actions import replies, set_up, wait_until_heard, write
@@ -17,6 +16,8 @@ from tests.serve.test_leaving import until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page, WebSocketRoute
+
+expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
 
 PLAYED = "import('/app.js').then(({ player }) => player.played)"
 

@@ -4,13 +4,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
-from playwright.sync_api import expect
 
 from tests.serve.conftest import Running
 from tests.serve.page.actions import replies, set_up, write
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
+
+expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
 
 # Contrast of each text that is seen with what is behind it, where it is below 4.5.
 TOO_FAINT = """() => {

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from playwright.sync_api import expect
+import pytest
 
 from tests.serve.conftest import Running
 from tests.serve.page.actions import replies, set_up, wait_until_heard, write
@@ -10,6 +10,8 @@ from tests.serve.test_leaving import until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
+
+expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
 
 # Loudest sample that has left the player in 3 s, once there is one.
 LOUDEST = """async () => {
