@@ -35,6 +35,8 @@ _PIECES = (3, 4, 6, 8, 12, 16, 25)
 _TURN = 8
 # Seconds that speech is ahead of whoever listens before text goes first.
 AHEAD_S = 1.0
+# Seconds from the first text on in which the first sound should be there.
+_SOON_S = 0.12
 
 
 class TextSpeech:
@@ -90,9 +92,11 @@ class TextSpeech:
 
     @property
     def lead(self) -> float:
-        """Seconds that who listens still has to listen to; below 0 it waits for so long, -inf for the first sound."""
-        if self._began is None or self._first is None:
+        """Seconds that who listens still has to listen to, or until the first sound is due; below 0 it waits."""
+        if self._began is None:
             return -math.inf
+        if self._first is None:
+            return self._began + _SOON_S - time.perf_counter()
         heard = time.perf_counter() - self._began - self._first
         return self._samples / self.sample_rate - heard
 
@@ -193,8 +197,8 @@ class TextSpeech:
         assert speaker is not None
         if sentence.error is not None:
             raise sentence.error
-        # As long as it takes at least until all others have had their turn, or the sound would run dry meanwhile.
-        wanted = max(_PIECES[min(self._piece, len(_PIECES) - 1)], speaker.listeners)
+        # The more listen, the longer it takes until all others have had their turn.
+        wanted = max(_PIECES[min(self._piece, len(_PIECES) - 1)], speaker.listeners // 2 + 2)
         missing = wanted - self._waiting(sentence)  # none where another listener's turn has computed it
         if sentence.text.encoded is None or speaker.safe(sentence) < min(_TURN, missing):
             self._read(speaker, sentence)
