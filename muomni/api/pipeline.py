@@ -6,10 +6,9 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from muomni.errors import TrainingError, UserError
 from muomni.files import follow, link_atomic, write_atomic, write_json
 from muomni.html_page import render
 from muomni.training.run_folder import only_writer
+from muomni.training.signals import handled
 from muomni.training.stage import MEMORY, RunCompleteError
 
 # In the folder of a stage that is complete.
@@ -178,7 +178,12 @@ def _command(stage: Stage, words: tuple[str, ...]) -> float | None:
     # A process of its own, not one of torchrun's.
     environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     child = subprocess.Popen([sys.executable, "-m", "muomni", *words], env=environment)
-    with _passed_on(child):
+
+    def pass_on(number: int, _: object) -> None:
+        if number != signal.SIGINT:  # a terminal's Ctrl-C reaches the child by itself
+            child.send_signal(number)
+
+    with handled(pass_on):
         code = child.wait()
     if code == _CTRL_C or code < 0:
         return None
@@ -187,26 +192,6 @@ def _command(stage: Stage, words: tuple[str, ...]) -> float | None:
     if code:
         raise TrainingError(f"stage {stage.name} ended with exit code {code}; see above")
     return time.perf_counter() - began
-
-
-@contextmanager
-def _passed_on(child: "subprocess.Popen[bytes]") -> Iterator[None]:
-    """A child gets the signals that would end this process; a terminal's Ctrl-C reaches it by itself."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def pass_on(number: int, _: object) -> None:
-        if number != signal.SIGINT:
-            child.send_signal(number)
-
-    wanted = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.signal(number, pass_on) for number in wanted}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _of_main(stage: Stage) -> StageResult:

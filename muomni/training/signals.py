@@ -8,6 +8,24 @@ from contextlib import contextmanager
 from typing import Any
 
 
+@contextmanager
+def handled(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Inside, SIGINT, SIGTERM and SIGHUP go to a handler and do not end the process; other threads change nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    # nohup has it ignored, and so it stays; Windows has none.
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
 class StopSignal:
     """Whether a training was asked to stop.
 
@@ -36,9 +54,6 @@ class StopSignal:
         Args:
             say: tells the user.
         """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
 
         def stop(_number: int, _frame: Any) -> None:
             if self.asked:
@@ -46,13 +61,5 @@ class StopSignal:
             self.asked = True
             say("stopping after this step and saving; Ctrl-C again stops at once without saving")
 
-        numbers = [signal.SIGINT, signal.SIGTERM]
-        # nohup has it ignored, and so it stays; Windows has none.
-        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-            numbers.append(signal.SIGHUP)
-        before = {number: signal.signal(number, stop) for number in numbers}
-        try:
+        with handled(stop):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)

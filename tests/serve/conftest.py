@@ -1,6 +1,7 @@
 """A server with a nano model that sees and hears, in a thread, on a free port."""
 
 import asyncio
+import copy
 import io
 import threading
 import wave
@@ -14,6 +15,7 @@ import httpx2
 import numpy as np
 import pytest
 import uvicorn
+from openai import OpenAI
 from starlette.testclient import TestClient
 
 from muomni import MuOmni
@@ -112,3 +114,21 @@ def wav() -> bytes:
         file.setframerate(16_000)
         file.writeframes(samples.tobytes())
     return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def client(server: Running) -> OpenAI:
+    """The official client."""
+    return OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def alone(omni: MuOmni) -> MuOmni:
+    """The same weights without a server."""
+    return copy.deepcopy(omni)
+
+
+@pytest.fixture(scope="module")
+def local(in_process: Callable[..., TestClient]) -> TestClient:
+    """A server without a socket."""
+    return in_process()

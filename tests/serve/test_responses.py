@@ -40,22 +40,6 @@ STREAMED = [
 ]
 
 
-@pytest.fixture(scope="module")
-def client(server: Running) -> OpenAI:
-    return OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-
-
-@pytest.fixture(scope="module")
-def alone(omni: MuOmni) -> MuOmni:
-    """The same weights without a server."""
-    return copy.deepcopy(omni)
-
-
-@pytest.fixture(scope="module")
-def local(in_process: Callable[..., TestClient]) -> TestClient:
-    return in_process()
-
-
 def post(client: TestClient, given: Any = "Hello there!", **more: Any) -> Any:
     return client.post(PATH, json={"input": given, **GREEDY, **more})
 

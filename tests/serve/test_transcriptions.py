@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import copy
 import io
 import json
 import socket
@@ -32,22 +31,6 @@ def recording(seconds: float, seed: int = 0) -> bytes:
     out = io.BytesIO()
     soundfile.write(out, 0.3 * np.sin(2 * np.pi * pitch * time) * (time % 1 < 0.6), 16_000, format="WAV")
     return out.getvalue()
-
-
-@pytest.fixture(scope="module")
-def client(server: Running) -> OpenAI:
-    return OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-
-
-@pytest.fixture(scope="module")
-def alone(omni: MuOmni) -> MuOmni:
-    """The same weights without a server."""
-    return copy.deepcopy(omni)
-
-
-@pytest.fixture(scope="module")
-def local(in_process: Callable[..., TestClient]) -> TestClient:
-    return in_process()
 
 
 def error(reply: Any) -> tuple[int, str | None, str | None]:
