@@ -117,8 +117,8 @@ def test_memory_is_flat_over_pictures_that_all_differ(
     encoders = EncoderCache(limit=20_000)
     monkeypatch.setattr(omni.runtime, "media", encoders)
     sizes = []
-    for number in range(60):
-        assert post(client, picture(png(4, 4, (number, 0, 0)))).status_code == 200
+    for number in range(1000):
+        assert post(client, picture(png(4, 4, (number % 256, number // 256, 0)))).status_code == 200
         sizes.append((len(encoders._kept), encoders.nbytes))
-    assert encoders.encoded == 60
+    assert encoders.encoded == 1000
     assert len(set(sizes[30:])) == 1 and 0 < sizes[-1][1] <= 20_000
