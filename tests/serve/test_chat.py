@@ -1,6 +1,5 @@
 import asyncio
 import base64
-import copy
 import io
 import json
 from collections.abc import Iterator
@@ -14,17 +13,6 @@ from muomni import MuOmni
 from tests.serve.conftest import Running, run
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 12}
-
-
-@pytest.fixture(scope="module")
-def client(server: Running) -> OpenAI:
-    return OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-
-
-@pytest.fixture(scope="module")
-def alone(omni: MuOmni) -> MuOmni:
-    """The same weights without a server."""
-    return copy.deepcopy(omni)
 
 
 def events(text: str) -> Iterator[dict[str, Any]]:

@@ -1,6 +1,5 @@
 """Logprobs of the server: each token with its text, whole and in chunks, as the official client reads them."""
 
-import copy
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,17 +22,6 @@ if TYPE_CHECKING:
 SAME: dict[str, Any] = {"model": "nano", "temperature": 0, "extra_body": {"deterministic": True}}
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello there!"}], **SAME}
 CAT: dict[str, Any] = {"prompt": "The cat", **SAME}
-
-
-@pytest.fixture(scope="module")
-def client(server: Running) -> OpenAI:
-    return OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-
-
-@pytest.fixture(scope="module")
-def alone(omni: MuOmni) -> MuOmni:
-    """The same weights without a server."""
-    return copy.deepcopy(omni)
 
 
 words = st.lists(st.one_of(st.sampled_from(["the cat ", "é", "😀", "日本", "a"]), st.integers(0, 299)), max_size=12)

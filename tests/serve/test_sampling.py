@@ -1,6 +1,5 @@
 """Sampling settings of OpenAI's API, through the server."""
 
-import copy
 from typing import Any
 
 import pytest
@@ -8,17 +7,6 @@ from openai import OpenAI
 
 from muomni import MuOmni
 from tests.serve.conftest import Running
-
-
-@pytest.fixture(scope="module")
-def client(server: Running) -> OpenAI:
-    return OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-
-
-@pytest.fixture(scope="module")
-def alone(omni: MuOmni) -> MuOmni:
-    """The same weights without a server."""
-    return copy.deepcopy(omni)
 
 
 @pytest.mark.parametrize(
